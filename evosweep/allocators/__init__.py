@@ -1,0 +1,1 @@
+"""One-shot allocators: a problem in, level indices out; numpy and scipy only."""

@@ -1,0 +1,1 @@
+"""Files from elsewhere: the cache folder and what a package index carries inside its wheels."""

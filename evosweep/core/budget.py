@@ -1,0 +1,84 @@
+"""Ways to say a budget; underneath, each is a number of bits for the units."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from evosweep.core.checks import check_number
+from evosweep.core.errors import BudgetError, SettingError
+from evosweep.core.problem import Problem, Unit
+
+KINDS = ("as_uniform", "bits_per_weight", "megabytes")
+
+
+class Budget:
+    """A bound on size, said in one of three ways.
+
+    Args:
+        as_uniform: What every unit at this level costs: a level's name (``3bit``) or its nominal number (``3``).
+        bits_per_weight: True bits (codes, scales, zeros) over the weights of the units.
+        megabytes: 10⁶ bytes of the whole model: units, and everything else at its own width.
+
+    Raises:
+        SettingError: Not exactly one of the three is given, or its value is out of range.
+    """
+
+    def __init__(
+        self,
+        *,
+        as_uniform: int | str | None = None,
+        bits_per_weight: float | None = None,
+        megabytes: float | None = None,
+    ) -> None:
+        values = {"as_uniform": as_uniform, "bits_per_weight": bits_per_weight, "megabytes": megabytes}
+        given = {kind: value for kind, value in values.items() if value is not None}
+        if len(given) != 1:
+            raise SettingError("budget", allowed=f"exactly one of {', '.join(KINDS)}", got=given or None)
+        ((self.kind, self.value),) = given.items()
+        if self.kind != "as_uniform":
+            self.value = check_number(f"budget.{self.kind}", self.value, low=0, exclusive=True)
+
+    def __str__(self) -> str:
+        return f"{self.kind}={self.value:g}" if isinstance(self.value, float) else f"{self.kind}={self.value}"
+
+    def problem(self, units: Sequence[Unit], *, fixed_bits: int = 0) -> Problem:
+        """Return the problem of these units under this budget.
+
+        Raises:
+            BudgetError: The budget is below the least that the levels allow; says least and most.
+            SettingError: ``as_uniform`` names a level that some unit lacks.
+        """
+        widest = Problem(units=tuple(units), budget=sum(u.levels[-1].cost for u in units), fixed_bits=fixed_bits)
+        bits = self._bits(widest)
+        if bits < widest.least:
+            raise BudgetError(
+                f"budget.{self.kind} must be at least {self._say(widest, widest.least)} here "
+                f"(the most that these levels can use is {self._say(widest, widest.most)}), got {self.value}"
+            )
+        return replace(widest, budget=min(bits, widest.most))
+
+    def _bits(self, problem: Problem) -> int:
+        if self.kind == "bits_per_weight":
+            return int(float(self.value) * int(problem.numels.sum()) + 1e-6)
+        if self.kind == "megabytes":
+            return int(float(self.value) * 8e6) - problem.fixed_bits
+        return sum(uniform_level_cost(unit, self.value) for unit in problem.units)
+
+    def _say(self, problem: Problem, bits: int) -> str:
+        if self.kind == "megabytes":
+            return f"{problem.megabytes(bits):.3f} MB"
+        return f"{problem.bits_per_weight(bits):.4f} bits per weight"
+
+
+def uniform_level_cost(unit: Unit, wanted: int | float | str) -> int:
+    """Return the cost of a unit's level called ``wanted`` or with that nominal value.
+
+    Raises:
+        SettingError: The unit has no such level.
+    """
+    for level in unit.levels:
+        if level.name == str(wanted) or (isinstance(wanted, int | float) and level.value == wanted):
+            return level.cost
+    raise SettingError(
+        "budget.as_uniform", allowed=[v.name if v.value is None else f"{v.value:g}" for v in unit.levels],
+        got=wanted, hint=f"these are the levels of {unit.name}",
+    )

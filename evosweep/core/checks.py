@@ -1,0 +1,52 @@
+"""Validation of single settings, so that every constructor says the same thing the same way."""
+
+import math
+from collections.abc import Iterable
+
+from evosweep.core.errors import SettingError
+
+
+def check_int(setting: str, value: object, *, low: int | None = None, high: int | None = None) -> int:
+    """Return ``value`` if it is an integer within [low, high]; raise SettingError otherwise."""
+    bounds = _bounds("an integer", low, high)
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise SettingError(setting, allowed=bounds, got=value)
+    if (low is not None and value < low) or (high is not None and value > high):
+        raise SettingError(setting, allowed=bounds, got=value)
+    return value
+
+
+def check_number(
+    setting: str, value: object, *, low: float | None = None, high: float | None = None, exclusive: bool = False
+) -> float:
+    """Return ``value`` as float if it is a finite number within [low, high] (low excluded if asked)."""
+    bounds = _bounds("a number", low, high, exclusive=exclusive)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise SettingError(setting, allowed=bounds, got=value)
+    too_low = low is not None and (value <= low if exclusive else value < low)
+    if too_low or (high is not None and value > high):
+        raise SettingError(setting, allowed=bounds, got=value)
+    return float(value)
+
+
+def check_bool(setting: str, value: object) -> bool:
+    """Return ``value`` if it is true or false; raise SettingError otherwise."""
+    if not isinstance(value, bool):
+        raise SettingError(setting, allowed="true or false", got=value)
+    return value
+
+
+def check_choice(setting: str, value: object, choices: Iterable[str]) -> str:
+    """Return ``value`` if it is one of ``choices``; raise SettingError with the nearest match otherwise."""
+    options = list(choices)
+    if not isinstance(value, str) or value not in options:
+        raise SettingError(setting, allowed=options, got=value)
+    return value
+
+
+def _bounds(noun: str, low: float | None, high: float | None, *, exclusive: bool = False) -> str:
+    if low is not None and high is not None:
+        return f"{noun} from {low} to {high}" if not exclusive else f"{noun} above {low} and at most {high}"
+    if low is not None:
+        return f"{noun} above {low}" if exclusive else f"{noun} of at least {low}"
+    return f"{noun} of at most {high}" if high is not None else noun

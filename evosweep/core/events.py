@@ -1,0 +1,146 @@
+"""What a search tells the world: records that trackers, studies and figures are made of."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeVar
+
+from evosweep.core.problem import Allocation, Genome, Problem
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One scored genome of a generation.
+
+    Attributes:
+        slot: Place in the generation; with (seed, generation) it names the randomness that made it.
+        genome: Level indices, shape (units,).
+        scores: Mean fitness of each stage that it was scored in, by stage index.
+        parent: Hash of the allocation that it was mutated from, if any.
+    """
+
+    slot: int
+    genome: Genome
+    scores: Mapping[int, float] = field(default_factory=dict)
+    parent: str | None = None
+
+
+@dataclass(frozen=True)
+class StageRecord:
+    """Spread of one stage's scores."""
+
+    scored: int
+    tokens: int
+    best: float
+    median: float
+    worst: float
+
+
+@dataclass(frozen=True)
+class GenerationRecord:
+    """What one generation did.
+
+    Attributes:
+        validation: Fixed-set figures of the elite: ``kl`` (nats per token) and ``ppl``.
+        tokens: Tokens scored by the search so far, candidates times tokens; validation not counted.
+        changed: Units in which the elite differs from the elite before it.
+    """
+
+    generation: int
+    elite: Allocation
+    elite_slot: int | None
+    cost: int
+    stages: tuple[StageRecord, ...]
+    candidates: tuple[Candidate, ...]
+    validation: Mapping[str, float]
+    tokens: int
+    tokens_per_second: float
+    changed: int
+    seconds: float
+    elapsed: float
+
+
+@dataclass(frozen=True)
+class SearchStarted:
+    """A search begins."""
+
+    name: str
+    problem: Problem
+    seed: int
+    facts: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class SearchEnded:
+    """A search is over and its winner exported, if asked."""
+
+    result: "SearchResult"
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """A search's outcome: the elite of its last generation, and how it came about."""
+
+    sampler: str
+    seed: int
+    allocation: Allocation
+    problem: Problem
+    generations: tuple[GenerationRecord, ...]
+    validation: Mapping[str, float]
+    dense: Mapping[str, float]
+    tokens: int
+    seconds: float
+    stopped: str = "finished"
+    export: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def cost(self) -> int:
+        """True bits of the winner."""
+        return self.problem.cost(self.problem.encode(self.allocation))
+
+    def row(self) -> dict[str, Any]:
+        """The figures that a comparison needs, under stable names."""
+        return {
+            "sampler": self.sampler,
+            "seed": self.seed,
+            "bits_per_weight": self.problem.bits_per_weight(self.cost),
+            "megabytes": self.problem.megabytes(self.cost),
+            "val_kl": self.validation["kl"],
+            "val_ppl": self.validation["ppl"],
+            "dense_ppl": self.dense["ppl"],
+            "tokens": self.tokens,
+            "seconds": self.seconds,
+        }
+
+
+Event = SearchStarted | GenerationRecord | SearchEnded
+
+
+class Listener(Protocol):
+    """Someone who hears events."""
+
+    def on_event(self, event: Event) -> None:
+        """Take note of ``event``; may write, must not change it."""
+
+
+class Progress(Protocol):
+    """Someone who shows how far a phase is."""
+
+    def track(self, items: Sequence[T], *, description: str) -> Iterable[T]:
+        """Yield ``items`` while showing progress and time left."""
+
+    def say(self, text: str) -> None:
+        """Show one line."""
+
+
+class Silent:
+    """Progress that shows nothing."""
+
+    def track(self, items: Sequence[T], *, description: str) -> Iterable[T]:
+        """Yield ``items``."""
+        del description
+        return items
+
+    def say(self, text: str) -> None:
+        """Drop ``text``."""

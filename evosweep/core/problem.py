@@ -1,0 +1,230 @@
+"""Unit, level, problem and allocation: all that a search needs to know, and no torch."""
+
+import functools
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from evosweep.core.errors import BudgetError, EvosweepError, SettingError, did_you_mean
+from evosweep.core.files import digest, write_json
+
+Genome = npt.NDArray[np.int64]
+"""Level index of every unit, shape (units,); index 0 is the cheapest level of that unit."""
+
+
+@dataclass(frozen=True)
+class Level:
+    """One setting that a unit can take.
+
+    Attributes:
+        name: Short and unique within the unit, e.g. ``3bit``; what Optuna and allocation.json show.
+        cost: Size in bits of the exported form: codes, scales, zeros, masks.
+        error: Layer-output error ‖(W−Ŵ)X‖² over the calibration inputs X, if known.
+        relative_error: The same over ‖WX‖².
+        value: What a heatmap colours by (bits per weight's nominal part, sparsity ...).
+    """
+
+    name: str
+    cost: int
+    error: float | None = None
+    relative_error: float | None = None
+    value: float | None = None
+
+
+@dataclass(frozen=True)
+class Unit:
+    """What gets a setting of its own.
+
+    Attributes:
+        name: Path of the module in the model.
+        numel: Weights in it.
+        block: Index of the decoder block that holds it.
+        levels: Its ladder, by rising cost.
+        columns: Numbers about it that allocators read (outlier ratios, sensitivities ...).
+    """
+
+    name: str
+    numel: int
+    block: int
+    levels: tuple[Level, ...]
+    columns: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def level_names(self) -> tuple[str, ...]:
+        """Names of the ladder, cheapest first."""
+        return tuple(level.name for level in self.levels)
+
+
+class Allocation(Mapping[str, str]):
+    """An immutable, hashable map of unit name to level name."""
+
+    __slots__ = ("_items", "_levels")
+
+    def __init__(self, levels: Mapping[str, str]) -> None:
+        self._levels = dict(levels)
+        self._items = tuple(sorted(self._levels.items()))
+
+    def __getitem__(self, unit: str) -> str:
+        return self._levels[unit]
+
+    def __iter__(self):  # type: ignore[no-untyped-def] # noqa: ANN204
+        return iter(self._levels)
+
+    def __len__(self) -> int:
+        return len(self._levels)
+
+    def __hash__(self) -> int:
+        return hash(self._items)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Allocation) and self._items == other._items
+
+    def __repr__(self) -> str:
+        return f"Allocation({len(self)} units, {digest(self._items, length=8)})"
+
+    @property
+    def hash(self) -> str:
+        """Content hash, the same in every process."""
+        return digest(self._items)
+
+    def save(self, path: Path, **facts: Any) -> Path:
+        """Write allocation.json: ``facts`` beside the levels."""
+        return write_json(path, {**facts, "allocation": self._levels})
+
+    @classmethod
+    def load(cls, path: Path) -> "Allocation":
+        """Read what ``save`` wrote.
+
+        Raises:
+            EvosweepError: The file is not there or holds no allocation.
+        """
+        try:
+            value = json.loads(path.read_text(encoding="utf-8"))
+            return cls({str(unit): str(level) for unit, level in value["allocation"].items()})
+        except OSError as error:
+            raise EvosweepError(f"allocation file {path} cannot be read: {error.strerror}") from error
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise EvosweepError(f"{path} is not an allocation.json (a JSON object with 'allocation')") from error
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Units with their ladders, and a bound on total cost.
+
+    Attributes:
+        units: In the order in which the model computes them.
+        budget: Most bits that an allocation may cost.
+        fixed_bits: Bits of what is not compressed (embeddings, norms, head), counted in megabytes only.
+
+    Raises:
+        BudgetError: No allocation fits the budget.
+        SettingError: A ladder is empty, unsorted or has a repeated name, or a unit name is repeated.
+    """
+
+    units: tuple[Unit, ...]
+    budget: int
+    fixed_bits: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.units:
+            raise SettingError("problem.units", allowed="at least one unit", got=0)
+        names = [unit.name for unit in self.units]
+        if len(set(names)) != len(names):
+            twice = sorted({name for name in names if names.count(name) > 1})
+            raise SettingError("problem.units", allowed="units with different names", got=twice)
+        for unit in self.units:
+            costs = [level.cost for level in unit.levels]
+            if any(not isinstance(cost, int | np.integer) for cost in costs):
+                raise SettingError(f"cost of {unit.name}", allowed="whole bits", got=costs)
+            if not costs or costs != sorted(costs) or len(set(unit.level_names)) != len(costs):
+                raise SettingError(
+                    f"levels of {unit.name}", allowed="one or more, named differently, by rising cost", got=costs
+                )
+        if self.budget < self.least:
+            raise BudgetError(
+                f"budget of {self.budget} bits ({self.bits_per_weight(self.budget):.3f} bits per weight) is below the "
+                f"least that these levels allow: {self.least} bits ({self.bits_per_weight(self.least):.3f} bits per "
+                f"weight); the most is {self.most} ({self.bits_per_weight(self.most):.3f})"
+            )
+
+    @functools.cached_property
+    def costs(self) -> npt.NDArray[np.int64]:
+        """Cost of every (unit, level) in bits, shape (units, longest ladder); past a ladder's end, -1."""
+        table = np.full((len(self.units), max(len(unit.levels) for unit in self.units)), -1, dtype=np.int64)
+        for row, unit in enumerate(self.units):
+            table[row, : len(unit.levels)] = [level.cost for level in unit.levels]
+        return table
+
+    @functools.cached_property
+    def sizes(self) -> npt.NDArray[np.int64]:
+        """Number of levels of every unit, shape (units,)."""
+        return np.array([len(unit.levels) for unit in self.units], dtype=np.int64)
+
+    @functools.cached_property
+    def numels(self) -> npt.NDArray[np.int64]:
+        """Weights of every unit, shape (units,)."""
+        return np.array([unit.numel for unit in self.units], dtype=np.int64)
+
+    @functools.cached_property
+    def least(self) -> int:
+        """Bits of the cheapest allocation."""
+        return sum(unit.levels[0].cost for unit in self.units)
+
+    @functools.cached_property
+    def most(self) -> int:
+        """Bits of the dearest allocation."""
+        return sum(unit.levels[-1].cost for unit in self.units)
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """Hash of units, ladders, costs and budget: two problems with one fingerprint are the same search."""
+        ladders = [[u.name, u.numel, u.block, [[v.name, int(v.cost)] for v in u.levels]] for u in self.units]
+        return digest([ladders, int(self.budget), int(self.fixed_bits)])
+
+    def cost(self, genome: Genome) -> int:
+        """Total bits of a genome, shape (units,)."""
+        return int(self.costs[np.arange(len(self.units)), genome].sum())
+
+    def feasible(self, genome: Genome) -> bool:
+        """Whether a genome fits the budget."""
+        return self.cost(genome) <= self.budget
+
+    def bits_per_weight(self, bits: int) -> float:
+        """Bits over all weights of the units."""
+        return bits / int(self.numels.sum())
+
+    def megabytes(self, bits: int) -> float:
+        """Size of the whole model in 10⁶ bytes: the units at ``bits`` plus everything that is not compressed."""
+        return (bits + self.fixed_bits) / 8e6
+
+    def encode(self, allocation: Mapping[str, str]) -> Genome:
+        """Turn unit -> level names into level indices.
+
+        Raises:
+            EvosweepError: A unit is missing or unknown, or has no level of that name.
+        """
+        known = {unit.name for unit in self.units}
+        missing = [unit.name for unit in self.units if unit.name not in allocation]
+        extra = [name for name in allocation if name not in known]
+        if missing or extra:
+            raise EvosweepError(
+                f"allocation does not fit the problem: {len(missing)} units missing {missing[:3]}, "
+                f"{len(extra)} unknown {extra[:3]}{did_you_mean(extra[0], known) if extra else ''}"
+            )
+        genome = np.empty(len(self.units), dtype=np.int64)
+        for index, unit in enumerate(self.units):
+            name = allocation[unit.name]
+            if name not in unit.level_names:
+                raise SettingError(f"level of {unit.name}", allowed=unit.level_names, got=name)
+            genome[index] = unit.level_names.index(name)
+        return genome
+
+    def decode(self, genome: Genome) -> Allocation:
+        """Turn level indices into an allocation."""
+        pairs: Sequence[tuple[Unit, int]] = list(zip(self.units, map(int, genome), strict=True))
+        return Allocation({unit.name: unit.levels[index].name for unit, index in pairs})

@@ -1,0 +1,1 @@
+"""Score a whole population of allocations at once."""

@@ -1,0 +1,1 @@
+"""An allocation turned into a model on disk that loads elsewhere."""

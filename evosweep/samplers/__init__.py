@@ -1,0 +1,1 @@
+"""Thin Optuna adapters over search/ and allocators/."""

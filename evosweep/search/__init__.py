@@ -1,0 +1,1 @@
+"""The algorithms, pure: numpy in, numpy out; no optuna, no torch."""

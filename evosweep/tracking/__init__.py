@@ -1,0 +1,1 @@
+"""What happens to events: MLflow, console, nothing."""

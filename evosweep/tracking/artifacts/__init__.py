@@ -1,0 +1,1 @@
+"""A search's records turned into files and figures."""
