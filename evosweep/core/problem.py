@@ -24,8 +24,8 @@ class Level:
     Attributes:
         name: Short and unique within the unit, e.g. ``3bit``; what Optuna and allocation.json show.
         cost: Size in bits of the exported form: codes, scales, zeros, masks.
-        error: Layer-output error ‖(W−Ŵ)X‖² over the calibration inputs X, if known.
-        relative_error: The same over ‖WX‖².
+        error: Layer-output error ‖(W−Ŵ)x‖², mean over the calibration tokens x, if known.
+        relative_error: The same over the mean of ‖Wx‖².
         value: What a heatmap colours by (bits per weight's nominal part, sparsity ...).
     """
 
@@ -72,7 +72,7 @@ class Allocation(Mapping[str, str]):
     def __getitem__(self, unit: str) -> str:
         return self._levels[unit]
 
-    def __iter__(self):  # type: ignore[no-untyped-def] # noqa: ANN204
+    def __iter__(self):  # type: ignore[no-untyped-def]
         return iter(self._levels)
 
     def __len__(self) -> int:
@@ -228,3 +228,16 @@ class Problem:
         """Turn level indices into an allocation."""
         pairs: Sequence[tuple[Unit, int]] = list(zip(self.units, map(int, genome), strict=True))
         return Allocation({unit.name: unit.levels[index].name for unit, index in pairs})
+
+    def uniform(self) -> Genome:
+        """Return the genome with the highest level index that all units can share within the budget.
+
+        A unit whose ladder ends earlier stays at its end.
+        """
+        best = np.zeros(len(self.units), dtype=np.int64)
+        for level in range(1, int(self.sizes.max())):
+            genome = np.minimum(level, self.sizes - 1)
+            if not self.feasible(genome):
+                break
+            best = genome
+        return best

@@ -1,0 +1,35 @@
+"""What an allocator is: the manifest's columns in, one genome out."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from evosweep.core.errors import StoreError
+from evosweep.core.problem import Genome, Problem
+
+
+class Allocator(Protocol):
+    """Chooses every unit's level at once, from what the problem knows.
+
+    Attributes:
+        columns: Columns of the units that it reads; those that need the model are measured first.
+    """
+
+    columns: Sequence[str]
+
+    def allocate(self, problem: Problem) -> Genome:
+        """Return a genome within the budget."""
+
+
+def column(problem: Problem, name: str) -> npt.NDArray[np.float64]:
+    """Return a column of the units, shape (units,).
+
+    Raises:
+        StoreError: Some unit lacks it.
+    """
+    lacking = [unit.name for unit in problem.units if name not in unit.columns]
+    if lacking:
+        raise StoreError(f"column {name!r} is missing for {len(lacking)} units ({lacking[0]} ...)")
+    return np.array([unit.columns[name] for unit in problem.units])

@@ -1,0 +1,82 @@
+"""What a compressor is: it names the levels of a layer from its shape, and makes their payloads from its weight."""
+
+import importlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+
+from evosweep.core.errors import StoreError
+
+
+@dataclass(frozen=True)
+class LevelPlan:
+    """A level before it is made: all that follows from the layer's shape.
+
+    Attributes:
+        name: Short, unique within the unit.
+        cost: Exact size in bits.
+        value: Nominal number (bits, sparsity), for figures and for naming a level by number.
+    """
+
+    name: str
+    cost: int
+    value: float
+
+
+@dataclass(frozen=True)
+class Payload:
+    """A compressed layer.
+
+    Attributes:
+        format: Module of ``compressors/formats`` that decodes it.
+        parts: Tensors by name.
+        meta: Whole numbers that decoding needs.
+        weight: What ``decode`` returns: fp32, shape (out, in).
+    """
+
+    format: str
+    parts: Mapping[str, torch.Tensor]
+    meta: Mapping[str, int]
+    weight: torch.Tensor
+
+
+class Compressor(Protocol):
+    """Makes levels of linear layers."""
+
+    def plan(self, shape: tuple[int, int]) -> Sequence[LevelPlan]:
+        """Return the levels of a layer of this shape (out, in), by rising cost.
+
+        Raises:
+            SettingError: A setting does not fit the shape.
+        """
+
+    def compress(
+        self, weights: Mapping[str, torch.Tensor], gram: torch.Tensor
+    ) -> dict[str, dict[str, Payload]]:
+        """Return unit -> level name -> payload for layers that share one input.
+
+        Args:
+            weights: fp32 weights by unit name, each (out, in) with the same in.
+            gram: XᵀX / tokens of the shared input X, fp32, shape (in, in).
+        """
+
+    def describe(self) -> dict[str, Any]:
+        """Return every setting that changes a payload; part of the store's address."""
+
+
+def decode(format_name: str, parts: Mapping[str, torch.Tensor], meta: Mapping[str, int]) -> torch.Tensor:
+    """Return the fp32 weight (out, in) of a payload.
+
+    Raises:
+        StoreError: No such format.
+    """
+    if not format_name.isidentifier():
+        raise StoreError(f"{format_name!r} is not the name of a payload format")
+    try:
+        module = importlib.import_module(f"evosweep.compressors.formats.{format_name}")
+    except ModuleNotFoundError as error:
+        raise StoreError(f"this evosweep knows no payload format {format_name!r}") from error
+    weight: torch.Tensor = module.decode(parts, meta)
+    return weight

@@ -1,0 +1,43 @@
+"""Round to nearest: the grid, and nothing else."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+
+from evosweep.compressors.base import Payload
+from evosweep.compressors.integer import IntegerLevels, grid, to_codes
+
+
+class RoundToNearest(IntegerLevels):
+    """Each weight to the nearest point of its group's min-max grid; needs no inputs.
+
+    Args:
+        bits: Code widths, each from 2 to 8, rising.
+        group: Columns that share scale and zero; null means a whole row.
+        symmetric: Whether the zero is the middle code.
+    """
+
+    def __init__(
+        self, *, bits: Sequence[int] = (2, 3, 4, 5, 6), group: int | None = 64, symmetric: bool = False
+    ) -> None:
+        super().__init__(bits=bits, group=group, symmetric=symmetric)
+
+    def compress(
+        self, weights: Mapping[str, torch.Tensor], gram: torch.Tensor
+    ) -> dict[str, dict[str, Payload]]:
+        """Return unit -> level name -> payload; ``gram`` is not looked at."""
+        del gram
+        return {
+            name: {f"{width}bit": self._round(weight, width) for width in self.bits}
+            for name, weight in weights.items()
+        }
+
+    def _round(self, weight: torch.Tensor, width: int) -> Payload:
+        rows, columns = weight.shape
+        grouped = weight.float().reshape(-1, self.group_of(columns))
+        top = torch.full((len(grouped),), 2.0**width - 1, device=weight.device)
+        scale, zero = grid(grouped, top=top, symmetric=self.symmetric)
+        codes = to_codes(grouped, scale[:, None], zero[:, None], top[:, None])
+        return self.payload(
+            codes=codes.view(rows, columns), scales=scale.view(rows, -1), zeros=zero.view(rows, -1), width=width
+        )

@@ -1,0 +1,210 @@
+"""Score a whole population of genomes at once: candidates are a batch axis through the model's own blocks.
+
+Block by block, candidates that agree on every level so far share one row of activations; inside a linear layer,
+rows are grouped by level. So each (unit, level) weight is touched at most once a block for the whole population.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+from torch.nn import functional
+
+from evosweep.core.checks import check_bool, check_number
+from evosweep.core.lru import ByteLRU
+from evosweep.core.problem import Genome
+from evosweep.data.tokens import TokenSplit
+from evosweep.fitness.base import Fitness, Outputs
+from evosweep.models.anatomy import Anatomy, Site
+from evosweep.store.manifest import LevelStore
+
+Genomes = npt.NDArray[np.int64]
+ACTIVATION_COPIES = 12  # hidden-sized tensors alive in a block per row: residual, q/k/v, gate, up, scores ...
+
+
+class Evaluator:
+    """A model, its level store, and token splits: gives the fitness of genomes.
+
+    Args:
+        anatomy: The dense model; its weights are never changed.
+        store: Levels of its units; genomes index them.
+        splits: Token windows by split name.
+        activations_gb: Most that a block's activations may take; larger populations go in parts.
+        weights_gb: Most that dequantized weights may take; those used last are kept.
+        targets_gb: Most that the dense model's remembered outputs may take.
+        tf32: Whether CUDA may multiply fp32 matrices in TF32.
+    """
+
+    def __init__(
+        self,
+        *,
+        anatomy: Anatomy,
+        store: LevelStore,
+        splits: Mapping[str, TokenSplit],
+        activations_gb: float = 1.0,
+        weights_gb: float = 2.0,
+        targets_gb: float = 0.5,
+        tf32: bool = True,
+    ) -> None:
+        self.anatomy, self.store, self.splits = anatomy, store, splits
+        self.activation_bytes = 1e9 * check_number("evaluate.activations_gb", activations_gb, low=0, exclusive=True)
+        weight_bytes = 1e9 * check_number("evaluate.weights_gb", weights_gb, low=0)
+        target_bytes = 1e9 * check_number("evaluate.targets_gb", targets_gb, low=0)
+        self.tf32 = check_bool("evaluate.tf32", tf32)
+        self._weights: ByteLRU[torch.Tensor] = ByteLRU(limit=weight_bytes, size=_bytes)
+        self._targets: ByteLRU[dict[str, torch.Tensor]] = ByteLRU(
+            limit=target_bytes, size=lambda parts: sum(map(_bytes, parts.values()))
+        )
+        places = {unit.name: place for place, unit in enumerate(store.units)}
+        self._places = [
+            np.array([places[site.name] for site in anatomy.sites_of(block)], dtype=np.int64)
+            for block in range(len(anatomy.blocks))
+        ]
+
+    def score(
+        self, genomes: Genomes | None, *, split: str, windows: Sequence[int], fitness: Sequence[Fitness]
+    ) -> dict[str, npt.NDArray[np.float64]]:
+        """Return each fitness of each genome, by name, shape (genomes,).
+
+        Args:
+            genomes: Level indices, shape (genomes, units); None scores the dense model, as one genome.
+            split: Name of the token split.
+            windows: Which of its windows.
+            fitness: What to compute; all share one pass over the head.
+        """
+        chosen = self.splits[split].windows[np.asarray(windows, dtype=np.int64)]
+        rows = 1 if genomes is None else len(genomes)
+        sums = {each.name: np.zeros(rows) for each in fitness}
+        with torch.inference_mode(), _tf32(self.tf32):
+            for start, stop in self._spans(genomes, len(chosen)):
+                targets = [self._target(each, split, int(window)) for window in windows[start:stop] for each in fitness]
+                for name, values in self._losses(genomes, chosen[start:stop], fitness, targets).items():
+                    sums[name] += values
+        count = len(chosen) * (chosen.shape[1] - 1)
+        return {each.name: np.array([each.reduce(s / count) for s in sums[each.name]]) for each in fitness}
+
+    def logits(self, genome: Genome | None, tokens: torch.Tensor) -> torch.Tensor:
+        """Return fp32 logits (tokens, vocabulary) of one genome for one row of token ids (1, tokens)."""
+        with torch.inference_mode():
+            hidden, _ = self._hidden(None if genome is None else genome[None], tokens.to(self.anatomy.device))
+            return self.anatomy.head.logits(hidden[0].flatten(0, 1))
+
+    def weight(self, place: int, level: int) -> torch.Tensor:
+        """Return the weight (out, in) of a level of the unit at ``place``, on the model's device in its type."""
+        unit = self.store.units[place]
+
+        def make() -> torch.Tensor:
+            dense = self.store.weight(unit.name, unit.levels[level].name, device=self.anatomy.device)
+            return dense.to(self.anatomy.dtype)
+
+        return self._weights.get((place, level), make)
+
+    def _losses(
+        self,
+        genomes: Genomes | None,
+        windows: npt.NDArray[np.int64],
+        fitness: Sequence[Fitness],
+        targets: Sequence[Mapping[str, torch.Tensor]],
+    ) -> dict[str, npt.NDArray[np.float64]]:
+        """Return summed losses of each genome over some windows."""
+        tokens = torch.from_numpy(windows).to(self.anatomy.device)
+        hidden, rows = self._hidden(genomes, tokens)
+        sums = {each.name: np.zeros(len(hidden)) for each in fitness}
+        for place, window in enumerate(tokens):
+            for row, states in enumerate(hidden[:, place]):
+                outputs = Outputs(self.anatomy.head, states[:-1], window[1:])
+                for index, each in enumerate(fitness):
+                    losses = each.losses(outputs, targets[place * len(fitness) + index])
+                    sums[each.name][row] += float(losses.sum(dtype=torch.float64))
+        return {name: values[rows] for name, values in sums.items()}
+
+    def _hidden(self, genomes: Genomes | None, tokens: torch.Tensor) -> tuple[torch.Tensor, npt.NDArray[np.int64]]:
+        """Run the population.
+
+        Returns:
+            Final hidden states (distinct genomes, windows, seq_len, hidden), and each genome's row in them.
+        """
+        anatomy = self.anatomy
+        states = anatomy.embed(tokens)[None]
+        rows = np.zeros(1 if genomes is None else len(genomes), dtype=np.int64)
+        for block, places in enumerate(self._places):
+            routes = ExitStack()
+            if genomes is not None:
+                keys = np.concatenate([rows[:, None], genomes[:, places]], axis=1)
+                distinct, rows = np.unique(keys, axis=0, return_inverse=True)
+                if len(distinct) != len(states) or (distinct[:, 0] != np.arange(len(states))).any():
+                    states = states[torch.from_numpy(distinct[:, 0]).to(states.device)]
+                for site, place, levels in zip(anatomy.sites_of(block), places, distinct[:, 1:].T, strict=True):
+                    routes.enter_context(self._routed(site, int(place), levels))
+            with routes:
+                states = anatomy.run_block(block, states.flatten(0, 1)).unflatten(0, states.shape[:2])
+        final = anatomy.finish(tokens.repeat(len(states), 1), states.flatten(0, 1))
+        return final.unflatten(0, states.shape[:2]), rows
+
+    @contextmanager
+    def _routed(self, site: Site, place: int, levels: npt.NDArray[np.int64]) -> Iterator[None]:
+        """Let a layer use, for each row of the population, the weight of that row's level."""
+        groups = [
+            (self.weight(place, int(level)), torch.from_numpy(np.flatnonzero(levels == level)).to(self.anatomy.device))
+            for level in np.unique(levels)
+        ]
+        module: Any = site.module
+        module.forward = _router(groups, len(levels), module)
+        try:
+            yield
+        finally:
+            del module.forward
+
+    def _target(self, fitness: Fitness, split: str, window: int) -> dict[str, torch.Tensor]:
+        """Return what ``fitness`` remembers of the dense model on one window."""
+
+        def make() -> dict[str, torch.Tensor]:
+            tokens = torch.from_numpy(self.splits[split].windows[window][None]).to(self.anatomy.device)
+            hidden, _ = self._hidden(None, tokens)
+            return fitness.targets(Outputs(self.anatomy.head, hidden[0, 0, :-1], tokens[0, 1:]))
+
+        return self._targets.get((fitness.name, split, window), make)
+
+    def _spans(self, genomes: Genomes | None, windows: int) -> list[tuple[int, int]]:
+        """Cut windows into parts whose activations fit."""
+        rows = 1 if genomes is None else len(np.unique(genomes, axis=0))
+        width = self.anatomy.head.weight.shape[1]
+        window = next(iter(self.splits.values())).seq_len * width * 4 * ACTIVATION_COPIES
+        step = max(1, int(self.activation_bytes / (rows * window)))
+        return [(start, min(start + step, windows)) for start in range(0, windows, step)]
+
+
+def _router(
+    groups: Sequence[tuple[torch.Tensor, torch.Tensor]], rows: int, module: nn.Module
+) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Return a forward for inputs whose first dimension is the population's rows times the batch."""
+    bias: Any = module.bias
+
+    def forward(inputs: torch.Tensor) -> torch.Tensor:
+        if len(groups) == 1:
+            return functional.linear(inputs, groups[0][0], bias)
+        by_row = inputs.view(rows, -1, inputs.shape[-1])
+        outputs = by_row.new_empty((*by_row.shape[:-1], len(groups[0][0])))
+        for weight, members in groups:
+            outputs[members] = functional.linear(by_row[members], weight, bias)
+        return outputs.view(*inputs.shape[:-1], -1)
+
+    return forward
+
+
+def _bytes(tensor: torch.Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
+
+
+@contextmanager
+def _tf32(allowed: bool) -> Iterator[None]:
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = allowed
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before

@@ -1,0 +1,72 @@
+"""What a fitness is, and what several of them share: one pass over the output head."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Protocol
+
+import torch
+
+from evosweep.models.head import Head
+
+CHUNK_BYTES = 96e6
+
+
+@dataclass(frozen=True, eq=False)
+class Outputs:
+    """What a model says about some tokens.
+
+    Attributes:
+        head: The (shared, uncompressed) output head.
+        hidden: Final hidden states, shape (tokens, hidden).
+        labels: The tokens that came next, shape (tokens,).
+    """
+
+    head: Head
+    hidden: torch.Tensor
+    labels: torch.Tensor
+
+    def logits(self) -> Iterator[tuple[slice, torch.Tensor]]:
+        """Yield fp32 logits (some tokens, vocabulary) and where they belong, never all at once."""
+        step = max(1, int(CHUNK_BYTES / (4 * len(self.head.weight))))
+        for start in range(0, len(self.hidden), step):
+            span = slice(start, min(start + step, len(self.hidden)))
+            yield span, self.head.logits(self.hidden[span])
+
+    @cached_property
+    def logsumexp(self) -> torch.Tensor:
+        """log Σ exp(logits), fp32, shape (tokens,)."""
+        return self._head_pass[0]
+
+    @cached_property
+    def label_logit(self) -> torch.Tensor:
+        """The logit of the token that came next, fp32, shape (tokens,)."""
+        return self._head_pass[1]
+
+    @cached_property
+    def _head_pass(self) -> tuple[torch.Tensor, torch.Tensor]:
+        total = torch.empty(len(self.hidden), device=self.hidden.device)
+        label = torch.empty_like(total)
+        for span, logits in self.logits():
+            label[span] = logits.gather(1, self.labels[span, None])[:, 0]
+            total[span] = torch.logsumexp(logits, dim=1)
+        return total, label
+
+
+class Fitness(Protocol):
+    """How far a compressed model is from the dense one; lower is better.
+
+    Attributes:
+        name: As in metrics: ``kl``, ``ppl``.
+    """
+
+    name: str
+
+    def targets(self, dense: Outputs) -> dict[str, torch.Tensor]:
+        """Return what must be remembered of the dense model, first dimension (tokens,)."""
+
+    def losses(self, outputs: Outputs, targets: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Return the loss of every token, fp32, shape (tokens,)."""
+
+    def reduce(self, mean: float) -> float:
+        """Turn the mean loss into the figure that is reported."""

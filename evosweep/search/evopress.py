@@ -1,0 +1,87 @@
+"""EvoPress (Sieberling et al., arXiv 2410.14649): one parent, λ offspring, the best of all goes on.
+
+Pure: who scores offspring, and on how many tokens, is the caller's matter. Each offspring follows from
+(seed, generation, slot) and its parent alone.
+"""
+
+
+from evosweep.core.checks import check_int, check_number
+from evosweep.core.problem import Genome, Problem
+from evosweep.core.seeds import generator
+from evosweep.search.moves import fill, mutate, random_feasible
+
+
+class EvoPress:
+    """The evolutionary search as ask/tell: ``start()`` gives generation 0, ``offspring()`` every other.
+
+    Args:
+        problem: Units, ladders, budget.
+        seed: Names all randomness together with the place where it is used.
+        offspring: λ, genomes a generation.
+        max_flips: Most flips a mutation.
+        cross: Share of flips that move budget between units of different size.
+        start_candidates: Genomes of generation 0 where the budget is not what one level for all units costs.
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        *,
+        seed: int,
+        offspring: int,
+        max_flips: int = 3,
+        cross: float = 0.25,
+        start_candidates: int = 16,
+    ) -> None:
+        self.problem = problem
+        self.seed = check_int("seed", seed)
+        self.size = check_int("search.offspring", offspring, low=1)
+        self.max_flips = check_int("sampler.max_flips", max_flips, low=1)
+        self.cross = check_number("sampler.cross", cross, low=0, high=1)
+        self.start_candidates = check_int("sampler.start_candidates", start_candidates, low=1)
+
+    def start(self) -> list[Genome]:
+        """Return generation 0: the uniform genome if it spends the budget, else several fillings of it."""
+        uniform = self.problem.uniform()
+        starts: list[Genome] = []
+        for slot in range(self.start_candidates):
+            genome = uniform.copy()
+            fill(self.problem, genome, generator(self.seed, "start", slot))
+            if (genome == uniform).all():
+                return [uniform]
+            starts.append(genome)
+        return starts
+
+    def offspring(self, *, generation: int, parent: Genome) -> list[Genome]:
+        """Return the λ offspring of a generation (1, 2, ...), each within the budget."""
+        return [
+            mutate(
+                self.problem, parent, generator(self.seed, "offspring", generation, slot),
+                max_flips=self.max_flips, cross=self.cross,
+            )
+            for slot in range(self.size)
+        ]
+
+
+class RandomSearch:
+    """Random genomes within the budget, every generation anew.
+
+    Args:
+        problem: Units, ladders, budget.
+        seed: Names all randomness together with the place where it is used.
+        offspring: Genomes a generation.
+    """
+
+    def __init__(self, problem: Problem, *, seed: int, offspring: int) -> None:
+        self.problem = problem
+        self.seed = check_int("seed", seed)
+        self.size = check_int("search.offspring", offspring, low=1)
+
+    def draw(self, *, generation: int) -> list[Genome]:
+        """Return the genomes of a generation."""
+        return [
+            random_feasible(self.problem, generator(self.seed, "random", generation, slot))
+            for slot in range(self.size)
+        ]
+
+

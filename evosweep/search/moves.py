@@ -1,0 +1,112 @@
+"""Moves on genomes that keep the exact budget: swap, exchange, repair, fill."""
+
+import numpy as np
+import numpy.typing as npt
+
+from evosweep.core.problem import Genome, Problem
+
+Steps = npt.NDArray[np.int64]
+MUTATION_TRIES = 16
+
+
+def steps_up(problem: Problem, genome: Genome) -> Steps:
+    """Return what raising each unit one level costs, shape (units,); -1 where it is at its top."""
+    units = np.arange(len(genome))
+    can = genome < problem.sizes - 1
+    above = problem.costs[units, np.minimum(genome + 1, problem.sizes - 1)]
+    return np.where(can, above - problem.costs[units, genome], -1)
+
+
+def steps_down(problem: Problem, genome: Genome) -> Steps:
+    """Return what lowering each unit one level frees, shape (units,); -1 where it is at its bottom."""
+    units = np.arange(len(genome))
+    below = problem.costs[units, np.maximum(genome - 1, 0)]
+    return np.where(genome > 0, problem.costs[units, genome] - below, -1)
+
+
+def swap(problem: Problem, genome: Genome, rng: np.random.Generator) -> bool:
+    """Raise one unit and lower another by the same cost, in place; false if no two such units are left."""
+    up, down = steps_up(problem, genome), steps_down(problem, genome)
+    for raised in rng.permutation(np.flatnonzero(up >= 0)):
+        partners = np.flatnonzero(down == up[raised])
+        partners = partners[partners != raised]
+        if len(partners):
+            genome[raised] += 1
+            genome[rng.choice(partners)] -= 1
+            return True
+    return False
+
+
+def exchange(problem: Problem, genome: Genome, rng: np.random.Generator) -> bool:
+    """Raise one unit, lower others until the budget holds again, spend what is left over; in place.
+
+    Returns:
+        False, with the genome as it was, if no unit could be raised so.
+    """
+    before = genome.copy()
+    for raised in rng.permutation(np.flatnonzero(steps_up(problem, genome) >= 0)):
+        genome[raised] += 1
+        if repair(problem, genome, rng, keep=(int(raised),)):
+            lowered = np.flatnonzero(genome < before)
+            fill(problem, genome, rng, keep=tuple(map(int, lowered)))
+            return True
+        genome[:] = before
+    return False
+
+
+def repair(problem: Problem, genome: Genome, rng: np.random.Generator, *, keep: tuple[int, ...] = ()) -> bool:
+    """Lower random units (not those in ``keep``) one level at a time until the budget holds, in place."""
+    for _ in range(int(problem.sizes.sum())):
+        if problem.feasible(genome):
+            return True
+        lowerable = np.setdiff1d(np.flatnonzero(genome > 0), keep)
+        if not len(lowerable):
+            return False
+        genome[rng.choice(lowerable)] -= 1
+    return problem.feasible(genome)
+
+
+def fill(problem: Problem, genome: Genome, rng: np.random.Generator, *, keep: tuple[int, ...] = ()) -> None:
+    """Raise random units (not those in ``keep``) while what is left of the budget allows it, in place."""
+    for _ in range(int(problem.sizes.sum())):
+        up = steps_up(problem, genome)
+        slack = problem.budget - problem.cost(genome)
+        affordable = np.setdiff1d(np.flatnonzero((up >= 0) & (up <= slack)), keep)
+        if not len(affordable):
+            return
+        genome[rng.choice(affordable)] += 1
+
+
+def random_feasible(problem: Problem, rng: np.random.Generator) -> Genome:
+    """Return a random genome within the budget that cannot be raised anywhere without leaving it."""
+    genome = rng.integers(0, problem.sizes)
+    repair(problem, genome, rng)
+    fill(problem, genome, rng)
+    return genome
+
+
+def mutate(
+    problem: Problem, parent: Genome, rng: np.random.Generator, *, max_flips: int, cross: float
+) -> Genome:
+    """Return an offspring within the budget that differs from its parent wherever any legal move exists.
+
+    The number of flips is min(U{1..max_flips}, U{1..max_flips}): few are likelier (EvoPress, arXiv 2410.14649,
+    section 3).
+
+    Args:
+        problem: Units, ladders, budget.
+        parent: A feasible genome.
+        rng: The offspring's own generator.
+        max_flips: Most flips.
+        cross: Probability that a flip is an exchange between units of any size instead of a swap between units
+            of equal cost step. Where no swap is left, an exchange is tried anyway.
+    """
+    for _ in range(MUTATION_TRIES):
+        genome = parent.copy()
+        for _ in range(int(rng.integers(1, max_flips + 1, size=2).min())):
+            crossing = rng.random() < cross
+            if crossing or not swap(problem, genome, rng):
+                exchange(problem, genome, rng)
+        if (genome != parent).any():
+            return genome
+    return parent.copy()

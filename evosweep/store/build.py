@@ -1,0 +1,250 @@
+"""Find the level store of a model, data and compressor, or build it, block by block."""
+
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock
+from safetensors.torch import save_file
+
+from evosweep.assets.cache import cache_folder
+from evosweep.compressors.base import Compressor, Payload
+from evosweep.core.checks import check_int, check_number
+from evosweep.core.errors import StoreError
+from evosweep.core.events import Progress, Silent
+from evosweep.core.files import digest, new_folder, sha256_file, write_json
+from evosweep.core.problem import Level, Unit
+from evosweep.data.tokens import TokenSplit
+from evosweep.models.anatomy import Anatomy, Site
+from evosweep.models.load import weights_hash
+from evosweep.store.manifest import MANIFEST, SCHEMA, LevelStore, tensor_name
+
+OUTLIER_MULTIPLES = (3, 5, 7, 10)
+
+
+class StoreBuilder:
+    """How a store is built.
+
+    Args:
+        propagate: Nominal number of the level (the nearest there is) through whose output the following blocks
+            are calibrated; null calibrates every block on the dense model's activations.
+        batch_tokens: Calibration tokens that run through a block at once.
+    """
+
+    def __init__(self, *, propagate: float | None = 4, batch_tokens: int = 4096) -> None:
+        self.propagate = None if propagate is None else check_number("store.propagate", propagate)
+        self.batch_tokens = check_int("store.batch_tokens", batch_tokens, low=1)
+
+    def open(
+        self,
+        anatomy: Anatomy,
+        compressor: Compressor,
+        calibration: TokenSplit,
+        *,
+        model_name: str,
+        progress: Progress | None = None,
+    ) -> LevelStore:
+        """Return the store, found by its content address or built.
+
+        Raises:
+            StoreError: It cannot be built; nothing half-built is left then.
+        """
+        progress = progress or Silent()
+        identity = {
+            "schema": SCHEMA,
+            "model": weights_hash(anatomy.model),
+            "calibration": calibration.hash,
+            "compressor": {"kind": f"{type(compressor).__module__}.{type(compressor).__qualname__}",
+                           **compressor.describe()},
+            "propagate": self.propagate,
+        }
+        key = digest(identity)
+        target = cache_folder("stores") / key
+        with FileLock(target.with_suffix(".lock")):
+            found = _reopen(target, progress)
+            if found is not None:
+                progress.say(f"level store {key} found, {found.size / 1e6:.0f} MB")
+                return found
+            with new_folder(target) as folder:
+                facts = {"key": key, "model_name": model_name, "calibration_tokens": calibration.tokens,
+                         "calibration_documents": list(calibration.documents), "fixed_bits": fixed_bits(anatomy)}
+                units = self._build(anatomy, compressor, calibration, folder, progress)
+                files = {path.name: sha256_file(path) for path in sorted(folder.glob("*.safetensors"))}
+                write_json(folder / MANIFEST, {**identity, **facts, "files": files, "units": units})
+            built = LevelStore(target)
+        progress.say(f"level store {key} built, {built.size / 1e6:.0f} MB")
+        return built
+
+    @torch.no_grad()
+    def _build(
+        self, anatomy: Anatomy, compressor: Compressor, calibration: TokenSplit, folder: Path, progress: Progress
+    ) -> list[dict[str, Any]]:
+        tokens = torch.from_numpy(calibration.windows).to(anatomy.device)
+        hidden = [anatomy.embed(batch) for batch in tokens.split(max(1, self.batch_tokens // calibration.seq_len))]
+        rows: list[dict[str, Any]] = []
+        for block in progress.track(range(len(anatomy.blocks)), description="building level store"):
+            sites = anatomy.sites_of(block)
+            grams = _grams(anatomy, block, hidden)
+            ratios = outlier_ratios({site.name: (site.weight, grams[site.group]) for site in sites})
+            tensors: dict[str, torch.Tensor] = {}
+            passed_on: dict[str, torch.Tensor] = {}
+            for members in _by_group(sites):
+                gram = grams[members[0].group]
+                payloads = compressor.compress({site.name: site.weight.float() for site in members}, gram)
+                for site in members:
+                    rows.append(_row(site, compressor, payloads[site.name], gram, ratios[site.name]))
+                    tensors.update(_tensors(site.name, payloads[site.name]))
+                    passed_on[site.name] = self._passed_on(site, compressor, payloads[site.name])
+            save_file(tensors, folder / _file(block))
+            with _weights(sites, passed_on):
+                hidden = [anatomy.run_block(block, batch) for batch in hidden]
+        order = {site.name: place for place, site in enumerate(anatomy.sites)}
+        return sorted(rows, key=lambda row: order[row["name"]])
+
+    def _passed_on(self, site: Site, compressor: Compressor, payloads: Mapping[str, Payload]) -> torch.Tensor:
+        if self.propagate is None:
+            return site.weight.clone()
+        nearest = min(compressor.plan(site.shape), key=lambda plan: abs(plan.value - float(self.propagate or 0)))
+        return payloads[nearest.name].weight
+
+
+def plan_units(anatomy: Anatomy, compressor: Compressor) -> tuple[Unit, ...]:
+    """Return the units with all that follows from shapes alone, so that a budget can be checked before any work.
+
+    Raises:
+        SettingError: A compressor setting does not fit a layer.
+    """
+    return tuple(
+        Unit(
+            name=site.name, numel=site.shape[0] * site.shape[1], block=site.block,
+            levels=tuple(Level(name=plan.name, cost=plan.cost, value=plan.value) for plan in compressor.plan(site.shape)),
+        )
+        for site in anatomy.sites
+    )
+
+
+def fixed_bits(anatomy: Anatomy) -> int:
+    """Return the bits of all parameters that are no unit's weight, tied ones once, at their own width."""
+    units = {id(site.module.weight) for site in anatomy.sites}
+    return sum(
+        parameter.numel() * parameter.element_size() * 8
+        for parameter in anatomy.model.parameters()
+        if id(parameter) not in units
+    )
+
+
+def layer_error(difference: torch.Tensor, gram: torch.Tensor) -> float:
+    """Return the mean over inputs x of ‖D x‖², D = ``difference`` (out, in), from ``gram`` = mean of x xᵀ."""
+    return max(0.0, float(((difference @ gram) * difference).sum(dtype=torch.float64)))
+
+
+def outlier_ratios(layers: Mapping[str, tuple[torch.Tensor, torch.Tensor]]) -> dict[str, dict[str, float]]:
+    """Return each layer's share of outlier weights, for several multiples M.
+
+    A weight is an outlier if |W_ij|·‖X_j‖₂ is above M times the mean over the whole block, so that the
+    numel-weighted mean over a block's layers is OWL's D_b (arXiv 2310.05175, section 4).
+
+    Args:
+        layers: Name -> (weight (out, in), gram (in, in)) of all linear layers of one block.
+    """
+    scores = {name: weight.float().abs() * gram.diagonal().sqrt() for name, (weight, gram) in layers.items()}
+    mean = sum(float(score.sum(dtype=torch.float64)) for score in scores.values()) / sum(
+        score.numel() for score in scores.values()
+    )
+    return {
+        name: {
+            f"outlier_ratio_m{multiple}": float((score > multiple * mean).float().mean())
+            for multiple in OUTLIER_MULTIPLES
+        }
+        for name, score in scores.items()
+    }
+
+
+def _reopen(target: Path, progress: Progress) -> LevelStore | None:
+    if not target.is_dir():
+        return None
+    try:
+        return LevelStore(target)
+    except StoreError as error:
+        progress.say(f"{error}; building it anew")
+        shutil.rmtree(target)
+        return None
+
+
+def _grams(anatomy: Anatomy, block: int, hidden: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return the mean of x xᵀ over all tokens, for each shared input of a block, by group name."""
+    totals: dict[str, torch.Tensor] = {}
+    counts: dict[str, int] = {}
+
+    def hook(group: str, args: tuple[torch.Tensor, ...]) -> None:
+        inputs = args[0].reshape(-1, args[0].shape[-1]).float()
+        if group not in totals:
+            totals[group] = torch.zeros((inputs.shape[1],) * 2, device=inputs.device)
+        totals[group].addmm_(inputs.T, inputs)
+        counts[group] = counts.get(group, 0) + len(inputs)
+
+    leaders = [site for site in anatomy.sites_of(block) if site.group == site.name]
+    handles = [
+        site.module.register_forward_pre_hook(lambda _module, args, group=site.group: hook(group, args))
+        for site in leaders
+    ]
+    try:
+        for batch in hidden:
+            anatomy.run_block(block, batch)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return {group: total / counts[group] for group, total in totals.items()}
+
+
+def _by_group(sites: Sequence[Site]) -> list[list[Site]]:
+    groups: dict[str, list[Site]] = {}
+    for site in sites:
+        groups.setdefault(site.group, []).append(site)
+    return list(groups.values())
+
+
+def _row(
+    site: Site, compressor: Compressor, payloads: Mapping[str, Payload], gram: torch.Tensor, ratios: dict[str, float]
+) -> dict[str, Any]:
+    weight = site.weight.float()
+    whole = layer_error(weight, gram)
+    levels = []
+    for plan in compressor.plan(site.shape):
+        payload = payloads[plan.name]
+        error = layer_error(weight - payload.weight, gram)
+        levels.append(
+            {"name": plan.name, "cost": plan.cost, "value": plan.value, "error": error,
+             "relative_error": error / whole if whole else 0.0, "format": payload.format,
+             "meta": dict(payload.meta), "parts": sorted(payload.parts)}
+        )
+    return {"name": site.name, "block": site.block, "shape": list(site.shape), "group": site.group,
+            "file": _file(site.block), "columns": ratios, "levels": levels}
+
+
+def _tensors(unit: str, payloads: Mapping[str, Payload]) -> dict[str, torch.Tensor]:
+    return {
+        tensor_name(unit, level, part): tensor.cpu().contiguous()
+        for level, payload in payloads.items()
+        for part, tensor in payload.parts.items()
+    }
+
+
+def _file(block: int) -> str:
+    return f"block_{block:03d}.safetensors"
+
+
+@contextmanager
+def _weights(sites: Sequence[Site], weights: Mapping[str, torch.Tensor]) -> Iterator[None]:
+    """Give the layers these weights for a while."""
+    dense = {site.name: site.weight.clone() for site in sites}
+    try:
+        for site in sites:
+            site.set_weight(weights[site.name])
+        yield
+    finally:
+        for site in sites:
+            site.set_weight(dense[site.name])

@@ -1,0 +1,118 @@
+"""The level store as it lies on disk: a manifest and one safetensors file a block."""
+
+import json
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+
+from evosweep.compressors.base import decode
+from evosweep.core.errors import StoreError
+from evosweep.core.files import sha256_file
+from evosweep.core.problem import Level, Unit
+
+SCHEMA = 1  # raise when payloads or columns change meaning: older stores then are not reused
+MANIFEST = "manifest.json"
+
+
+def tensor_name(unit: str, level: str, part: str) -> str:
+    """Return the name under which a part of a payload lies in its block's file."""
+    return f"{unit}|{level}|{part}"
+
+
+class LevelStore:
+    """Every (unit, level) payload of a model, read from a folder.
+
+    Args:
+        folder: The store's folder.
+
+    Raises:
+        StoreError: No manifest, another schema, or a file is missing or does not have its hash.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.manifest = _read_manifest(folder)
+        for name, expected in self.manifest["files"].items():
+            path = folder / name
+            if not path.is_file() or sha256_file(path) != expected:
+                raise StoreError(f"level store {folder} is damaged: {name} is missing or changed")
+        self._handles: dict[str, Any] = {}
+
+    @property
+    def key(self) -> str:
+        """Content address."""
+        return str(self.manifest["key"])
+
+    @property
+    def fixed_bits(self) -> int:
+        """Bits of everything in the model that is not a unit."""
+        return int(self.manifest["fixed_bits"])
+
+    @property
+    def size(self) -> int:
+        """Bytes on disk of all payloads."""
+        return sum((self.folder / name).stat().st_size for name in self.manifest["files"])
+
+    @cached_property
+    def units(self) -> tuple[Unit, ...]:
+        """All units with levels, costs and columns, in the order in which the model computes them."""
+        return tuple(
+            Unit(
+                name=row["name"],
+                numel=row["shape"][0] * row["shape"][1],
+                block=row["block"],
+                levels=tuple(
+                    Level(
+                        name=level["name"], cost=level["cost"], error=level["error"],
+                        relative_error=level["relative_error"], value=level["value"],
+                    )
+                    for level in row["levels"]
+                ),
+                columns=row["columns"],
+            )
+            for row in self.manifest["units"]
+        )
+
+    def weight(self, unit: str, level: str, *, device: torch.device | str = "cpu") -> torch.Tensor:
+        """Return the dequantized fp32 weight (out, in) of one level of one unit.
+
+        Raises:
+            StoreError: The store has no such unit or level.
+        """
+        row = self._rows.get(unit)
+        if row is None or level not in row["payloads"]:
+            raise StoreError(f"level store {self.key} has no level {level!r} of {unit!r}")
+        payload = row["payloads"][level]
+        handle = self._handle(row["file"])
+        parts = {
+            part: handle.get_tensor(tensor_name(unit, level, part)).to(device, non_blocking=True)
+            for part in payload["parts"]
+        }
+        return decode(payload["format"], parts, payload["meta"])
+
+    @cached_property
+    def _rows(self) -> Mapping[str, Any]:
+        return {
+            row["name"]: {"file": row["file"], "payloads": {level["name"]: level for level in row["levels"]}}
+            for row in self.manifest["units"]
+        }
+
+    def _handle(self, name: str) -> Any:
+        if name not in self._handles:
+            self._handles[name] = safe_open(self.folder / name, framework="pt")
+        return self._handles[name]
+
+
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    path = folder / MANIFEST
+    try:
+        manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise StoreError(f"{folder} is no level store: {path.name} is missing or damaged") from error
+    if manifest.get("schema") != SCHEMA:
+        raise StoreError(f"level store {folder} has schema {manifest.get('schema')}, this evosweep reads {SCHEMA}")
+    return manifest
