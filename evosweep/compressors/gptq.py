@@ -5,6 +5,7 @@ of one column loop, each row with its own largest code.
 """
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -147,7 +148,7 @@ def inverse_factor(gram: torch.Tensor, *, damping: float) -> torch.Tensor:
                 return upper
     raise StoreError(
         "the second moment of a layer's inputs could not be factorized; calibrate on more tokens "
-        "(data.calibration_tokens) or raise compressor.damping"
+        "(tokens.calibration) or raise compressor.damping"
     )
 
 
@@ -157,4 +158,4 @@ def _spans(columns: int, group: int, block: int) -> list[tuple[int, int]]:
     for start in range(0, columns, group):
         edges.update(range(start, min(start + group, columns), block))
     ordered = sorted(edges)
-    return list(zip(ordered, ordered[1:], strict=False))
+    return list(pairwise(ordered))

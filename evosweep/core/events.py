@@ -51,6 +51,7 @@ class GenerationRecord:
     elite: Allocation
     elite_slot: int | None
     cost: int
+    bits_per_weight: float
     stages: tuple[StageRecord, ...]
     candidates: tuple[Candidate, ...]
     validation: Mapping[str, float]

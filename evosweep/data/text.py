@@ -108,7 +108,8 @@ def rows_to_documents(rows: Iterable[Mapping[str, Any]], *, column: str, prefix:
     documents = []
     for number, row in enumerate(rows):
         if column not in row:
-            raise DataError(f"data.column: {prefix} has no column {column!r}{did_you_mean(column, row)}, only {list(row)}")
+            hint = did_you_mean(column, row)
+            raise DataError(f"data.column: {prefix} has no column {column!r}{hint}, only {list(row)}")
         text = row[column]
         if isinstance(text, str) and text.strip():
             documents.append(Document(id=f"{prefix}#{number}", text=text))

@@ -59,9 +59,11 @@ class TokenSplit:
         """
         number = check_int(setting, tokens, low=1)
         if number % self.seq_len:
-            raise SettingError(setting, allowed=f"a multiple of data.seq_len={self.seq_len}", got=number)
+            raise SettingError(setting, allowed=f"a multiple of tokens.seq_len={self.seq_len}", got=number)
         if number > self.tokens:
-            raise DataError(f"{setting} must be at most {self.tokens}, the tokens of the {self.name} split, got {number}")
+            raise DataError(
+                f"{setting} must be at most {self.tokens}, the tokens of the {self.name} split, got {number}"
+            )
         return number // self.seq_len
 
     def first(self, setting: str, tokens: object) -> "TokenSplit":
@@ -69,44 +71,34 @@ class TokenSplit:
         return TokenSplit(self.name, self.windows[: self.count(setting, tokens)], self.documents)
 
 
-class Data:
-    """Text of a source as token windows in three splits that share no document.
+class Windows:
+    """Cuts documents into token windows in three splits that share no document.
 
     Args:
-        source: Where the documents come from.
         seq_len: Tokens a window.
-        calibration_tokens: How much of the calibration split compressors see; a multiple of seq_len.
-        validation_tokens: How much of the validation split is scored to report progress; a multiple of seq_len.
+        calibration: Tokens of the calibration split that compressors see; a multiple of seq_len.
+        validation: Tokens of the validation split that progress is reported on; a multiple of seq_len.
         shares: Share of the text that each split takes.
     """
 
-    def __init__(
-        self,
-        *,
-        source: DocumentSource,
-        seq_len: int,
-        calibration_tokens: int,
-        validation_tokens: int,
-        shares: Mapping[str, float],
-    ) -> None:
-        self.source = source
-        self.seq_len = check_int("data.seq_len", seq_len, low=2)
-        self.calibration_tokens = calibration_tokens
-        self.validation_tokens = validation_tokens
+    def __init__(self, *, seq_len: int, calibration: int, validation: int, shares: Mapping[str, float]) -> None:
+        self.seq_len = check_int("tokens.seq_len", seq_len, low=2)
+        self.limits = {"calibration": calibration, "validation": validation}
+        for name, tokens in self.limits.items():
+            check_int(f"tokens.{name}", tokens, low=self.seq_len)
         self.shares = check_shares(shares)
 
-    def splits(self, tokenizer: Tokenizer, *, progress: Progress | None = None) -> dict[str, TokenSplit]:
+    def split(
+        self, source: DocumentSource, tokenizer: Tokenizer, *, progress: Progress | None = None
+    ) -> dict[str, TokenSplit]:
         """Read, divide and tokenize.
 
         Raises:
             DataError: Too little text for the tokens asked.
         """
-        documents = self.source.documents(progress=progress or Silent())
-        divided = split_documents(documents, shares=self.shares)
+        divided = split_documents(source.documents(progress=progress or Silent()), shares=self.shares)
         splits = {name: self._tokenize(name, divided[name], tokenizer) for name in SPLITS}
-        for name in ("calibration", "validation"):
-            splits[name] = splits[name].first(f"data.{name}_tokens", getattr(self, f"{name}_tokens"))
-        return splits
+        return splits | {name: splits[name].first(f"tokens.{name}", self.limits[name]) for name in self.limits}
 
     def _tokenize(self, name: str, documents: list[Document], tokenizer: Tokenizer) -> TokenSplit:
         # The blank line belongs to the document before it: then a split is its documents' text, joined.
@@ -116,8 +108,8 @@ class Data:
         count = len(stream) // self.seq_len
         if not count:
             raise DataError(
-                f"the {name} split has {len(stream)} tokens, less than one window of data.seq_len={self.seq_len}; "
-                "give more text or a smaller data.seq_len"
+                f"the {name} split has {len(stream)} tokens, less than one window of tokens.seq_len={self.seq_len}; "
+                "give more text or a smaller tokens.seq_len"
             )
         windows = stream[: count * self.seq_len].reshape(count, self.seq_len)
         return TokenSplit(name, windows, tuple(document.id for document in documents))

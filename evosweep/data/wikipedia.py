@@ -25,7 +25,9 @@ DUMP = WheelFile(
 )
 CLEANING = 1  # raise when clean() changes: cached text then is made anew
 
-_IMAGE_LINE = re.compile(r"^(thumb|thumbnail|frame|left|right|center|upright[\d.=]*|\d+px)\b[^\n]*\|[^\n]*$", re.M | re.I)
+_IMAGE_LINE = re.compile(
+    r"^(thumb|thumbnail|frame|left|right|center|upright[\d.=]*|\d+px)\b[^\n]*\|[^\n]*$", re.M | re.I
+)
 _CATEGORY_LINE = re.compile(r"^(Category|File|Image|[a-z]{2,3}(-[a-z]+)*):[^\n]*$", re.M)
 _TABLE = re.compile(r"\{\|.*?\|\}", re.S)
 _SPACES = re.compile(r"[ \t]+")

@@ -20,6 +20,7 @@ from evosweep.core.problem import Genome
 from evosweep.data.tokens import TokenSplit
 from evosweep.fitness.base import Fitness, Outputs
 from evosweep.models.anatomy import Anatomy, Site
+from evosweep.models.patch import replaced_forward
 from evosweep.store.manifest import LevelStore
 
 Genomes = npt.NDArray[np.int64]
@@ -80,10 +81,11 @@ class Evaluator:
         rows = 1 if genomes is None else len(genomes)
         sums = {each.name: np.zeros(rows) for each in fitness}
         with torch.inference_mode(), _tf32(self.tf32):
-            for start, stop in self._spans(genomes, len(chosen)):
-                targets = [self._target(each, split, int(window)) for window in windows[start:stop] for each in fitness]
-                for name, values in self._losses(genomes, chosen[start:stop], fitness, targets).items():
-                    sums[name] += values
+            for part, span in self._parts(rows, chosen.shape):
+                targets = [self._target(each, split, int(window)) for window in windows[span] for each in fitness]
+                some = None if genomes is None else genomes[part]
+                for name, values in self._losses(some, chosen[span], fitness, targets).items():
+                    sums[name][part] += values
         count = len(chosen) * (chosen.shape[1] - 1)
         return {each.name: np.array([each.reduce(s / count) for s in sums[each.name]]) for each in fitness}
 
@@ -139,25 +141,19 @@ class Evaluator:
                 if len(distinct) != len(states) or (distinct[:, 0] != np.arange(len(states))).any():
                     states = states[torch.from_numpy(distinct[:, 0]).to(states.device)]
                 for site, place, levels in zip(anatomy.sites_of(block), places, distinct[:, 1:].T, strict=True):
-                    routes.enter_context(self._routed(site, int(place), levels))
+                    routes.enter_context(replaced_forward(site.module, self._router(site, int(place), levels)))
             with routes:
                 states = anatomy.run_block(block, states.flatten(0, 1)).unflatten(0, states.shape[:2])
         final = anatomy.finish(tokens.repeat(len(states), 1), states.flatten(0, 1))
         return final.unflatten(0, states.shape[:2]), rows
 
-    @contextmanager
-    def _routed(self, site: Site, place: int, levels: npt.NDArray[np.int64]) -> Iterator[None]:
-        """Let a layer use, for each row of the population, the weight of that row's level."""
+    def _router(self, site: Site, place: int, levels: npt.NDArray[np.int64]) -> Callable[[torch.Tensor], torch.Tensor]:
+        """Return a forward that uses, for each row of the population, the weight of that row's level."""
         groups = [
             (self.weight(place, int(level)), torch.from_numpy(np.flatnonzero(levels == level)).to(self.anatomy.device))
             for level in np.unique(levels)
         ]
-        module: Any = site.module
-        module.forward = _router(groups, len(levels), module)
-        try:
-            yield
-        finally:
-            del module.forward
+        return _route(groups, len(levels), site.module)
 
     def _target(self, fitness: Fitness, split: str, window: int) -> dict[str, torch.Tensor]:
         """Return what ``fitness`` remembers of the dense model on one window."""
@@ -169,16 +165,20 @@ class Evaluator:
 
         return self._targets.get((fitness.name, split, window), make)
 
-    def _spans(self, genomes: Genomes | None, windows: int) -> list[tuple[int, int]]:
-        """Cut windows into parts whose activations fit."""
-        rows = 1 if genomes is None else len(np.unique(genomes, axis=0))
-        width = self.anatomy.head.weight.shape[1]
-        window = next(iter(self.splits.values())).seq_len * width * 4 * ACTIVATION_COPIES
-        step = max(1, int(self.activation_bytes / (rows * window)))
-        return [(start, min(start + step, windows)) for start in range(0, windows, step)]
+    def _parts(self, rows: int, shape: tuple[int, ...]) -> list[tuple[slice, slice]]:
+        """Cut (genomes, windows) into parts whose activations fit, whole populations first."""
+        window = shape[1] * self.anatomy.head.weight.shape[1] * 4 * ACTIVATION_COPIES
+        at_once = max(1, int(self.activation_bytes / window))
+        some_rows = min(rows, at_once)
+        some_windows = max(1, at_once // some_rows)
+        return [
+            (slice(row, min(row + some_rows, rows)), slice(start, min(start + some_windows, shape[0])))
+            for start in range(0, shape[0], some_windows)
+            for row in range(0, rows, some_rows)
+        ]
 
 
-def _router(
+def _route(
     groups: Sequence[tuple[torch.Tensor, torch.Tensor]], rows: int, module: nn.Module
 ) -> Callable[[torch.Tensor], torch.Tensor]:
     """Return a forward for inputs whose first dimension is the population's rows times the batch."""

@@ -4,8 +4,8 @@ One short probe forward pass shows which modules run, which linears are given th
 returns; nothing is assumed about names.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
@@ -16,6 +16,7 @@ from transformers.pytorch_utils import Conv1D
 
 from evosweep.core.errors import ModelError
 from evosweep.models.head import Head
+from evosweep.models.patch import replaced_forward
 
 PROBE_TOKENS = 8
 
@@ -45,7 +46,7 @@ class Site:
     def weight(self) -> torch.Tensor:
         """The weight as (out, in), whatever the module's own layout."""
         weight = self.module.weight
-        return weight.T if self.transposed else weight  # type: ignore[operator, return-value]
+        return weight.T if self.transposed else weight  # type: ignore[return-value]
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -106,8 +107,8 @@ class Anatomy:
             tokens = torch.zeros((1, seq_len), dtype=torch.long, device=self.device)
             heard: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
 
-            def hear(position: int, original: Any, *args: Any, **kwargs: Any) -> Any:
-                del position, original
+            def hear(position: int, *args: Any, **kwargs: Any) -> Any:
+                del position
                 heard.append((args[1:], {key: value for key, value in kwargs.items() if key != "hidden_states"}))
                 return self._wrap(_given(args, kwargs))
 
@@ -121,8 +122,7 @@ class Anatomy:
         """Run the base model with blocks that pass on what they are given; the last one returns ``last``."""
         first: list[torch.Tensor] = []
 
-        def pass_on(position: int, original: Any, *args: Any, **kwargs: Any) -> Any:
-            del original
+        def pass_on(position: int, *args: Any, **kwargs: Any) -> Any:
             given = _given(args, kwargs)
             if position == 0:
                 first.append(given)
@@ -131,10 +131,10 @@ class Anatomy:
         final = self._run_base(tokens, pass_on)
         return first[0], final
 
-    def _run_base(self, tokens: torch.Tensor, replacement: Any) -> torch.Tensor:
+    def _run_base(self, tokens: torch.Tensor, replacement: Callable[..., Any]) -> torch.Tensor:
         with ExitStack() as stack:
             for position, block in enumerate(self.blocks):
-                stack.enter_context(_forward(block, replacement, position))
+                stack.enter_context(replaced_forward(block, partial(replacement, position)))
             return _first(self.base(input_ids=tokens, use_cache=False))
 
     def _wrap(self, hidden: torch.Tensor) -> Any:
@@ -211,14 +211,3 @@ def _first(value: Any) -> torch.Tensor:
     if isinstance(value, torch.Tensor):
         return value
     return value[0]
-
-
-@contextmanager
-def _forward(module: nn.Module, replacement: Any, *front: Any) -> Iterator[None]:
-    """Let ``replacement(*front, original, ...)`` stand in for ``module.forward``."""
-    original = module.forward
-    module.forward = lambda *args, **kwargs: replacement(*front, original, *args, **kwargs)  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        del module.forward

@@ -1,7 +1,5 @@
 """From final hidden state to logits: one matrix where the model allows it, the model's own code where not."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +7,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 from transformers.modeling_outputs import BaseModelOutputWithPast
+
+from evosweep.models.patch import replaced_forward
 
 PROBE_TOKENS = 4
 
@@ -49,14 +49,6 @@ class Head:
         if self.linear:
             return functional.linear(hidden, self.weight, self.bias).float()
         tokens = torch.zeros((1, len(hidden)), dtype=torch.long, device=hidden.device)
-        with _base_returns(self.base, hidden[None]):
+        final = BaseModelOutputWithPast(last_hidden_state=hidden[None])
+        with replaced_forward(self.base, lambda *_args, **_kwargs: final):
             return self.model(input_ids=tokens, use_cache=False).logits[0].float()
-
-
-@contextmanager
-def _base_returns(base: nn.Module, hidden: torch.Tensor) -> Iterator[None]:
-    base.forward = lambda *_args, **_kwargs: BaseModelOutputWithPast(last_hidden_state=hidden)  # type: ignore[method-assign, assignment]
-    try:
-        yield
-    finally:
-        del base.forward

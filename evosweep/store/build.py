@@ -1,8 +1,7 @@
 """Find the level store of a model, data and compressor, or build it, block by block."""
 
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from evosweep.core.problem import Level, Unit
 from evosweep.data.tokens import TokenSplit
 from evosweep.models.anatomy import Anatomy, Site
 from evosweep.models.load import weights_hash
+from evosweep.models.patch import replaced_weights
 from evosweep.store.manifest import MANIFEST, SCHEMA, LevelStore, tensor_name
 
 OUTLIER_MULTIPLES = (3, 5, 7, 10)
@@ -99,7 +99,7 @@ class StoreBuilder:
                     tensors.update(_tensors(site.name, payloads[site.name]))
                     passed_on[site.name] = self._passed_on(site, compressor, payloads[site.name])
             save_file(tensors, folder / _file(block))
-            with _weights(sites, passed_on):
+            with replaced_weights(sites, passed_on):
                 hidden = [anatomy.run_block(block, batch) for batch in hidden]
         order = {site.name: place for place, site in enumerate(anatomy.sites)}
         return sorted(rows, key=lambda row: order[row["name"]])
@@ -119,8 +119,10 @@ def plan_units(anatomy: Anatomy, compressor: Compressor) -> tuple[Unit, ...]:
     """
     return tuple(
         Unit(
-            name=site.name, numel=site.shape[0] * site.shape[1], block=site.block,
-            levels=tuple(Level(name=plan.name, cost=plan.cost, value=plan.value) for plan in compressor.plan(site.shape)),
+            name=site.name,
+            numel=site.shape[0] * site.shape[1],
+            block=site.block,
+            levels=tuple(Level(name=p.name, cost=p.cost, value=p.value) for p in compressor.plan(site.shape)),
         )
         for site in anatomy.sites
     )
@@ -235,16 +237,3 @@ def _tensors(unit: str, payloads: Mapping[str, Payload]) -> dict[str, torch.Tens
 
 def _file(block: int) -> str:
     return f"block_{block:03d}.safetensors"
-
-
-@contextmanager
-def _weights(sites: Sequence[Site], weights: Mapping[str, torch.Tensor]) -> Iterator[None]:
-    """Give the layers these weights for a while."""
-    dense = {site.name: site.weight.clone() for site in sites}
-    try:
-        for site in sites:
-            site.set_weight(weights[site.name])
-        yield
-    finally:
-        for site in sites:
-            site.set_weight(dense[site.name])

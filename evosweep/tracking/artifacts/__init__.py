@@ -1,1 +1,1 @@
-"""A search's records turned into files and figures."""
+"""A search's result made into a file or figure; each module one artifact."""

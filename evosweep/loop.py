@@ -1,0 +1,225 @@
+"""The only driver of a search: ask a population, score it in stages, keep the best, tell the listeners."""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from evosweep.core.checks import check_int
+from evosweep.core.errors import SettingError
+from evosweep.core.events import (
+    Candidate,
+    GenerationRecord,
+    Listener,
+    Progress,
+    SearchEnded,
+    SearchResult,
+    SearchStarted,
+    Silent,
+    StageRecord,
+)
+from evosweep.core.problem import Genome, Problem
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One round of a generation: ``survivors`` of it go on, scored on ``tokens`` tokens each."""
+
+    survivors: int
+    tokens: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long a search is and how each generation is thinned out.
+
+    Args:
+        generations: Generations after the start.
+        stages: Survivors falling to 1.
+
+    Raises:
+        SettingError: Stages are missing, not falling, or do not end in one survivor.
+    """
+
+    generations: int
+    stages: tuple[Stage, ...]
+
+    @classmethod
+    def of(cls, *, generations: object, stages: Any) -> "Plan":
+        """Validate what the configuration says."""
+        count = check_int("search.generations", generations, low=0)
+        if not isinstance(stages, Sequence) or not stages:
+            raise SettingError("search.stages", allowed="a list of {survivors, tokens}", got=stages)
+        made = []
+        for place, stage in enumerate(stages):
+            if set(stage) != {"survivors", "tokens"}:
+                raise SettingError(f"search.stages[{place}]", allowed="{survivors: .., tokens: ..}", got=dict(stage))
+            made.append(
+                Stage(
+                    survivors=check_int(f"search.stages[{place}].survivors", stage["survivors"], low=1),
+                    tokens=check_int(f"search.stages[{place}].tokens", stage["tokens"], low=1),
+                )
+            )
+        survivors = [stage.survivors for stage in made]
+        if survivors != sorted(survivors, reverse=True) or survivors[-1] != 1:
+            raise SettingError("search.stages", allowed="survivors that fall to 1 in the last stage", got=survivors)
+        return cls(count, tuple(made))
+
+
+class Scorer(Protocol):
+    """Gives candidates their fitness."""
+
+    def score(
+        self, genomes: npt.NDArray[np.int64], *, generation: int, stage: int, tokens: int
+    ) -> npt.NDArray[np.float64]:
+        """Return the fitness of genomes (rows) on the tokens of a place; lower is better."""
+
+    def validate(self, genome: Genome) -> dict[str, float]:
+        """Return ``kl`` and ``ppl`` on the fixed validation set."""
+
+
+class Sampler(Protocol):
+    """Proposes generations."""
+
+    name: str
+    seed: int
+    problem: Problem
+
+    def population(self, *, generation: int, elite: Genome | None) -> list[Candidate]:
+        """Return a generation's candidates; none ends the search."""
+
+
+@dataclass(frozen=True)
+class _Selection:
+    winner: Candidate
+    candidates: tuple[Candidate, ...]
+    stages: tuple[StageRecord, ...]
+    tokens: int
+
+
+def run_search(
+    *,
+    name: str,
+    sampler: Sampler,
+    scorer: Scorer,
+    plan: Plan,
+    dense: Mapping[str, float],
+    listeners: Sequence[Listener],
+    facts: Mapping[str, Any] | None = None,
+    tokens_spent: int = 0,
+    progress: Progress | None = None,
+) -> SearchResult:
+    """Run a search to its end; what every generation did is told as it happens.
+
+    Args:
+        name: Of the run.
+        sampler: Proposes.
+        scorer: Scores.
+        plan: Generations and stages.
+        dense: The dense model's validation figures.
+        listeners: Hear every event, in order; the caller sends the last one, ``SearchEnded``.
+        facts: What else the listeners should know from the start.
+        tokens_spent: Tokens that were scored to prepare this search.
+        progress: Shows how far it is.
+    """
+    problem = sampler.problem
+    _tell(listeners, SearchStarted(name=name, problem=problem, seed=sampler.seed, facts=facts or {}))
+    started, tokens = time.monotonic(), tokens_spent
+    elite: Genome | None = None
+    validation: dict[str, float] = {}
+    records: list[GenerationRecord] = []
+    show = progress or Silent()
+    for generation in show.track(range(plan.generations + 1), description=f"{sampler.name}: generations"):
+        began = time.monotonic()
+        candidates = sampler.population(generation=generation, elite=elite)
+        if not candidates:
+            break
+        selection = _select(candidates, elite, scorer, plan, generation)
+        scored = time.monotonic() - began
+        winner = selection.winner
+        changed = 0 if elite is None else int((winner.genome != elite).sum())
+        if elite is None or changed:
+            validation = scorer.validate(winner.genome)
+        elite, tokens = winner.genome, tokens + selection.tokens
+        record = GenerationRecord(
+            generation=generation,
+            elite=problem.decode(elite),
+            elite_slot=winner.slot if winner.slot >= 0 else None,
+            cost=problem.cost(elite),
+            bits_per_weight=problem.bits_per_weight(problem.cost(elite)),
+            stages=selection.stages,
+            candidates=selection.candidates,
+            validation=dict(validation),
+            tokens=tokens,
+            tokens_per_second=selection.tokens / max(scored, 1e-9),
+            changed=changed,
+            seconds=time.monotonic() - began,
+            elapsed=time.monotonic() - started,
+        )
+        records.append(record)
+        _tell(listeners, record)
+    if not records:
+        raise SettingError("sampler", allowed="one that proposes at least one allocation", got=sampler.name)
+    return SearchResult(
+        sampler=sampler.name,
+        seed=sampler.seed,
+        allocation=records[-1].elite,
+        problem=problem,
+        generations=tuple(records),
+        validation=validation,
+        dense=dict(dense),
+        tokens=tokens,
+        seconds=time.monotonic() - started,
+    )
+
+
+def end_search(result: SearchResult, listeners: Sequence[Listener]) -> None:
+    """Tell the listeners that a search is over."""
+    _tell(listeners, SearchEnded(result=result))
+
+
+def _select(
+    candidates: Sequence[Candidate], elite: Genome | None, scorer: Scorer, plan: Plan, generation: int
+) -> _Selection:
+    """Thin a generation out, stage by stage; in the last, the elite competes on the same tokens.
+
+    A tie goes to the elite, then to the lower slot. A single candidate without rival is not scored.
+    """
+    if len(candidates) == 1 and elite is None:
+        return _Selection(candidates[0], tuple(candidates), (), 0)
+    by_slot = {candidate.slot: candidate for candidate in candidates}
+    alive, records, tokens = list(candidates), [], 0
+    for index, stage in enumerate(plan.stages):
+        last = index == len(plan.stages) - 1
+        if last and elite is not None:
+            alive = [Candidate(slot=-1, genome=elite), *alive]
+        elif not last and len(alive) <= stage.survivors:
+            continue  # nobody would be left behind
+        scores = scorer.score(
+            np.stack([each.genome for each in alive]), generation=generation, stage=index, tokens=stage.tokens
+        )
+        if np.isnan(scores).any():
+            scores = np.where(np.isnan(scores), np.inf, scores)
+        tokens += stage.tokens * len(alive)
+        records.append(
+            StageRecord(
+                scored=len(alive), tokens=stage.tokens, best=float(scores.min()), median=float(np.median(scores)),
+                worst=float(scores.max()),
+            )
+        )
+        alive = [
+            replace(each, scores={**each.scores, index: float(score)})
+            for each, score in zip(alive, scores, strict=True)
+        ]
+        by_slot.update((each.slot, each) for each in alive if each.slot >= 0)
+        alive = [alive[place] for place in np.argsort(scores, kind="stable")[: stage.survivors]]
+    ordered = tuple(by_slot[slot] for slot in sorted(by_slot))
+    return _Selection(alive[0], ordered, tuple(records), tokens)
+
+
+def _tell(listeners: Sequence[Listener], event: Any) -> None:
+    for listener in listeners:
+        listener.on_event(event)

@@ -1,0 +1,48 @@
+"""Stand-ins for a module's forward or weight, taken back whatever happens."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+
+class _Site(Protocol):
+    """A layer with a name; anatomy.Site is one."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def weight(self) -> torch.Tensor: ...
+
+    def set_weight(self, weight: torch.Tensor) -> None: ...
+
+
+@contextmanager
+def replaced_forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    """Let ``forward`` stand in for ``module.forward``."""
+    module.forward = forward
+    try:
+        yield
+    finally:
+        del module.forward
+
+
+@contextmanager
+def replaced_weights(sites: Sequence[_Site], weights: Mapping[str, torch.Tensor]) -> Iterator[None]:
+    """Give layers other weights for a while.
+
+    Args:
+        sites: The layers.
+        weights: Weight (out, in) of each, by unit name.
+    """
+    dense = {site.name: site.weight.clone() for site in sites}
+    try:
+        for site in sites:
+            site.set_weight(weights[site.name])
+        yield
+    finally:
+        for site in sites:
+            site.set_weight(dense[site.name])

@@ -1,0 +1,91 @@
+"""What brackets Hydra's jobs: the comparison at the end of a multirun, and clean folders after bad input."""
+
+import json
+import os
+import tempfile
+from datetime import datetime
+from pathlib import Path
+from typing import Any, ClassVar
+
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig
+from rich.console import Console
+
+from evosweep.core.files import remove_empty_folders, write_json
+from evosweep.settings import build
+from evosweep.tracking.console import COLUMNS, summary, terminal
+
+MULTIRUN = "EVOSWEEP_MULTIRUN"  # environment: name of the multirun that a job belongs to
+
+
+class Summary(Callback):
+    """Prints and logs one table of all jobs, whoever launched them: each left its ``result.json``."""
+
+    active: ClassVar["Summary | None"] = None
+
+    def __init__(self) -> None:
+        self.config: DictConfig | None = None
+        self.folder: Path | None = None
+        self.multirun: str | None = None
+
+    def on_run_start(self, config: DictConfig, **_: Any) -> None:
+        """Remember where a single job writes."""
+        self._begin(config, config.hydra.run.dir)
+
+    def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
+        """Name the multirun, so that its jobs find each other."""
+        self._begin(config, config.hydra.sweep.dir)
+        self.multirun = os.environ[MULTIRUN] = f"{config.name} {datetime.now():%Y-%m-%d %H:%M:%S.%f}"[:-3]
+
+    def end(self, status: str) -> None:
+        """Show what there is to compare; leave no empty folders."""
+        if self.config is None or self.folder is None:
+            return
+        files = sorted(self.folder.rglob("result.json"))
+        rows = [json.loads(path.read_text(encoding="utf-8")) for path in files]
+        console = terminal()
+        if rows:
+            table = summary(rows, title=str(self.config.name))
+            console.print(table)
+            if self.multirun is not None:
+                self._log(status, rows, table)
+            for line in how_to_look(self.config):
+                console.print(line, highlight=False, markup=False, soft_wrap=True)
+        elif self.multirun is not None and not list(self.folder.rglob("*.json")):
+            (self.folder / "multirun.yaml").unlink(missing_ok=True)
+            for job in sorted(self.folder.glob("*")):
+                remove_empty_folders(job, stop=Path.cwd())
+        remove_empty_folders(self.folder, stop=Path.cwd())
+        if self.multirun is not None and not rows and self.folder.exists():
+            self._log(status, rows, None)
+        os.environ.pop(MULTIRUN, None)
+        Summary.active = None
+
+    def _begin(self, config: DictConfig, folder: str) -> None:
+        self.config, self.folder = config, Path(folder)
+        Summary.active = self
+
+    def _log(self, status: str, rows: list[dict[str, Any]], table: Any) -> None:
+        assert self.config is not None and self.multirun is not None
+        columns = [*COLUMNS, "dense_ppl"]
+        with tempfile.TemporaryDirectory() as folder:
+            files = [write_json(Path(folder) / "summary.json",
+                                {"columns": columns, "data": [[row.get(key) for key in columns] for row in rows]})]
+            if table is not None:
+                text = Console(record=True, width=160, file=(Path(folder) / "unused").open("w"))
+                text.print(table)
+                files.append(Path(folder) / "summary.txt")
+                files[-1].write_text(text.export_text(), encoding="utf-8")
+            build(self.config, "tracking").summarize(self.multirun, status=status, files=files)
+
+
+def how_to_look(config: DictConfig) -> list[str]:
+    """Return the commands that open what a run left."""
+    lines = []
+    uri = config.tracking.get("uri", "")
+    if uri != "":
+        lines.append(f"mlflow ui{f' --backend-store-uri {uri}' if uri else ''}   # every run, every generation")
+    path = config.storage.get("path")
+    if path:
+        lines.append(f"optuna-dashboard {path}   # every candidate")
+    return lines

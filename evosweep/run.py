@@ -1,0 +1,297 @@
+"""The only reader of the configuration: build the parts, call the steps in order, return the result."""
+
+import json
+import logging
+import os
+import re
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any
+
+import datasets
+import optuna
+import transformers
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+from evosweep.allocators.ilp import KL_PER_ERROR
+from evosweep.core.budget import Budget
+from evosweep.core.checks import check_int
+from evosweep.core.errors import SettingError
+from evosweep.core.events import Listener, Progress, SearchResult
+from evosweep.core.files import write_json
+from evosweep.core.problem import Unit
+from evosweep.data.tokens import TokenSplit
+from evosweep.evaluate.population import Evaluator
+from evosweep.evaluate.scorer import StagedScorer
+from evosweep.evaluate.sensitivity import kl_per_error, measured_tokens
+from evosweep.fitness.base import Fitness
+from evosweep.fitness.kl import KL
+from evosweep.loop import Plan, end_search, run_search
+from evosweep.models.anatomy import Anatomy
+from evosweep.models.load import LoadedModel
+from evosweep.multirun import MULTIRUN
+from evosweep.samplers.base import PopulationSampler
+from evosweep.samplers.record import StudyRecorder
+from evosweep.settings import build, check_keys
+from evosweep.store.build import StoreBuilder, fixed_bits, plan_units
+from evosweep.store.manifest import LevelStore
+from evosweep.tracking.console import RichProgress
+
+WORKBENCH_KEYS = ("model", "data", "tokens", "compressor", "store", "evaluate")
+NAME = re.compile(r"[\w.-]+")
+
+
+@dataclass
+class Workbench:
+    """Model, text, store and evaluator: what the jobs of a multirun share."""
+
+    config: DictConfig
+    progress: Progress
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @cached_property
+    def loaded(self) -> LoadedModel:
+        """The dense model."""
+        with self.timed("model"):
+            return build(self.config, "model").load(progress=self.progress)
+
+    @cached_property
+    def splits(self) -> dict[str, TokenSplit]:
+        """Token windows by split."""
+        windows, source = build(self.config, "tokens"), build(self.config, "data")
+        with self.timed("text"):
+            return windows.split(source, self.loaded.tokenizer, progress=self.progress)
+
+    @cached_property
+    def anatomy(self) -> Anatomy:
+        """The dense model taken apart."""
+        return Anatomy(self.loaded.model)
+
+    @cached_property
+    def planned(self) -> tuple[Unit, ...]:
+        """Units and costs before any level is made."""
+        return plan_units(self.anatomy, build(self.config, "compressor"))
+
+    @cached_property
+    def store(self) -> LevelStore:
+        """The level store, found or built."""
+        builder: StoreBuilder = build(self.config, "store")
+        compressor = build(self.config, "compressor")
+        with self.timed("store"):
+            return builder.open(
+                self.anatomy, compressor, self.splits["calibration"], model_name=self.loaded.name,
+                progress=self.progress,
+            )
+
+    @cached_property
+    def evaluator(self) -> Evaluator:
+        """Scores genomes of the store."""
+        options: Any = OmegaConf.to_container(self.config.evaluate)
+        options.pop("sensitivity_tokens")
+        return Evaluator(anatomy=self.anatomy, store=self.store, splits=self.splits, **options)
+
+    @cached_property
+    def dense(self) -> dict[str, float]:
+        """Validation figures of the dense model."""
+        with self.timed("dense"):
+            scorer = StagedScorer(self.evaluator, fitness=KL(), seed=0)
+            return {**scorer.validate(None), "kl": 0.0}
+
+    @contextmanager
+    def timed(self, phase: str) -> Iterator[None]:
+        """Note how long a phase takes."""
+        began = time.monotonic()
+        yield
+        self.seconds[phase] = time.monotonic() - began
+
+
+@lru_cache(maxsize=1)
+def workbench(config: str) -> Workbench:
+    """Return the workbench of a configuration; jobs in one process share the last one."""
+    return Workbench(OmegaConf.create(json.loads(config)), RichProgress())
+
+
+def run(config: DictConfig) -> dict[str, Any]:
+    """Run one search from configuration to exported winner.
+
+    Returns:
+        The figures of the result, as in ``result.json``.
+
+    Raises:
+        EvosweepError: Something in the configuration or its files cannot be used.
+    """
+    quiet_libraries()
+    bench = workbench(json.dumps({key: OmegaConf.to_container(config[key], resolve=True) for key in WORKBENCH_KEYS}))
+    job = prepare(config, bench)
+    job.tracker.start(
+        job.name, params=_flat(config), tags=_tags(config, job), config=OmegaConf.to_yaml(config, resolve=True),
+        multirun=os.environ.get(MULTIRUN),
+    )
+    try:
+        result = job.search()
+        result = job.export(result)
+        row = job.finish(result)
+    except BaseException as error:
+        killed = isinstance(error, KeyboardInterrupt)
+        reason = "interrupted" if killed else f"{type(error).__name__}: {error}"
+        job.tracker.close("KILLED" if killed else "FAILED", reason=reason)
+        raise
+    job.tracker.close("FINISHED")
+    return row
+
+
+@dataclass
+class Job:
+    """One search, its settings read and checked."""
+
+    name: str
+    config: DictConfig
+    bench: Workbench
+    plan: Plan
+    seed: int
+    budget: Budget
+    make_sampler: Callable[..., PopulationSampler]
+    fitness: Fitness
+    exporter: Any
+    tracker: Any
+    columns: Sequence[str]
+    folder: Path
+    listeners: tuple[Listener, ...] = ()
+
+    def search(self) -> SearchResult:
+        """Open the store, measure what the sampler needs, search."""
+        units, spent = self._measured(self.bench.store.units)
+        problem = self.budget.problem(units, fixed_bits=self.bench.store.fixed_bits)
+        storage = build(self.config, "storage")
+        recorder = StudyRecorder(storage=storage, name=f"{self.name} {datetime.now():%Y-%m-%d %H:%M:%S.%f}"[:-3])
+        self.listeners = (recorder, self.tracker)
+        return run_search(
+            name=self.name,
+            sampler=self.make_sampler(problem=problem, seed=self.seed),
+            scorer=StagedScorer(self.bench.evaluator, fitness=self.fitness, seed=self.seed),
+            plan=self.plan,
+            dense=self.bench.dense,
+            listeners=self.listeners,
+            facts={"study": recorder.study.study_name, "store": self.bench.store.key},
+            tokens_spent=spent,
+            progress=self.bench.progress,
+        )
+
+    def export(self, result: SearchResult) -> SearchResult:
+        """Write the winner as a model that loads elsewhere, if asked."""
+        result.allocation.save(self.folder / "allocation.json", **result.row())
+        if not self.exporter.enabled:
+            return result
+        self.bench.progress.say(f"exporting to {self.folder / 'model'}")
+        with self.bench.timed("export"):
+            facts = self.exporter.export(
+                result.problem.encode(result.allocation), problem=result.problem, evaluator=self.bench.evaluator,
+                loaded=self.bench.loaded, folder=self.folder / "model",
+            )
+        return replace(result, export=facts)
+
+    def finish(self, result: SearchResult) -> dict[str, Any]:
+        """Tell the listeners, write ``result.json``, return its figures."""
+        end_search(result, self.listeners)
+        fixed = self.bench.store.fixed_bits
+        width = 8 * self.bench.anatomy.dtype.itemsize
+        dense_bits = width * int(result.problem.numels.sum())
+        row = {
+            "run": self.name,
+            **result.row(),
+            "dense_bits_per_weight": float(width),
+            "dense_megabytes": (dense_bits + fixed) / 8e6,
+            "mlflow_run": self.tracker.run_id,
+            "export": dict(result.export),
+            "phases": {name: round(seconds, 2) for name, seconds in self.bench.seconds.items()},
+        }
+        write_json(self.folder / "result.json", row)
+        return row
+
+    def _measured(self, units: tuple[Unit, ...]) -> tuple[tuple[Unit, ...], int]:
+        """Return the units with the columns that must be measured on the model, and the tokens this took."""
+        if KL_PER_ERROR not in self.columns:
+            return units, 0
+        tokens = self.config.evaluate.sensitivity_tokens
+        problem = self.budget.problem(units, fixed_bits=self.bench.store.fixed_bits)
+        with self.bench.timed("sensitivities"):
+            scales = kl_per_error(
+                self.bench.evaluator, problem, tokens=tokens, seed=self.seed, progress=self.bench.progress
+            )
+        with_scales = tuple(replace(u, columns={**u.columns, KL_PER_ERROR: scales[u.name]}) for u in units)
+        return with_scales, measured_tokens(problem, tokens)
+
+
+def prepare(config: DictConfig, bench: Workbench) -> Job:
+    """Read and check every setting before anything is written or any long work begins.
+
+    Raises:
+        EvosweepError: A setting cannot be used.
+    """
+    seed = check_int("seed", config.seed)
+    if not isinstance(config.name, str) or not NAME.fullmatch(config.name):
+        raise SettingError("name", allowed="letters, digits, '.', '_' and '-'", got=config.name)
+    plan = Plan.of(generations=config.search.generations, stages=OmegaConf.to_container(config.search.stages))
+    parts = {group: build(config, group) for group in ("budget", "sampler", "fitness", "export", "tracking", "store")}
+    check_keys(OmegaConf.to_container(config.storage), "storage")
+    for place, stage in enumerate(plan.stages):
+        bench.splits["search"].count(f"search.stages[{place}].tokens", stage.tokens)
+    problem = parts["budget"].problem(bench.planned, fixed_bits=fixed_bits(bench.anatomy))
+    sampler = parts["sampler"](problem=problem, seed=seed)
+    if KL_PER_ERROR in sampler.columns:
+        bench.splits["search"].count("evaluate.sensitivity_tokens", config.evaluate.sensitivity_tokens)
+    return Job(
+        name=_run_name(config, sampler.name, seed), config=config, bench=bench, plan=plan, seed=seed,
+        budget=parts["budget"], make_sampler=parts["sampler"], fitness=parts["fitness"], exporter=parts["export"],
+        tracker=parts["tracking"], columns=sampler.columns, folder=Path(HydraConfig.get().runtime.output_dir),
+    )
+
+
+def quiet_libraries() -> None:
+    """Leave the terminal to us."""
+    warnings.filterwarnings("ignore")
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    datasets.disable_progress_bars()
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    for name in ("mlflow", "alembic", "httpx"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def _run_name(config: DictConfig, sampler: str, seed: int) -> str:
+    """Return what tells a run from its siblings: sampler, seed, and what else was overridden on the command line."""
+    overrides = [
+        override.lstrip("+")
+        for override in HydraConfig.get().overrides.task
+        if not override.lstrip("+").startswith(("experiment=", "sampler=", "seed=", "name=", "tracking"))
+    ]
+    return " ".join([sampler, f"s{seed}", *overrides])[:200]
+
+
+def _flat(config: DictConfig) -> dict[str, Any]:
+    """Return the resolved configuration as dotted keys."""
+    flat: dict[str, Any] = {}
+
+    def walk(value: Any, path: str) -> None:
+        if isinstance(value, dict):
+            for key, item in value.items():
+                walk(item, f"{path}.{key}" if path else str(key))
+        else:
+            flat[path] = value
+
+    walk(OmegaConf.to_container(config, resolve=True), "")
+    return flat
+
+
+def _tags(config: DictConfig, job: Job) -> dict[str, str]:
+    choices = HydraConfig.get().runtime.choices
+    picked = ("model", "data", "compressor", "budget", "sampler", "fitness", "search")
+    tags = {group: str(choices.get(group)) for group in picked}
+    return tags | {"budget": str(job.budget), "seed": str(job.seed), "folder": str(job.folder), "name": config.name}

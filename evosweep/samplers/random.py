@@ -1,0 +1,31 @@
+"""Random feasible allocations as an Optuna sampler."""
+
+from evosweep.core.problem import Genome, Problem
+from evosweep.samplers.base import PopulationSampler
+from evosweep.search.evopress import RandomSearch
+
+
+class RandomFeasibleSampler(PopulationSampler):
+    """Random allocations that spend the budget: the floor under every search.
+
+    Args:
+        problem: Units, ladders, budget.
+        seed: Same seed, same proposals.
+        offspring: Proposals a generation.
+    """
+
+    name = "random"
+
+    def __init__(self, problem: Problem, *, seed: int = 0, offspring: int = 64) -> None:
+        super().__init__(problem, seed=seed)
+        self.search = RandomSearch(problem, seed=seed, offspring=offspring)
+
+    def genomes(self, *, generation: int, elite: Genome | None) -> list[Genome]:
+        """Return new random genomes."""
+        del elite
+        return self.search.draw(generation=generation)
+
+    def size(self, generation: int) -> int:
+        """Return the trials of a generation."""
+        del generation
+        return self.search.size

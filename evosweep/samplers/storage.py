@@ -1,0 +1,25 @@
+"""Where Optuna keeps studies."""
+
+from pathlib import Path
+
+from optuna.storages import InMemoryStorage, JournalStorage
+from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
+
+
+def journal(*, path: str) -> JournalStorage:
+    """Return the storage of a journal file, made if it is not there.
+
+    Args:
+        path: The file; ``optuna-dashboard`` opens it.
+    """
+    file = Path(path)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    # The open lock works on every file system and platform, the default symlink lock does not.
+    return JournalStorage(JournalFileBackend(str(file), lock_obj=JournalFileOpenLock(str(file))))
+
+
+def memory() -> InMemoryStorage:
+    """Return a storage that ends with the process."""
+    return InMemoryStorage()
+
+

@@ -1,0 +1,62 @@
+"""What a user sees while it runs: one line a fact, bars with time left, one table at the end."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, TypeVar
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+T = TypeVar("T")
+
+
+def terminal() -> Console:
+    """Return a console as wide as the terminal; where there is none, wide enough for the tables."""
+    console = Console()
+    return console if console.is_terminal else Console(width=140)
+
+
+class RichProgress:
+    """Progress in the terminal; where there is none, plain lines."""
+
+    def __init__(self) -> None:
+        self.console = terminal()
+
+    def track(self, items: Sequence[T], *, description: str) -> Iterable[T]:
+        """Yield ``items`` under a bar with time left."""
+        columns = (
+            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+            TextColumn("left"), TimeRemainingColumn(),
+        )
+        with Progress(*columns, console=self.console) as bars:
+            yield from bars.track(items, total=len(items), description=description)
+
+    def say(self, text: str) -> None:
+        """Print a line."""
+        self.console.print(text, highlight=False, markup=False)
+
+
+COLUMNS = {
+    "run": ("run", "{}"),
+    "bits_per_weight": ("bits/weight", "{:.3f}"),
+    "megabytes": ("MB", "{:.1f}"),
+    "val_kl": ("val KL", "{:.4f}"),
+    "val_ppl": ("val PPL", "{:.2f}"),
+    "tokens": ("tokens scored", "{:,.0f}"),
+    "seconds": ("seconds", "{:.0f}"),
+    "mlflow_run": ("MLflow run", "{}"),
+}
+
+
+def summary(rows: Sequence[Mapping[str, Any]], *, title: str) -> Table:
+    """Return a table of results, best validation KL first, under the dense model."""
+    table = Table(title=title)
+    for key, (heading, _) in COLUMNS.items():
+        number = key not in {"run", "mlflow_run"}
+        table.add_column(heading, justify="right" if number else "left", no_wrap=number, overflow="fold")
+    dense = {"run": "dense", "val_ppl": rows[0]["dense_ppl"], "bits_per_weight": rows[0]["dense_bits_per_weight"],
+             "megabytes": rows[0]["dense_megabytes"], "val_kl": 0.0}
+    for row in [dense, *sorted(rows, key=lambda each: each["val_kl"])]:
+        cells = [form.format(row[key]) if row.get(key) is not None else "" for key, (_, form) in COLUMNS.items()]
+        table.add_row(*cells)
+    return table

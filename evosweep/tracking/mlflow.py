@@ -1,0 +1,204 @@
+"""MLflow: one run a search, every generation a step."""
+
+import logging
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mlflow import MlflowClient
+from mlflow.entities import Metric, Param, RunTag
+from mlflow.exceptions import MlflowException
+
+from evosweep.core.errors import SettingError
+from evosweep.core.events import Event, GenerationRecord, SearchEnded, SearchResult, SearchStarted
+from evosweep.core.files import write_json
+
+PARAM_LENGTH = 6000
+BATCH = 1000
+TAG_LENGTH = 5000
+MULTIRUN_TAG = "evosweep.multirun"
+
+Artifact = Callable[[SearchResult, Path], Path]
+
+
+class MlflowTracker:
+    """Listener that logs a search as an MLflow run.
+
+    Args:
+        experiment: Name of the MLflow experiment.
+        uri: Tracking URI; null is MLflow's own default, ``mlflow.db`` and ``mlruns/`` in the working folder unless
+            ``MLFLOW_TRACKING_URI`` says otherwise.
+        artifacts: Make figures and tables of the result.
+    """
+
+    def __init__(
+        self, *, experiment: str, uri: str | None = None, artifacts: Sequence[Artifact] = ()
+    ) -> None:
+        if not isinstance(experiment, str) or not experiment:
+            raise SettingError("tracking.experiment", allowed="the name of an MLflow experiment", got=experiment)
+        self.experiment, self.uri, self.artifacts = experiment, uri, tuple(artifacts)
+        self.run_id: str | None = None
+        self._client: MlflowClient | None = None
+
+    @property
+    def client(self) -> MlflowClient:
+        """The client, made at first use: making it creates the database."""
+        if self._client is None:
+            logging.getLogger("mlflow").setLevel(logging.ERROR)
+            logging.getLogger("alembic").setLevel(logging.ERROR)
+            try:
+                self._client = MlflowClient(tracking_uri=self.uri)
+            except MlflowException as error:
+                raise SettingError("tracking.uri", allowed="an MLflow tracking URI", got=self.uri) from error
+        return self._client
+
+    def start(
+        self,
+        name: str,
+        *,
+        params: Mapping[str, Any],
+        tags: Mapping[str, str],
+        config: str = "",
+        multirun: str | None = None,
+    ) -> str:
+        """Open the run and return its id; jobs of one multirun become children of one parent run."""
+        lineage = {"mlflow.parentRunId": self._parent(multirun)} if multirun else {}
+        run = self.client.create_run(
+            self._experiment_id(), run_name=name, tags={**tags, **lineage, "mlflow.source.name": "evosweep"}
+        )
+        self.run_id = run.info.run_id
+        written = [Param(key, str(value)[:PARAM_LENGTH]) for key, value in params.items()]
+        for start in range(0, len(written), 100):
+            self.client.log_batch(self.run_id, params=written[start : start + 100])
+        if config:
+            self.client.log_text(self.run_id, config, "config.yaml")
+        return self.run_id
+
+    def on_event(self, event: Event) -> None:
+        """Log a start, a generation, or an end."""
+        if isinstance(event, SearchStarted):
+            problem = event.problem
+            self.tag({"units": len(problem.units), "budget_bits": problem.budget,
+                      "budget_bits_per_weight": f"{problem.bits_per_weight(problem.budget):.6f}", **event.facts})
+        elif isinstance(event, GenerationRecord):
+            self._generation(event)
+        elif isinstance(event, SearchEnded):
+            self._end(event.result)
+
+    def metrics(self, values: Mapping[str, float], *, step: int = 0) -> None:
+        """Log numbers in one batch."""
+        now = int(time.time() * 1000)
+        batch = [Metric(key, float(value), now, step) for key, value in values.items()]
+        for start in range(0, len(batch), BATCH):
+            self.client.log_batch(self._run, metrics=batch[start : start + BATCH])
+
+    def tag(self, tags: Mapping[str, Any]) -> None:
+        """Set tags in one batch."""
+        written = [RunTag(key, str(value)[:TAG_LENGTH]) for key, value in tags.items()]
+        self.client.log_batch(self._run, tags=written)
+
+    def file(self, path: Path) -> None:
+        """Log a file as artifact."""
+        self.client.log_artifact(self._run, str(path))
+
+    def close(self, status: str, *, reason: str = "") -> None:
+        """End the run as ``FINISHED``, ``FAILED`` or ``KILLED``; what was logged stays."""
+        if self.run_id is None:
+            return
+        if reason:
+            self.tag({"reason": reason})
+        self.client.set_terminated(self.run_id, status=status)
+
+    def summarize(self, multirun: str, *, status: str, files: Sequence[Path]) -> None:
+        """Close a multirun's parent run, with the comparison of its jobs; nothing if no job began."""
+        parent = self._find(multirun)
+        if parent is None:
+            return
+        for path in files:
+            self.client.log_artifact(parent, str(path))
+        self.client.set_terminated(parent, status=status)
+
+    def _parent(self, multirun: str) -> str:
+        found = self._find(multirun)
+        if found is not None:
+            return found
+        tags = {MULTIRUN_TAG: multirun, "mlflow.source.name": "evosweep"}
+        made = self.client.create_run(self._experiment_id(), run_name=f"multirun {multirun}", tags=tags)
+        return str(made.info.run_id)
+
+    def _find(self, multirun: str) -> str | None:
+        runs = self.client.search_runs(
+            [self._experiment_id()], filter_string=f"tags.`{MULTIRUN_TAG}` = '{multirun}'", max_results=1
+        )
+        return runs[0].info.run_id if runs else None
+
+    @property
+    def _run(self) -> str:
+        assert self.run_id is not None, "start() comes first"
+        return self.run_id
+
+    def _experiment_id(self) -> str:
+        try:
+            found = self.client.get_experiment_by_name(self.experiment)
+            return str(found.experiment_id if found else self.client.create_experiment(self.experiment))
+        except MlflowException as error:
+            raise SettingError(
+                "tracking.uri", allowed="an MLflow tracking URI that answers", got=self.uri,
+                hint=str(error).splitlines()[0],
+            ) from error
+
+    def _generation(self, record: GenerationRecord) -> None:
+        values: dict[str, float] = {
+            "val/kl": record.validation["kl"],
+            "val/ppl": record.validation["ppl"],
+            "tokens": record.tokens,
+            "tokens_per_second": record.tokens_per_second,
+            "units_changed": record.changed,
+            "seconds": record.seconds,
+            "elapsed_seconds": record.elapsed,
+            "bits": record.cost,
+        }
+        values["bits_per_weight"] = record.bits_per_weight
+        for index, stage in enumerate(record.stages):
+            for kind in ("best", "median", "worst"):
+                values[f"stage_{index}/{kind}"] = getattr(stage, kind)
+        self.metrics(values, step=record.generation)
+        facts = {"generation": record.generation, "bits": record.cost, "validation": dict(record.validation)}
+        self.client.log_dict(
+            self._run, {**facts, "allocation": dict(record.elite)},
+            f"generations/{record.generation:04d}/allocation.json",
+        )
+
+    def _end(self, result: SearchResult) -> None:
+        numbers = {key: value for key, value in result.row().items() if isinstance(value, int | float)}
+        self.metrics({f"result/{key}": value for key, value in numbers.items()})
+        if result.export:
+            self.tag({f"export.{key}": value for key, value in result.export.items()})
+        with tempfile.TemporaryDirectory() as folder:
+            result.allocation.save(Path(folder) / "allocation.json", **result.row())
+            self.file(Path(folder) / "allocation.json")
+            self.file(write_json(Path(folder) / "result.json", result.row()))
+            for make in self.artifacts:
+                self.file(make(result, Path(folder)))
+
+
+class NoTracker:
+    """Tracks nothing; the run's folder still holds its allocation and result."""
+
+    run_id = None
+    uri = None
+
+    def start(self, name: str, **_: Any) -> str:
+        """Open nothing."""
+        return name
+
+    def on_event(self, event: Event) -> None:
+        """Hear nothing."""
+
+    def close(self, status: str, *, reason: str = "") -> None:
+        """Close nothing."""
+
+    def summarize(self, multirun: str, *, status: str, files: Sequence[Path]) -> None:
+        """Close nothing."""
