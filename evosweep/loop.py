@@ -87,6 +87,7 @@ class Sampler(Protocol):
     name: str
     seed: int
     problem: Problem
+    limit: int | None
 
     def population(self, *, generation: int, elite: Genome | None) -> list[Candidate]:
         """Return a generation's candidates; none ends the search."""
@@ -131,8 +132,8 @@ def run_search(
     elite: Genome | None = None
     validation: dict[str, float] = {}
     records: list[GenerationRecord] = []
-    show = progress or Silent()
-    for generation in show.track(range(plan.generations + 1), description=f"{sampler.name}: generations"):
+    count = plan.generations + 1 if sampler.limit is None else min(plan.generations + 1, sampler.limit)
+    for generation in (progress or Silent()).track(range(count), description=f"{sampler.name}: generations"):
         began = time.monotonic()
         candidates = sampler.population(generation=generation, elite=elite)
         if not candidates:

@@ -4,6 +4,7 @@ Block by block, candidates that agree on every level so far share one row of act
 rows are grouped by level. So each (unit, level) weight is touched at most once a block for the whole population.
 """
 
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -78,14 +79,17 @@ class Evaluator:
             fitness: What to compute; all share one pass over the head.
         """
         chosen = self.splits[split].windows[np.asarray(windows, dtype=np.int64)]
-        rows = 1 if genomes is None else len(genomes)
-        sums = {each.name: np.zeros(rows) for each in fitness}
+        sums = {each.name: np.zeros(1 if genomes is None else len(genomes)) for each in fitness}
         with torch.inference_mode(), _tf32(self.tf32):
-            for part, span in self._parts(rows, chosen.shape):
-                targets = [self._target(each, split, int(window)) for window in windows[span] for each in fitness]
-                some = None if genomes is None else genomes[part]
-                for name, values in self._losses(some, chosen[span], fitness, targets).items():
-                    sums[name][part] += values
+            dense = [self._dense(split, int(window), fitness, losses=genomes is None) for window in windows]
+            if genomes is None:
+                for losses in dense:
+                    for name in sums:
+                        sums[name] += float(losses[name]["loss"].sum(dtype=torch.float64))
+            else:
+                for part, span in self._parts(len(genomes), chosen.shape):
+                    for name, values in self._losses(genomes[part], chosen[span], fitness, dense[span]).items():
+                        sums[name][part] += values
         count = len(chosen) * (chosen.shape[1] - 1)
         return {each.name: np.array([each.reduce(s / count) for s in sums[each.name]]) for each in fitness}
 
@@ -107,10 +111,10 @@ class Evaluator:
 
     def _losses(
         self,
-        genomes: Genomes | None,
+        genomes: Genomes,
         windows: npt.NDArray[np.int64],
         fitness: Sequence[Fitness],
-        targets: Sequence[Mapping[str, torch.Tensor]],
+        targets: Sequence[Mapping[str, Mapping[str, torch.Tensor]]],
     ) -> dict[str, npt.NDArray[np.float64]]:
         """Return summed losses of each genome over some windows."""
         tokens = torch.from_numpy(windows).to(self.anatomy.device)
@@ -119,8 +123,8 @@ class Evaluator:
         for place, window in enumerate(tokens):
             for row, states in enumerate(hidden[:, place]):
                 outputs = Outputs(self.anatomy.head, states[:-1], window[1:])
-                for index, each in enumerate(fitness):
-                    losses = each.losses(outputs, targets[place * len(fitness) + index])
+                for each in fitness:
+                    losses = each.losses(outputs, targets[place][each.name])
                     sums[each.name][row] += float(losses.sum(dtype=torch.float64))
         return {name: values[rows] for name, values in sums.items()}
 
@@ -155,15 +159,25 @@ class Evaluator:
         ]
         return _route(groups, len(levels), site.module)
 
-    def _target(self, fitness: Fitness, split: str, window: int) -> dict[str, torch.Tensor]:
-        """Return what ``fitness`` remembers of the dense model on one window."""
+    def _dense(
+        self, split: str, window: int, fitness: Sequence[Fitness], *, losses: bool
+    ) -> dict[str, dict[str, torch.Tensor]]:
+        """Return what each fitness remembers of the dense model on one window, and if asked the dense ``loss``.
 
-        def make() -> dict[str, torch.Tensor]:
+        The dense model runs at most once, and not at all where everything is remembered.
+        """
+
+        @functools.cache
+        def outputs() -> Outputs:
             tokens = torch.from_numpy(self.splits[split].windows[window][None]).to(self.anatomy.device)
             hidden, _ = self._hidden(None, tokens)
-            return fitness.targets(Outputs(self.anatomy.head, hidden[0, 0, :-1], tokens[0, 1:]))
+            return Outputs(self.anatomy.head, hidden[0, 0, :-1], tokens[0, 1:])
 
-        return self._targets.get((fitness.name, split, window), make)
+        found = {}
+        for each in fitness:
+            targets = self._targets.get((each.name, split, window), functools.partial(_remember, each, outputs))
+            found[each.name] = {**targets, "loss": each.losses(outputs(), targets)} if losses else targets
+        return found
 
     def _parts(self, rows: int, shape: tuple[int, ...]) -> list[tuple[slice, slice]]:
         """Cut (genomes, windows) into parts whose activations fit, whole populations first."""
@@ -208,3 +222,7 @@ def _tf32(allowed: bool) -> Iterator[None]:
         yield
     finally:
         torch.backends.cuda.matmul.allow_tf32 = before
+
+
+def _remember(fitness: Fitness, dense: Callable[[], Outputs]) -> dict[str, torch.Tensor]:
+    return fitness.targets(dense())

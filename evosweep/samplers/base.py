@@ -28,9 +28,11 @@ class PopulationSampler(optuna.samplers.BaseSampler):
     Attributes:
         name: As in ``sampler=...``.
         columns: Columns of the units that must be known before the problem is made.
+        limit: Generations that it has anything to propose for; None if it never runs out.
     """
 
     name = ""
+    limit: int | None = None
     columns: Sequence[str] = ()
 
     def __init__(self, problem: Problem, *, seed: int) -> None:

@@ -14,6 +14,8 @@ class AllocatorSampler(PopulationSampler):
         seed: Not used by allocators; kept so that all samplers are built alike.
     """
 
+    limit = 1
+
     def __init__(self, problem: Problem, *, allocator: Allocator, seed: int = 0) -> None:
         super().__init__(problem, seed=seed)
         self.allocator = allocator

@@ -1,0 +1,70 @@
+import itertools
+
+import numpy as np
+import pytest
+
+from evosweep.allocators.ilp import ILP
+from evosweep.allocators.owl import OWL, snap
+from evosweep.allocators.uniform import Uniform
+from evosweep.core.errors import StoreError
+from evosweep.core.problem import Problem, Unit
+from tests.conftest import ladder, make_problem
+
+ALL = [Uniform(), OWL(), ILP()]
+
+
+@pytest.mark.parametrize("allocator", ALL, ids=lambda each: type(each).__name__)
+@pytest.mark.parametrize("extra", [0, 77, 500])
+def test_every_allocator_keeps_the_budget(allocator, extra: int) -> None:
+    problem = make_problem(make_problem().least + extra)
+    assert problem.feasible(allocator.allocate(problem))
+
+
+def test_ilp_is_the_optimum_that_trying_everything_finds() -> None:
+    rng = np.random.default_rng(0)
+    units = tuple(
+        Unit(f"u{n}", size, n, ladder(size), {"kl_per_error": float(rng.uniform(0.1, 5))})
+        for n, size in enumerate((90, 100, 130, 170, 200, 240))
+    )
+    problem = Problem(units=units, budget=sum(unit.levels[1].cost for unit in units))
+
+    def harm(genome: tuple[int, ...]) -> float:
+        return sum(
+            u.columns["kl_per_error"] * float(u.levels[g].error or 0) for u, g in zip(units, genome, strict=True)
+        )
+
+    feasible = (g for g in itertools.product(range(3), repeat=6) if problem.feasible(np.array(g)))
+    assert harm(tuple(ILP().allocate(problem))) == pytest.approx(min(map(harm, feasible)))
+
+
+def test_ilp_says_which_column_is_missing() -> None:
+    units = tuple(Unit(u.name, u.numel, u.block, u.levels) for u in make_problem().units)
+    with pytest.raises(StoreError, match="kl_per_error"):
+        ILP().allocate(Problem(units=units, budget=make_problem().budget))
+
+
+class TestOWL:
+    def test_targets_average_to_the_budget_and_stay_within_reach(self, problem: Problem) -> None:
+        targets = OWL(spread=0.4).targets(problem)
+        mean = problem.budget / problem.numels.sum()
+        assert np.average(targets, weights=problem.numels) == pytest.approx(mean)
+        assert np.ptp(targets) == pytest.approx(0.8)
+
+    def test_blocks_with_more_outliers_get_more(self, problem: Problem) -> None:
+        genome = OWL(spread=0.5).allocate(problem)
+        per_block = [genome[3 * block : 3 * block + 3].sum() for block in range(4)]
+        assert per_block == sorted(per_block) and per_block[0] < per_block[-1]
+
+    def test_equal_blocks_get_the_uniform_allocation(self) -> None:
+        problem = make_problem(outlier_ratio_m5=0.02)
+        assert (OWL().allocate(problem) == problem.uniform()).all()
+
+    def test_snap_meets_targets_that_are_levels(self, problem: Problem) -> None:
+        wanted = np.array([0, 2, 1] * 4)
+        targets = problem.costs[np.arange(12), wanted].astype(float)
+        exact = Problem(units=problem.units, budget=int(targets.sum()))
+        assert (snap(exact, targets) == wanted).all()
+
+    def test_snap_survives_targets_below_the_ladder(self) -> None:
+        problem = make_problem(make_problem().least)
+        assert problem.feasible(snap(problem, np.full(12, 1e6)))

@@ -1,0 +1,76 @@
+"""What every compressor must do."""
+
+import pytest
+import torch
+
+from evosweep.compressors.base import Compressor, decode
+from evosweep.core.files import digest
+
+
+def gram_of(columns: int, *, tokens: int = 512, seed: int = 0) -> torch.Tensor:
+    """Return the second moment of inputs with a few strong directions, as activations have."""
+    draws = torch.Generator().manual_seed(seed)
+    inputs = torch.randn(tokens, columns, generator=draws) @ (
+        torch.eye(columns) + 0.5 * torch.randn(columns, columns, generator=draws) / columns**0.5
+    )
+    return inputs.T @ inputs / tokens
+
+
+class CompressorContract:
+    """Subclass with ``make``."""
+
+    shapes = ((24, 32), (8, 32))
+
+    def make(self) -> Compressor:
+        raise NotImplementedError
+
+    @pytest.fixture
+    def weights(self) -> dict[str, torch.Tensor]:
+        draws = torch.Generator().manual_seed(1)
+        return {f"layer_{n}": torch.randn(shape, generator=draws) for n, shape in enumerate(self.shapes)}
+
+    @pytest.fixture
+    def payloads(self, weights):
+        return self.make().compress(weights, gram_of(32))
+
+    def test_makes_every_planned_level_of_every_layer(self, weights, payloads) -> None:
+        assert set(payloads) == set(weights)
+        for name, weight in weights.items():
+            assert list(payloads[name]) == [plan.name for plan in self.make().plan(tuple(weight.shape))]
+
+    def test_costs_rise(self) -> None:
+        costs = [plan.cost for plan in self.make().plan((24, 32))]
+        assert costs == sorted(set(costs)) and all(isinstance(cost, int) for cost in costs)
+
+    def test_the_planned_cost_is_what_the_payload_takes(self, weights, payloads) -> None:
+        for name, weight in weights.items():
+            for plan in self.make().plan(tuple(weight.shape)):
+                parts = payloads[name][plan.name].parts
+                assert sum(part.numel() * part.element_size() * 8 for part in parts.values()) == plan.cost
+
+    def test_what_is_stored_decodes_to_what_was_made(self, payloads) -> None:
+        for levels in payloads.values():
+            for payload in levels.values():
+                assert torch.equal(decode(payload.format, payload.parts, payload.meta), payload.weight)
+
+    def test_errors_fall_as_cost_rises(self, weights, payloads) -> None:
+        gram = gram_of(32)
+        for name, weight in weights.items():
+            errors = []
+            for payload in payloads[name].values():
+                difference = weight - payload.weight
+                errors.append(float(((difference @ gram) * difference).sum()))
+            assert errors == sorted(errors, reverse=True)
+
+    def test_layers_do_not_influence_each_other(self, weights, payloads) -> None:
+        alone = self.make().compress({"layer_1": weights["layer_1"]}, gram_of(32))["layer_1"]
+        for level, payload in alone.items():
+            assert torch.equal(payload.weight, payloads["layer_1"][level].weight)
+
+    def test_weights_are_left_as_they_were(self, weights) -> None:
+        before = {name: weight.clone() for name, weight in weights.items()}
+        self.make().compress(weights, gram_of(32))
+        assert all(torch.equal(before[name], weights[name]) for name in weights)
+
+    def test_settings_are_part_of_the_address(self) -> None:
+        digest(self.make().describe())  # JSON-able

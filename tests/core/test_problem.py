@@ -1,0 +1,92 @@
+import numpy as np
+import pytest
+
+from evosweep.core.budget import Budget
+from evosweep.core.errors import BudgetError, EvosweepError, SettingError
+from evosweep.core.problem import Allocation, Problem, Unit
+from tests.conftest import ladder, make_problem
+
+
+def test_cost_is_the_sum_of_the_chosen_levels(problem: Problem) -> None:
+    genome = np.arange(12) % 3
+    expected = sum(unit.levels[level].cost for unit, level in zip(problem.units, genome, strict=True))
+    assert problem.cost(genome) == expected
+
+
+def test_megabytes_counts_what_is_not_compressed(problem: Problem) -> None:
+    assert problem.megabytes(7200) == pytest.approx((7200 + 800) / 8e6)
+
+
+def test_decode_then_encode_is_the_same_genome(problem: Problem) -> None:
+    genome = np.arange(12) % 3
+    assert (problem.encode(problem.decode(genome)) == genome).all()
+
+
+def test_encode_names_the_nearest_unit(problem: Problem) -> None:
+    wrong = dict(problem.decode(problem.uniform()))
+    wrong["blocks.0.linear_00"] = wrong.pop("blocks.0.linear_0")
+    with pytest.raises(EvosweepError, match=r"did you mean 'blocks\.0\.linear_0'"):
+        problem.encode(wrong)
+
+
+def test_uniform_is_the_highest_shared_level_within_the_budget() -> None:
+    assert (make_problem().uniform() == 1).all()
+    assert (make_problem(make_problem().budget - 1).uniform() == 0).all()
+    assert (make_problem(make_problem().most).uniform() == 2).all()
+
+
+def test_problem_rejects_ladders_that_do_not_rise() -> None:
+    levels = ladder(10)
+    with pytest.raises(SettingError, match="rising cost"):
+        Problem(units=(Unit("a", 10, 0, levels[::-1]),), budget=1000)
+
+
+def test_fingerprint_changes_with_budget_only_when_it_should() -> None:
+    assert make_problem().fingerprint == make_problem(kl_per_error=3.0).fingerprint
+    assert make_problem().fingerprint != make_problem(make_problem().budget - 1).fingerprint
+
+
+def test_allocation_round_trips_through_json(tmp_path, problem: Problem) -> None:
+    allocation = problem.decode(problem.uniform())
+    path = allocation.save(tmp_path / "allocation.json", note=1)
+    again = Allocation.load(path)
+    assert again == allocation and hash(again) == hash(allocation) and again.hash == allocation.hash
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[1]", '{"allocation": 3}'])
+def test_allocation_file_that_is_none_says_so(tmp_path, text: str) -> None:
+    path = tmp_path / "a.json"
+    path.write_text(text)
+    with pytest.raises(EvosweepError, match=r"not an allocation\.json"):
+        Allocation.load(path)
+
+
+class TestBudget:
+    units = make_problem().units
+
+    def test_three_ways_to_say_one_budget(self) -> None:
+        bits = make_problem().budget
+        weights = sum(unit.numel for unit in self.units)
+        for budget in (Budget(as_uniform=3), Budget(as_uniform="3bit"), Budget(bits_per_weight=bits / weights),
+                       Budget(megabytes=(bits + 800) / 8e6)):
+            assert budget.problem(self.units, fixed_bits=800).budget == bits
+
+    def test_too_small_names_least_and_most(self) -> None:
+        problem = make_problem()
+        least, most = (problem.bits_per_weight(bits) for bits in (problem.least, problem.most))
+        with pytest.raises(BudgetError, match=f"{least:.4f} bits per weight .*{most:.4f} bits per weight"):
+            Budget(bits_per_weight=1.0).problem(self.units)
+
+    def test_level_that_no_unit_has(self) -> None:
+        with pytest.raises(SettingError, match=r"budget.as_uniform must be one of 2, 3, 4, got 7"):
+            Budget(as_uniform=7).problem(self.units)
+
+    @pytest.mark.parametrize("values", [{}, {"as_uniform": 3, "megabytes": 1.0}])
+    def test_exactly_one_way(self, values: dict) -> None:
+        with pytest.raises(SettingError, match="exactly one"):
+            Budget(**values)
+
+    @pytest.mark.parametrize("value", [0, -1, float("nan"), "three", True])
+    def test_bits_per_weight_out_of_range(self, value: object) -> None:
+        with pytest.raises(SettingError, match=r"budget\.bits_per_weight"):
+            Budget(bits_per_weight=value)  # type: ignore[arg-type]

@@ -1,0 +1,114 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from evosweep.compressors.gptq import GPTQ
+from evosweep.core.events import Silent
+from evosweep.data.tokens import TokenSplit
+from evosweep.evaluate.population import Evaluator
+from evosweep.evaluate.scorer import StagedScorer
+from evosweep.evaluate.sensitivity import kl_per_error
+from evosweep.fitness.kl import KL
+from evosweep.fitness.perplexity import Perplexity
+from evosweep.models.anatomy import Anatomy
+from evosweep.models.patch import replaced_weights
+from evosweep.store.build import StoreBuilder
+from tests.models.test_anatomy import FAMILIES, small
+
+
+def plainly(anatomy: Anatomy, store, genome, windows) -> tuple[float, float]:
+    """Return KL and perplexity by swapping weights in and comparing all logits."""
+    tokens = torch.from_numpy(windows)
+    weights = {u.name: store.weight(u.name, u.levels[g].name) for u, g in zip(store.units, genome, strict=True)}
+    with torch.no_grad():
+        dense = anatomy.model(input_ids=tokens, use_cache=False).logits[:, :-1].double().log_softmax(-1)
+        with replaced_weights(anatomy.sites, weights):
+            ours = anatomy.model(input_ids=tokens, use_cache=False).logits[:, :-1].double().log_softmax(-1)
+    nll = -ours.gather(-1, tokens[:, 1:, None]).mean()
+    return float((dense.exp() * (dense - ours)).sum(-1).mean()), math.exp(float(nll))
+
+
+def genomes_of(store, count: int, seed: int = 0) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    return np.stack([rng.integers(0, [len(unit.levels) for unit in store.units]) for _ in range(count)])
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def family(request, tmp_path_factory):
+    anatomy = Anatomy(small(request.param, **FAMILIES[request.param]))
+    rng = np.random.default_rng(0)
+    splits = {
+        name: TokenSplit(name, rng.integers(0, 64, (6, 16)), ("x",)) for name in ("calibration", "search", "validation")
+    }
+    store = StoreBuilder().open(anatomy, GPTQ(bits=[2, 4], group=16), splits["calibration"], model_name="family")
+    return anatomy, store, Evaluator(anatomy=anatomy, store=store, splits=splits)
+
+
+def test_a_population_scores_as_each_alone_by_module_swaps(family) -> None:
+    anatomy, store, evaluator = family
+    genomes = genomes_of(store, 5)
+    genomes[3] = genomes[1]  # twins share every row
+    genomes[4, : len(genomes[4]) // 2] = genomes[0, : len(genomes[0]) // 2]  # and these share the first blocks
+    scores = evaluator.score(genomes, split="search", windows=[0, 2, 5], fitness=[KL(), Perplexity()])
+    for row, genome in enumerate(genomes):
+        kl, ppl = plainly(anatomy, store, genome, evaluator.splits["search"].windows[[0, 2, 5]])
+        assert scores["kl"][row] == pytest.approx(kl, rel=1e-3, abs=2e-6)
+        assert scores["ppl"][row] == pytest.approx(ppl, rel=1e-5)
+
+
+def test_the_dense_model_is_at_no_distance_from_itself(family) -> None:
+    anatomy, _, evaluator = family
+    scores = evaluator.score(None, split="search", windows=[0, 1], fitness=[KL(), Perplexity()])
+    assert scores["kl"][0] == pytest.approx(0, abs=1e-5)
+    tokens = torch.from_numpy(evaluator.splits["search"].windows[:2])
+    with torch.no_grad():
+        loss = anatomy.model(input_ids=tokens, labels=tokens, use_cache=False).loss
+    assert scores["ppl"][0] == pytest.approx(math.exp(float(loss)), rel=1e-4)
+
+
+def test_splitting_for_memory_changes_nothing(anatomy, store, splits, evaluator) -> None:
+    genomes = genomes_of(store, 7)
+    whole = evaluator.score(genomes, split="search", windows=[0, 1, 2, 3], fitness=[KL()])["kl"]
+    starved = Evaluator(
+        anatomy=anatomy, store=store, splits=splits, activations_gb=1e-4, weights_gb=0, targets_gb=0
+    )
+    assert len(starved._parts(7, (4, 32))) > 4
+    parts = starved.score(genomes, split="search", windows=[0, 1, 2, 3], fitness=[KL()])["kl"]
+    assert parts == pytest.approx(whole, rel=1e-5)
+
+
+def test_more_bits_are_nearer_to_the_dense_model(store, evaluator) -> None:
+    ladder = np.stack([np.full(len(store.units), level) for level in range(3)])
+    kl = evaluator.score(ladder, split="validation", windows=range(8), fitness=[KL()])["kl"]
+    assert kl[0] > kl[1] > kl[2] > 0
+
+
+def test_the_model_is_left_as_it_was(anatomy, store, evaluator) -> None:
+    before = {name: tensor.clone() for name, tensor in anatomy.model.state_dict().items()}
+    evaluator.score(genomes_of(store, 3), split="search", windows=[0], fitness=[KL()])
+    assert all(torch.equal(tensor, before[name]) for name, tensor in anatomy.model.state_dict().items())
+    assert not any("forward" in vars(module) for module in anatomy.model.modules())
+
+
+def test_stage_tokens_follow_from_their_place(store, evaluator) -> None:
+    genomes = genomes_of(store, 2)
+
+    def scores(seed: int, generation: int, stage: int) -> list[float]:
+        scorer = StagedScorer(evaluator, fitness=KL(), seed=seed)
+        return scorer.score(genomes, generation=generation, stage=stage, tokens=64).tolist()
+
+    assert scores(0, 1, 0) == scores(0, 1, 0)
+    assert len({tuple(scores(*place)) for place in ((0, 1, 0), (1, 1, 0), (0, 2, 0), (0, 1, 1))}) == 4
+
+
+def test_sensitivities_are_measured_once_and_positive(
+    store, evaluator, make_store_problem, tmp_path, monkeypatch
+) -> None:
+    monkeypatch.setenv("EVOSWEEP_CACHE", str(tmp_path))
+    problem = make_store_problem(store)
+    scales = kl_per_error(evaluator, problem, tokens=64, seed=0, progress=Silent())
+    assert set(scales) == {unit.name for unit in problem.units} and all(value > 0 for value in scales.values())
+    monkeypatch.setattr(evaluator, "score", None)
+    assert kl_per_error(evaluator, problem, tokens=64, seed=0, progress=Silent()) == scales

@@ -1,0 +1,67 @@
+import math
+
+import pytest
+import torch
+
+from evosweep.fitness import base
+from evosweep.fitness.base import Outputs
+from evosweep.fitness.kl import KL
+from evosweep.fitness.perplexity import Perplexity
+from evosweep.models.head import Head
+
+
+def outputs_of(head: Head, seed: int, tokens: int = 9) -> Outputs:
+    draws = torch.Generator().manual_seed(seed)
+    return Outputs(head, torch.randn(tokens, 16, generator=draws), torch.randint(0, 50, (tokens,), generator=draws))
+
+
+def head_of(*, bias: bool, linear: bool = True) -> Head:
+    draws = torch.Generator().manual_seed(9)
+    weight = torch.randn(50, 16, generator=draws)
+    return Head(
+        model=torch.nn.Identity(), base=torch.nn.Identity(), weight=weight,
+        bias=torch.randn(50, generator=draws) if bias else None, linear=linear, output=None,
+    )
+
+
+class SoftCapped(Head):
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        return 5 * torch.tanh((hidden @ self.weight.T) / 5)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_kl_is_the_plain_formula(bias: bool, monkeypatch) -> None:
+    monkeypatch.setattr(base, "CHUNK_BYTES", 50 * 4 * 4)  # several chunks
+    head = head_of(bias=bias)
+    dense, ours = outputs_of(head, 0), outputs_of(head, 1)
+    p, q = (head.logits(each.hidden).double().log_softmax(-1) for each in (dense, ours))
+    expected = (p.exp() * (p - q)).sum(-1)
+    losses = KL().losses(ours, KL().targets(dense))
+    assert torch.allclose(losses.double(), expected, atol=1e-4)
+
+
+def test_kl_remembers_hidden_size_not_vocabulary() -> None:
+    dense = outputs_of(head_of(bias=False), 0)
+    assert {name: tuple(value.shape) for name, value in KL().targets(dense).items()} == {
+        "mean_row": (9, 16), "constant": (9,)
+    }
+
+
+def test_kl_with_a_soft_capped_head() -> None:
+    plain = head_of(bias=False)
+    head = SoftCapped(**{**vars(plain), "linear": False})
+    dense, ours = outputs_of(head, 0), outputs_of(head, 1)
+    p, q = (head.logits(each.hidden).double().log_softmax(-1) for each in (dense, ours))
+    expected = (p.exp() * (p - q)).sum(-1)
+    assert torch.allclose(KL().losses(ours, KL().targets(dense)).double(), expected, atol=1e-4)
+
+
+def test_perplexity_is_the_exponential_of_cross_entropy() -> None:
+    ours = outputs_of(head_of(bias=True), 3)
+    expected = torch.nn.functional.cross_entropy(ours.head.logits(ours.hidden), ours.labels)
+    losses = Perplexity().losses(ours, {})
+    assert Perplexity().reduce(float(losses.mean())) == pytest.approx(math.exp(float(expected)), rel=1e-5)
+
+
+def test_perplexity_beyond_numbers_is_infinite() -> None:
+    assert Perplexity().reduce(1e6) == math.inf

@@ -1,0 +1,83 @@
+import optuna
+import pytest
+
+from evosweep.allocators.ilp import ILP
+from evosweep.allocators.owl import OWL
+from evosweep.allocators.uniform import Uniform
+from evosweep.core.errors import EvosweepError, SettingError
+from evosweep.core.problem import Problem
+from evosweep.samplers.base import PopulationSampler, suggest_allocation
+from evosweep.samplers.evopress import EvoPressSampler
+from evosweep.samplers.random import RandomFeasibleSampler
+from evosweep.samplers.static import AllocatorSampler
+from tests.contracts.sampler import SamplerContract, unfilled_problem
+
+optuna.logging.set_verbosity(optuna.logging.ERROR)
+
+
+class TestEvoPressSampler(SamplerContract):
+    def make(self, problem: Problem, seed: int) -> PopulationSampler:
+        return EvoPressSampler(problem, seed=seed, offspring=4)
+
+    def test_improves_a_plain_study(self, problem: Problem) -> None:
+        study = self._optimize(problem, trials=81)
+        assert study.best_value < study.trials[0].value
+
+    def test_beats_random_where_structure_is_to_be_found(self, problem: Problem) -> None:
+        values = []
+        for kind in (EvoPressSampler, RandomFeasibleSampler):
+            study = optuna.create_study(sampler=kind(problem, seed=1, offspring=8))
+            study.optimize(self._objective(problem), n_trials=120)
+            values.append(study.best_value)
+        assert values[0] < values[1]
+
+    def test_a_generation_has_one_parent(self, problem: Problem) -> None:
+        study = self._optimize(problem, trials=1 + 4 + 4)
+        best = min(study.trials[:5], key=lambda trial: trial.value)
+        parent = problem.encode(best.params)
+        expected = self.make(problem, 1).genomes(generation=2, elite=parent)
+        assert [tuple(problem.encode(t.params)) for t in study.trials[5:]] == [tuple(genome) for genome in expected]
+
+    def test_maximizing_studies_take_the_highest(self, problem: Problem) -> None:
+        study = optuna.create_study(sampler=self.make(problem, 1), direction="maximize")
+        study.optimize(self._objective(problem), n_trials=41)
+        assert study.best_value > study.trials[0].value
+
+    def test_several_starts_where_uniform_is_not_the_budget(self) -> None:
+        sampler = EvoPressSampler(unfilled_problem(), seed=0, offspring=4, start_candidates=6)
+        assert sampler.size(0) == 6 == len(sampler.population(generation=0, elite=None))
+
+
+class TestRandomSampler(SamplerContract):
+    def make(self, problem: Problem, seed: int) -> PopulationSampler:
+        return RandomFeasibleSampler(problem, seed=seed, offspring=4)
+
+
+@pytest.mark.parametrize("allocator", [Uniform(), OWL(), ILP()], ids=["uniform", "owl", "ilp"])
+class TestAllocatorSampler:
+    def test_one_proposal_then_the_end(self, problem: Problem, allocator) -> None:
+        sampler = AllocatorSampler(problem, allocator=allocator, seed=0)
+        (only,) = sampler.population(generation=0, elite=None)
+        assert (only.genome == allocator.allocate(problem)).all()
+        assert sampler.population(generation=1, elite=only.genome) == []
+
+    def test_a_plain_study_repeats_it(self, problem: Problem, allocator) -> None:
+        study = optuna.create_study(sampler=AllocatorSampler(problem, allocator=allocator))
+        study.optimize(lambda trial: float(len(suggest_allocation(trial, problem))), n_trials=3)
+        assert len({tuple(sorted(trial.params.items())) for trial in study.trials}) == 1
+
+
+def test_a_unit_suggested_with_other_choices_is_an_error(problem: Problem) -> None:
+    study = optuna.create_study(sampler=EvoPressSampler(problem))
+    name = problem.units[0].name
+    with pytest.raises((EvosweepError, ValueError)):
+        study.optimize(lambda trial: float(trial.suggest_int(name, 0, 3)), n_trials=1)
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [("seed", 1.5), ("seed", "0"), ("offspring", 0), ("max_flips", 0), ("cross", 1.5), ("start_candidates", 0)],
+)
+def test_bad_settings_are_named(problem: Problem, setting: str, value: object) -> None:
+    with pytest.raises(SettingError, match=setting):
+        EvoPressSampler(problem, **{setting: value})  # type: ignore[arg-type]

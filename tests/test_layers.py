@@ -1,0 +1,66 @@
+"""A package imports only lower ranks."""
+
+import ast
+from pathlib import Path
+
+import evosweep
+
+ROOT = Path(evosweep.__file__).parent
+RANK = {
+    "core": 0,
+    "assets": 1,
+    "search": 2, "allocators": 2, "data": 2, "models": 2, "compressors": 2, "tracking": 2,
+    "fitness": 3, "store": 3, "samplers": 3,
+    "evaluate": 4,
+    "exporters": 5,
+}
+FREE_OF = {
+    "core": {"torch", "optuna", "mlflow", "hydra", "transformers"},
+    "search": {"torch", "optuna", "mlflow", "hydra", "transformers", "scipy"},
+    "allocators": {"torch", "optuna", "mlflow", "hydra", "transformers"},
+    "samplers": {"torch", "mlflow", "hydra", "transformers"},
+    "evaluate": {"optuna", "mlflow", "hydra"},
+    "store": {"optuna", "mlflow", "hydra"},
+    "tracking": {"torch", "optuna", "hydra", "transformers"},
+}
+
+
+def imports(path: Path) -> set[str]:
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{path}: relative imports hide ranks"
+            found.add(node.module or "")
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def test_every_package_has_a_rank() -> None:
+    packages = {path.name for path in ROOT.iterdir() if (path / "__init__.py").exists() and path.name != "conf"}
+    assert packages == set(RANK)
+
+
+def test_packages_import_only_lower_ranks() -> None:
+    wrong = []
+    for package, rank in RANK.items():
+        for path in (ROOT / package).rglob("*.py"):
+            for name in imports(path):
+                parts = name.split(".")
+                if parts[0] != "evosweep" or len(parts) == 1 or parts[1] == package:
+                    continue
+                if RANK.get(parts[1], 99) >= rank:
+                    wrong.append(f"{path.relative_to(ROOT)} imports {name}")
+    assert not wrong, wrong
+
+
+def test_pure_packages_stay_free_of_frameworks() -> None:
+    wrong = [
+        f"{path.relative_to(ROOT)} imports {name}"
+        for package, banned in FREE_OF.items()
+        for path in (ROOT / package).rglob("*.py")
+        for name in imports(path)
+        if name.split(".")[0] in banned
+    ]
+    assert not wrong, wrong
