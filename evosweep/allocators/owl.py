@@ -25,42 +25,71 @@ class OWL:
         self.columns = (f"outlier_ratio_m{self.multiple}",)
 
     def allocate(self, problem: Problem) -> Genome:
-        """Return the allocation nearest to the targets within the budget."""
-        return snap(problem, self.targets(problem) * problem.numels)
+        """Return the allocation that spends each block's target on its units with most outliers first."""
+        return snap(problem, self.targets(problem), priority=column(problem, self.columns[0]))
 
     def targets(self, problem: Problem) -> npt.NDArray[np.float64]:
-        """Return each unit's target in bits per weight, shape (units,); their weighted mean is the budget's."""
+        """Return each block's target in bits per weight, shape (blocks,); their weighted mean is the budget's."""
         ratios = column(problem, self.columns[0])
-        _, blocks = np.unique([unit.block for unit in problem.units], return_inverse=True)
+        blocks = block_places(problem)
         weights = np.bincount(blocks, problem.numels)
         outliers = np.bincount(blocks, ratios * problem.numels) / weights
         reach = float(np.ptp(outliers))
         scaled = (outliers - outliers.min()) / reach * 2 * self.spread if reach else np.zeros_like(outliers)
-        centred = scaled - np.average(scaled, weights=weights)
-        return centred[blocks] + problem.budget / float(problem.numels.sum())
+        return scaled - np.average(scaled, weights=weights) + problem.budget / float(problem.numels.sum())
 
 
-def snap(problem: Problem, targets: npt.NDArray[np.float64]) -> Genome:
-    """Return the levels next to cost targets in bits, shape (units,), by largest remainder within the budget."""
-    genome = np.array(
-        [
-            max(0, int(np.searchsorted([level.cost for level in unit.levels], target, side="right")) - 1)
-            for unit, target in zip(problem.units, targets, strict=True)
-        ],
-        dtype=np.int64,
-    )
+def block_places(problem: Problem) -> npt.NDArray[np.int64]:
+    """Return each unit's block as 0, 1, 2 ..., shape (units,)."""
+    return np.unique([unit.block for unit in problem.units], return_inverse=True)[1]
+
+
+def snap(
+    problem: Problem, targets: npt.NDArray[np.float64], *, priority: npt.NDArray[np.float64]
+) -> Genome:
+    """Return levels that come as near to block targets as the ladders and the exact budget allow.
+
+    All units of a block get the highest level that they can share within its target; what is left of it raises single
+    units one level. What blocks could not spend then goes to those furthest below their targets.
+
+    Args:
+        problem: Units, ladders, budget.
+        targets: Bits per weight, shape (blocks,).
+        priority: Which units of a block are raised first, highest first, shape (units,).
+    """
+    blocks = block_places(problem)
+    target_bits = targets * np.bincount(blocks, problem.numels)
+    genome = np.zeros(len(blocks), dtype=np.int64)
+    spent = np.bincount(blocks, problem.costs[:, 0])
+    for level in range(1, int(problem.sizes.max())):
+        for unit in np.argsort(-priority, kind="stable"):
+            step = problem.costs[unit, level] - problem.costs[unit, level - 1]
+            reachable = genome[unit] == level - 1 and level < problem.sizes[unit]
+            if reachable and spent[blocks[unit]] + step <= target_bits[blocks[unit]]:
+                genome[unit] = level
+                spent[blocks[unit]] += step
+    return _spend(problem, _save(problem, genome, blocks), blocks, target_bits)
+
+
+def _save(problem: Problem, genome: Genome, blocks: npt.NDArray[np.int64]) -> Genome:
+    """Lower units, from the last block on, until the budget holds: targets below a ladder's bottom overspend."""
+    for unit in np.lexsort((np.arange(len(genome)), -blocks)):
+        while not problem.feasible(genome) and genome[unit] > 0:
+            genome[unit] -= 1
+    return genome
+
+
+def _spend(
+    problem: Problem, genome: Genome, blocks: npt.NDArray[np.int64], target_bits: npt.NDArray[np.float64]
+) -> Genome:
+    """Raise units of the blocks furthest below their targets while the budget allows it."""
     units = np.arange(len(genome))
-    for _ in range(int(problem.sizes.sum())):  # targets below the bottom of a ladder can overspend
-        if problem.feasible(genome):
-            break
-        excess = np.where(genome > 0, problem.costs[units, genome] - targets, -np.inf)
-        genome[int(excess.argmax())] -= 1
     for _ in range(int(problem.sizes.sum())):
         above = np.minimum(genome + 1, problem.sizes - 1)
         step = problem.costs[units, above] - problem.costs[units, genome]
-        open_ = (genome < problem.sizes - 1) & (step <= problem.budget - problem.cost(genome))
-        if not open_.any():
+        affordable = (genome < problem.sizes - 1) & (step <= problem.budget - problem.cost(genome))
+        if not affordable.any():
             break
-        remainder = np.where(open_, (targets - problem.costs[units, genome]) / np.maximum(step, 1), -np.inf)
-        genome[int(remainder.argmax())] += 1
+        short = target_bits - np.bincount(blocks, problem.costs[units, genome])
+        genome[int(np.where(affordable, short[blocks], -np.inf).argmax())] += 1
     return genome

@@ -3,14 +3,18 @@
 import json
 
 import numpy as np
+import numpy.typing as npt
 
 from evosweep.assets.cache import cache_folder
 from evosweep.core.events import Progress
 from evosweep.core.files import digest, write_json
-from evosweep.core.problem import Problem
+from evosweep.core.problem import Genome, Problem
 from evosweep.core.seeds import generator
 from evosweep.evaluate.population import Evaluator
 from evosweep.fitness.kl import KL
+
+FLOOR = 0.05
+METHOD = 2  # raise when the measurement changes: cached ones then are not reused
 
 
 def measured_tokens(problem: Problem, tokens: int) -> int:
@@ -23,9 +27,10 @@ def kl_per_error(
 ) -> dict[str, float]:
     """Return each unit's KL per unit of layer error, measured around the budget's uniform allocation.
 
-    Every unit alone is raised to the top of its ladder; what the KL loses by it, over what the layer error loses, is
-    the scale. A unit whose KL does not fall (noise) gets the smallest positive scale of all. Kept in the cache beside
-    the store, so that a multirun measures once.
+    Every unit alone is lowered one level (raised one, where it is at the bottom); what the KL gains by it, over what
+    the layer error gains, is the scale. Lowering is what can do harm, and its signal is some ten times that of
+    raising. A unit whose KL moves the wrong way (noise) gets a low scale, not none: that of the lowest twentieth.
+    Kept in the cache beside the store, so that a multirun measures once.
 
     Args:
         evaluator: Scores genomes.
@@ -37,35 +42,36 @@ def kl_per_error(
     split = evaluator.splits["search"]
     count = split.count("evaluate.sensitivity_tokens", tokens)
     base = problem.uniform()
-    address = digest([evaluator.store.key, base.tolist(), split.hash, tokens, seed])
+    address = digest([METHOD, evaluator.store.key, base.tolist(), split.hash, tokens, seed])
     cached = cache_folder("columns") / f"kl_per_error-{address}.json"
     if cached.exists():
         progress.say("sensitivities found")
         return dict(json.loads(cached.read_text(encoding="utf-8")))
     windows = generator(seed, "sensitivity").choice(len(split.windows), size=count, replace=False).tolist()
-    raised = np.repeat(base[None], len(problem.units) + 1, axis=0)
-    raised[np.arange(len(problem.units)), np.arange(len(problem.units))] = problem.sizes - 1
+    probed = np.where(base > 0, base - 1, np.minimum(base + 1, problem.sizes - 1))
+    genomes = np.repeat(base[None], len(problem.units) + 1, axis=0)
+    np.fill_diagonal(genomes, probed)
     # One window at a time, so that there is something to show; equal windows, so that their mean is the mean.
     scores = [
-        evaluator.score(raised, split="search", windows=[window], fitness=[KL()])["kl"]
+        evaluator.score(genomes, split="search", windows=[window], fitness=[KL()])["kl"]
         for window in progress.track(windows, description="measuring sensitivities")
     ]
     kl = np.mean(scores, axis=0)
-    scales = _scales(problem, base.tolist(), kl[-1] - kl[:-1])
+    scales = _scales(problem, base, probed, kl[:-1] - kl[-1])
     write_json(cached, scales)
     return scales
 
 
-def _scales(problem: Problem, base: list[int], gains: np.ndarray) -> dict[str, float]:
-    lost = np.array(
+def _scales(problem: Problem, base: Genome, probed: Genome, kl: npt.NDArray[np.float64]) -> dict[str, float]:
+    """Return KL differences over layer-error differences by unit name, none of them below a floor."""
+    errors = np.array(
         [
-            float(unit.levels[level].error or 0.0) - float(unit.levels[-1].error or 0.0)
-            for unit, level in zip(problem.units, base, strict=True)
+            float(unit.levels[there].error or 0.0) - float(unit.levels[here].error or 0.0)
+            for unit, here, there in zip(problem.units, base, probed, strict=True)
         ]
     )
-    with np.errstate(divide="ignore", invalid="ignore"):
-        scales = np.where((gains > 0) & (lost > 0), gains / lost, np.nan)
-    floor = float(np.nanmin(scales)) if np.isfinite(scales).any() else 1.0
-    return {
-        unit.name: float(scale) for unit, scale in zip(problem.units, np.nan_to_num(scales, nan=floor), strict=True)
-    }
+    right = (kl * errors > 0) & np.isfinite(kl)
+    scales = np.divide(kl, errors, out=np.zeros_like(kl), where=right)
+    floor = float(np.quantile(scales[right], FLOOR)) if right.any() else 1.0
+    floored = np.maximum(scales, floor)
+    return {unit.name: float(scale) for unit, scale in zip(problem.units, floored, strict=True)}
