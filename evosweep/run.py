@@ -14,7 +14,6 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
-import datasets
 import optuna
 import transformers
 from hydra.core.hydra_config import HydraConfig
@@ -259,7 +258,6 @@ def quiet_libraries() -> None:
     warnings.filterwarnings("ignore")
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    datasets.disable_progress_bars()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     for name in ("mlflow", "alembic", "httpx"):
         logging.getLogger(name).setLevel(logging.ERROR)
