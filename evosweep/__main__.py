@@ -50,7 +50,10 @@ def main() -> None:
         if _failures or sys.exc_info()[0] is not None:
             status = "FAILED"
         if Summary.active is not None:
-            Summary.active.end(status)
+            try:
+                Summary.active.end(status)
+            except EvosweepError as error:
+                _failures.append(error)
     if status == "KILLED":
         print("interrupted; what was found is kept", file=sys.stderr)  # noqa: T201
         sys.exit(130)

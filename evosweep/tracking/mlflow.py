@@ -182,23 +182,3 @@ class MlflowTracker:
             self.file(write_json(Path(folder) / "result.json", result.row()))
             for make in self.artifacts:
                 self.file(make(result, Path(folder)))
-
-
-class NoTracker:
-    """Tracks nothing; the run's folder still holds its allocation and result."""
-
-    run_id = None
-    uri = None
-
-    def start(self, name: str, **_: Any) -> str:
-        """Open nothing."""
-        return name
-
-    def on_event(self, event: Event) -> None:
-        """Hear nothing."""
-
-    def close(self, status: str, *, reason: str = "") -> None:
-        """Close nothing."""
-
-    def summarize(self, multirun: str, *, status: str, files: Sequence[Path]) -> None:
-        """Close nothing."""

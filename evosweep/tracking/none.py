@@ -1,0 +1,27 @@
+"""No tracking."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from evosweep.core.events import Event
+
+
+class NoTracker:
+    """Tracks nothing; the run's folder still holds its allocation and result."""
+
+    run_id = None
+    uri = None
+
+    def start(self, name: str, **_: Any) -> str:
+        """Open nothing."""
+        return name
+
+    def on_event(self, event: Event) -> None:
+        """Hear nothing."""
+
+    def close(self, status: str, *, reason: str = "") -> None:
+        """Close nothing."""
+
+    def summarize(self, multirun: str, *, status: str, files: Sequence[Path]) -> None:
+        """Close nothing."""
