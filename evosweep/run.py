@@ -92,9 +92,8 @@ class Workbench:
     @cached_property
     def evaluator(self) -> Evaluator:
         """Scores genomes of the store."""
-        options: Any = OmegaConf.to_container(self.config.evaluate)
-        options.pop("sensitivity_tokens")
-        return Evaluator(anatomy=self.anatomy, store=self.store, splits=self.splits, **options)
+        resources = build(self.config, "evaluate")
+        return Evaluator(anatomy=self.anatomy, store=self.store, splits=self.splits, resources=resources)
 
     @cached_property
     def dense(self) -> dict[str, float]:
@@ -204,6 +203,7 @@ class Job:
         dense_bits = width * int(result.problem.numels.sum())
         row = {
             "run": self.name,
+            "overrides": _overrides(),
             **result.row(),
             "dense_bits_per_weight": float(width),
             "dense_megabytes": (dense_bits + fixed) / 8e6,
@@ -238,7 +238,8 @@ def prepare(config: DictConfig, bench: Workbench) -> Job:
     if not isinstance(config.name, str) or not NAME.fullmatch(config.name):
         raise SettingError("name", allowed="letters, digits, '.', '_' and '-'", got=config.name)
     plan = Plan.of(generations=config.search.generations, stages=OmegaConf.to_container(config.search.stages))
-    parts = {group: build(config, group) for group in ("budget", "sampler", "fitness", "export", "tracking", "store")}
+    groups = ("budget", "sampler", "fitness", "export", "tracking", "evaluate", "store")
+    parts = {group: build(config, group) for group in groups}
     check_keys(OmegaConf.to_container(config.storage), "storage")
     for place, stage in enumerate(plan.stages):
         bench.splits["search"].count(f"search.stages[{place}].tokens", stage.tokens)
@@ -247,7 +248,7 @@ def prepare(config: DictConfig, bench: Workbench) -> Job:
     if KL_PER_ERROR in sampler.columns:
         bench.splits["search"].count("evaluate.sensitivity_tokens", config.evaluate.sensitivity_tokens)
     return Job(
-        name=_run_name(config, sampler.name, seed), config=config, bench=bench, plan=plan, seed=seed,
+        name=f"{sampler.name} {parts['budget']} s{seed}", config=config, bench=bench, plan=plan, seed=seed,
         budget=parts["budget"], make_sampler=parts["sampler"], fitness=parts["fitness"], exporter=parts["export"],
         tracker=parts["tracking"], columns=sampler.columns, folder=Path(HydraConfig.get().runtime.output_dir),
     )
@@ -263,14 +264,11 @@ def quiet_libraries() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
-def _run_name(config: DictConfig, sampler: str, seed: int) -> str:
-    """Return what tells a run from its siblings: sampler, seed, and what else was overridden on the command line."""
-    overrides = [
-        override.lstrip("+")
-        for override in HydraConfig.get().overrides.task
-        if not override.lstrip("+").startswith(("experiment=", "sampler=", "seed=", "name=", "tracking"))
-    ]
-    return " ".join([sampler, f"s{seed}", *overrides])[:200]
+def _overrides() -> list[str]:
+    """Return what was overridden for this job, but for what its name says anyway."""
+    said = ("experiment=", "sampler=", "seed=", "name=", "tracking", "storage", "export")
+    task = [override.lstrip("+") for override in HydraConfig.get().overrides.task]
+    return [override for override in task if not override.startswith(said)]
 
 
 def _flat(config: DictConfig) -> dict[str, Any]:
@@ -292,4 +290,5 @@ def _tags(config: DictConfig, job: Job) -> dict[str, str]:
     choices = HydraConfig.get().runtime.choices
     picked = ("model", "data", "compressor", "budget", "sampler", "fitness", "search")
     tags = {group: str(choices.get(group)) for group in picked}
-    return tags | {"budget": str(job.budget), "seed": str(job.seed), "folder": str(job.folder), "name": config.name}
+    return tags | {"budget": str(job.budget), "seed": str(job.seed), "folder": str(job.folder),
+                   "overrides": " ".join(_overrides())}

@@ -24,7 +24,7 @@ class Level:
     Attributes:
         name: Short and unique within the unit, e.g. ``3bit``; what Optuna and allocation.json show.
         cost: Size in bits of the exported form: codes, scales, zeros, masks.
-        error: Layer-output error ‖(W−Ŵ)x‖², mean over the calibration tokens x, if known.
+        error: Layer-output error ‖(W−Ŵ)x‖², (weighted) mean over the calibration tokens x, if known.
         relative_error: The same over the mean of ‖Wx‖².
         value: What a heatmap colours by (bits per weight's nominal part, sparsity ...).
     """

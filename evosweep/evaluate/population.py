@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from evosweep.core.checks import check_bool, check_number
+from evosweep.core.checks import check_bool, check_int, check_number
 from evosweep.core.lru import ByteLRU
 from evosweep.core.problem import Genome
 from evosweep.data.tokens import TokenSplit
@@ -28,6 +28,33 @@ Genomes = npt.NDArray[np.int64]
 ACTIVATION_COPIES = 12  # hidden-sized tensors alive in a block per row: residual, q/k/v, gate, up, scores ...
 
 
+class Resources:
+    """What scoring may take.
+
+    Args:
+        activations_gb: Most that a block's activations may take; larger populations go in parts.
+        weights_gb: Most that dequantized weights may take; those used last are kept.
+        targets_gb: Most that the dense model's remembered outputs may take.
+        tf32: Whether CUDA may multiply fp32 matrices in TF32.
+        sensitivity_tokens: Tokens that each unit is measured on, for samplers that need it.
+    """
+
+    def __init__(
+        self,
+        *,
+        activations_gb: float = 1.0,
+        weights_gb: float = 2.0,
+        targets_gb: float = 0.5,
+        tf32: bool = True,
+        sensitivity_tokens: int = 1024,
+    ) -> None:
+        self.activations = 1e9 * check_number("evaluate.activations_gb", activations_gb, low=0, exclusive=True)
+        self.weights = 1e9 * check_number("evaluate.weights_gb", weights_gb, low=0)
+        self.targets = 1e9 * check_number("evaluate.targets_gb", targets_gb, low=0)
+        self.tf32 = check_bool("evaluate.tf32", tf32)
+        self.sensitivity_tokens = check_int("evaluate.sensitivity_tokens", sensitivity_tokens, low=1)
+
+
 class Evaluator:
     """A model, its level store, and token splits: gives the fitness of genomes.
 
@@ -35,10 +62,7 @@ class Evaluator:
         anatomy: The dense model; its weights are never changed.
         store: Levels of its units; genomes index them.
         splits: Token windows by split name.
-        activations_gb: Most that a block's activations may take; larger populations go in parts.
-        weights_gb: Most that dequantized weights may take; those used last are kept.
-        targets_gb: Most that the dense model's remembered outputs may take.
-        tf32: Whether CUDA may multiply fp32 matrices in TF32.
+        resources: What scoring may take.
     """
 
     def __init__(
@@ -47,19 +71,13 @@ class Evaluator:
         anatomy: Anatomy,
         store: LevelStore,
         splits: Mapping[str, TokenSplit],
-        activations_gb: float = 1.0,
-        weights_gb: float = 2.0,
-        targets_gb: float = 0.5,
-        tf32: bool = True,
+        resources: Resources | None = None,
     ) -> None:
         self.anatomy, self.store, self.splits = anatomy, store, splits
-        self.activation_bytes = 1e9 * check_number("evaluate.activations_gb", activations_gb, low=0, exclusive=True)
-        weight_bytes = 1e9 * check_number("evaluate.weights_gb", weights_gb, low=0)
-        target_bytes = 1e9 * check_number("evaluate.targets_gb", targets_gb, low=0)
-        self.tf32 = check_bool("evaluate.tf32", tf32)
-        self._weights: ByteLRU[torch.Tensor] = ByteLRU(limit=weight_bytes, size=_bytes)
+        self.resources = resources or Resources()
+        self._weights: ByteLRU[torch.Tensor] = ByteLRU(limit=self.resources.weights, size=_bytes)
         self._targets: ByteLRU[dict[str, torch.Tensor]] = ByteLRU(
-            limit=target_bytes, size=lambda parts: sum(map(_bytes, parts.values()))
+            limit=self.resources.targets, size=lambda parts: sum(map(_bytes, parts.values()))
         )
         places = {unit.name: place for place, unit in enumerate(store.units)}
         self._places = [
@@ -80,7 +98,7 @@ class Evaluator:
         """
         chosen = self.splits[split].windows[np.asarray(windows, dtype=np.int64)]
         sums = {each.name: np.zeros(1 if genomes is None else len(genomes)) for each in fitness}
-        with torch.inference_mode(), _tf32(self.tf32):
+        with torch.inference_mode(), _tf32(self.resources.tf32):
             dense = [self._dense(split, int(window), fitness, losses=genomes is None) for window in windows]
             if genomes is None:
                 for losses in dense:
@@ -119,14 +137,13 @@ class Evaluator:
         """Return summed losses of each genome over some windows."""
         tokens = torch.from_numpy(windows).to(self.anatomy.device)
         hidden, rows = self._hidden(genomes, tokens)
-        sums = {each.name: np.zeros(len(hidden)) for each in fitness}
+        sums = {each.name: torch.zeros(len(hidden), dtype=torch.float64, device=hidden.device) for each in fitness}
         for place, window in enumerate(tokens):
             for row, states in enumerate(hidden[:, place]):
                 outputs = Outputs(self.anatomy.head, states[:-1], window[1:])
                 for each in fitness:
-                    losses = each.losses(outputs, targets[place][each.name])
-                    sums[each.name][row] += float(losses.sum(dtype=torch.float64))
-        return {name: values[rows] for name, values in sums.items()}
+                    sums[each.name][row] += each.losses(outputs, targets[place][each.name]).sum(dtype=torch.float64)
+        return {name: values.cpu().numpy()[rows] for name, values in sums.items()}
 
     def _hidden(self, genomes: Genomes | None, tokens: torch.Tensor) -> tuple[torch.Tensor, npt.NDArray[np.int64]]:
         """Run the population.
@@ -182,7 +199,7 @@ class Evaluator:
     def _parts(self, rows: int, shape: tuple[int, ...]) -> list[tuple[slice, slice]]:
         """Cut (genomes, windows) into parts whose activations fit, whole populations first."""
         window = shape[1] * self.anatomy.head.weight.shape[1] * 4 * ACTIVATION_COPIES
-        at_once = max(1, int(self.activation_bytes / window))
+        at_once = max(1, int(self.resources.activations / window))
         some_rows = min(rows, at_once)
         some_windows = max(1, at_once // some_rows)
         return [

@@ -9,7 +9,7 @@ import torch
 
 from evosweep.models.head import Head
 
-CHUNK_BYTES = 96e6
+CHUNK_BYTES = {"cpu": 96e6, "cuda": 2e9}  # of logits at once: in cache on a CPU, many tokens on a GPU
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,7 +28,7 @@ class Outputs:
 
     def logits(self) -> Iterator[tuple[slice, torch.Tensor]]:
         """Yield fp32 logits (some tokens, vocabulary) and where they belong, never all at once."""
-        step = max(1, int(CHUNK_BYTES / (4 * len(self.head.weight))))
+        step = max(1, int(CHUNK_BYTES[self.hidden.device.type] / (4 * len(self.head.weight))))
         for start in range(0, len(self.hidden), step):
             span = slice(start, min(start + step, len(self.hidden)))
             yield span, self.head.logits(self.hidden[span])

@@ -62,7 +62,7 @@ class PopulationSampler(optuna.samplers.BaseSampler):
     @property
     def distributions(self) -> dict[str, BaseDistribution]:
         """Parameter of every unit."""
-        return {unit.name: CategoricalDistribution(unit.level_names) for unit in self.problem.units}
+        return unit_distributions(self.problem)
 
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         """Return one parameter a unit."""
@@ -120,6 +120,11 @@ class PopulationSampler(optuna.samplers.BaseSampler):
         sign = -1 if study.direction == optuna.study.StudyDirection.MAXIMIZE else 1
         best = min(trials, key=lambda trial: (sign * float(trial.value or 0.0), trial.number))
         return self.problem.encode({name: best.params[name] for name in names})
+
+
+def unit_distributions(problem: Problem) -> dict[str, BaseDistribution]:
+    """Return one categorical parameter a unit, its choices the unit's level names."""
+    return {unit.name: CategoricalDistribution(unit.level_names) for unit in problem.units}
 
 
 def suggest_allocation(trial: optuna.Trial, problem: Problem) -> Allocation:

@@ -5,18 +5,20 @@ from datetime import datetime, timedelta
 from typing import Any
 
 import optuna
-from optuna.distributions import CategoricalDistribution
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from evosweep.core.events import Candidate, Event, GenerationRecord, SearchEnded, SearchStarted
 from evosweep.core.problem import Problem
+from evosweep.samplers.base import unit_distributions
 
 
 class StudyRecorder:
     """Listener that adds each generation's candidates as finished trials.
 
-    A generation's elite is a complete trial whose value is the fixed-validation KL; the others are pruned trials
-    whose intermediate values are their stage scores. An elite that stays is not written again.
+    A generation's elite is a complete trial with one parameter a unit, its value the fixed-validation KL; Optuna's
+    plots are made of these. The others are pruned trials whose intermediate values are their stage scores; of their
+    levels only what differs from the parent is kept (user attribute ``changed``), or a search of some thousand
+    candidates would fill hundreds of megabytes. An elite that stays is not written again.
 
     Args:
         storage: Where the study is kept.
@@ -26,6 +28,7 @@ class StudyRecorder:
     def __init__(self, *, storage: optuna.storages.BaseStorage, name: str) -> None:
         self.study = optuna.create_study(storage=storage, study_name=name, direction="minimize")
         self._problem: Problem | None = None
+        self._parent: Mapping[str, str] = {}
 
     def on_event(self, event: Event) -> None:
         """Write a start, a generation, or an end."""
@@ -38,28 +41,33 @@ class StudyRecorder:
             self.study.set_metric_names(["val_kl"])
         elif isinstance(event, GenerationRecord):
             self.study.add_trials([self._trial(candidate, event) for candidate in event.candidates])
+            self._parent = event.elite
         elif isinstance(event, SearchEnded):
             self.study.set_user_attr("winner", dict(event.result.allocation))
-            self.study.set_user_attr("result", _plain(event.result.row()))
+            self.study.set_user_attr("result", event.result.row())
             self.study.set_user_attr("stopped", event.result.stopped)
 
     def _trial(self, candidate: Candidate, record: GenerationRecord) -> FrozenTrial:
         assert self._problem is not None, "a search starts before its first generation"
-        won = candidate.slot == record.elite_slot
+        problem, won = self._problem, candidate.slot == record.elite_slot
+        levels = problem.decode(candidate.genome)
+        attributes: dict[str, Any] = {
+            "generation": record.generation,
+            "slot": candidate.slot,
+            "parent": candidate.parent,
+            "bits_per_weight": problem.bits_per_weight(problem.cost(candidate.genome)),
+        }
+        if won:
+            attributes |= {f"val_{key}": value for key, value in record.validation.items()}
+        else:
+            attributes["changed"] = {unit: level for unit, level in levels.items() if self._parent.get(unit) != level}
         trial = create_trial(
             state=TrialState.COMPLETE if won else TrialState.PRUNED,
             value=record.validation["kl"] if won else None,
-            params=dict(self._problem.decode(candidate.genome)),
-            distributions={unit.name: CategoricalDistribution(unit.level_names) for unit in self._problem.units},
+            params=dict(levels) if won else {},
+            distributions=unit_distributions(problem) if won else {},
             intermediate_values={int(stage): float(score) for stage, score in candidate.scores.items()},
-            user_attrs={"bits_per_weight": self._problem.bits_per_weight(self._problem.cost(candidate.genome))}
-            | ({f"val_{key}": value for key, value in record.validation.items()} if won else {}),
-            system_attrs={"evosweep:generation": record.generation, "evosweep:slot": candidate.slot,
-                          "evosweep:parent": candidate.parent},
+            user_attrs=attributes,
         )
         trial.datetime_start = datetime.now() - timedelta(seconds=record.seconds)
         return trial
-
-
-def _plain(row: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in row.items() if isinstance(value, str | int | float | bool)}

@@ -2,16 +2,19 @@
 
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from filelock import FileLock
 from safetensors.torch import save_file
+from torch.nn import functional
 
 from evosweep.assets.cache import cache_folder
 from evosweep.compressors.base import Compressor, Payload
-from evosweep.core.checks import check_int, check_number
+from evosweep.core.checks import check_choice, check_int, check_number
 from evosweep.core.errors import StoreError
 from evosweep.core.events import Progress, Silent
 from evosweep.core.files import digest, new_folder, sha256_file, write_json
@@ -31,10 +34,17 @@ class StoreBuilder:
     Args:
         propagate: Nominal number of the level (the nearest there is) through whose output the following blocks
             are calibrated; null calibrates every block on the dense model's activations.
+        token_weighting: ``relative`` divides each token's x xᵀ by ‖x‖², so that every token's relative error counts
+            alike, as it does in the fitness; ``plain`` is the papers' XXᵀ. Attention sinks and massive activations
+            are why it matters: the few tokens that all others attend to have inputs of tiny or huge norm, and XXᵀ
+            all but ignores or all but only sees them.
         batch_tokens: Calibration tokens that run through a block at once.
     """
 
-    def __init__(self, *, propagate: float | None = 4, batch_tokens: int = 4096) -> None:
+    def __init__(
+        self, *, propagate: float | None = 4, token_weighting: str = "relative", batch_tokens: int = 4096
+    ) -> None:
+        self.token_weighting = check_choice("store.token_weighting", token_weighting, ("relative", "plain"))
         self.propagate = None if propagate is None else check_number("store.propagate", propagate)
         self.batch_tokens = check_int("store.batch_tokens", batch_tokens, low=1)
 
@@ -60,6 +70,7 @@ class StoreBuilder:
             "compressor": {"kind": f"{type(compressor).__module__}.{type(compressor).__qualname__}",
                            **compressor.describe()},
             "propagate": self.propagate,
+            "token_weighting": self.token_weighting,
         }
         key = digest(identity)
         target = cache_folder("stores") / key
@@ -87,12 +98,12 @@ class StoreBuilder:
         rows: list[dict[str, Any]] = []
         for block in progress.track(range(len(anatomy.blocks)), description="building level store"):
             sites = anatomy.sites_of(block)
-            grams = _grams(anatomy, block, hidden)
-            ratios = outlier_ratios({site.name: (site.weight, grams[site.group]) for site in sites})
+            moments = _moments(anatomy, block, hidden, self.token_weighting)
+            ratios = outlier_ratios({site.name: (site.weight, moments[site.group].square) for site in sites})
             tensors: dict[str, torch.Tensor] = {}
             passed_on: dict[str, torch.Tensor] = {}
             for members in _by_group(sites):
-                gram = grams[members[0].group]
+                gram = moments[members[0].group].gram
                 payloads = compressor.compress({site.name: site.weight.float() for site in members}, gram)
                 for site in members:
                     rows.append(_row(site, compressor, payloads[site.name], gram, ratios[site.name]))
@@ -139,7 +150,7 @@ def fixed_bits(anatomy: Anatomy) -> int:
 
 
 def layer_error(difference: torch.Tensor, gram: torch.Tensor) -> float:
-    """Return the mean over inputs x of ‖D x‖², D = ``difference`` (out, in), from ``gram`` = mean of x xᵀ."""
+    """Return the mean over inputs x of w·‖D x‖², D = ``difference`` (out, in), from ``gram`` = mean of w·x xᵀ."""
     return max(0.0, float(((difference @ gram) * difference).sum(dtype=torch.float64)))
 
 
@@ -150,9 +161,9 @@ def outlier_ratios(layers: Mapping[str, tuple[torch.Tensor, torch.Tensor]]) -> d
     numel-weighted mean over a block's layers is OWL's D_b (arXiv 2310.05175, section 4).
 
     Args:
-        layers: Name -> (weight (out, in), gram (in, in)) of all linear layers of one block.
+        layers: Name -> (weight (out, in), mean square of each input (in,)) of all linear layers of one block.
     """
-    scores = {name: weight.float().abs() * gram.diagonal().sqrt() for name, (weight, gram) in layers.items()}
+    scores = {name: weight.float().abs() * square.sqrt() for name, (weight, square) in layers.items()}
     mean = sum(float(score.sum(dtype=torch.float64)) for score in scores.values()) / sum(
         score.numel() for score in scores.values()
     )
@@ -176,30 +187,49 @@ def _reopen(target: Path, progress: Progress) -> LevelStore | None:
         return None
 
 
-def _grams(anatomy: Anatomy, block: int, hidden: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Return the mean of x xᵀ over all tokens, for each shared input of a block, by group name."""
-    totals: dict[str, torch.Tensor] = {}
-    counts: dict[str, int] = {}
+@dataclass
+class Moments:
+    """What calibration remembers of one shared input X.
 
-    def hook(group: str, args: tuple[torch.Tensor, ...]) -> None:
-        inputs = args[0].reshape(-1, args[0].shape[-1]).float()
-        if group not in totals:
-            totals[group] = torch.zeros((inputs.shape[1],) * 2, device=inputs.device)
-        totals[group].addmm_(inputs.T, inputs)
-        counts[group] = counts.get(group, 0) + len(inputs)
+    Attributes:
+        gram: Mean over tokens of w·x xᵀ, shape (in, in); the second moment that compressors see.
+        square: Mean over tokens of x_j², shape (in,); what OWL's ‖X_j‖₂ is made of.
+        tokens: Tokens seen.
+    """
+
+    gram: torch.Tensor
+    square: torch.Tensor
+    tokens: int = 0
+
+    def add(self, inputs: torch.Tensor, *, weighting: str) -> None:
+        """Count inputs of shape (..., in)."""
+        rows = inputs.reshape(-1, inputs.shape[-1]).float()
+        self.square += rows.square().sum(dim=0)
+        self.tokens += len(rows)
+        if weighting == "relative":
+            rows = functional.normalize(rows, dim=1)
+        self.gram.addmm_(rows.T, rows)
+
+
+def _moments(anatomy: Anatomy, block: int, hidden: Sequence[torch.Tensor], weighting: str) -> dict[str, Moments]:
+    """Return the moments of each shared input of a block, by group name."""
+    found: dict[str, Moments] = {}
+
+    def hook(group: str, module: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> None:
+        del module
+        width, device = args[0].shape[-1], args[0].device
+        empty = Moments(torch.zeros((width, width), device=device), torch.zeros(width, device=device))
+        found.setdefault(group, empty).add(args[0], weighting=weighting)
 
     leaders = [site for site in anatomy.sites_of(block) if site.group == site.name]
-    handles = [
-        site.module.register_forward_pre_hook(lambda _module, args, group=site.group: hook(group, args))
-        for site in leaders
-    ]
+    handles = [site.module.register_forward_pre_hook(partial(hook, site.group)) for site in leaders]
     try:
         for batch in hidden:
             anatomy.run_block(block, batch)
     finally:
         for handle in handles:
             handle.remove()
-    return {group: total / counts[group] for group, total in totals.items()}
+    return {group: Moments(m.gram / m.tokens, m.square / m.tokens, m.tokens) for group, m in found.items()}
 
 
 def _by_group(sites: Sequence[Site]) -> list[list[Site]]:

@@ -145,7 +145,7 @@ def test_a_hub_that_cannot_be_reached_is_one_line(monkeypatch) -> None:
         raise ConnectionError("Couldn't reach the Hub\nlong story")
 
     monkeypatch.setattr(datasets, "load_dataset", unreachable)
-    with pytest.raises(DataError, match="hub dataset a/b cannot be read: Couldn't reach the Hub$"):
+    with pytest.raises(DataError, match=r"hub dataset a/b cannot be read: Couldn't reach the Hub$"):
         HubDataset(path="a/b").documents(progress=QUIET)
 
 

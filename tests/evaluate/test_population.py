@@ -7,7 +7,7 @@ import torch
 from evosweep.compressors.gptq import GPTQ
 from evosweep.core.events import Silent
 from evosweep.data.tokens import TokenSplit
-from evosweep.evaluate.population import Evaluator
+from evosweep.evaluate.population import Evaluator, Resources
 from evosweep.evaluate.scorer import StagedScorer
 from evosweep.evaluate.sensitivity import kl_per_error
 from evosweep.fitness.kl import KL
@@ -72,7 +72,8 @@ def test_splitting_for_memory_changes_nothing(anatomy, store, splits, evaluator)
     genomes = genomes_of(store, 7)
     whole = evaluator.score(genomes, split="search", windows=[0, 1, 2, 3], fitness=[KL()])["kl"]
     starved = Evaluator(
-        anatomy=anatomy, store=store, splits=splits, activations_gb=1e-4, weights_gb=0, targets_gb=0
+        anatomy=anatomy, store=store, splits=splits,
+        resources=Resources(activations_gb=1e-4, weights_gb=0, targets_gb=0),
     )
     assert len(starved._parts(7, (4, 32))) > 4
     parts = starved.score(genomes, split="search", windows=[0, 1, 2, 3], fitness=[KL()])["kl"]

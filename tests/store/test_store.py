@@ -57,8 +57,9 @@ def test_building_leaves_the_model_as_it_was(anatomy, splits, fresh_cache) -> No
         {"compressor": RoundToNearest(bits=[2, 4], group=16, symmetric=True)},
         {"compressor": GPTQ(bits=[2, 4], group=16)},
         {"builder": StoreBuilder(propagate=None)},
+        {"builder": StoreBuilder(token_weighting="plain")},
     ],
-    ids=["bits", "group", "symmetric", "kind", "propagate"],
+    ids=["bits", "group", "symmetric", "kind", "propagate", "weighting"],
 )
 def test_a_changed_setting_is_another_store(anatomy, splits, fresh_cache, change: dict) -> None:
     assert opened(anatomy, splits)[0].key != opened(anatomy, splits, **change)[0].key
@@ -132,8 +133,11 @@ def test_every_unit_has_its_columns(store) -> None:
         assert ratios == sorted(ratios, reverse=True)
 
 
-def test_layer_errors_are_those_of_the_layer_on_its_inputs(anatomy, splits, store) -> None:
+@pytest.mark.parametrize("weighting", ["relative", "plain"])
+def test_layer_errors_are_those_of_the_layer_on_its_inputs(anatomy, splits, fresh_cache, weighting: str) -> None:
     """First block, first linear: its inputs depend on no compressed layer."""
+    builder = StoreBuilder(token_weighting=weighting)
+    store, _ = opened(anatomy, splits, builder=builder, compressor=GPTQ(bits=[2, 4], group=16))
     site, unit = anatomy.sites[0], store.units[0]
     heard = []
     handle = site.module.register_forward_pre_hook(lambda _m, args: heard.append(args[0]))
@@ -143,13 +147,16 @@ def test_layer_errors_are_those_of_the_layer_on_its_inputs(anatomy, splits, stor
     inputs = heard[0].flatten(0, 1)
     for level in unit.levels:
         difference = site.weight - store.weight(unit.name, level.name)
-        assert level.error == pytest.approx(float((inputs @ difference.T).square().sum(1).mean()), rel=1e-3)
+        errors = (inputs @ difference.T).square().sum(1)
+        if weighting == "relative":
+            errors = errors / inputs.square().sum(1)
+        assert level.error == pytest.approx(float(errors.mean()), rel=1e-3)
 
 
 def test_outliers_are_counted_against_the_block() -> None:
     quiet, loud = torch.ones(4, 10), torch.ones(4, 10)
     loud[0, 0] = 1000.0
-    ratios = outlier_ratios({"quiet": (quiet, torch.eye(10)), "loud": (loud, torch.eye(10))})
+    ratios = outlier_ratios({"quiet": (quiet, torch.ones(10)), "loud": (loud, torch.ones(10))})
     assert ratios["quiet"]["outlier_ratio_m5"] == 0
     assert ratios["loud"]["outlier_ratio_m5"] == pytest.approx(1 / 40)
 

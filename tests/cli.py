@@ -1,0 +1,41 @@
+"""The command line, called in this process."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hydra.core.global_hydra import GlobalHydra
+
+from evosweep import __main__
+from tests.conftest import WORDS
+
+TINY = [
+    "model=tiny", "data=text", "data.path=corpus.jsonl", "tokens.seq_len=64", "tokens.calibration=1024",
+    "tokens.validation=512", "search.generations=2", "search.offspring=4",
+    "search.stages=[{survivors:2,tokens:64},{survivors:1,tokens:128}]", "evaluate.sensitivity_tokens=64",
+]
+
+
+def write_corpus(folder: Path, documents: int = 40) -> Path:
+    rng = np.random.default_rng(0)
+    path = folder / "corpus.jsonl"
+    rows = ({"text": " ".join(rng.choice(WORDS, 100))} for _ in range(documents))
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def evosweep(*arguments: str) -> int:
+    """Run ``python -m evosweep`` with arguments; return its exit code."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["evosweep", *arguments])
+        patch.setattr(__main__, "_failures", [])
+        GlobalHydra.instance().clear()
+        try:
+            __main__.main()
+        except SystemExit as end:
+            return int(end.code or 0)
+        finally:
+            GlobalHydra.instance().clear()
+    return 0

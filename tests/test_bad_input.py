@@ -1,0 +1,74 @@
+"""Bad input: one clear line, exit code 2, nothing left behind."""
+
+import pytest
+
+from tests.cli import TINY, evosweep, write_corpus
+
+
+@pytest.fixture(autouse=True)
+def corpus(in_tmp):
+    write_corpus(in_tmp)
+    (in_tmp / "empty.txt").write_text("")
+    (in_tmp / "latin.txt").write_bytes("café ".encode("latin-1") * 100)
+    (in_tmp / "folder").mkdir()
+    (in_tmp / "linear_free").mkdir()
+    return in_tmp
+
+
+CASES = {
+    "misspelt choice": (["sampler=evopres"], "sampler must be one of", "did you mean 'evopress'"),
+    "misspelt group": (["smapler=evopress"], "smapler", "did you mean 'sampler'"),
+    "misspelt key": (["search.ofspring=4"], "no setting 'search.ofspring'", "did you mean 'search.offspring'"),
+    "misspelt top key": (["sead=4"], "no setting 'sead'", "did you mean 'seed'"),
+    "unknown experiment": (["+experiment=quikstart"], "experiment must be one of", "did you mean 'quickstart'"),
+    "added unknown key": (["+compressor.grup=8"], "a setting of compressor", "did you mean 'group'"),
+    "override that is none": (["search.generations"], "search.generations", ""),
+    "budget too small": (
+        ["budget=bits_per_weight", "budget.bits_per_weight=1.5"], "budget.bits_per_weight must be at least", "the most"
+    ),
+    "budget too small in MB": (
+        ["budget=megabytes", "budget.megabytes=0.01"], "budget.megabytes must be at least", "MB"
+    ),
+    "budget no number": (["budget=bits_per_weight", "budget.bits_per_weight=lots"], "budget.bits_per_weight", "lots"),
+    "two budgets": (["budget.megabytes=10"], "exactly one of", "megabytes"),
+    "level that no unit has": (["budget.as_uniform=7"], "budget.as_uniform must be one of 2, 3, 4, 5, 6", "7"),
+    "bits out of range": (["compressor.bits=[1,3]"], "compressor.bits", "from 2 to 8"),
+    "group that does not divide": (["compressor.group=48"], "compressor.group must be a divisor", "48"),
+    "model path that is none": (["model=hf", "model.path=folder"], "model.path", "config.json"),
+    "model path left out": (["model=hf"], "model.path must be given", ""),
+    "model path misspelt": (["model=hf", "model.path=./foldr"], "model.path", "did you mean 'folder'"),
+    "device": (["model.device=gpu"], "model.device", "cuda"),
+    "dtype": (["model.dtype=float23"], "model.dtype must be one of", "float32"),
+    "more calibration tokens than text": (["tokens.calibration=6400000"], "tokens.calibration must be at most", ""),
+    "more search tokens than text": (
+        ["search.stages=[{survivors:1,tokens:6400000}]"], "search.stages[0].tokens must be at most", ""
+    ),
+    "part of a window": (["search.stages=[{survivors:1,tokens:100}]"], "multiple of tokens.seq_len=64", "100"),
+    "stages that do not end in one": (["search.stages=[{survivors:2,tokens:64}]"], "search.stages", "fall to 1"),
+    "empty text": (["data.path=empty.txt"], "data.path", "no text"),
+    "not UTF-8": (["data.path=latin.txt"], "latin.txt is not UTF-8", ""),
+    "text that is not there": (["data.path=corpus.json"], "data.path", "did you mean 'corpus.jsonl'"),
+    "seed": (["seed=1.5"], "seed must be an integer", "1.5"),
+    "seed as word": (["seed=zero"], "seed must be an integer", "zero"),
+    "name that is no file name": (["name=a/b"], "name must be", "a/b"),
+    "offspring": (["search.offspring=0"], "search.offspring", "0"),
+    "sensitivity tokens": (["sampler=ilp", "evaluate.sensitivity_tokens=6400000"], "evaluate.sensitivity_tokens", ""),
+    "evaluate memory": (["evaluate.weights_gb=-1"], "evaluate.weights_gb", "-1"),
+    "batch tokens": (["store.batch_tokens=0"], "store.batch_tokens", "0"),
+    "export tokens": (["export.check_tokens=none"], "export.check_tokens", "none"),
+    "in a multirun": (["-m", "seed=0,x"], "seed must be an integer", "'x'"),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_one_clear_line_and_nothing_left(case: str, corpus, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments, *expected = CASES[case]
+    before = sorted(path.name for path in corpus.iterdir())
+    head = [] if case == "in a multirun" else TINY
+    code = evosweep(*head, *arguments, *(TINY if case == "in a multirun" else []), "tracking=none")
+    errors = capsys.readouterr().err.strip().splitlines()
+    assert code == 2
+    assert len(errors) == 1 and errors[0].startswith("error: "), errors
+    assert all(text in errors[0] for text in expected), errors
+    if case != "in a multirun":  # its other job is a good one
+        assert sorted(path.name for path in corpus.iterdir()) == before

@@ -1,0 +1,69 @@
+"""Every choice and every experiment composes, and what it names exists."""
+
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import OmegaConf
+
+from evosweep.__main__ import CONF
+from evosweep.core.budget import Budget
+from evosweep.loop import Plan
+from evosweep.settings import check_keys
+
+SECTIONS = (
+    "model", "data", "tokens", "compressor", "budget", "sampler", "fitness", "storage", "tracking", "export", "store",
+    "evaluate",
+)
+GROUPS = {
+    folder.name: sorted(path.stem for path in folder.glob("*.yaml"))
+    for folder in sorted(CONF.iterdir())
+    if folder.is_dir() and list(folder.glob("*.yaml"))
+}
+
+
+def composed(*overrides: str):
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose("config", overrides=[*overrides], return_hydra_config=True)
+
+
+def check(config) -> None:
+    for section in SECTIONS:
+        check_keys(OmegaConf.to_container(config[section]), section)
+    Plan.of(generations=config.search.generations, stages=OmegaConf.to_container(config.search.stages))
+    Budget(**{key: value for key, value in config.budget.items() if not str(key).startswith("_")})
+
+
+@pytest.mark.parametrize("experiment", GROUPS["experiment"])
+def test_every_experiment_composes(experiment: str) -> None:
+    config = composed(f"+experiment={experiment}")
+    assert config.name == experiment
+    check(config)
+
+
+@pytest.mark.parametrize(
+    ("group", "choice"), [(group, choice) for group in GROUPS if group != "experiment" for choice in GROUPS[group]]
+)
+def test_every_choice_composes(group: str, choice: str) -> None:
+    check(composed(f"{group}={choice}"))
+
+
+def test_the_quickstart_sweeps_four_allocators_without_being_told() -> None:
+    config = composed("+experiment=quickstart")
+    assert config.hydra.mode.name == "MULTIRUN"
+    assert config.hydra.sweeper.params.sampler == "uniform,owl,ilp,evopress"
+    HydraConfig.instance().cfg = None
+
+
+def test_every_module_of_a_plug_in_package_has_a_choice() -> None:
+    """A sampler, compressor, fitness or source that no YAML names cannot be used."""
+    text = "\n".join(path.read_text() for path in CONF.rglob("*.yaml"))
+    package = Path(CONF).parent / "evosweep"
+    for folder, shared in {
+        "fitness": {"base"}, "allocators": {"base"}, "compressors": {"base", "integer"},
+        "samplers": {"base", "record", "storage"}, "exporters": set(), "data": {"documents", "tokens"},
+    }.items():
+        for path in (package / folder).glob("*.py"):
+            if path.stem not in shared | {"__init__"}:
+                assert f"evosweep.{folder}.{path.stem}." in text, path

@@ -1,0 +1,194 @@
+"""The whole line on the tiny model: multirun, MLflow, Optuna, export; and what is kept when it breaks."""
+
+import json
+import sqlite3
+from pathlib import Path
+
+import optuna
+import pytest
+import torch
+import transformers
+from mlflow import MlflowClient
+
+from evosweep.core.problem import Allocation
+from evosweep.evaluate.scorer import StagedScorer
+from evosweep.exporters.dense import DenseSafetensors
+from evosweep.samplers.storage import journal
+from tests.cli import TINY, evosweep, write_corpus
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory):
+    """A multirun of every sampler, in a folder of its own."""
+    folder = tmp_path_factory.mktemp("run")
+    write_corpus(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("EVOSWEEP_CACHE", str(folder / "cache"))
+        assert evosweep("-m", *TINY, "sampler=uniform,owl,ilp,evopress,random", "name=whole") == 0
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def client(finished: Path) -> MlflowClient:
+    return MlflowClient(tracking_uri=f"sqlite:///{finished / 'mlflow.db'}")
+
+
+@pytest.fixture(scope="module")
+def runs(client: MlflowClient) -> dict:
+    experiment = client.get_experiment_by_name("whole")
+    found = client.search_runs([experiment.experiment_id])
+    return {run.data.tags.get("sampler", "parent"): run for run in found}
+
+
+def results(folder: Path) -> dict[str, dict]:
+    rows = [json.loads(path.read_text()) for path in folder.glob("runs/whole/*/*/result.json")]
+    return {row["sampler"]: row for row in rows}
+
+
+SAMPLERS = ["uniform", "owl", "ilp", "evopress", "random"]
+
+
+def test_every_sampler_stays_within_the_same_true_budget(finished: Path) -> None:
+    rows = results(finished)
+    assert set(rows) == set(SAMPLERS)
+    assert all(row["bits_per_weight"] <= rows["uniform"]["bits_per_weight"] for row in rows.values())
+
+
+def test_one_store_serves_all(finished: Path) -> None:
+    assert len([path for path in (finished / "cache" / "stores").iterdir() if path.is_dir()]) == 1
+
+
+def test_one_run_a_search_under_one_parent(runs: dict) -> None:
+    assert set(runs) == {*SAMPLERS, "parent"}
+    assert all(run.info.status == "FINISHED" for run in runs.values())
+    parents = {runs[name].data.tags["mlflow.parentRunId"] for name in SAMPLERS}
+    assert parents == {runs["parent"].info.run_id}
+
+
+def test_every_generation_is_a_step(client: MlflowClient, runs: dict) -> None:
+    run = runs["evopress"].info.run_id
+    for metric in ("val/kl", "val/ppl", "bits_per_weight", "tokens", "tokens_per_second", "units_changed", "seconds"):
+        assert [point.step for point in client.get_metric_history(run, metric)] == [0, 1, 2], metric
+    for stage in (0, 1):
+        values = {
+            kind: [point.value for point in client.get_metric_history(run, f"stage_{stage}/{kind}")]
+            for kind in ("best", "median", "worst")
+        }
+        assert all(b <= m <= w for b, m, w in zip(*values.values(), strict=True)) and len(values["best"]) == 2
+
+
+def test_artifacts_are_there(client: MlflowClient, runs: dict) -> None:
+    run = runs["evopress"].info.run_id
+    names = {artifact.path for artifact in client.list_artifacts(run)}
+    figures = {"allocation.png", "convergence.png"}
+    assert names >= {"allocation.json", "trade_off.json", "config.yaml", "result.json"} | figures
+    generations = {artifact.path for artifact in client.list_artifacts(run, "generations")}
+    assert generations == {f"generations/{n:04d}" for n in range(3)}
+    assert {a.path for a in client.list_artifacts(runs["parent"].info.run_id)} >= {"summary.json", "summary.txt"}
+
+
+def test_params_are_the_resolved_config(runs: dict) -> None:
+    params = runs["evopress"].data.params
+    assert params["search.offspring"] == params["sampler.offspring"] == "4"
+    assert params["compressor.group"] == "64" and params["seed"] == "0"
+
+
+def test_result_metrics_are_what_the_file_says(finished: Path, runs: dict) -> None:
+    for name, row in results(finished).items():
+        assert runs[name].data.metrics["result/val_kl"] == pytest.approx(row["val_kl"])
+        assert row["mlflow_run"] == runs[name].info.run_id
+
+
+def test_studies_can_be_read(finished: Path) -> None:
+    storage = journal(path=str(finished / "studies" / "whole.journal"))
+    studies = {summary.study_name.split()[0]: summary for summary in optuna.get_all_study_summaries(storage)}
+    assert set(studies) == set(SAMPLERS)
+    study = optuna.load_study(study_name=studies["evopress"].study_name, storage=storage)
+    assert len(study.trials) == 1 + 2 * 4
+    assert study.user_attrs["winner"] == dict(Allocation.load(next(finished.glob("runs/whole/*/3/allocation.json"))))
+
+
+def test_the_dashboard_shows_the_study(finished: Path) -> None:
+    from optuna_dashboard import wsgi
+
+    app = wsgi(journal(path=str(finished / "studies" / "whole.journal")))
+    status: list[str] = []
+    environ = {"REQUEST_METHOD": "GET", "PATH_INFO": "/api/studies", "QUERY_STRING": "", "SERVER_NAME": "x",
+               "SERVER_PORT": "80", "wsgi.url_scheme": "http"}
+    body = b"".join(app(environ, lambda code, *_: status.append(code)))
+    assert status == ["200 OK"] and len(json.loads(body)["study_summaries"]) == 5
+
+
+def test_the_exported_model_loads_in_plain_transformers(finished: Path) -> None:
+    folder = next(finished.glob("runs/whole/*/3/model"))
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    tokens = torch.tensor([tokenizer("the layer that matters").input_ids])
+    assert model(input_ids=tokens).logits.isfinite().all()
+    assert (folder / "allocation.json").exists()
+
+
+def test_the_same_seed_gives_the_same_winner(finished: Path) -> None:
+    before = next(finished.glob("runs/whole/*/3/allocation.json"))
+    assert evosweep(*TINY, "sampler=evopress", "name=again", "tracking=none", "storage=memory", "export=none") == 0
+    after = next(finished.glob("runs/again/*/allocation.json"))
+    assert Allocation.load(after) == Allocation.load(before)
+
+
+def broken(message: BaseException):
+    def validate(self, genome):
+        calls = getattr(StagedScorer, "_calls", 0) + 1
+        StagedScorer._calls = calls
+        if calls > 2:  # dense model, generation 0, then it breaks
+            raise message
+        return {"kl": 1.0, "ppl": 2.0}
+
+    return validate
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "code"), [(KeyboardInterrupt(), "KILLED", 130), (MemoryError("no more"), "FAILED", None)]
+)
+def test_what_was_found_is_kept(finished: Path, client: MlflowClient, monkeypatch, error, status: str, code) -> None:
+    from evosweep.run import workbench
+
+    workbench.cache_clear()
+    monkeypatch.setattr(StagedScorer, "validate", broken(error))
+    monkeypatch.setattr(StagedScorer, "_calls", 0, raising=False)
+    name = f"broken_{status}"
+    arguments = [*TINY, "sampler=random", f"name={name}"]
+    if code is None:
+        with pytest.raises(MemoryError):
+            evosweep(*arguments)
+    else:
+        assert evosweep(*arguments) == code
+    (run,) = client.search_runs([client.get_experiment_by_name(name).experiment_id])
+    assert run.info.status == status and run.data.tags["reason"]
+    found = client.get_metric_history(run.info.run_id, "val/kl")
+    assert found and all(point.value == 1.0 for point in found)
+    assert client.list_artifacts(run.info.run_id, "generations/0000")
+    study = optuna.load_study(study_name=None, storage=journal(path=str(finished / "studies" / f"{name}.journal")))
+    assert len(study.trials) == 4 * len(found)
+    workbench.cache_clear()
+
+
+def test_a_model_that_reloads_as_another_is_an_error(
+    loaded, evaluator, store, make_store_problem, tmp_path, monkeypatch
+) -> None:
+    from evosweep.core.errors import ExportError
+
+    problem = make_store_problem(store)
+    monkeypatch.setattr(type(evaluator), "logits", lambda *_: torch.full((16, 256), 3.0))
+    with pytest.raises(ExportError, match="does not say what was scored"):
+        DenseSafetensors(check_tokens=16).export(
+            problem.uniform(), problem=problem, evaluator=evaluator, loaded=loaded, folder=tmp_path / "model"
+        )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_database_is_mlflows_own(finished: Path) -> None:
+    with sqlite3.connect(finished / "mlflow.db") as database:
+        tables = {row[0] for row in database.execute("select name from sqlite_master where type='table'")}
+    assert {"runs", "metrics", "params"} <= tables
+    assert (finished / "mlruns").is_dir()

@@ -1,0 +1,120 @@
+import numpy as np
+import pytest
+
+from evosweep.allocators.uniform import Uniform
+from evosweep.core.errors import SettingError
+from evosweep.core.events import GenerationRecord, SearchStarted
+from evosweep.core.problem import Problem
+from evosweep.loop import Plan, run_search
+from evosweep.samplers.evopress import EvoPressSampler
+from evosweep.samplers.static import AllocatorSampler
+
+
+class Quadratic:
+    """Fitness with a known best genome, and noise that only a place decides."""
+
+    def __init__(self, problem: Problem, noise: float = 0.0) -> None:
+        self.weights = np.arange(len(problem.units)) % 5 - 2.0
+        self.noise = noise
+        self.calls: list[tuple[int, int, int, int]] = []
+
+    def true(self, genomes: np.ndarray) -> np.ndarray:
+        return 50 + genomes @ self.weights
+
+    def score(self, genomes, *, generation: int, stage: int, tokens: int):
+        self.calls.append((generation, stage, len(genomes), tokens))
+        return self.true(genomes) + self.noise * np.random.default_rng([generation, stage]).normal()
+
+    def validate(self, genome):
+        return {"kl": float(self.true(genome[None])[0]), "ppl": 1.0}
+
+
+class Heard:
+    def __init__(self) -> None:
+        self.events: list = []
+
+    def on_event(self, event) -> None:
+        self.events.append(event)
+
+
+PLAN = Plan.of(generations=6, stages=[{"survivors": 3, "tokens": 10}, {"survivors": 1, "tokens": 100}])
+
+
+def search(problem: Problem, sampler=None, scorer=None, plan: Plan = PLAN, **more):
+    sampler = sampler or EvoPressSampler(problem, seed=0, offspring=8)
+    scorer = scorer or Quadratic(problem)
+    dense = {"kl": 0, "ppl": 1}
+    return run_search(name="x", sampler=sampler, scorer=scorer, plan=plan, dense=dense, listeners=[], **more)
+
+
+def test_stages_thin_out_and_the_parent_competes_in_the_last(problem: Problem) -> None:
+    scorer = Quadratic(problem)
+    result = search(problem, scorer=scorer)
+    assert scorer.calls[:4] == [(1, 0, 8, 10), (1, 1, 4, 100), (2, 0, 8, 10), (2, 1, 4, 100)]
+    assert result.tokens == 6 * (8 * 10 + 4 * 100)
+
+
+def test_the_elite_never_gets_worse_on_noiseless_fitness(problem: Problem) -> None:
+    result = search(problem, scorer=Quadratic(problem, noise=100.0))  # common noise cancels on common tokens
+    values = [record.validation["kl"] for record in result.generations]
+    assert values == sorted(values, reverse=True) and values[-1] < values[0]
+
+
+def test_the_winner_is_what_is_returned(problem: Problem) -> None:
+    scorer = Quadratic(problem)
+    result = search(problem, scorer=scorer)
+    assert result.allocation == result.generations[-1].elite
+    assert result.validation["kl"] == scorer.true(problem.encode(result.allocation)[None])[0]
+    assert problem.feasible(problem.encode(result.allocation))
+
+
+def test_same_seed_same_search(problem: Problem) -> None:
+    first, second = search(problem), search(problem)
+    assert first.allocation == second.allocation
+    assert [r.elite.hash for r in first.generations] == [r.elite.hash for r in second.generations]
+
+
+def test_a_static_allocation_is_validated_without_a_token_of_search(problem: Problem) -> None:
+    scorer = Quadratic(problem)
+    result = search(problem, sampler=AllocatorSampler(problem, allocator=Uniform()), scorer=scorer)
+    assert scorer.calls == [] and result.tokens == 0 and len(result.generations) == 1
+
+
+def test_listeners_hear_start_and_every_generation(problem: Problem) -> None:
+    heard = Heard()
+    run_search(
+        name="x", sampler=EvoPressSampler(problem, seed=0, offspring=4), scorer=Quadratic(problem), plan=PLAN,
+        dense={"kl": 0, "ppl": 1}, listeners=[heard], facts={"a": 1},
+    )
+    assert isinstance(heard.events[0], SearchStarted) and heard.events[0].facts == {"a": 1}
+    records = heard.events[1:]
+    assert all(isinstance(record, GenerationRecord) for record in records)
+    assert [record.generation for record in records] == list(range(7))
+    assert all(len(record.candidates) == 4 for record in records[1:])
+
+
+def test_scores_that_are_no_numbers_lose(problem: Problem) -> None:
+    class Broken(Quadratic):
+        def score(self, genomes, **place):
+            scores = super().score(genomes, **place)
+            scores[-1] = np.nan
+            return scores
+
+    assert search(problem, scorer=Broken(problem)).generations[-1].elite
+
+
+@pytest.mark.parametrize(
+    ("generations", "stages", "message"),
+    [
+        (-1, [{"survivors": 1, "tokens": 1}], r"search\.generations"),
+        (1.5, [{"survivors": 1, "tokens": 1}], r"search\.generations"),
+        (1, [], r"search\.stages"),
+        (1, [{"survivors": 2, "tokens": 1}], "fall to 1"),
+        (1, [{"survivors": 1, "tokens": 1}, {"survivors": 2, "tokens": 1}], "fall to 1"),
+        (1, [{"survivors": 1}], r"search\.stages\[0\]"),
+        (1, [{"survivors": 1, "tokens": 0}], r"search\.stages\[0\]\.tokens"),
+    ],
+)
+def test_bad_plans_are_named(generations, stages, message: str) -> None:
+    with pytest.raises(SettingError, match=message):
+        Plan.of(generations=generations, stages=stages)
