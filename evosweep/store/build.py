@@ -42,7 +42,7 @@ class StoreBuilder:
     """
 
     def __init__(
-        self, *, propagate: float | None = 4, token_weighting: str = "relative", batch_tokens: int = 4096
+        self, *, propagate: float | None = 3, token_weighting: str = "relative", batch_tokens: int = 4096
     ) -> None:
         self.token_weighting = check_choice("store.token_weighting", token_weighting, ("relative", "plain"))
         self.propagate = None if propagate is None else check_number("store.propagate", propagate)

@@ -1,0 +1,30 @@
+import numpy as np
+import torch
+import transformers
+
+from evosweep.core.problem import Allocation
+from evosweep.exporters.dense import DenseSafetensors
+from tests.contracts.exporter import ExporterContract
+
+
+class TestDenseSafetensors(ExporterContract):
+    def make(self) -> DenseSafetensors:
+        return DenseSafetensors(check_tokens=16)
+
+    def test_its_weights_are_the_levels(self, exported, store, tmp_path) -> None:
+        model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+        weights = dict(model.named_parameters())
+        for place, unit in enumerate(store.units):
+            assert torch.equal(weights[f"{unit.name}.weight"], store.weight(unit.name, unit.levels[place % 2].name))
+
+    def test_it_says_what_was_scored(self, exported, evaluator, splits, tmp_path) -> None:
+        model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "model").eval()
+        tokens = torch.from_numpy(splits["search"].windows[:1])
+        genome = np.arange(len(evaluator.store.units)) % 2
+        with torch.no_grad():
+            logits = model(input_ids=tokens).logits[0]
+        assert torch.allclose(logits, evaluator.logits(genome, tokens), atol=1e-5)
+
+    def test_the_allocation_lies_beside_it(self, exported, store, tmp_path) -> None:
+        allocation = Allocation.load(tmp_path / "model" / "allocation.json")
+        assert set(allocation) == {unit.name for unit in store.units}
