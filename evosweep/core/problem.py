@@ -55,6 +55,11 @@ class Unit:
     columns: Mapping[str, float] = field(default_factory=dict)
 
     @property
+    def kind(self) -> str:
+        """Its path inside the block, the same for its siblings in other blocks: ``self_attn.q_proj``."""
+        return self.name.split(f".{self.block}.", 1)[-1]
+
+    @property
     def level_names(self) -> tuple[str, ...]:
         """Names of the ladder, cheapest first."""
         return tuple(level.name for level in self.levels)

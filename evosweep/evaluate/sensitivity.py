@@ -14,7 +14,8 @@ from evosweep.evaluate.population import Evaluator
 from evosweep.fitness.kl import KL
 
 FLOOR = 0.05
-METHOD = 2  # raise when the measurement changes: cached ones then are not reused
+SHRINKAGE = 512  # tokens at which a unit's own measurement and its kind's mean weigh alike
+METHOD = 4  # raise when the measurement changes: cached ones then are not reused
 
 
 def measured_tokens(problem: Problem, tokens: int) -> int:
@@ -30,6 +31,8 @@ def kl_per_error(
     Every unit alone is lowered one level (raised one, where it is at the bottom); what the KL gains by it, over what
     the layer error gains, is the scale. Lowering is what can do harm, and its signal is some ten times that of
     raising. A unit whose KL moves the wrong way (noise) gets a low scale, not none: that of the lowest twentieth.
+    Few tokens say little about one unit, and a solver finds every unit that looks harmless by chance; so scales are
+    drawn towards the (geometric) mean of their kind, ``q_proj`` and so on, the more the fewer tokens there were.
     Kept in the cache beside the store, so that a multirun measures once.
 
     Args:
@@ -57,13 +60,15 @@ def kl_per_error(
         for window in progress.track(windows, description="measuring sensitivities")
     ]
     kl = np.mean(scores, axis=0)
-    scales = _scales(problem, base, probed, kl[:-1] - kl[-1])
+    scales = _scales(problem, base, probed, kl[:-1] - kl[-1], trust=tokens / (tokens + SHRINKAGE))
     write_json(cached, scales)
     return scales
 
 
-def _scales(problem: Problem, base: Genome, probed: Genome, kl: npt.NDArray[np.float64]) -> dict[str, float]:
-    """Return KL differences over layer-error differences by unit name, none of them below a floor."""
+def _scales(
+    problem: Problem, base: Genome, probed: Genome, kl: npt.NDArray[np.float64], *, trust: float
+) -> dict[str, float]:
+    """Return KL differences over layer-error differences by unit name, shrunk towards the mean of their kind."""
     errors = np.array(
         [
             float(unit.levels[there].error or 0.0) - float(unit.levels[here].error or 0.0)
@@ -73,5 +78,8 @@ def _scales(problem: Problem, base: Genome, probed: Genome, kl: npt.NDArray[np.f
     right = (kl * errors > 0) & np.isfinite(kl)
     scales = np.divide(kl, errors, out=np.zeros_like(kl), where=right)
     floor = float(np.quantile(scales[right], FLOOR)) if right.any() else 1.0
-    floored = np.maximum(scales, floor)
-    return {unit.name: float(scale) for unit, scale in zip(problem.units, floored, strict=True)}
+    logs = np.log(np.maximum(scales, floor))
+    kinds = np.unique([unit.kind for unit in problem.units], return_inverse=True)[1]
+    means = np.bincount(kinds, logs) / np.bincount(kinds)
+    shrunk = np.exp(trust * logs + (1 - trust) * means[kinds])
+    return {unit.name: float(scale) for unit, scale in zip(problem.units, shrunk, strict=True)}

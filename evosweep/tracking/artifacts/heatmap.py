@@ -14,14 +14,14 @@ class LevelHeatmap:
     def __call__(self, result: SearchResult, folder: Path) -> Path:
         """Write ``allocation.png`` and return its path."""
         units = result.problem.units
-        rows = list(dict.fromkeys(_short(unit.name, unit.block) for unit in units))
+        rows = list(dict.fromkeys(unit.kind for unit in units))
         blocks = sorted({unit.block for unit in units})
         table = np.full((len(rows), len(blocks)), np.nan)
         for unit in units:
             name = result.allocation[unit.name]
             place = unit.level_names.index(name)
             value = unit.levels[place].value
-            table[rows.index(_short(unit.name, unit.block)), blocks.index(unit.block)] = (
+            table[rows.index(unit.kind), blocks.index(unit.block)] = (
                 place if value is None else value
             )
         figure = Figure(figsize=(2.2 + 0.3 * len(blocks), 1.4 + 0.3 * len(rows)), layout="constrained")
@@ -39,8 +39,3 @@ class LevelHeatmap:
         path = folder / "allocation.png"
         figure.savefig(path, dpi=120)
         return path
-
-
-def _short(name: str, block: int) -> str:
-    """Return a unit's path inside its block."""
-    return name.split(f".{block}.", 1)[-1]
