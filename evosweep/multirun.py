@@ -1,5 +1,6 @@
 """What brackets Hydra's jobs: the comparison at the end of a multirun, and clean folders after bad input."""
 
+import io
 import json
 import os
 import tempfile
@@ -16,6 +17,7 @@ from evosweep.settings import build
 from evosweep.tracking.console import COLUMNS, summary, terminal
 
 MULTIRUN = "EVOSWEEP_MULTIRUN"  # environment: name of the multirun that a job belongs to
+JOB_CONFIG = "config.yaml"  # a job writes it once its settings are checked
 
 
 class Summary(Callback):
@@ -38,26 +40,22 @@ class Summary(Callback):
         self.multirun = os.environ[MULTIRUN] = f"{config.name} {datetime.now():%Y-%m-%d %H:%M:%S.%f}"[:-3]
 
     def end(self, status: str) -> None:
-        """Show what there is to compare; leave no empty folders."""
+        """Show what there is to compare; where no job got as far as a search, leave nothing behind."""
         if self.config is None or self.folder is None:
             return
-        files = sorted(self.folder.rglob("result.json"))
-        rows = [json.loads(path.read_text(encoding="utf-8")) for path in files]
-        console = terminal()
-        if rows:
-            table = summary(rows, title=str(self.config.name))
+        rows = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(self.folder.rglob("result.json"))]
+        table = summary(rows, title=str(self.config.name)) if rows else None
+        if table is not None:
+            console = terminal()
             console.print(table)
-            if self.multirun is not None:
-                self._log(status, rows, table)
             for line in how_to_look(self.config):
                 console.print(line, highlight=False, markup=False, soft_wrap=True)
-        elif self.multirun is not None and not list(self.folder.rglob("*.json")):
-            (self.folder / "multirun.yaml").unlink(missing_ok=True)
-            for job in sorted(self.folder.glob("*")):
-                remove_empty_folders(job, stop=Path.cwd())
-        remove_empty_folders(self.folder, stop=Path.cwd())
-        if self.multirun is not None and not rows and self.folder.exists():
-            self._log(status, rows, None)
+        if not list(self.folder.rglob(JOB_CONFIG)):
+            (self.folder / "multirun.yaml").unlink(missing_ok=True)  # Hydra's own
+            for folder in [*self.folder.glob("*"), self.folder]:
+                remove_empty_folders(folder, stop=Path.cwd())
+        elif self.multirun is not None:
+            self._log(status, rows, table)
         os.environ.pop(MULTIRUN, None)
         Summary.active = None
 
@@ -72,10 +70,10 @@ class Summary(Callback):
             files = [write_json(Path(folder) / "summary.json",
                                 {"columns": columns, "data": [[row.get(key) for key in columns] for row in rows]})]
             if table is not None:
-                text = Console(record=True, width=160, file=(Path(folder) / "unused").open("w"))
-                text.print(table)
+                page = Console(record=True, width=160, file=io.StringIO())
+                page.print(table)
                 files.append(Path(folder) / "summary.txt")
-                files[-1].write_text(text.export_text(), encoding="utf-8")
+                files[-1].write_text(page.export_text(), encoding="utf-8")
             build(self.config, "tracking").summarize(self.multirun, status=status, files=files)
 
 

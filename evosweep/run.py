@@ -35,7 +35,7 @@ from evosweep.fitness.kl import KL
 from evosweep.loop import Plan, end_search, run_search
 from evosweep.models.anatomy import Anatomy
 from evosweep.models.load import LoadedModel
-from evosweep.multirun import MULTIRUN
+from evosweep.multirun import JOB_CONFIG, MULTIRUN
 from evosweep.samplers.base import PopulationSampler
 from evosweep.samplers.record import StudyRecorder
 from evosweep.settings import build, check_keys
@@ -128,9 +128,10 @@ def run(config: DictConfig) -> dict[str, Any]:
     quiet_libraries()
     bench = workbench(json.dumps({key: OmegaConf.to_container(config[key], resolve=True) for key in WORKBENCH_KEYS}))
     job = prepare(config, bench)
+    settings = OmegaConf.to_yaml(config, resolve=True)
+    (job.folder / JOB_CONFIG).write_text(settings, encoding="utf-8")
     job.tracker.start(
-        job.name, params=_flat(config), tags=_tags(config, job), config=OmegaConf.to_yaml(config, resolve=True),
-        multirun=os.environ.get(MULTIRUN),
+        job.name, params=_flat(config), tags=_tags(config, job), config=settings, multirun=os.environ.get(MULTIRUN)
     )
     try:
         result = job.search()

@@ -12,7 +12,6 @@ from mlflow import MlflowClient
 
 from evosweep.core.problem import Allocation
 from evosweep.evaluate.scorer import StagedScorer
-from evosweep.exporters.dense import DenseSafetensors
 from evosweep.samplers.storage import journal
 from tests.cli import TINY, evosweep, write_corpus
 
@@ -168,18 +167,14 @@ def test_what_was_found_is_kept(finished: Path, client: MlflowClient, monkeypatc
     assert len(study.trials) == 4
 
 
-def test_a_model_that_reloads_as_another_is_an_error(
-    loaded, evaluator, store, make_store_problem, tmp_path, monkeypatch
-) -> None:
-    from evosweep.core.errors import ExportError
-
-    problem = make_store_problem(store)
-    monkeypatch.setattr(type(evaluator), "logits", lambda *_: torch.full((16, 256), 3.0))
-    with pytest.raises(ExportError, match="does not say what was scored"):
-        DenseSafetensors(check_tokens=16).export(
-            problem.uniform(), problem=problem, evaluator=evaluator, loaded=loaded, folder=tmp_path / "model"
-        )
-    assert list(tmp_path.iterdir()) == []
+def test_an_interrupted_multirun_shows_what_it_has(finished: Path, client: MlflowClient, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(StagedScorer, "score", broken(KeyboardInterrupt()))
+    assert evosweep("-m", *TINY, "sampler=uniform,random", "name=half") == 130
+    shown = capsys.readouterr()
+    assert "uniform as_uniform=3 s0" in shown.out and "what was found is kept" in shown.err
+    found = client.search_runs([client.get_experiment_by_name("half").experiment_id])
+    status = {run.data.tags.get("sampler", "parent"): run.info.status for run in found}
+    assert status == {"uniform": "FINISHED", "random": "KILLED", "parent": "KILLED"}
 
 
 def test_the_database_is_mlflows_own(finished: Path) -> None:

@@ -15,7 +15,7 @@ from evosweep.evaluate.population import Evaluator
 from evosweep.models.load import LoadedModel
 from evosweep.models.patch import replaced_weights
 
-TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 4e-3}
+TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 1e-2, torch.float16: 1e-3}
 
 
 @dataclass(frozen=True)

@@ -89,7 +89,8 @@ class _Source:
         self.dtype = pick_dtype(dtype, self.device)
 
     def _ready(self, name: str, model: nn.Module, tokenizer: Any) -> LoadedModel:
-        model = model.to(device=self.device, dtype=self.dtype).eval()
+        # No type here: what transformers keeps in fp32 (rotary frequencies) must stay so, as in a reloaded export.
+        model = model.to(self.device).eval()
         model.requires_grad_(False)
         return LoadedModel(name=name, model=model, tokenizer=tokenizer)
 
@@ -221,11 +222,11 @@ class Random(_Source):
     def load(self, *, progress: Progress) -> LoadedModel:
         """Build the model; the same seed gives the same weights."""
         del progress
-        model = transformers.AutoModelForCausalLM.from_config(self.config())
+        model = transformers.AutoModelForCausalLM.from_config(self.config(), dtype=self.dtype)
         draws = torch.Generator().manual_seed(self.seed)
         for _, parameter in sorted(model.named_parameters()):
             if parameter.dim() >= 2:
-                parameter.data = torch.randn(parameter.shape, generator=draws) * self.spread
+                parameter.data = (torch.randn(parameter.shape, generator=draws) * self.spread).to(self.dtype)
         model.tie_weights()
         return self._ready(self.name, model, byte_tokenizer())
 

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -63,5 +64,5 @@ def summary(rows: Sequence[Mapping[str, Any]], *, title: str) -> Table:
     ]
     for row in [dense, *sorted(named, key=lambda each: each["val_kl"])]:
         cells = [form.format(row[key]) if row.get(key) is not None else "" for key, (_, form) in COLUMNS.items()]
-        table.add_row(*cells)
+        table.add_row(*map(escape, cells))
     return table

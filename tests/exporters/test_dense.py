@@ -1,7 +1,9 @@
 import numpy as np
+import pytest
 import torch
 import transformers
 
+from evosweep.core.errors import ExportError
 from evosweep.core.problem import Allocation
 from evosweep.exporters.dense import DenseSafetensors
 from tests.contracts.exporter import ExporterContract
@@ -28,3 +30,15 @@ class TestDenseSafetensors(ExporterContract):
     def test_the_allocation_lies_beside_it(self, exported, store, tmp_path) -> None:
         allocation = Allocation.load(tmp_path / "model" / "allocation.json")
         assert set(allocation) == {unit.name for unit in store.units}
+
+
+def test_a_model_that_reloads_as_another_is_an_error(
+    loaded, evaluator, store, make_store_problem, tmp_path, monkeypatch
+) -> None:
+    problem = make_store_problem(store)
+    monkeypatch.setattr(type(evaluator), "logits", lambda *_: torch.full((16, 256), 3.0))
+    with pytest.raises(ExportError, match="does not say what was scored"):
+        DenseSafetensors(check_tokens=16).export(
+            problem.uniform(), problem=problem, evaluator=evaluator, loaded=loaded, folder=tmp_path / "model"
+        )
+    assert list(tmp_path.iterdir()) == []
