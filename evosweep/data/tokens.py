@@ -66,9 +66,11 @@ class TokenSplit:
             )
         return number // self.seq_len
 
-    def first(self, setting: str, tokens: object) -> "TokenSplit":
-        """Return the split cut to its first ``tokens`` tokens."""
-        return TokenSplit(self.name, self.windows[: self.count(setting, tokens)], self.documents)
+    def sample(self, setting: str, tokens: object) -> "TokenSplit":
+        """Return ``tokens`` tokens of the split, its windows evenly spaced, so that all documents have a say."""
+        count = self.count(setting, tokens)
+        places = np.arange(count) * len(self.windows) // count
+        return TokenSplit(self.name, self.windows[places], self.documents)
 
 
 class Windows:
@@ -98,7 +100,7 @@ class Windows:
         """
         divided = split_documents(source.documents(progress=progress or Silent()), shares=self.shares)
         splits = {name: self._tokenize(name, divided[name], tokenizer) for name in SPLITS}
-        return splits | {name: splits[name].first(f"tokens.{name}", self.limits[name]) for name in self.limits}
+        return splits | {name: splits[name].sample(f"tokens.{name}", self.limits[name]) for name in self.limits}
 
     def _tokenize(self, name: str, documents: list[Document], tokenizer: Tokenizer) -> TokenSplit:
         # The blank line belongs to the document before it: then a split is its documents' text, joined.

@@ -59,6 +59,11 @@ class TestWindows:
         assert texts[splits["search"].documents[0]].startswith(first)
         assert splits["calibration"].windows.shape == (16, 64) and splits["validation"].windows.shape == (4, 64)
 
+    def test_few_windows_are_spread_over_all_documents(self) -> None:
+        whole = self.windows(calibration=64 * 300).split(Prose(), byte_tokenizer())["calibration"]
+        few = whole.sample("tokens.calibration", 64 * 3).windows
+        assert (few == whole.windows[[0, 100, 200]]).all()
+
     def test_same_text_same_hash(self) -> None:
         first, second = (self.windows().split(Prose(), byte_tokenizer()) for _ in range(2))
         assert {n: s.hash for n, s in first.items()} == {n: s.hash for n, s in second.items()}
