@@ -18,11 +18,13 @@ class LevelPlan:
         name: Short, unique within the unit.
         cost: Exact size in bits.
         value: Nominal number (bits, sparsity), for figures and for naming a level by number.
+        kept: Weights that are not removed; 0 where the level removes none.
     """
 
     name: str
     cost: int
     value: float
+    kept: int = 0
 
 
 @dataclass(frozen=True)
@@ -42,24 +44,32 @@ class Payload:
     weight: torch.Tensor
 
 
+Plans = Mapping[str, Sequence[LevelPlan]]
+"""Levels of every unit, by unit name, each by rising cost."""
+
+
 class Compressor(Protocol):
     """Makes levels of linear layers."""
 
-    def plan(self, shape: tuple[int, int]) -> Sequence[LevelPlan]:
-        """Return the levels of a layer of this shape (out, in), by rising cost.
+    def plan(self, shapes: Mapping[str, tuple[int, int]]) -> Plans:
+        """Return the levels of all units of a model.
+
+        Args:
+            shapes: (out, in) by unit name; all units at once, so that levels can step alike in every unit.
 
         Raises:
-            SettingError: A setting does not fit the shape.
+            SettingError: A setting does not fit a shape.
         """
 
     def compress(
-        self, weights: Mapping[str, torch.Tensor], gram: torch.Tensor
+        self, weights: Mapping[str, torch.Tensor], gram: torch.Tensor, plans: Plans
     ) -> dict[str, dict[str, Payload]]:
         """Return unit -> level name -> payload for layers that share one input.
 
         Args:
             weights: fp32 weights by unit name, each (out, in) with the same in.
             gram: XᵀX / tokens of the shared input X, fp32, shape (in, in).
+            plans: What ``plan`` returned.
         """
 
     def describe(self) -> dict[str, Any]:

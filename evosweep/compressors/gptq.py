@@ -5,17 +5,14 @@ of one column loop, each row with its own largest code.
 """
 
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
 from typing import Any
 
 import torch
 
-from evosweep.compressors.base import Payload
+from evosweep.compressors.base import Payload, Plans
+from evosweep.compressors.compensate import inverse_factor, spans_of, sweep
 from evosweep.compressors.integer import IntegerLevels, grid, to_codes
 from evosweep.core.checks import check_int, check_number
-from evosweep.core.errors import StoreError
-
-DAMPING_TRIES = 6
 
 
 class GPTQ(IntegerLevels):
@@ -43,13 +40,14 @@ class GPTQ(IntegerLevels):
         self.column_block = check_int("compressor.column_block", column_block, low=1)
 
     def compress(
-        self, weights: Mapping[str, torch.Tensor], gram: torch.Tensor
+        self, weights: Mapping[str, torch.Tensor], gram: torch.Tensor, plans: Plans
     ) -> dict[str, dict[str, Payload]]:
         """Return unit -> level name -> payload of layers that share the input of ``gram``.
 
         Raises:
             StoreError: ``gram`` stays singular whatever the damping.
         """
+        del plans
         jobs = [(name, width) for name in weights for width in self.bits]
         stacked = torch.cat([weights[name].float() for name, _ in jobs])
         top = torch.cat(
@@ -86,8 +84,6 @@ def quantize(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Quantize rows column by column, moving each column's error onto those that follow.
 
-    Work is kept transposed, so that a column is contiguous.
-
     Args:
         weight: fp32, shape (rows, columns); not changed.
         gram: XᵀX up to a factor, fp32, shape (columns, columns).
@@ -103,59 +99,23 @@ def quantize(
     Raises:
         StoreError: The Hessian cannot be factorized.
     """
-    columns = weight.shape[1]
-    left, dead = weight.T.contiguous().clone(), gram.diagonal() == 0
-    left[dead] = 0  # an input that is always zero: its weight may as well be zero
-    upper = inverse_factor(gram, damping=damping)
+    left = weight.T.contiguous().clone()
+    left[gram.diagonal() == 0] = 0  # an input that is always zero: its weight may as well be zero
     codes = torch.empty(left.shape, dtype=torch.uint8, device=left.device)
-    scales, zeros = [], []
-    for start, stop in _spans(columns, group, column_block):
+    scales: list[torch.Tensor] = []
+    zeros: list[torch.Tensor] = []
+
+    def begin(start: int) -> None:
         if start % group == 0:
             scale, zero = grid(left[start : start + group].T, top=top, symmetric=symmetric)
             scales.append(scale)
             zeros.append(zero)
-        part, errors = left[start:stop], torch.empty_like(left[start:stop])
-        factor = upper[start:stop, start:stop]
-        pivots = factor.diagonal().tolist()
-        for column, pivot in enumerate(pivots):
-            chosen = to_codes(part[column], scale, zero, top)
-            codes[start + column] = chosen.to(torch.uint8)
-            torch.sub(part[column], (chosen - zero) * scale, out=errors[column]).div_(pivot)
-            if column + 1 < len(pivots):
-                part[column + 1 :].addr_(factor[column, column + 1 :], errors[column], alpha=-1)
-        left[stop:].addmm_(upper[start:stop, stop:].T, errors, alpha=-1)
+
+    def choose(column: int, weights: torch.Tensor) -> torch.Tensor:
+        chosen = to_codes(weights, scales[-1], zeros[-1], top)
+        codes[column] = chosen.to(torch.uint8)
+        return (chosen - zeros[-1]) * scales[-1]
+
+    spans = spans_of(len(left), edges=group, block=column_block)
+    sweep(left, inverse_factor(gram, damping=damping), spans=spans, begin=begin, choose=choose)
     return codes.T.contiguous(), torch.stack(scales, dim=1), torch.stack(zeros, dim=1)
-
-
-def inverse_factor(gram: torch.Tensor, *, damping: float) -> torch.Tensor:
-    """Return U, upper triangular, with UᵀU = (H + damping)⁻¹ and H = ``gram`` (GPTQ, section 3.3, step 3).
-
-    Damping is raised tenfold, a few times, where H is still singular.
-
-    Raises:
-        StoreError: H holds no finite numbers, or stays singular.
-    """
-    hessian = gram.clone()
-    diagonal = hessian.diagonal()
-    diagonal[diagonal == 0] = 1
-    mean = float(diagonal.mean())
-    for attempt in range(DAMPING_TRIES):
-        diagonal += damping * mean * (10**attempt if attempt else 1)
-        lower, failed = torch.linalg.cholesky_ex(hessian)
-        if not failed:
-            upper, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
-            if not failed:
-                return upper
-    raise StoreError(
-        "the second moment of a layer's inputs could not be factorized; calibrate on more tokens "
-        "(tokens.calibration) or raise compressor.damping"
-    )
-
-
-def _spans(columns: int, group: int, block: int) -> list[tuple[int, int]]:
-    """Cut columns into spans of at most ``block`` that never cross a group's edge."""
-    edges = {*range(0, columns, group), columns}
-    for start in range(0, columns, group):
-        edges.update(range(start, min(start + group, columns), block))
-    ordered = sorted(edges)
-    return list(pairwise(ordered))

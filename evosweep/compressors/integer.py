@@ -1,6 +1,6 @@
 """What integer quantizers share: levels, costs, and the grid of scales and zeros."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -48,9 +48,11 @@ class IntegerLevels:
             )
         return group
 
-    def plan(self, shape: tuple[int, int]) -> list[LevelPlan]:
+    def plan(self, shapes: Mapping[str, tuple[int, int]]) -> dict[str, list[LevelPlan]]:
         """Return one level a width, named ``3bit``, its nominal number the width."""
-        rows, columns = shape
+        return {name: self._ladder(*shape) for name, shape in shapes.items()}
+
+    def _ladder(self, rows: int, columns: int) -> list[LevelPlan]:
         group = self.group_of(columns)
         return [
             LevelPlan(

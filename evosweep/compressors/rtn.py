@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from evosweep.compressors.base import Payload
+from evosweep.compressors.base import Payload, Plans
 from evosweep.compressors.integer import IntegerLevels, grid, to_codes
 
 
@@ -23,10 +23,10 @@ class RoundToNearest(IntegerLevels):
         super().__init__(bits=bits, group=group, symmetric=symmetric)
 
     def compress(
-        self, weights: Mapping[str, torch.Tensor], gram: torch.Tensor
+        self, weights: Mapping[str, torch.Tensor], gram: torch.Tensor, plans: Plans
     ) -> dict[str, dict[str, Payload]]:
         """Return unit -> level name -> payload; ``gram`` is not looked at."""
-        del gram
+        del gram, plans
         return {
             name: {f"{width}bit": self._round(weight, width) for width in self.bits}
             for name, weight in weights.items()

@@ -1,25 +1,29 @@
 """Ways to say a budget; underneath, each is a number of bits for the units."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
+
+import numpy as np
 
 from evosweep.core.checks import check_number
 from evosweep.core.errors import BudgetError, SettingError
 from evosweep.core.problem import Problem, Unit
 
-KINDS = ("as_uniform", "bits_per_weight", "megabytes")
+KINDS = ("as_uniform", "bits_per_weight", "megabytes", "sparsity")
 
 
 class Budget:
-    """A bound on size, said in one of three ways.
+    """A bound on size, said in one of several ways.
 
     Args:
         as_uniform: What every unit at this level costs: a level's name (``3bit``) or its nominal number (``3``).
         bits_per_weight: True bits (codes, scales, zeros) over the weights of the units.
         megabytes: 10⁶ bytes of the whole model: units, and everything else at its own width.
+        sparsity: What every unit costs with this share of its weights removed, masks included.
 
     Raises:
-        SettingError: Not exactly one of the three is given, or its value is out of range.
+        SettingError: Not exactly one is given, or its value is out of range.
     """
 
     def __init__(
@@ -28,14 +32,17 @@ class Budget:
         as_uniform: int | str | None = None,
         bits_per_weight: float | None = None,
         megabytes: float | None = None,
+        sparsity: float | None = None,
     ) -> None:
-        values = {"as_uniform": as_uniform, "bits_per_weight": bits_per_weight, "megabytes": megabytes}
+        values = {"as_uniform": as_uniform, "bits_per_weight": bits_per_weight, "megabytes": megabytes,
+                  "sparsity": sparsity}
         given = {kind: value for kind, value in values.items() if value is not None}
         if len(given) != 1:
             raise SettingError("budget", allowed=f"exactly one of {', '.join(KINDS)}", got=given or None)
         ((self.kind, self.value),) = given.items()
         if self.kind != "as_uniform":
-            self.value = check_number(f"budget.{self.kind}", self.value, low=0, exclusive=True)
+            high = 1 if self.kind == "sparsity" else None
+            self.value = check_number(f"budget.{self.kind}", self.value, low=0, high=high, exclusive=True)
 
     def __str__(self) -> str:
         return f"{self.kind}={self.value:g}" if isinstance(self.value, float) else f"{self.kind}={self.value}"
@@ -61,6 +68,8 @@ class Budget:
             return int(float(self.value) * int(problem.numels.sum()) + 1e-6)
         if self.kind == "megabytes":
             return int(float(self.value) * 8e6) - problem.fixed_bits
+        if self.kind == "sparsity":
+            return sum(sparse_cost(unit, float(self.value)) for unit in problem.units)
         return sum(uniform_level_cost(unit, self.value) for unit in problem.units)
 
     def _say(self, problem: Problem, bits: int) -> str:
@@ -82,3 +91,18 @@ def uniform_level_cost(unit: Unit, wanted: int | float | str) -> int:
         "budget.as_uniform", allowed=[v.name if v.value is None else f"{v.value:g}" for v in unit.levels],
         got=wanted, hint=f"these are the levels of {unit.name}",
     )
+
+
+def sparse_cost(unit: Unit, sparsity: float) -> int:
+    """Return what a unit costs at a sparsity, between its levels in proportion.
+
+    Raises:
+        SettingError: Its levels are no sparsities, or do not reach this one.
+    """
+    values = [level.value for level in unit.levels if level.value is not None]
+    if len(values) != len(unit.levels) or values != sorted(values, reverse=True) or len(values) < 2:
+        raise SettingError("budget.sparsity", allowed="used with sparse levels (compressor=sparsegpt)", got=sparsity)
+    if not values[-1] - 1e-9 <= sparsity <= values[0] + 1e-9:
+        reach = f"from {values[-1]:.4g} to {values[0]:.4g}, the levels of {unit.name}"
+        raise SettingError("budget.sparsity", got=sparsity, allowed=reach)
+    return math.floor(np.interp(sparsity, values[::-1], [level.cost for level in unit.levels][::-1]) + 1e-6)

@@ -235,14 +235,24 @@ class Problem:
         return Allocation({unit.name: unit.levels[index].name for unit, index in pairs})
 
     def uniform(self) -> Genome:
-        """Return the genome with the highest level index that all units can share within the budget.
+        """Return the dearest genome within the budget that treats all units alike.
 
-        A unit whose ladder ends earlier stays at its end.
+        Where all have the same ladder (bit-widths), that is one level for all. Where they do not (sparsities that step
+        by a number of weights), each unit takes its dearest level up to one cost per weight.
         """
-        best = np.zeros(len(self.units), dtype=np.int64)
-        for level in range(1, int(self.sizes.max())):
-            genome = np.minimum(level, self.sizes - 1)
-            if not self.feasible(genome):
-                break
-            best = genome
-        return best
+        same = len({unit.level_names for unit in self.units}) == 1
+        measure = np.arange(self.costs.shape[1])[None] if same else self.costs / self.numels[:, None]
+        ratios = np.where(self.costs >= 0, measure, np.inf)
+        thresholds = np.unique(ratios[np.isfinite(ratios)])
+
+        def at(threshold: float) -> Genome:
+            return np.maximum((ratios <= threshold * (1 + 1e-9)).sum(axis=1) - 1, 0)
+
+        low, high = 0, len(thresholds) - 1  # the lowest threshold leaves every unit at its bottom, which is feasible
+        while low < high:
+            middle = (low + high + 1) // 2
+            if self.feasible(at(thresholds[middle])):
+                low = middle
+            else:
+                high = middle - 1
+        return at(thresholds[low])

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch.nn import functional
 
 from evosweep.assets.cache import cache_folder
-from evosweep.compressors.base import Compressor, Payload
+from evosweep.compressors.base import Compressor, LevelPlan, Payload
 from evosweep.core.checks import check_choice, check_int, check_number
 from evosweep.core.errors import StoreError
 from evosweep.core.events import Progress, Silent
@@ -95,6 +95,7 @@ class StoreBuilder:
     ) -> list[dict[str, Any]]:
         tokens = torch.from_numpy(calibration.windows).to(anatomy.device)
         hidden = [anatomy.embed(batch) for batch in tokens.split(max(1, self.batch_tokens // calibration.seq_len))]
+        plans = compressor.plan(shapes_of(anatomy))
         rows: list[dict[str, Any]] = []
         for block in progress.track(range(len(anatomy.blocks)), description="building level store"):
             sites = anatomy.sites_of(block)
@@ -104,21 +105,23 @@ class StoreBuilder:
             passed_on: dict[str, torch.Tensor] = {}
             for members in _by_group(sites):
                 gram = moments[members[0].group].gram
-                payloads = compressor.compress({site.name: site.weight.float() for site in members}, gram)
+                payloads = compressor.compress({site.name: site.weight.float() for site in members}, gram, plans)
                 for site in members:
-                    rows.append(_row(site, compressor, payloads[site.name], gram, ratios[site.name]))
+                    rows.append(_row(site, plans[site.name], payloads[site.name], gram, ratios[site.name]))
                     tensors.update(_tensors(site.name, payloads[site.name]))
-                    passed_on[site.name] = self._passed_on(site, compressor, payloads[site.name])
+                    passed_on[site.name] = self._passed_on(site, plans[site.name], payloads[site.name])
             save_file(tensors, folder / _file(block))
             with replaced_weights(sites, passed_on):
                 hidden = [anatomy.run_block(block, batch) for batch in hidden]
         order = {site.name: place for place, site in enumerate(anatomy.sites)}
         return sorted(rows, key=lambda row: order[row["name"]])
 
-    def _passed_on(self, site: Site, compressor: Compressor, payloads: Mapping[str, Payload]) -> torch.Tensor:
+    def _passed_on(
+        self, site: Site, plans: Sequence[LevelPlan], payloads: Mapping[str, Payload]
+    ) -> torch.Tensor:
         if self.propagate is None:
             return site.weight.clone()
-        nearest = min(compressor.plan(site.shape), key=lambda plan: abs(plan.value - float(self.propagate or 0)))
+        nearest = min(plans, key=lambda plan: abs(plan.value - float(self.propagate or 0)))
         return payloads[nearest.name].weight
 
 
@@ -128,15 +131,21 @@ def plan_units(anatomy: Anatomy, compressor: Compressor) -> tuple[Unit, ...]:
     Raises:
         SettingError: A compressor setting does not fit a layer.
     """
+    plans = compressor.plan(shapes_of(anatomy))
     return tuple(
         Unit(
             name=site.name,
             numel=site.shape[0] * site.shape[1],
             block=site.block,
-            levels=tuple(Level(name=p.name, cost=p.cost, value=p.value) for p in compressor.plan(site.shape)),
+            levels=tuple(Level(name=p.name, cost=p.cost, value=p.value) for p in plans[site.name]),
         )
         for site in anatomy.sites
     )
+
+
+def shapes_of(anatomy: Anatomy) -> dict[str, tuple[int, int]]:
+    """Return (out, in) of every unit by name."""
+    return {site.name: site.shape for site in anatomy.sites}
 
 
 def fixed_bits(anatomy: Anatomy) -> int:
@@ -240,12 +249,16 @@ def _by_group(sites: Sequence[Site]) -> list[list[Site]]:
 
 
 def _row(
-    site: Site, compressor: Compressor, payloads: Mapping[str, Payload], gram: torch.Tensor, ratios: dict[str, float]
+    site: Site,
+    plans: Sequence[LevelPlan],
+    payloads: Mapping[str, Payload],
+    gram: torch.Tensor,
+    ratios: dict[str, float],
 ) -> dict[str, Any]:
     weight = site.weight.float()
     whole = layer_error(weight, gram)
     levels = []
-    for plan in compressor.plan(site.shape):
+    for plan in plans:
         payload = payloads[plan.name]
         error = layer_error(weight - payload.weight, gram)
         levels.append(

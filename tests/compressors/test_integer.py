@@ -2,8 +2,9 @@ import numpy as np
 import pytest
 import torch
 
+from evosweep.compressors.compensate import inverse_factor
 from evosweep.compressors.formats import grouped_int
-from evosweep.compressors.gptq import GPTQ, inverse_factor
+from evosweep.compressors.gptq import GPTQ
 from evosweep.compressors.rtn import RoundToNearest
 from evosweep.core.errors import SettingError, StoreError
 from tests.contracts.compressor import CompressorContract, gram_of
@@ -64,7 +65,7 @@ def test_gptq_equals_a_float64_reference(width: int, group: int, block: int, sym
     weight = torch.randn(48, 64, generator=torch.Generator().manual_seed(3))
     gram = gram_of(64)
     compressor = GPTQ(bits=[2, 3, 4, 5, 8], group=group, symmetric=symmetric, column_block=block)
-    payload = compressor.compress({"a": weight}, gram)["a"][f"{width}bit"]
+    payload = compressor.compress({"a": weight}, gram, {})["a"][f"{width}bit"]
     codes = grouped_int.unpack(payload.parts["codes"], width, weight.numel()).view(48, 64).numpy()
     expected = gptq_float64(weight, gram, width=width, group=group, damping=0.01, symmetric=symmetric)
     assert (codes == expected).mean() >= 0.99
@@ -74,7 +75,7 @@ def test_gptq_beats_rounding_where_inputs_have_structure() -> None:
     weight, gram = torch.randn(64, 64, generator=torch.Generator().manual_seed(3)), gram_of(64)
     errors = []
     for compressor in (GPTQ(bits=[3], group=16), RoundToNearest(bits=[3], group=16)):
-        difference = weight - compressor.compress({"a": weight}, gram)["a"]["3bit"].weight
+        difference = weight - compressor.compress({"a": weight}, gram, {})["a"]["3bit"].weight
         errors.append(float(((difference @ gram) * difference).sum()))
     assert errors[0] < 0.8 * errors[1]
 
@@ -83,7 +84,7 @@ def test_dead_inputs_get_zero_weights_and_do_no_harm() -> None:
     gram = gram_of(32)
     gram[5], gram[:, 5] = 0, 0
     weight = torch.randn(8, 32, generator=torch.Generator().manual_seed(3))
-    made = GPTQ(bits=[4], group=32).compress({"a": weight}, gram)["a"]["4bit"].weight
+    made = GPTQ(bits=[4], group=32).compress({"a": weight}, gram, {})["a"]["4bit"].weight
     assert torch.isfinite(made).all() and float(made[:, 5].abs().max()) == 0
 
 
@@ -106,14 +107,14 @@ def test_second_moments_that_are_no_numbers_are_an_error() -> None:
 
 
 def test_all_zero_weights_stay_zero() -> None:
-    made = GPTQ(bits=[2, 3], group=8).compress({"a": torch.zeros(4, 16)}, gram_of(16))["a"]
+    made = GPTQ(bits=[2, 3], group=8).compress({"a": torch.zeros(4, 16)}, gram_of(16), {})["a"]
     assert all(float(payload.weight.abs().max()) == 0 for payload in made.values())
 
 
 def test_three_bits_in_groups_of_64_cost_what_they_take() -> None:
-    (plan,) = GPTQ(bits=[3], group=64).plan((576, 576))
+    ((plan,),) = GPTQ(bits=[3], group=64).plan({"a": (576, 576)}).values()
     assert plan.cost / 576**2 == pytest.approx(3 + (16 + 3) / 64)
-    (plan,) = GPTQ(bits=[3], group=64, symmetric=True).plan((576, 576))
+    ((plan,),) = GPTQ(bits=[3], group=64, symmetric=True).plan({"a": (576, 576)}).values()
     assert plan.cost / 576**2 == pytest.approx(3 + 16 / 64)
 
 
@@ -138,4 +139,4 @@ def test_bad_settings_are_named(settings: dict, message: str) -> None:
 
 def test_a_group_that_does_not_divide_is_told_before_any_work() -> None:
     with pytest.raises(SettingError, match=r"compressor\.group must be a divisor .* 100"):
-        GPTQ(group=64).plan((10, 100))
+        GPTQ(group=64).plan({"a": (10, 100)})

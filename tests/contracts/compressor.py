@@ -30,21 +30,26 @@ class CompressorContract:
         return {f"layer_{n}": torch.randn(shape, generator=draws) for n, shape in enumerate(self.shapes)}
 
     @pytest.fixture
-    def payloads(self, weights):
-        return self.make().compress(weights, gram_of(32))
+    def plans(self):
+        return self.make().plan({f"layer_{n}": shape for n, shape in enumerate(self.shapes)})
 
-    def test_makes_every_planned_level_of_every_layer(self, weights, payloads) -> None:
-        assert set(payloads) == set(weights)
-        for name, weight in weights.items():
-            assert list(payloads[name]) == [plan.name for plan in self.make().plan(tuple(weight.shape))]
+    @pytest.fixture
+    def payloads(self, weights, plans):
+        return self.make().compress(weights, gram_of(32), plans)
 
-    def test_costs_rise(self) -> None:
-        costs = [plan.cost for plan in self.make().plan((24, 32))]
-        assert costs == sorted(set(costs)) and all(isinstance(cost, int) for cost in costs)
+    def test_makes_every_planned_level_of_every_layer(self, weights, plans, payloads) -> None:
+        assert set(payloads) == set(weights) == set(plans)
+        for name in weights:
+            assert list(payloads[name]) == [plan.name for plan in plans[name]]
 
-    def test_the_planned_cost_is_what_the_payload_takes(self, weights, payloads) -> None:
-        for name, weight in weights.items():
-            for plan in self.make().plan(tuple(weight.shape)):
+    def test_costs_rise(self, plans) -> None:
+        for ladder in plans.values():
+            costs = [plan.cost for plan in ladder]
+            assert len(costs) > 1 and costs == sorted(set(costs)) and all(isinstance(cost, int) for cost in costs)
+
+    def test_the_planned_cost_is_what_the_payload_takes(self, plans, payloads) -> None:
+        for name, ladder in plans.items():
+            for plan in ladder:
                 parts = payloads[name][plan.name].parts
                 assert sum(part.numel() * part.element_size() * 8 for part in parts.values()) == plan.cost
 
@@ -62,14 +67,14 @@ class CompressorContract:
                 errors.append(float(((difference @ gram) * difference).sum()))
             assert errors == sorted(errors, reverse=True)
 
-    def test_layers_do_not_influence_each_other(self, weights, payloads) -> None:
-        alone = self.make().compress({"layer_1": weights["layer_1"]}, gram_of(32))["layer_1"]
+    def test_layers_do_not_influence_each_other(self, weights, plans, payloads) -> None:
+        alone = self.make().compress({"layer_1": weights["layer_1"]}, gram_of(32), plans)["layer_1"]
         for level, payload in alone.items():
             assert torch.equal(payload.weight, payloads["layer_1"][level].weight)
 
-    def test_weights_are_left_as_they_were(self, weights) -> None:
+    def test_weights_are_left_as_they_were(self, weights, plans) -> None:
         before = {name: weight.clone() for name, weight in weights.items()}
-        self.make().compress(weights, gram_of(32))
+        self.make().compress(weights, gram_of(32), plans)
         assert all(torch.equal(before[name], weights[name]) for name in weights)
 
     def test_settings_are_part_of_the_address(self) -> None:

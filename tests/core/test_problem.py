@@ -3,7 +3,7 @@ import pytest
 
 from evosweep.core.budget import Budget
 from evosweep.core.errors import BudgetError, EvosweepError, SettingError
-from evosweep.core.problem import Allocation, Problem, Unit
+from evosweep.core.problem import Allocation, Level, Problem, Unit
 from tests.conftest import ladder, make_problem
 
 
@@ -90,3 +90,22 @@ class TestBudget:
     def test_bits_per_weight_out_of_range(self, value: object) -> None:
         with pytest.raises(SettingError, match=r"budget\.bits_per_weight"):
             Budget(bits_per_weight=value)  # type: ignore[arg-type]
+
+    def test_sparsity_is_what_every_unit_costs_at_it(self) -> None:
+        ladder = tuple(Level(f"{100 * (1 - k / 100):g}%", cost=100 + 16 * k, value=1 - k / 100) for k in (25, 50, 75))
+        units = tuple(Unit(name, 100, 0, ladder) for name in "ab")
+        assert Budget(sparsity=0.5).problem(units).budget == 2 * (100 + 16 * 50)
+        assert Budget(sparsity=0.375).problem(units).budget == 2 * (100 + 16 * 62.5)
+        with pytest.raises(SettingError, match=r"budget\.sparsity must be from 0\.25 to 0\.75"):
+            Budget(sparsity=0.9).problem(units)
+
+    def test_sparsity_of_bit_widths_makes_no_sense(self) -> None:
+        with pytest.raises(SettingError, match="sparse levels"):
+            Budget(sparsity=0.5).problem(self.units)
+
+
+def test_uniform_means_one_cost_per_weight_where_ladders_differ() -> None:
+    small = Unit("s", 100, 0, tuple(Level(str(k), cost=16 * k, value=1 - k / 100) for k in (25, 50, 75)))
+    large = Unit("l", 400, 0, tuple(Level(str(k), cost=16 * k, value=1 - k / 400) for k in range(100, 325, 25)))
+    half = Problem(units=(small, large), budget=16 * 250)
+    assert dict(half.decode(half.uniform())) == {"s": "50", "l": "200"}

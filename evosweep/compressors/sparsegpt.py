@@ -1,0 +1,111 @@
+"""SparseGPT (Frantar and Alistarh, arXiv 2301.00774) for several sparsities and several layers at once."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from evosweep.compressors.base import Payload, Plans
+from evosweep.compressors.compensate import inverse_factor, spans_of, sweep
+from evosweep.compressors.sparse import SparseLevels, keep_largest, payload_of
+from evosweep.core.checks import check_int, check_number
+
+
+class SparseGPT(SparseLevels):
+    """Removes weights by w² / [H⁻¹]_jj and moves their error onto the columns that follow.
+
+    Args:
+        sparsity: Share of weights removed in the middle of the ladder.
+        window: How far the ladder reaches to both sides, in sparsity.
+        step: Weights a step; null takes a quarter of the smallest unit.
+        damping: Share of the Hessian's mean diagonal that is added to its diagonal.
+        mask_block: Columns whose mask is chosen at once.
+        column_block: Columns between two updates of the columns that follow.
+    """
+
+    def __init__(
+        self,
+        *,
+        sparsity: float = 0.5,
+        window: float = 0.25,
+        step: int | None = None,
+        damping: float = 0.01,
+        mask_block: int = 128,
+        column_block: int = 32,
+    ) -> None:
+        super().__init__(sparsity=sparsity, window=window, step=step)
+        self.damping = check_number("compressor.damping", damping, low=0, high=1, exclusive=True)
+        self.mask_block = check_int("compressor.mask_block", mask_block, low=1)
+        self.column_block = check_int("compressor.column_block", column_block, low=1)
+
+    def compress(
+        self, weights: Mapping[str, torch.Tensor], gram: torch.Tensor, plans: Plans
+    ) -> dict[str, dict[str, Payload]]:
+        """Return unit -> level name -> payload of layers that share the input of ``gram``.
+
+        Raises:
+            StoreError: ``gram`` stays singular whatever the damping.
+        """
+        jobs = [(name, plan) for name in weights for plan in plans[name]]
+        pruned, masks = prune(
+            [weights[name].float() for name, _ in jobs], gram, kept=[plan.kept for _, plan in jobs],
+            damping=self.damping, mask_block=self.mask_block, column_block=self.column_block,
+        )
+        result: dict[str, dict[str, Payload]] = {name: {} for name in weights}
+        for (name, plan), weight, mask in zip(jobs, pruned, masks, strict=True):
+            result[name][plan.name] = payload_of(weight, mask)
+        return result
+
+    def describe(self) -> dict[str, Any]:
+        """Return the settings that decide payloads."""
+        blocks = {"mask_block": self.mask_block, "column_block": self.column_block}
+        return {**super().describe(), "damping": self.damping, **blocks}
+
+
+def prune(
+    weights: Sequence[torch.Tensor],
+    gram: torch.Tensor,
+    *,
+    kept: Sequence[int],
+    damping: float,
+    mask_block: int,
+    column_block: int,
+) -> tuple[Sequence[torch.Tensor], Sequence[torch.Tensor]]:
+    """Prune matrices that share an input, each to exactly as many weights as asked.
+
+    Args:
+        weights: fp32, each (rows, columns) with the same columns; not changed.
+        gram: XᵀX up to a factor, fp32, shape (columns, columns).
+        kept: Weights left in each matrix.
+        damping: Share of the mean diagonal added to the diagonal.
+        mask_block: Columns whose mask is chosen at once.
+        column_block: Columns whose effect on later columns is applied at once.
+
+    Returns:
+        Pruned weights and masks (True where kept), each (rows, columns).
+
+    Raises:
+        StoreError: The Hessian cannot be factorized.
+    """
+    left = torch.cat(list(weights)).T.contiguous().clone()
+    upper = inverse_factor(gram, damping=damping)
+    sizes = [len(weight) for weight in weights]
+    mask = torch.zeros(left.shape, dtype=torch.bool, device=left.device)
+    columns = len(left)
+
+    def begin(start: int) -> None:
+        if start % mask_block:
+            return
+        stop = min(start + mask_block, columns)
+        scores = (left[start:stop] / upper.diagonal()[start:stop, None]).square()
+        for part, scored, total in zip(mask[start:stop].split(sizes, 1), scores.split(sizes, 1), kept, strict=True):
+            # Each block takes its share, rounded so that the whole comes out exactly.
+            quota = total * stop // columns - total * start // columns
+            part.copy_(keep_largest(scored, quota))
+
+    def choose(column: int, row: torch.Tensor) -> torch.Tensor:
+        return torch.where(mask[column], row, 0.0)
+
+    spans = spans_of(columns, edges=mask_block, block=column_block)
+    sweep(left, upper, spans=spans, begin=begin, choose=choose)
+    return left.T.split(sizes), mask.T.split(sizes)
