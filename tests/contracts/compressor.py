@@ -7,11 +7,11 @@ from evosweep.compressors.base import Compressor, decode
 from evosweep.core.files import digest
 
 
-def gram_of(columns: int, *, tokens: int = 512, seed: int = 0) -> torch.Tensor:
+def gram_of(columns: int, *, tokens: int = 512, seed: int = 0, mixing: float = 0.5) -> torch.Tensor:
     """Return the second moment of inputs with a few strong directions, as activations have."""
     draws = torch.Generator().manual_seed(seed)
     inputs = torch.randn(tokens, columns, generator=draws) @ (
-        torch.eye(columns) + 0.5 * torch.randn(columns, columns, generator=draws) / columns**0.5
+        torch.eye(columns) + mixing * torch.randn(columns, columns, generator=draws) / columns**0.5
     )
     return inputs.T @ inputs / tokens
 
