@@ -65,8 +65,9 @@ class Workbench:
     def splits(self) -> dict[str, TokenSplit]:
         """Token windows by split."""
         windows, source = build(self.config, "tokens"), build(self.config, "data")
+        tokenizer = self.loaded.tokenizer
         with self.timed("text"):
-            return windows.split(source, self.loaded.tokenizer, progress=self.progress)
+            return windows.split(source, tokenizer, progress=self.progress)
 
     @cached_property
     def anatomy(self) -> Anatomy:
@@ -82,11 +83,10 @@ class Workbench:
     def store(self) -> LevelStore:
         """The level store, found or built."""
         builder: StoreBuilder = build(self.config, "store")
-        compressor = build(self.config, "compressor")
+        compressor, anatomy, splits = build(self.config, "compressor"), self.anatomy, self.splits
         with self.timed("store"):
             return builder.open(
-                self.anatomy, compressor, self.splits["calibration"], model_name=self.loaded.name,
-                progress=self.progress,
+                anatomy, compressor, splits["calibration"], model_name=self.loaded.name, progress=self.progress
             )
 
     @cached_property
@@ -98,8 +98,8 @@ class Workbench:
     @cached_property
     def dense(self) -> dict[str, float]:
         """Validation figures of the dense model."""
+        scorer = StagedScorer(self.evaluator, fitness=KL(), seed=0)
         with self.timed("dense"):
-            scorer = StagedScorer(self.evaluator, fitness=KL(), seed=0)
             return {**scorer.validate(None), "kl": 0.0}
 
     @contextmanager

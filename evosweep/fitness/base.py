@@ -9,7 +9,8 @@ import torch
 
 from evosweep.models.head import Head
 
-CHUNK_BYTES = {"cpu": 96e6, "cuda": 2e9}  # of logits at once: in cache on a CPU, many tokens on a GPU
+CHUNK_BYTES = {"cpu": 96e6, "cuda": 2e9}  # of whole rows of logits at once
+PIECE_BYTES = {"cpu": 8e6, "cuda": 2e9}  # of logits of a piece of the vocabulary: in cache on a CPU
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,12 +46,25 @@ class Outputs:
 
     @cached_property
     def _head_pass(self) -> tuple[torch.Tensor, torch.Tensor]:
+        if self.head.linear:
+            return self._linear_pass()
         total = torch.empty(len(self.hidden), device=self.hidden.device)
         label = torch.empty_like(total)
         for span, logits in self.logits():
             label[span] = logits.gather(1, self.labels[span, None])[:, 0]
             total[span] = torch.logsumexp(logits, dim=1)
         return total, label
+
+    def _linear_pass(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """The same for a linear head, piece by piece of the vocabulary: what is alive stays in cache."""
+        step = max(1, int(PIECE_BYTES[self.hidden.device.type] / (4 * len(self.hidden))))
+        sums, label = [], torch.empty(len(self.hidden), device=self.hidden.device)
+        for start in range(0, len(self.head.weight), step):
+            logits = self.head.piece(start, start + step).logits(self.hidden)
+            sums.append(torch.logsumexp(logits, dim=1))
+            here = torch.nonzero((self.labels >= start) & (self.labels < start + step))[:, 0]
+            label[here] = logits[here, self.labels[here] - start]
+        return torch.stack(sums).logsumexp(dim=0), label
 
 
 class Fitness(Protocol):

@@ -51,6 +51,11 @@ class Head:
             plain, logits = replace(head, linear=True).logits(hidden), head.logits(hidden)
         return replace(head, linear=bool(torch.allclose(plain, logits, rtol=1e-2, atol=1e-2 * PROBE_LOGIT)))
 
+    def piece(self, start: int, stop: int) -> "Head":
+        """Return a linear head of the vocabulary's rows ``start`` to ``stop``."""
+        bias = None if self.bias is None else self.bias[start:stop]
+        return replace(self, weight=self.weight[start:stop], bias=bias)
+
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Return fp32 logits (tokens, vocabulary) for hidden states (tokens, hidden)."""
         if self.linear:

@@ -26,6 +26,7 @@ from evosweep.models.patch import replaced_weights
 from evosweep.store.manifest import MANIFEST, SCHEMA, LevelStore, tensor_name
 
 OUTLIER_MULTIPLES = (3, 5, 7, 10)
+GRAM_COLUMNS = {"cpu": 192}  # so many columns of the (symmetric) Gram matrix at a time, down to the diagonal
 
 
 class StoreBuilder:
@@ -198,11 +199,12 @@ def _reopen(target: Path, progress: Progress) -> LevelStore | None:
 
 @dataclass
 class Moments:
-    """What calibration remembers of one shared input X.
+    """What calibration remembers of one shared input X: sums while it is filled, then their ``mean()``.
 
     Attributes:
-        gram: Mean over tokens of w·x xᵀ, shape (in, in); the second moment that compressors see.
-        square: Mean over tokens of x_j², shape (in,); what OWL's ‖X_j‖₂ is made of.
+        gram: w·x xᵀ, shape (in, in); the second moment that compressors see. While it is filled, only what stands
+            on and above the diagonal counts.
+        square: x_j², shape (in,); what OWL's ‖X_j‖₂ is made of.
         tokens: Tokens seen.
     """
 
@@ -217,7 +219,14 @@ class Moments:
         self.tokens += len(rows)
         if weighting == "relative":
             rows = functional.normalize(rows, dim=1)
-        self.gram.addmm_(rows.T, rows)
+        for start in range(0, width := rows.shape[1], step := GRAM_COLUMNS.get(rows.device.type, width)):
+            columns = slice(start, min(start + step, width))
+            self.gram[: columns.stop, columns].addmm_(rows[:, : columns.stop].T, rows[:, columns])
+
+    def mean(self) -> "Moments":
+        """Return the means, the Gram matrix whole."""
+        gram = (self.gram.triu() + self.gram.triu(1).T) / self.tokens
+        return Moments(gram, self.square / self.tokens, self.tokens)
 
 
 def _moments(anatomy: Anatomy, block: int, hidden: Sequence[torch.Tensor], weighting: str) -> dict[str, Moments]:
@@ -238,7 +247,7 @@ def _moments(anatomy: Anatomy, block: int, hidden: Sequence[torch.Tensor], weigh
     finally:
         for handle in handles:
             handle.remove()
-    return {group: Moments(m.gram / m.tokens, m.square / m.tokens, m.tokens) for group, m in found.items()}
+    return {group: moments.mean() for group, moments in found.items()}
 
 
 def _by_group(sites: Sequence[Site]) -> list[list[Site]]:
