@@ -26,7 +26,7 @@ class EvoPressSampler(PopulationSampler):
         seed: int = 0,
         offspring: int = 64,
         max_flips: int = 3,
-        cross: float = 0.25,
+        cross: float = 0.5,
         start_candidates: int = 16,
     ) -> None:
         super().__init__(problem, seed=seed)

@@ -30,7 +30,7 @@ class EvoPress:
         seed: int,
         offspring: int,
         max_flips: int = 3,
-        cross: float = 0.25,
+        cross: float = 0.5,
         start_candidates: int = 16,
     ) -> None:
         self.problem = problem
