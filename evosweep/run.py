@@ -19,7 +19,6 @@ import transformers
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from evosweep.allocators.ilp import KL_PER_ERROR
 from evosweep.core.budget import Budget
 from evosweep.core.checks import check_int
 from evosweep.core.errors import SettingError
@@ -29,7 +28,7 @@ from evosweep.core.problem import Unit
 from evosweep.data.tokens import TokenSplit
 from evosweep.evaluate.population import Evaluator
 from evosweep.evaluate.scorer import StagedScorer
-from evosweep.evaluate.sensitivity import kl_per_error, measured_tokens
+from evosweep.evaluate.sensitivity import MEASURES, measure, measured_tokens
 from evosweep.fitness.base import Fitness
 from evosweep.fitness.kl import KL
 from evosweep.loop import Plan, end_search, run_search
@@ -43,7 +42,7 @@ from evosweep.store.build import StoreBuilder, fixed_bits, plan_units
 from evosweep.store.manifest import LevelStore
 from evosweep.tracking.console import RichProgress
 
-WORKBENCH_KEYS = ("model", "data", "tokens", "compressor", "store", "evaluate")
+WORKBENCH_KEYS = ("model", "data", "tokens", "compressor", "drop", "store", "evaluate")
 NAME = re.compile(r"[\w.-]+")
 
 
@@ -77,7 +76,12 @@ class Workbench:
     @cached_property
     def planned(self) -> tuple[Unit, ...]:
         """Units and costs before any level is made."""
-        return plan_units(self.anatomy, build(self.config, "compressor"))
+        return plan_units(self.anatomy, build(self.config, "compressor"), build(self.config, "drop"))
+
+    @cached_property
+    def fixed_bits(self) -> int:
+        """Bits of what belongs to no unit."""
+        return fixed_bits(self.anatomy, build(self.config, "compressor"), build(self.config, "drop"))
 
     @cached_property
     def store(self) -> LevelStore:
@@ -86,7 +90,8 @@ class Workbench:
         compressor, anatomy, splits = build(self.config, "compressor"), self.anatomy, self.splits
         with self.timed("store"):
             return builder.open(
-                anatomy, compressor, splits["calibration"], model_name=self.loaded.name, progress=self.progress
+                anatomy, compressor, splits["calibration"], drop=build(self.config, "drop"),
+                model_name=self.loaded.name, progress=self.progress,
             )
 
     @cached_property
@@ -217,16 +222,23 @@ class Job:
 
     def _measured(self, units: tuple[Unit, ...]) -> tuple[tuple[Unit, ...], int]:
         """Return the units with the columns that must be measured on the model, and the tokens this took."""
-        if KL_PER_ERROR not in self.columns:
+        wanted = [column for column in self.columns if column in MEASURES]
+        if not wanted:
             return units, 0
         tokens = self.config.evaluate.sensitivity_tokens
         problem = self.budget.problem(units, fixed_bits=self.bench.store.fixed_bits)
         with self.bench.timed("sensitivities"):
-            scales = kl_per_error(
-                self.bench.evaluator, problem, tokens=tokens, seed=self.seed, progress=self.bench.progress
-            )
-        with_scales = tuple(replace(u, columns={**u.columns, KL_PER_ERROR: scales[u.name]}) for u in units)
-        return with_scales, measured_tokens(problem, tokens)
+            columns = {
+                column: measure(
+                    column, self.bench.evaluator, problem, tokens=tokens, seed=self.seed, progress=self.bench.progress
+                )
+                for column in wanted
+            }
+        measured = tuple(
+            replace(u, columns={**u.columns, **{name: values[u.name] for name, values in columns.items()}})
+            for u in units
+        )
+        return measured, len(wanted) * measured_tokens(problem, tokens)
 
 
 def prepare(config: DictConfig, bench: Workbench) -> Job:
@@ -244,9 +256,9 @@ def prepare(config: DictConfig, bench: Workbench) -> Job:
     check_keys(OmegaConf.to_container(config.storage), "storage")
     for place, stage in enumerate(plan.stages):
         bench.splits["search"].count(f"search.stages[{place}].tokens", stage.tokens)
-    problem = parts["budget"].problem(bench.planned, fixed_bits=fixed_bits(bench.anatomy))
+    problem = parts["budget"].problem(bench.planned, fixed_bits=bench.fixed_bits)
     sampler = parts["sampler"](problem=problem, seed=seed)
-    if KL_PER_ERROR in sampler.columns:
+    if set(MEASURES) & set(sampler.columns):
         bench.splits["search"].count("evaluate.sensitivity_tokens", config.evaluate.sensitivity_tokens)
     return Job(
         name=f"{sampler.name} {parts['budget']} s{seed}", config=config, bench=bench, plan=plan, seed=seed,

@@ -182,3 +182,29 @@ def test_the_database_is_mlflows_own(finished: Path) -> None:
         tables = {row[0] for row in database.execute("select name from sqlite_master where type='table'")}
     assert {"runs", "metrics", "params"} <= tables
     assert (finished / "mlruns").is_dir()
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("drop", ["compressor=none", "drop=sublayers", "budget=blocks_kept", "budget.blocks_kept=0.6",
+                  "sampler=evopress,block_influence,leave_one_out,random"]),
+        ("mixed", ["drop=sublayers", "sampler=evopress,ilp,owl,uniform"]),
+        ("sparse", ["compressor=sparsegpt", "budget=sparsity", "store.propagate=0.5",
+                    "sampler=evopress,ilp,owl,uniform,random"]),
+        ("patterns", ["compressor=wanda", "compressor.patterns=['2:4','4:8']", "budget=bits_per_weight",
+                      "budget.bits_per_weight=13", "sampler=evopress,uniform"]),
+    ],
+)
+def test_every_kind_of_compression_goes_from_model_to_export(
+    finished: Path, client: MlflowClient, name: str, arguments: list[str]
+) -> None:
+    assert evosweep("-m", *TINY, f"name={name}", *arguments) == 0
+    rows = [json.loads(path.read_text()) for path in sorted(finished.glob(f"runs/{name}/*/*/result.json"))]
+    assert len(rows) == len(arguments[-1].split(","))
+    largest = max(row["bits_per_weight"] for row in rows)
+    for row in rows:
+        assert row["bits_per_weight"] <= largest and row["val_kl"] >= 0
+        assert row["export"]["max_logit_difference"] < 1e-4
+    runs = client.search_runs([client.get_experiment_by_name(name).experiment_id])
+    assert {run.info.status for run in runs} == {"FINISHED"}

@@ -1,6 +1,7 @@
 """What an allocator is: the manifest's columns in, one genome out."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Protocol
 
 import numpy as np
@@ -21,6 +22,21 @@ class Allocator(Protocol):
 
     def allocate(self, problem: Problem) -> Genome:
         """Return a genome within the budget."""
+
+
+def allocate(allocator: Allocator, problem: Problem) -> Genome:
+    """Return what an allocator chooses; where units gate others, among allocations that drop none of them.
+
+    Raises:
+        BudgetError: The budget cannot be met without dropping.
+    """
+    if not problem.gating.any():
+        return allocator.allocate(problem)
+    dearest = problem.sizes - 1
+    gates = int(problem.costs[np.arange(len(dearest)), dearest][problem.gating].sum())
+    units = tuple(unit for unit in problem.units if not unit.gates)
+    dearest[~problem.gating] = allocator.allocate(replace(problem, units=units, budget=problem.budget - gates))
+    return dearest
 
 
 def column(problem: Problem, name: str) -> npt.NDArray[np.float64]:

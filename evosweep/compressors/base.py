@@ -19,12 +19,14 @@ class LevelPlan:
         cost: Exact size in bits.
         value: Nominal number (bits, sparsity), for figures and for naming a level by number.
         kept: Weights that are not removed; 0 where the level removes none.
+        group: M of an N:M pattern: of every M weights that follow each other in a row, as many are kept; 0: anywhere.
     """
 
     name: str
     cost: int
     value: float
     kept: int = 0
+    group: int = 0
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,8 @@
 """What pruners share: levels that step by the same number of weights in every unit, and their payloads."""
 
-from collections.abc import Mapping
+import math
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -23,12 +25,19 @@ class SparseLevels:
         sparsity: Share of weights removed in the middle of the ladder.
         window: How far the ladder reaches to both sides, in sparsity.
         step: Weights a step; null takes a quarter of the smallest unit, so that it has levels too.
+        patterns: N:M patterns (``2:4``) that are the levels instead, with the dense layer above them: of every M
+            weights that follow each other in a row, N are kept.
     """
 
-    def __init__(self, *, sparsity: float, window: float, step: int | None) -> None:
+    def __init__(
+        self, *, sparsity: float, window: float, step: int | None, patterns: Sequence[str] | None
+    ) -> None:
         self.sparsity = check_number("compressor.sparsity", sparsity, low=0, high=1)
         self.window = check_number("compressor.window", window, low=0, high=1)
         self.step = None if step is None else check_int("compressor.step", step, low=1)
+        self.patterns = None if patterns is None else [
+            parse_pattern(f"compressor.patterns[{place}]", pattern) for place, pattern in enumerate(patterns)
+        ]
 
     def plan(self, shapes: Mapping[str, tuple[int, int]]) -> dict[str, list[LevelPlan]]:
         """Return the ladder of every unit, densest last, named by sparsity: ``62.5%``.
@@ -36,6 +45,8 @@ class SparseLevels:
         Raises:
             SettingError: No level is left in a unit.
         """
+        if self.patterns is not None:
+            return {name: self._patterned(shapes, name) for name in shapes}
         numels = {name: rows * columns for name, (rows, columns) in shapes.items()}
         step = self.step or max(1, min(numels.values()) // STEPS_IN_SMALLEST)
         return {name: self._ladder(name, numel, step) for name, numel in numels.items()}
@@ -57,9 +68,26 @@ class SparseLevels:
             for count in kept
         ]
 
+    def _patterned(self, shapes: Mapping[str, tuple[int, int]], name: str) -> list[LevelPlan]:
+        numel = shapes[name][0] * shapes[name][1]
+        ladder = [LevelPlan(name="dense", cost=bitmask.bits(numel=numel, kept=numel), value=0.0, kept=numel)]
+        for few, many in self.patterns or ():
+            unfit = [other for other, (_, columns) in shapes.items() if columns % many]
+            if unfit:
+                widths = sorted({shapes[other][1] for other in unfit})
+                raise SettingError(
+                    "compressor.patterns", got=f"{few}:{many}",
+                    allowed=f"N:M with an M that divides every input width; {len(unfit)} layers ({unfit[0]} ...) have "
+                    f"{', '.join(map(str, widths))} inputs, so M may divide {math.gcd(*widths)}",
+                )
+            kept = numel // many * few
+            cost = bitmask.bits(numel=numel, kept=kept)
+            ladder.append(LevelPlan(f"{few}:{many}", cost, value=1 - few / many, kept=kept, group=many))
+        return sorted(ladder, key=lambda plan: plan.cost)
+
     def describe(self) -> dict[str, Any]:
         """Return the settings that decide payloads."""
-        return {"sparsity": self.sparsity, "window": self.window, "step": self.step}
+        return {"sparsity": self.sparsity, "window": self.window, "step": self.step, "patterns": self.patterns}
 
 
 def payload_of(weight: torch.Tensor, mask: torch.Tensor) -> Payload:
@@ -68,6 +96,26 @@ def payload_of(weight: torch.Tensor, mask: torch.Tensor) -> Payload:
     meta = {"rows": rows, "columns": columns}
     parts = bitmask.encode(weight, mask)
     return Payload("bitmask", parts, meta, bitmask.decode(parts, meta))
+
+
+def parse_pattern(setting: str, pattern: object) -> tuple[int, int]:
+    """Return N and M of ``N:M``.
+
+    Raises:
+        SettingError: Not of that form, or N is not below M.
+    """
+    found = re.fullmatch(r"(\d+):(\d+)", str(pattern))
+    if not found or not 0 < int(found[1]) < int(found[2]):
+        raise SettingError(setting, allowed="N:M with 0 < N < M, such as 2:4", got=pattern)
+    return int(found[1]), int(found[2])
+
+
+def keep_in_groups(scores: torch.Tensor, plan: LevelPlan) -> torch.Tensor:
+    """Return a mask of the N largest scores of every M that follow each other in a row, shape (rows, columns)."""
+    grouped = scores.reshape(-1, plan.group)
+    few = plan.kept * plan.group // scores.numel()
+    mask = torch.zeros(grouped.shape, dtype=torch.bool, device=scores.device)
+    return mask.scatter_(1, grouped.topk(few, dim=1).indices, True).view(scores.shape)
 
 
 def keep_largest(scores: torch.Tensor, kept: int) -> torch.Tensor:

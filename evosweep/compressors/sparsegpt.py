@@ -1,13 +1,15 @@
 """SparseGPT (Frantar and Alistarh, arXiv 2301.00774) for several sparsities and several layers at once."""
 
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 
-from evosweep.compressors.base import Payload, Plans
+from evosweep.compressors.base import LevelPlan, Payload, Plans
 from evosweep.compressors.compensate import inverse_factor, spans_of, sweep
-from evosweep.compressors.sparse import SparseLevels, keep_largest, payload_of
+from evosweep.compressors.sparse import SparseLevels, keep_in_groups, keep_largest, payload_of
 from evosweep.core.checks import check_int, check_number
 
 
@@ -18,6 +20,7 @@ class SparseGPT(SparseLevels):
         sparsity: Share of weights removed in the middle of the ladder.
         window: How far the ladder reaches to both sides, in sparsity.
         step: Weights a step; null takes a quarter of the smallest unit.
+        patterns: N:M patterns that are the levels instead, such as ``2:4``.
         damping: Share of the Hessian's mean diagonal that is added to its diagonal.
         mask_block: Columns whose mask is chosen at once.
         column_block: Columns between two updates of the columns that follow.
@@ -29,11 +32,12 @@ class SparseGPT(SparseLevels):
         sparsity: float = 0.5,
         window: float = 0.25,
         step: int | None = None,
+        patterns: Sequence[str] | None = None,
         damping: float = 0.01,
         mask_block: int = 128,
         column_block: int = 32,
     ) -> None:
-        super().__init__(sparsity=sparsity, window=window, step=step)
+        super().__init__(sparsity=sparsity, window=window, step=step, patterns=patterns)
         self.damping = check_number("compressor.damping", damping, low=0, high=1, exclusive=True)
         self.mask_block = check_int("compressor.mask_block", mask_block, low=1)
         self.column_block = check_int("compressor.column_block", column_block, low=1)
@@ -48,7 +52,7 @@ class SparseGPT(SparseLevels):
         """
         jobs = [(name, plan) for name in weights for plan in plans[name]]
         pruned, masks = prune(
-            [weights[name].float() for name, _ in jobs], gram, kept=[plan.kept for _, plan in jobs],
+            [weights[name].float() for name, _ in jobs], gram, plans=[plan for _, plan in jobs],
             damping=self.damping, mask_block=self.mask_block, column_block=self.column_block,
         )
         result: dict[str, dict[str, Payload]] = {name: {} for name in weights}
@@ -66,17 +70,17 @@ def prune(
     weights: Sequence[torch.Tensor],
     gram: torch.Tensor,
     *,
-    kept: Sequence[int],
+    plans: Sequence[LevelPlan],
     damping: float,
     mask_block: int,
     column_block: int,
 ) -> tuple[Sequence[torch.Tensor], Sequence[torch.Tensor]]:
-    """Prune matrices that share an input, each to exactly as many weights as asked.
+    """Prune matrices that share an input, each to exactly as many weights as its plan keeps.
 
     Args:
         weights: fp32, each (rows, columns) with the same columns; not changed.
         gram: XᵀX up to a factor, fp32, shape (columns, columns).
-        kept: Weights left in each matrix.
+        plans: Weights left in each matrix, and whether in an N:M pattern.
         damping: Share of the mean diagonal added to the diagonal.
         mask_block: Columns whose mask is chosen at once.
         column_block: Columns whose effect on later columns is applied at once.
@@ -94,18 +98,22 @@ def prune(
     columns = len(left)
 
     def begin(start: int) -> None:
-        if start % mask_block:
-            return
-        stop = min(start + mask_block, columns)
-        scores = (left[start:stop] / upper.diagonal()[start:stop, None]).square()
-        for part, scored, total in zip(mask[start:stop].split(sizes, 1), scores.split(sizes, 1), kept, strict=True):
-            # Each block takes its share, rounded so that the whole comes out exactly.
-            quota = total * stop // columns - total * start // columns
-            part.copy_(keep_largest(scored, quota))
+        scores = (left[start : start + mask_block] / upper.diagonal()[start : start + mask_block, None]).square()
+        for part, scored, plan in zip(mask[start:].split(sizes, 1), scores.split(sizes, 1), plans, strict=True):
+            stop = min(start + (plan.group or mask_block), columns)
+            if plan.group and not start % plan.group:
+                # Transposed here: a group goes down the columns of the weight.
+                one = replace(plan, kept=plan.kept * plan.group // columns)
+                part[: stop - start] = keep_in_groups(scored[: stop - start].T, one).T
+            elif not plan.group and not start % mask_block:
+                # Each block takes its share, rounded so that the whole comes out exactly.
+                quota = plan.kept * stop // columns - plan.kept * start // columns
+                part[: stop - start] = keep_largest(scored, quota)
 
     def choose(column: int, row: torch.Tensor) -> torch.Tensor:
         return torch.where(mask[column], row, 0.0)
 
-    spans = spans_of(columns, edges=mask_block, block=column_block)
+    edges = math.gcd(mask_block, *(plan.group for plan in plans if plan.group))
+    spans = spans_of(columns, edges=edges, block=column_block)
     sweep(left, upper, spans=spans, begin=begin, choose=choose)
     return left.T.split(sizes), mask.T.split(sizes)

@@ -1,11 +1,11 @@
 """Wanda (Sun et al., arXiv 2306.11695): weight times input norm, compared within each output row."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 
 from evosweep.compressors.base import Payload, Plans
-from evosweep.compressors.sparse import SparseLevels, payload_of
+from evosweep.compressors.sparse import SparseLevels, keep_in_groups, payload_of
 
 
 class Wanda(SparseLevels):
@@ -15,10 +15,18 @@ class Wanda(SparseLevels):
         sparsity: Share of weights removed in the middle of the ladder.
         window: How far the ladder reaches to both sides, in sparsity.
         step: Weights a step; null takes a quarter of the smallest unit.
+        patterns: N:M patterns that are the levels instead, such as ``2:4``.
     """
 
-    def __init__(self, *, sparsity: float = 0.5, window: float = 0.25, step: int | None = None) -> None:
-        super().__init__(sparsity=sparsity, window=window, step=step)
+    def __init__(
+        self,
+        *,
+        sparsity: float = 0.5,
+        window: float = 0.25,
+        step: int | None = None,
+        patterns: Sequence[str] | None = None,
+    ) -> None:
+        super().__init__(sparsity=sparsity, window=window, step=step, patterns=patterns)
 
     def compress(
         self, weights: Mapping[str, torch.Tensor], gram: torch.Tensor, plans: Plans
@@ -27,8 +35,14 @@ class Wanda(SparseLevels):
         norms = gram.diagonal().sqrt()
         result = {}
         for name, weight in weights.items():
-            ranks = torch.argsort(torch.argsort(weight.abs() * norms, dim=1, descending=True, stable=True), dim=1)
-            result[name] = {plan.name: payload_of(weight, row_mask(ranks, plan.kept)) for plan in plans[name]}
+            scores = weight.abs() * norms
+            ranks = torch.argsort(torch.argsort(scores, dim=1, descending=True, stable=True), dim=1)
+            result[name] = {
+                plan.name: payload_of(
+                    weight, keep_in_groups(scores, plan) if plan.group else row_mask(ranks, plan.kept)
+                )
+                for plan in plans[name]
+            }
         return result
 
 

@@ -10,7 +10,7 @@ from evosweep.core.checks import check_number
 from evosweep.core.errors import BudgetError, SettingError
 from evosweep.core.problem import Problem, Unit
 
-KINDS = ("as_uniform", "bits_per_weight", "megabytes", "sparsity")
+KINDS = ("as_uniform", "bits_per_weight", "megabytes", "sparsity", "blocks_kept")
 
 
 class Budget:
@@ -21,6 +21,7 @@ class Budget:
         bits_per_weight: True bits (codes, scales, zeros) over the weights of the units.
         megabytes: 10⁶ bytes of the whole model: units, and everything else at its own width.
         sparsity: What every unit costs with this share of its weights removed, masks included.
+        blocks_kept: This share of what all units cost, where they can be dropped.
 
     Raises:
         SettingError: Not exactly one is given, or its value is out of range.
@@ -33,15 +34,16 @@ class Budget:
         bits_per_weight: float | None = None,
         megabytes: float | None = None,
         sparsity: float | None = None,
+        blocks_kept: float | None = None,
     ) -> None:
         values = {"as_uniform": as_uniform, "bits_per_weight": bits_per_weight, "megabytes": megabytes,
-                  "sparsity": sparsity}
+                  "sparsity": sparsity, "blocks_kept": blocks_kept}
         given = {kind: value for kind, value in values.items() if value is not None}
         if len(given) != 1:
             raise SettingError("budget", allowed=f"exactly one of {', '.join(KINDS)}", got=given or None)
         ((self.kind, self.value),) = given.items()
         if self.kind != "as_uniform":
-            high = 1 if self.kind == "sparsity" else None
+            high = 1 if self.kind in ("sparsity", "blocks_kept") else None
             self.value = check_number(f"budget.{self.kind}", self.value, low=0, high=high, exclusive=True)
 
     def __str__(self) -> str:
@@ -68,14 +70,33 @@ class Budget:
             return int(float(self.value) * int(problem.numels.sum()) + 1e-6)
         if self.kind == "megabytes":
             return int(float(self.value) * 8e6) - problem.fixed_bits
+        if self.kind == "blocks_kept":
+            return kept_cost(problem, float(self.value))
         if self.kind == "sparsity":
-            return sum(sparse_cost(unit, float(self.value)) for unit in problem.units)
-        return sum(uniform_level_cost(unit, self.value) for unit in problem.units)
+            return sum(
+                unit.levels[-1].cost if unit.gates else sparse_cost(unit, float(self.value)) for unit in problem.units
+            )
+        return sum(
+            unit.levels[-1].cost if unit.gates else uniform_level_cost(unit, self.value) for unit in problem.units
+        )
 
     def _say(self, problem: Problem, bits: int) -> str:
         if self.kind == "megabytes":
             return f"{problem.megabytes(bits):.3f} MB"
         return f"{problem.bits_per_weight(bits):.4f} bits per weight"
+
+
+def kept_cost(problem: Problem, kept: float) -> int:
+    """Return this share of what the dearest allocation costs.
+
+    Raises:
+        SettingError: Nothing can be dropped.
+    """
+    if problem.least:
+        raise SettingError(
+            "budget.blocks_kept", allowed="used where everything can be dropped (drop=blocks and the like)", got=kept
+        )
+    return math.floor(kept * problem.most + 1e-6)
 
 
 def uniform_level_cost(unit: Unit, wanted: int | float | str) -> int:

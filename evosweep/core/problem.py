@@ -46,6 +46,8 @@ class Unit:
         block: Index of the decoder block that holds it.
         levels: Its ladder, by rising cost.
         columns: Numbers about it that allocators read (outlier ratios, sensitivities ...).
+        gates: Names of units that are gone, cost and all, while this one is at its lowest level: what is inside a
+            dropped sub-block.
     """
 
     name: str
@@ -53,6 +55,7 @@ class Unit:
     block: int
     levels: tuple[Level, ...]
     columns: Mapping[str, float] = field(default_factory=dict)
+    gates: tuple[str, ...] = ()
 
     @property
     def kind(self) -> str:
@@ -176,9 +179,31 @@ class Problem:
         return np.array([unit.numel for unit in self.units], dtype=np.int64)
 
     @functools.cached_property
+    def gate(self) -> npt.NDArray[np.int64]:
+        """Place of the unit that each unit is gated by, shape (units,); its own place, if by none."""
+        places = {unit.name: place for place, unit in enumerate(self.units)}
+        result = np.arange(len(self.units))
+        for place, unit in enumerate(self.units):
+            result[[places[name] for name in unit.gates]] = place
+        return result
+
+    @functools.cached_property
+    def gating(self) -> npt.NDArray[np.bool_]:
+        """Which units gate others, shape (units,)."""
+        return np.array([bool(unit.gates) for unit in self.units])
+
+    def alive(self, genome: Genome) -> npt.NDArray[np.bool_]:
+        """Return which units are there at all, shape (units,): gated ones only while their gate is open."""
+        return (self.gate == np.arange(len(self.units))) | (genome[self.gate] > 0)
+
+    def prices(self, genome: Genome) -> npt.NDArray[np.int64]:
+        """Return what each unit's level costs in bits, shape (units,); nothing where it is not there."""
+        return np.where(self.alive(genome), self.costs[np.arange(len(self.units)), genome], 0)
+
+    @functools.cached_property
     def least(self) -> int:
         """Bits of the cheapest allocation."""
-        return sum(unit.levels[0].cost for unit in self.units)
+        return self.cost(np.zeros(len(self.units), dtype=np.int64))
 
     @functools.cached_property
     def most(self) -> int:
@@ -188,12 +213,15 @@ class Problem:
     @functools.cached_property
     def fingerprint(self) -> str:
         """Hash of units, ladders, costs and budget: two problems with one fingerprint are the same search."""
-        ladders = [[u.name, u.numel, u.block, [[v.name, int(v.cost)] for v in u.levels]] for u in self.units]
+        ladders = [
+            [u.name, u.numel, u.block, [[v.name, int(v.cost)] for v in u.levels], *([list(u.gates)] if u.gates else [])]
+            for u in self.units
+        ]
         return digest([ladders, int(self.budget), int(self.fixed_bits)])
 
     def cost(self, genome: Genome) -> int:
         """Total bits of a genome, shape (units,)."""
-        return int(self.costs[np.arange(len(self.units)), genome].sum())
+        return int(self.prices(genome).sum())
 
     def feasible(self, genome: Genome) -> bool:
         """Whether a genome fits the budget."""
@@ -238,21 +266,23 @@ class Problem:
         """Return the dearest genome within the budget that treats all units alike.
 
         Where all have the same ladder (bit-widths), that is one level for all. Where they do not (sparsities that step
-        by a number of weights), each unit takes its dearest level up to one cost per weight.
+        by a number of weights), each unit takes its dearest level up to one cost per weight. Nothing with other units
+        in it is dropped.
         """
-        same = len({unit.level_names for unit in self.units}) == 1
+        same = len({unit.level_names for unit in self.units if not unit.gates}) == 1
         measure = np.arange(self.costs.shape[1])[None] if same else self.costs / self.numels[:, None]
-        ratios = np.where(self.costs >= 0, measure, np.inf)
+        ratios = np.where(self.costs >= 0, np.where(self.gating[:, None], 0.0, measure), np.inf)
         thresholds = np.unique(ratios[np.isfinite(ratios)])
 
         def at(threshold: float) -> Genome:
             return np.maximum((ratios <= threshold * (1 + 1e-9)).sum(axis=1) - 1, 0)
 
-        low, high = 0, len(thresholds) - 1  # the lowest threshold leaves every unit at its bottom, which is feasible
+        low, high = 0, len(thresholds) - 1  # the lowest threshold leaves every unit at its bottom
         while low < high:
             middle = (low + high + 1) // 2
             if self.feasible(at(thresholds[middle])):
                 low = middle
             else:
                 high = middle - 1
-        return at(thresholds[low])
+        genome = at(thresholds[low])
+        return genome if self.feasible(genome) else np.zeros_like(genome)  # which has everything dropped

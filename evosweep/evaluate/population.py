@@ -7,6 +7,8 @@ rows are grouped by level. So each (unit, level) weight is touched at most once 
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -17,7 +19,7 @@ from torch.nn import functional
 
 from evosweep.core.checks import check_bool, check_int, check_number
 from evosweep.core.lru import ByteLRU
-from evosweep.core.problem import Genome
+from evosweep.core.problem import Genome, Problem
 from evosweep.data.tokens import TokenSplit
 from evosweep.fitness.base import Fitness, Outputs
 from evosweep.models.anatomy import Anatomy, Site
@@ -79,11 +81,8 @@ class Evaluator:
         self._targets: ByteLRU[dict[str, torch.Tensor]] = ByteLRU(
             limit=self.resources.targets, size=lambda parts: sum(map(_bytes, parts.values()))
         )
-        places = {unit.name: place for place, unit in enumerate(store.units)}
-        self._places = [
-            np.array([places[site.name] for site in anatomy.sites_of(block)], dtype=np.int64)
-            for block in range(len(anatomy.blocks))
-        ]
+        self._blocks = _units_by_block(anatomy, store)
+        self._gates = Problem(units=store.units, budget=sum(unit.levels[-1].cost for unit in store.units))
 
     def score(
         self, genomes: Genomes | None, *, split: str, windows: Sequence[int], fitness: Sequence[Fitness]
@@ -91,12 +90,15 @@ class Evaluator:
         """Return each fitness of each genome, by name, shape (genomes,).
 
         Args:
-            genomes: Level indices, shape (genomes, units); None scores the dense model, as one genome.
+            genomes: Level indices, shape (genomes, units); None scores the dense model, as one genome. What a dropped
+                unit gates is not looked at.
             split: Name of the token split.
             windows: Which of its windows.
             fitness: What to compute; all share one pass over the head.
         """
         chosen = self.splits[split].windows[np.asarray(windows, dtype=np.int64)]
+        if genomes is not None and self._gates.gating.any():  # alike where it matters shall be alike
+            genomes = np.stack([np.where(self._gates.alive(genome), genome, 0) for genome in genomes])
         sums = {each.name: np.zeros(1 if genomes is None else len(genomes)) for each in fitness}
         with torch.inference_mode(), _tf32(self.resources.tf32):
             dense = [self._dense(split, int(window), fitness, losses=genomes is None) for window in windows]
@@ -154,19 +156,39 @@ class Evaluator:
         anatomy = self.anatomy
         states = anatomy.embed(tokens)[None]
         rows = np.zeros(1 if genomes is None else len(genomes), dtype=np.int64)
-        for block, places in enumerate(self._places):
-            routes = ExitStack()
-            if genomes is not None:
-                keys = np.concatenate([rows[:, None], genomes[:, places]], axis=1)
-                distinct, rows = np.unique(keys, axis=0, return_inverse=True)
-                if len(distinct) != len(states) or (distinct[:, 0] != np.arange(len(states))).any():
-                    states = states[torch.from_numpy(distinct[:, 0]).to(states.device)]
-                for site, place, levels in zip(anatomy.sites_of(block), places, distinct[:, 1:].T, strict=True):
-                    routes.enter_context(replaced_forward(site.module, self._router(site, int(place), levels)))
-            with routes:
+        for block, units in enumerate(self._blocks):
+            if genomes is None:
                 states = anatomy.run_block(block, states.flatten(0, 1)).unflatten(0, states.shape[:2])
+                continue
+            keys = np.concatenate([rows[:, None], genomes[:, units.places]], axis=1)
+            distinct, rows = np.unique(keys, axis=0, return_inverse=True)
+            if len(distinct) != len(states) or (distinct[:, 0] != np.arange(len(states))).any():
+                states = states[torch.from_numpy(distinct[:, 0]).to(states.device)]
+            states = self._run_block(block, states, dict(zip(units.places.tolist(), distinct[:, 1:].T, strict=True)))
         final = anatomy.finish(tokens.repeat(len(states), 1), states.flatten(0, 1))
         return final.unflatten(0, states.shape[:2]), rows
+
+    def _run_block(
+        self, block: int, states: torch.Tensor, levels: Mapping[int, npt.NDArray[np.int64]]
+    ) -> torch.Tensor:
+        """Run one block on states (rows, windows, seq_len, hidden), each row at its own levels (by unit's place)."""
+        units = self._blocks[block]
+        there = np.ones(len(states), dtype=bool)
+        for place in units.whole:
+            there &= levels[place] > 0
+        if not there.any():
+            return states
+        rows = torch.from_numpy(np.flatnonzero(there)).to(states.device)
+        given = states if there.all() else states[rows]
+        with ExitStack() as routes:
+            for site, place in units.sites.items():
+                routes.enter_context(replaced_forward(site.module, self._router(site, place, levels[place][there])))
+            for site, place in units.writers.items():
+                gone = np.flatnonzero(levels[place][there] == 0)
+                if len(gone):
+                    routes.enter_context(replaced_forward(site.module, _without(site.module, gone, len(given))))
+            done = self.anatomy.run_block(block, given.flatten(0, 1)).unflatten(0, given.shape[:2])
+        return done if there.all() else states.index_copy(0, rows, done)
 
     def _router(self, site: Site, place: int, levels: npt.NDArray[np.int64]) -> Callable[[torch.Tensor], torch.Tensor]:
         """Return a forward that uses, for each row of the population, the weight of that row's level."""
@@ -207,6 +229,52 @@ class Evaluator:
             for start in range(0, shape[0], some_windows)
             for row in range(0, rows, some_rows)
         ]
+
+
+@dataclass(frozen=True)
+class _Units:
+    """Units that bear on one block, as places in a genome.
+
+    Attributes:
+        sites: Place of each linear layer that is a unit.
+        writers: Place of the unit that drops a sub-block, by the layer whose output is then missing.
+        whole: Places of units that drop the whole block.
+    """
+
+    sites: Mapping[Site, int]
+    writers: Mapping[Site, int]
+    whole: tuple[int, ...]
+
+    @cached_property
+    def places(self) -> npt.NDArray[np.int64]:
+        return np.array([*self.sites.values(), *self.writers.values(), *self.whole], dtype=np.int64)
+
+
+def _units_by_block(anatomy: Anatomy, store: LevelStore) -> list[_Units]:
+    places = {unit.name: place for place, unit in enumerate(store.units)}
+    found = []
+    for block in range(len(anatomy.blocks)):
+        sites = {site.name: site for site in anatomy.sites_of(block)}
+        drops = {place: drop for place, drop in store.drops.items() if block in drop["blocks"]}
+        found.append(
+            _Units(
+                sites={site: places[name] for name, site in sites.items() if name in places},
+                writers={sites[drop["writer"]]: place for place, drop in drops.items() if not drop["whole"]},
+                whole=tuple(place for place, drop in drops.items() if drop["whole"]),
+            )
+        )
+    return found
+
+
+def _without(module: nn.Module, gone: npt.NDArray[np.int64], rows: int) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Return a forward that says nothing for some rows of the population."""
+    forward = module.forward
+
+    def quiet(inputs: torch.Tensor) -> torch.Tensor:
+        outputs = forward(inputs)
+        return outputs.view(rows, -1).index_fill(0, torch.from_numpy(gone).to(outputs.device), 0).view(outputs.shape)
+
+    return quiet
 
 
 def _route(

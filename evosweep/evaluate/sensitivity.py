@@ -1,10 +1,12 @@
-"""How much each unit's layer error matters end to end: one KL measurement a unit."""
+"""What allocators need that only the whole model can tell: one end-to-end measurement a unit."""
 
 import json
 
 import numpy as np
 import numpy.typing as npt
 
+from evosweep.allocators.ilp import KL_PER_ERROR
+from evosweep.allocators.ranking import LOSS_ALONE
 from evosweep.assets.cache import cache_folder
 from evosweep.core.events import Progress
 from evosweep.core.files import digest, write_json
@@ -12,6 +14,7 @@ from evosweep.core.problem import Genome, Problem
 from evosweep.core.seeds import generator
 from evosweep.evaluate.population import Evaluator
 from evosweep.fitness.kl import KL
+from evosweep.fitness.perplexity import Perplexity
 
 FLOOR = 0.05
 SHRINKAGE = 512  # tokens at which a unit's own measurement and its kind's mean weigh alike
@@ -19,7 +22,7 @@ METHOD = 4  # raise when the measurement changes: cached ones then are not reuse
 
 
 def measured_tokens(problem: Problem, tokens: int) -> int:
-    """Return the tokens that ``kl_per_error`` scores, units and base together."""
+    """Return the tokens that a measurement scores, units and base together."""
     return (len(problem.units) + 1) * tokens
 
 
@@ -33,7 +36,6 @@ def kl_per_error(
     raising. A unit whose KL moves the wrong way (noise) gets a low scale, not none: that of the lowest twentieth.
     Few tokens say little about one unit, and a solver finds every unit that looks harmless by chance; so scales are
     drawn towards the (geometric) mean of their kind, ``q_proj`` and so on, the more the fewer tokens there were.
-    Kept in the cache beside the store, so that a multirun measures once.
 
     Args:
         evaluator: Scores genomes.
@@ -42,15 +44,8 @@ def kl_per_error(
         seed: Chooses them.
         progress: Shows how far it is.
     """
-    split = evaluator.splits["search"]
-    count = split.count("evaluate.sensitivity_tokens", tokens)
     base = problem.uniform()
-    address = digest([METHOD, evaluator.store.key, base.tolist(), split.hash, tokens, seed])
-    cached = cache_folder("columns") / f"kl_per_error-{address}.json"
-    if cached.exists():
-        progress.say("sensitivities found")
-        return dict(json.loads(cached.read_text(encoding="utf-8")))
-    windows = generator(seed, "sensitivity").choice(len(split.windows), size=count, replace=False).tolist()
+    windows = _windows(evaluator, tokens, seed)
     probed = np.where(base > 0, base - 1, np.minimum(base + 1, problem.sizes - 1))
     genomes = np.repeat(base[None], len(problem.units) + 1, axis=0)
     np.fill_diagonal(genomes, probed)
@@ -60,9 +55,52 @@ def kl_per_error(
         for window in progress.track(windows, description="measuring sensitivities")
     ]
     kl = np.mean(scores, axis=0)
-    scales = _scales(problem, base, probed, kl[:-1] - kl[-1], trust=tokens / (tokens + SHRINKAGE))
-    write_json(cached, scales)
-    return scales
+    return _scales(problem, base, probed, kl[:-1] - kl[-1], trust=tokens / (tokens + SHRINKAGE))
+
+
+def loss_alone(
+    evaluator: Evaluator, problem: Problem, *, tokens: int, seed: int, progress: Progress
+) -> dict[str, float]:
+    """Return the perplexity with each unit alone at its lowest level, all others at their highest.
+
+    Args:
+        evaluator: Scores genomes.
+        problem: Units.
+        tokens: Tokens of the search split that each unit is measured on.
+        seed: Chooses them.
+        progress: Shows how far it is.
+    """
+    genomes = np.repeat((problem.sizes - 1)[None], len(problem.units), axis=0)
+    np.fill_diagonal(genomes, 0)
+    windows = _windows(evaluator, tokens, seed)
+    progress.say(f"measuring {len(genomes)} units, each alone at its lowest")
+    fitness = Perplexity()
+    scores = evaluator.score(genomes, split="search", windows=windows, fitness=[fitness])[fitness.name]
+    return {unit.name: float(score) for unit, score in zip(problem.units, scores, strict=True)}
+
+
+MEASURES = {KL_PER_ERROR: kl_per_error, LOSS_ALONE: loss_alone}
+
+
+def measure(
+    column: str, evaluator: Evaluator, problem: Problem, *, tokens: int, seed: int, progress: Progress
+) -> dict[str, float]:
+    """Return a column of ``MEASURES`` by unit name; kept in the cache, so that a multirun measures once."""
+    split = evaluator.splits["search"]
+    place = [METHOD, evaluator.store.key, problem.uniform().tolist(), split.hash, tokens, seed]
+    cached = cache_folder("columns") / f"{column}-{digest(place)}.json"
+    if cached.exists():
+        progress.say(f"{column} found")
+        return dict(json.loads(cached.read_text(encoding="utf-8")))
+    values = MEASURES[column](evaluator, problem, tokens=tokens, seed=seed, progress=progress)
+    write_json(cached, values)
+    return values
+
+
+def _windows(evaluator: Evaluator, tokens: int, seed: int) -> list[int]:
+    split = evaluator.splits["search"]
+    count = split.count("evaluate.sensitivity_tokens", tokens)
+    return [int(window) for window in generator(seed, "sensitivity").choice(len(split.windows), count, replace=False)]
 
 
 def _scales(

@@ -14,6 +14,7 @@ from evosweep.core.problem import Genome, Problem
 from evosweep.evaluate.population import Evaluator
 from evosweep.models.load import LoadedModel
 from evosweep.models.patch import replaced_weights
+from evosweep.models.shrink import without_blocks, zeroed
 
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 1e-2, torch.float16: 1e-3}
 
@@ -21,6 +22,8 @@ TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 1e-2, torch.float16: 1e-3}
 @dataclass(frozen=True)
 class DenseSafetensors:
     """Writes the dequantized weights in the model's own layout and type, with the tokenizer.
+
+    Dropped blocks are left out. Dropped sub-blocks have no place in the model's own layout: theirs are zeros.
 
     Args:
         enabled: Whether to export at all.
@@ -45,12 +48,23 @@ class DenseSafetensors:
         Raises:
             ExportError: The reloaded model says something else than what was scored; nothing is left then.
         """
+        anatomy, drops = evaluator.anatomy, evaluator.store.drops
         weights = {
             unit.name: evaluator.weight(place, int(level))
             for place, (unit, level) in enumerate(zip(problem.units, genome, strict=True))
+            if place not in drops
         }
+        dropped = [drops[place] for place in drops if genome[place] == 0]
+        silent = {drop["writer"] for drop in dropped if not drop["whole"]}
+        blocks = {block for drop in dropped if drop["whole"] for block in drop["blocks"]}
+        sites = [site for site in anatomy.sites if site.name in weights]
         with new_folder(folder) as temporary:
-            with torch.no_grad(), replaced_weights(evaluator.anatomy.sites, weights):
+            with (
+                torch.no_grad(),
+                replaced_weights(sites, weights),
+                zeroed([site for site in anatomy.sites if site.name in silent]),
+                without_blocks(anatomy, blocks),
+            ):
                 loaded.model.save_pretrained(temporary)  # type: ignore[operator]
             loaded.tokenizer.save_pretrained(temporary)
             problem.decode(genome).save(temporary / "allocation.json", problem=problem.fingerprint)

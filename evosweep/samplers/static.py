@@ -1,6 +1,6 @@
 """Allocators as Optuna samplers: one proposal, then nothing more to say."""
 
-from evosweep.allocators.base import Allocator
+from evosweep.allocators.base import Allocator, allocate
 from evosweep.core.problem import Genome, Problem
 from evosweep.samplers.base import PopulationSampler
 
@@ -25,7 +25,7 @@ class AllocatorSampler(PopulationSampler):
     def genomes(self, *, generation: int, elite: Genome | None) -> list[Genome]:
         """Return the one genome in generation 0, nothing later."""
         del elite
-        return [self.allocator.allocate(self.problem)] if generation == 0 else []
+        return [allocate(self.allocator, self.problem)] if generation == 0 else []
 
     def size(self, generation: int) -> int:
         """Return 1."""

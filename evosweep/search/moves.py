@@ -10,18 +10,29 @@ MUTATION_TRIES = 16
 
 
 def steps_up(problem: Problem, genome: Genome) -> Steps:
-    """Return what raising each unit one level costs, shape (units,); -1 where it is at its top."""
+    """Return what raising each unit one level costs, shape (units,); -1 where it is at its top or not there."""
     units = np.arange(len(genome))
-    can = genome < problem.sizes - 1
+    can = (genome < problem.sizes - 1) & problem.alive(genome)
     above = problem.costs[units, np.minimum(genome + 1, problem.sizes - 1)]
-    return np.where(can, above - problem.costs[units, genome], -1)
+    return np.where(can, above - problem.costs[units, genome] + _behind(problem, genome, shut=0), -1)
 
 
 def steps_down(problem: Problem, genome: Genome) -> Steps:
-    """Return what lowering each unit one level frees, shape (units,); -1 where it is at its bottom."""
+    """Return what lowering each unit one level frees, shape (units,); -1 where it is at its bottom or not there."""
     units = np.arange(len(genome))
     below = problem.costs[units, np.maximum(genome - 1, 0)]
-    return np.where(genome > 0, problem.costs[units, genome] - below, -1)
+    can = (genome > 0) & problem.alive(genome)
+    return np.where(can, problem.costs[units, genome] - below + _behind(problem, genome, shut=1), -1)
+
+
+def _behind(problem: Problem, genome: Genome, *, shut: int) -> Steps:
+    """Return the cost of what each unit gates, where it stands at level ``shut``, one step from its lowest."""
+    units = np.arange(len(genome))
+    gated = problem.gate != units
+    behind = np.bincount(
+        problem.gate[gated], weights=problem.costs[units, genome][gated], minlength=len(genome)
+    ).astype(np.int64)
+    return np.where(genome == shut, behind, 0)
 
 
 def swap(problem: Problem, genome: Genome, rng: np.random.Generator) -> bool:
@@ -59,7 +70,7 @@ def repair(problem: Problem, genome: Genome, rng: np.random.Generator, *, keep: 
     for _ in range(int(problem.sizes.sum())):
         if problem.feasible(genome):
             return True
-        lowerable = np.setdiff1d(np.flatnonzero(genome > 0), keep)
+        lowerable = np.setdiff1d(np.flatnonzero(steps_down(problem, genome) > 0), keep)
         if not len(lowerable):
             return False
         genome[rng.choice(lowerable)] -= 1

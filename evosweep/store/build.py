@@ -2,31 +2,29 @@
 
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from filelock import FileLock
 from safetensors.torch import save_file
-from torch.nn import functional
 
 from evosweep.assets.cache import cache_folder
-from evosweep.compressors.base import Compressor, LevelPlan, Payload
+from evosweep.compressors.base import Compressor, LevelPlan, Payload, Plans
 from evosweep.core.checks import check_choice, check_int, check_number
-from evosweep.core.errors import StoreError
+from evosweep.core.errors import SettingError, StoreError
 from evosweep.core.events import Progress, Silent
 from evosweep.core.files import digest, new_folder, sha256_file, write_json
-from evosweep.core.problem import Level, Unit
+from evosweep.core.problem import Unit
 from evosweep.data.tokens import TokenSplit
 from evosweep.models.anatomy import Anatomy, Site
 from evosweep.models.load import weights_hash
 from evosweep.models.patch import replaced_weights
-from evosweep.store.manifest import MANIFEST, SCHEMA, LevelStore, tensor_name
+from evosweep.store.drop import Drop
+from evosweep.store.manifest import MANIFEST, SCHEMA, LevelStore, tensor_name, unit_of
+from evosweep.store.moments import layer_error, moments_of, outlier_ratios
 
-OUTLIER_MULTIPLES = (3, 5, 7, 10)
-GRAM_COLUMNS = {"cpu": 192}  # so many columns of the (symmetric) Gram matrix at a time, down to the diagonal
+DISK_MARGIN = 1.05
 
 
 class StoreBuilder:
@@ -55,6 +53,7 @@ class StoreBuilder:
         compressor: Compressor,
         calibration: TokenSplit,
         *,
+        drop: Drop | None = None,
         model_name: str,
         progress: Progress | None = None,
     ) -> LevelStore:
@@ -63,13 +62,14 @@ class StoreBuilder:
         Raises:
             StoreError: It cannot be built; nothing half-built is left then.
         """
-        progress = progress or Silent()
+        progress, drop = progress or Silent(), drop or Drop()
         identity = {
             "schema": SCHEMA,
             "model": weights_hash(anatomy.model),
             "calibration": calibration.hash,
             "compressor": {"kind": f"{type(compressor).__module__}.{type(compressor).__qualname__}",
                            **compressor.describe()},
+            "drop": drop.describe(),
             "propagate": self.propagate,
             "token_weighting": self.token_weighting,
         }
@@ -80,10 +80,18 @@ class StoreBuilder:
             if found is not None:
                 progress.say(f"level store {key} found, {found.size / 1e6:.0f} MB")
                 return found
+            needed = sum(level.cost for unit in plan_units(anatomy, compressor, drop) for level in unit.levels) // 8
+            free = shutil.disk_usage(target.parent).free
+            if free < DISK_MARGIN * needed:
+                raise StoreError(
+                    f"the level store needs about {needed / 1e6:.0f} MB in {target.parent}, where {free / 1e6:.0f} MB "
+                    "are free; make room, or set EVOSWEEP_CACHE to another disk"
+                )
             with new_folder(target) as folder:
                 facts = {"key": key, "model_name": model_name, "calibration_tokens": calibration.tokens,
-                         "calibration_documents": list(calibration.documents), "fixed_bits": fixed_bits(anatomy)}
-                units = self._build(anatomy, compressor, calibration, folder, progress)
+                         "calibration_documents": list(calibration.documents),
+                         "fixed_bits": fixed_bits(anatomy, compressor, drop)}
+                units = self._build(anatomy, compressor, drop, calibration, folder, progress)
                 files = {path.name: sha256_file(path) for path in sorted(folder.glob("*.safetensors"))}
                 write_json(folder / MANIFEST, {**identity, **facts, "files": files, "units": units})
             built = LevelStore(target)
@@ -92,30 +100,60 @@ class StoreBuilder:
 
     @torch.no_grad()
     def _build(
-        self, anatomy: Anatomy, compressor: Compressor, calibration: TokenSplit, folder: Path, progress: Progress
+        self,
+        anatomy: Anatomy,
+        compressor: Compressor,
+        drop: Drop,
+        calibration: TokenSplit,
+        folder: Path,
+        progress: Progress,
     ) -> list[dict[str, Any]]:
         tokens = torch.from_numpy(calibration.windows).to(anatomy.device)
         hidden = [anatomy.embed(batch) for batch in tokens.split(max(1, self.batch_tokens // calibration.seq_len))]
         plans = compressor.plan(shapes_of(anatomy))
+        parts = drop.parts(anatomy)
         rows: list[dict[str, Any]] = []
         for block in progress.track(range(len(anatomy.blocks)), description="building level store"):
-            sites = anatomy.sites_of(block)
-            moments = _moments(anatomy, block, hidden, self.token_weighting)
-            ratios = outlier_ratios({site.name: (site.weight, moments[site.group].square) for site in sites})
-            tensors: dict[str, torch.Tensor] = {}
-            passed_on: dict[str, torch.Tensor] = {}
-            for members in _by_group(sites):
-                gram = moments[members[0].group].gram
-                payloads = compressor.compress({site.name: site.weight.float() for site in members}, gram, plans)
-                for site in members:
-                    rows.append(_row(site, plans[site.name], payloads[site.name], gram, ratios[site.name]))
-                    tensors.update(_tensors(site.name, payloads[site.name]))
-                    passed_on[site.name] = self._passed_on(site, plans[site.name], payloads[site.name])
-            save_file(tensors, folder / _file(block))
-            with replaced_weights(sites, passed_on):
-                hidden = [anatomy.run_block(block, batch) for batch in hidden]
+            rows += drop.rows(anatomy, [part for part in parts if part.blocks[0] == block], plans, hidden)
+            rows += self._compress(anatomy, block, compressor, plans, hidden, folder)
         order = {site.name: place for place, site in enumerate(anatomy.sites)}
-        return sorted(rows, key=lambda row: order[row["name"]])
+        return sorted(rows, key=lambda row: order[row["first"]])
+
+    def _compress(
+        self,
+        anatomy: Anatomy,
+        block: int,
+        compressor: Compressor,
+        plans: Plans,
+        hidden: list[torch.Tensor],
+        folder: Path,
+    ) -> list[dict[str, Any]]:
+        """Write the payloads of one block; pass its hidden states on, in place, through the compressed block."""
+        rows: list[dict[str, Any]] = []
+        tensors: dict[str, torch.Tensor] = {}
+        passed_on: dict[str, torch.Tensor] = {}
+        sites = [site for site in anatomy.sites_of(block) if site.name in plans]
+        if sites:
+            moments = moments_of(anatomy, block, hidden, self.token_weighting)
+            for group, moment in moments.items():
+                if not bool(moment.gram.isfinite().all()):
+                    raise StoreError(f"the calibration inputs of {group} hold NaN or Inf")
+            ratios = outlier_ratios({site.name: (site.weight, moments[site.group].square) for site in sites})
+        for members in _by_group(sites):
+            gram = moments[members[0].group].gram
+            try:
+                payloads = compressor.compress({site.name: site.weight.float() for site in members}, gram, plans)
+            except StoreError as error:
+                raise StoreError(f"{members[0].name}: {error}") from error
+            for site in members:
+                rows.append(_row(site, plans[site.name], payloads[site.name], gram, ratios[site.name]))
+                tensors.update(_tensors(site.name, payloads[site.name]))
+                passed_on[site.name] = self._passed_on(site, plans[site.name], payloads[site.name])
+        if tensors:
+            save_file(tensors, folder / _file(block))
+        with replaced_weights(sites, passed_on):
+            hidden[:] = [anatomy.run_block(block, batch) for batch in hidden]
+        return rows
 
     def _passed_on(
         self, site: Site, plans: Sequence[LevelPlan], payloads: Mapping[str, Payload]
@@ -126,22 +164,20 @@ class StoreBuilder:
         return payloads[nearest.name].weight
 
 
-def plan_units(anatomy: Anatomy, compressor: Compressor) -> tuple[Unit, ...]:
+def plan_units(anatomy: Anatomy, compressor: Compressor, drop: Drop | None = None) -> tuple[Unit, ...]:
     """Return the units with all that follows from shapes alone, so that a budget can be checked before any work.
 
     Raises:
-        SettingError: A compressor setting does not fit a layer.
+        SettingError: A setting does not fit a layer, or nothing is left to choose.
     """
+    drop = drop or Drop()
     plans = compressor.plan(shapes_of(anatomy))
-    return tuple(
-        Unit(
-            name=site.name,
-            numel=site.shape[0] * site.shape[1],
-            block=site.block,
-            levels=tuple(Level(name=p.name, cost=p.cost, value=p.value) for p in plans[site.name]),
-        )
-        for site in anatomy.sites
-    )
+    rows = drop.rows(anatomy, drop.parts(anatomy), plans, hidden=None)
+    rows += [_planned(site, plans[site.name]) for site in anatomy.sites if site.name in plans]
+    if not rows:
+        raise SettingError("compressor", allowed="something else than none where drop=none too", got="none")
+    order = {site.name: place for place, site in enumerate(anatomy.sites)}
+    return tuple(unit_of(row) for row in sorted(rows, key=lambda row: order[row["first"]]))
 
 
 def shapes_of(anatomy: Anatomy) -> dict[str, tuple[int, int]]:
@@ -149,41 +185,17 @@ def shapes_of(anatomy: Anatomy) -> dict[str, tuple[int, int]]:
     return {site.name: site.shape for site in anatomy.sites}
 
 
-def fixed_bits(anatomy: Anatomy) -> int:
-    """Return the bits of all parameters that are no unit's weight, tied ones once, at their own width."""
-    units = {id(site.module.weight) for site in anatomy.sites}
+def fixed_bits(anatomy: Anatomy, compressor: Compressor, drop: Drop | None = None) -> int:
+    """Return the bits of all parameters that belong to no unit, tied ones once, at their own width."""
+    drop = drop or Drop()
+    plans = compressor.plan(shapes_of(anatomy))
+    units = {id(site.module.weight) for site in anatomy.sites if site.name in plans}
+    units |= {id(parameter) for part in drop.parts(anatomy) for parameter in part.parameters}
     return sum(
         parameter.numel() * parameter.element_size() * 8
         for parameter in anatomy.model.parameters()
         if id(parameter) not in units
     )
-
-
-def layer_error(difference: torch.Tensor, gram: torch.Tensor) -> float:
-    """Return the mean over inputs x of w·‖D x‖², D = ``difference`` (out, in), from ``gram`` = mean of w·x xᵀ."""
-    return max(0.0, float(((difference @ gram) * difference).sum(dtype=torch.float64)))
-
-
-def outlier_ratios(layers: Mapping[str, tuple[torch.Tensor, torch.Tensor]]) -> dict[str, dict[str, float]]:
-    """Return each layer's share of outlier weights, for several multiples M.
-
-    A weight is an outlier if |W_ij|·‖X_j‖₂ is above M times the mean over the whole block, so that the
-    numel-weighted mean over a block's layers is OWL's D_b (arXiv 2310.05175, section 4).
-
-    Args:
-        layers: Name -> (weight (out, in), mean square of each input (in,)) of all linear layers of one block.
-    """
-    scores = {name: weight.float().abs() * square.sqrt() for name, (weight, square) in layers.items()}
-    mean = sum(float(score.sum(dtype=torch.float64)) for score in scores.values()) / sum(
-        score.numel() for score in scores.values()
-    )
-    return {
-        name: {
-            f"outlier_ratio_m{multiple}": float((score > multiple * mean).float().mean())
-            for multiple in OUTLIER_MULTIPLES
-        }
-        for name, score in scores.items()
-    }
 
 
 def _reopen(target: Path, progress: Progress) -> LevelStore | None:
@@ -195,59 +207,6 @@ def _reopen(target: Path, progress: Progress) -> LevelStore | None:
         progress.say(f"{error}; building it anew")
         shutil.rmtree(target)
         return None
-
-
-@dataclass
-class Moments:
-    """What calibration remembers of one shared input X: sums while it is filled, then their ``mean()``.
-
-    Attributes:
-        gram: w·x xᵀ, shape (in, in); the second moment that compressors see. While it is filled, only what stands
-            on and above the diagonal counts.
-        square: x_j², shape (in,); what OWL's ‖X_j‖₂ is made of.
-        tokens: Tokens seen.
-    """
-
-    gram: torch.Tensor
-    square: torch.Tensor
-    tokens: int = 0
-
-    def add(self, inputs: torch.Tensor, *, weighting: str) -> None:
-        """Count inputs of shape (..., in)."""
-        rows = inputs.reshape(-1, inputs.shape[-1]).float()
-        self.square += rows.square().sum(dim=0)
-        self.tokens += len(rows)
-        if weighting == "relative":
-            rows = functional.normalize(rows, dim=1)
-        for start in range(0, width := rows.shape[1], step := GRAM_COLUMNS.get(rows.device.type, width)):
-            columns = slice(start, min(start + step, width))
-            self.gram[: columns.stop, columns].addmm_(rows[:, : columns.stop].T, rows[:, columns])
-
-    def mean(self) -> "Moments":
-        """Return the means, the Gram matrix whole."""
-        gram = (self.gram.triu() + self.gram.triu(1).T) / self.tokens
-        return Moments(gram, self.square / self.tokens, self.tokens)
-
-
-def _moments(anatomy: Anatomy, block: int, hidden: Sequence[torch.Tensor], weighting: str) -> dict[str, Moments]:
-    """Return the moments of each shared input of a block, by group name."""
-    found: dict[str, Moments] = {}
-
-    def hook(group: str, module: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> None:
-        del module
-        width, device = args[0].shape[-1], args[0].device
-        empty = Moments(torch.zeros((width, width), device=device), torch.zeros(width, device=device))
-        found.setdefault(group, empty).add(args[0], weighting=weighting)
-
-    leaders = [site for site in anatomy.sites_of(block) if site.group == site.name]
-    handles = [site.module.register_forward_pre_hook(partial(hook, site.group)) for site in leaders]
-    try:
-        for batch in hidden:
-            anatomy.run_block(block, batch)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return {group: moments.mean() for group, moments in found.items()}
 
 
 def _by_group(sites: Sequence[Site]) -> list[list[Site]]:
@@ -275,8 +234,14 @@ def _row(
              "relative_error": error / whole if whole else 0.0, "format": payload.format,
              "meta": dict(payload.meta), "parts": sorted(payload.parts)}
         )
-    return {"name": site.name, "block": site.block, "shape": list(site.shape), "group": site.group,
-            "file": _file(site.block), "columns": ratios, "levels": levels}
+    return {**_planned(site, plans), "file": _file(site.block), "columns": ratios, "levels": levels}
+
+
+def _planned(site: Site, plans: Sequence[LevelPlan]) -> dict[str, Any]:
+    """Return what is known of a layer before it is compressed."""
+    levels = [{"name": plan.name, "cost": plan.cost, "value": plan.value} for plan in plans]
+    return {"name": site.name, "first": site.name, "block": site.block, "shape": list(site.shape),
+            "numel": site.shape[0] * site.shape[1], "group": site.group, "levels": levels}
 
 
 def _tensors(unit: str, payloads: Mapping[str, Payload]) -> dict[str, torch.Tensor]:

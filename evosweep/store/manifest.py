@@ -14,7 +14,7 @@ from evosweep.core.errors import StoreError
 from evosweep.core.files import sha256_file
 from evosweep.core.problem import Level, Unit
 
-SCHEMA = 1  # raise when payloads or columns change meaning: older stores then are not reused
+SCHEMA = 2  # raise when payloads or columns change meaning: older stores then are not reused
 MANIFEST = "manifest.json"
 
 
@@ -60,22 +60,12 @@ class LevelStore:
     @cached_property
     def units(self) -> tuple[Unit, ...]:
         """All units with levels, costs and columns, in the order in which the model computes them."""
-        return tuple(
-            Unit(
-                name=row["name"],
-                numel=row["shape"][0] * row["shape"][1],
-                block=row["block"],
-                levels=tuple(
-                    Level(
-                        name=level["name"], cost=level["cost"], error=level["error"],
-                        relative_error=level["relative_error"], value=level["value"],
-                    )
-                    for level in row["levels"]
-                ),
-                columns=row["columns"],
-            )
-            for row in self.manifest["units"]
-        )
+        return tuple(unit_of(row) for row in self.manifest["units"])
+
+    @cached_property
+    def drops(self) -> dict[int, dict[str, Any]]:
+        """What dropping does, by the unit's place: ``blocks``, ``whole``, ``writer``."""
+        return {place: row["drop"] for place, row in enumerate(self.manifest["units"]) if "drop" in row}
 
     def weight(self, unit: str, level: str, *, device: torch.device | str = "cpu") -> torch.Tensor:
         """Return the dequantized fp32 weight (out, in) of one level of one unit.
@@ -84,7 +74,7 @@ class LevelStore:
             StoreError: The store has no such unit or level.
         """
         row = self._rows.get(unit)
-        if row is None or level not in row["payloads"]:
+        if row is None or row["file"] is None or level not in row["payloads"]:
             raise StoreError(f"level store {self.key} has no level {level!r} of {unit!r}")
         payload = row["payloads"][level]
         handle = self._handle(row["file"])
@@ -97,7 +87,7 @@ class LevelStore:
     @cached_property
     def _rows(self) -> Mapping[str, Any]:
         return {
-            row["name"]: {"file": row["file"], "payloads": {level["name"]: level for level in row["levels"]}}
+            row["name"]: {"file": row.get("file"), "payloads": {level["name"]: level for level in row["levels"]}}
             for row in self.manifest["units"]
         }
 
@@ -105,6 +95,24 @@ class LevelStore:
         if name not in self._handles:
             self._handles[name] = safe_open(self.folder / name, framework="pt")
         return self._handles[name]
+
+
+def unit_of(row: Mapping[str, Any]) -> Unit:
+    """Return the unit that a row of the manifest, finished or only planned, describes."""
+    return Unit(
+        name=row["name"],
+        numel=row["numel"],
+        block=row["block"],
+        levels=tuple(
+            Level(
+                name=level["name"], cost=level["cost"], error=level.get("error"),
+                relative_error=level.get("relative_error"), value=level["value"],
+            )
+            for level in row["levels"]
+        ),
+        columns=row.get("columns", {}),
+        gates=tuple(row.get("gates", ())),
+    )
 
 
 def _read_manifest(folder: Path) -> dict[str, Any]:

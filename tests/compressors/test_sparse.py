@@ -6,7 +6,6 @@ import torch
 
 from evosweep.compressors.formats import bitmask
 from evosweep.compressors.magnitude import Magnitude
-from evosweep.compressors.sparse import SparseLevels
 from evosweep.compressors.sparsegpt import SparseGPT
 from evosweep.compressors.wanda import Wanda
 from evosweep.core.errors import SettingError
@@ -99,14 +98,14 @@ def test_all_units_step_by_the_same_number_of_weights() -> None:
 
 
 def test_names_say_the_sparsity() -> None:
-    assert [plan.name for plan in SparseLevels(sparsity=0.5, window=0.25, step=None).plan(SHAPES)["small"]] == [
+    assert [plan.name for plan in Magnitude(sparsity=0.5, window=0.25).plan(SHAPES)["small"]] == [
         "75%", "50%", "25%"
     ]
 
 
 def test_a_step_that_leaves_nothing_is_an_error() -> None:
     with pytest.raises(SettingError, match=r"compressor\.step"):
-        SparseLevels(sparsity=1.0, window=0.0, step=1000).plan(SHAPES)
+        Magnitude(sparsity=1.0, window=0.0, step=1000).plan(SHAPES)
 
 
 def test_wanda_keeps_as_many_in_every_row() -> None:
@@ -124,3 +123,25 @@ def test_wanda_keeps_as_many_in_every_row() -> None:
 def test_bad_settings_are_named(settings: dict) -> None:
     with pytest.raises(SettingError, match=next(iter(settings))):
         SparseGPT(**settings)
+
+
+@pytest.mark.parametrize("kind", [SparseGPT, Wanda, Magnitude])
+def test_patterns_hold_in_every_group_of_a_row(kind) -> None:
+    compressor = kind(patterns=["2:4", "1:8"])
+    plans = compressor.plan(SHAPES)
+    assert [plan.name for plan in plans["large"]] == ["1:8", "2:4", "dense"]
+    weights = {name: torch.randn(shape, generator=torch.Generator().manual_seed(1)) for name, shape in SHAPES.items()}
+    payloads = compressor.compress(weights, gram_of(32), plans)
+    for name in SHAPES:
+        for level, few, many in (("2:4", 2, 4), ("1:8", 1, 8)):
+            kept = payloads[name][level].weight.view(-1, many) != 0
+            assert (kept.sum(dim=1) == few).all()
+        assert torch.allclose(payloads[name]["dense"].weight, weights[name], atol=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "message"), [("4:4", "0 < N < M.*'4:4'"), ("2", "N:M"), ("5:3", "N:M"), ("1:5", "2 layers.*32")]
+)
+def test_bad_patterns_are_said(pattern: str, message: str) -> None:
+    with pytest.raises(SettingError, match=f"compressor.patterns.*({message})"):
+        Magnitude(patterns=[pattern]).plan(SHAPES)

@@ -4,12 +4,13 @@ import numpy as np
 import pytest
 import torch
 
+from evosweep.allocators.ilp import KL_PER_ERROR
 from evosweep.compressors.gptq import GPTQ
 from evosweep.core.events import Silent
 from evosweep.data.tokens import TokenSplit
 from evosweep.evaluate.population import Evaluator, Resources
 from evosweep.evaluate.scorer import StagedScorer
-from evosweep.evaluate.sensitivity import kl_per_error
+from evosweep.evaluate.sensitivity import measure
 from evosweep.fitness.kl import KL
 from evosweep.fitness.perplexity import Perplexity
 from evosweep.models.anatomy import Anatomy
@@ -109,7 +110,7 @@ def test_sensitivities_are_measured_once_and_positive(
 ) -> None:
     monkeypatch.setenv("EVOSWEEP_CACHE", str(tmp_path))
     problem = make_store_problem(store)
-    scales = kl_per_error(evaluator, problem, tokens=64, seed=0, progress=Silent())
+    scales = measure(KL_PER_ERROR, evaluator, problem, tokens=64, seed=0, progress=Silent())
     assert set(scales) == {unit.name for unit in problem.units} and all(value > 0 for value in scales.values())
     monkeypatch.setattr(evaluator, "score", None)
-    assert kl_per_error(evaluator, problem, tokens=64, seed=0, progress=Silent()) == scales
+    assert measure(KL_PER_ERROR, evaluator, problem, tokens=64, seed=0, progress=Silent()) == scales

@@ -1,0 +1,164 @@
+"""Time and size of a level store, beside a plain loop over layers and levels, in one run.
+
+    python benchmarks/store.py [--blocks 3] [--calibration 8192] [--seq-len 512] [--device cuda] [--dtype float32]
+
+The plain loop is how GPTQ is usually run for several bit-widths: every linear layer sums its own Hessian, every
+(layer, level) factorizes it and runs its own column loop, lazily in blocks of 128 columns, and a dense fp16 copy of the
+result goes to disk. Both work on the model's first blocks, on the same tokens; the codes are compared.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import tempfile
+import time
+from functools import partial
+from pathlib import Path
+
+import torch
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+from safetensors.torch import save_file
+from torch.nn import functional
+
+from evosweep.__main__ import CONF
+from evosweep.compressors.gptq import GPTQ
+from evosweep.compressors.integer import grid
+from evosweep.core.events import Silent
+from evosweep.data.tokens import TokenSplit, Windows
+from evosweep.data.wikipedia import Wikipedia
+from evosweep.models.anatomy import Anatomy, Site
+from evosweep.models.load import LoadedModel, ModelSource
+from evosweep.models.patch import replaced_weights
+from evosweep.models.shrink import without_blocks
+from evosweep.store.build import StoreBuilder
+from evosweep.store.manifest import LevelStore
+from evosweep.tracking.console import RichProgress
+
+BITS, GROUP, DAMPING, LAZY, PROPAGATE = (2, 3, 4, 5, 6), 64, 0.01, 128, 3
+
+
+def plain_gptq(weight: torch.Tensor, hessian: torch.Tensor, bits: int) -> torch.Tensor:
+    """Return one layer at one width, dequantized; GPTQ's Algorithm 1, one column at a time."""
+    left, damped = weight.clone(), hessian.clone()
+    damped.diagonal().add_(DAMPING * damped.diagonal().mean())
+    upper = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(damped)), upper=True)
+    top = torch.full((len(left),), 2.0**bits - 1, device=left.device)
+    result = torch.empty_like(left)
+    for start in range(0, left.shape[1], LAZY):
+        stop = min(start + LAZY, left.shape[1])
+        part, errors = left[:, start:stop].clone(), torch.zeros_like(left[:, start:stop])
+        for column in range(stop - start):
+            if (start + column) % GROUP == 0:
+                scale, zero = grid(part[:, column : column + GROUP], top=top, symmetric=False)
+            codes = torch.clamp(torch.round(part[:, column] / scale + zero), min=0).minimum(top)
+            result[:, start + column] = (codes - zero) * scale
+            errors[:, column] = (part[:, column] - result[:, start + column]) / upper[start + column, start + column]
+            part[:, column:] -= errors[:, column, None] * upper[start + column, start + column : stop]
+        left[:, stop:] -= errors @ upper[start:stop, stop:]
+    return result
+
+
+def plain_store(anatomy: Anatomy, split: TokenSplit, folder: Path, batch: int) -> dict[str, torch.Tensor]:
+    """Write dense fp16 copies of every (layer, level); return those of one level."""
+    tokens = torch.from_numpy(split.windows).to(anatomy.device)
+    hidden = [anatomy.embed(part) for part in tokens.split(max(1, batch // split.seq_len))]
+    shown: dict[str, torch.Tensor] = {}
+    for block in range(len(anatomy.blocks)):
+        sites = anatomy.sites_of(block)
+        hessians = {site.name: torch.zeros(2 * (site.shape[1],), device=anatomy.device) for site in sites}
+        handles = [site.module.register_forward_pre_hook(partial(_add, hessians[site.name])) for site in sites]
+        for part in hidden:
+            anatomy.run_block(block, part)
+        for handle in handles:
+            handle.remove()
+        for site in sites:
+            for bits in BITS:
+                made = plain_gptq(site.weight.float(), hessians[site.name] / split.tokens, bits)
+                save_file({"weight": made.half().cpu().contiguous()}, folder / f"{site.name}.{bits}.safetensors")
+                if bits == PROPAGATE:
+                    shown[site.name] = made
+        with replaced_weights(sites, shown):
+            hidden = [anatomy.run_block(block, part) for part in hidden]
+    return shown
+
+
+def _add(hessian: torch.Tensor, module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+    del module
+    rows = functional.normalize(inputs[0].flatten(0, -2).float(), dim=1)  # tokens weighted as evosweep's store does
+    hessian.addmm_(rows.T, rows)
+
+
+def agreement(store: LevelStore, plain: dict[str, torch.Tensor], sites: list[Site]) -> float:
+    """Return the share of weights that both gave the same value at one level."""
+    same, count = 0, 0
+    for site in sites:
+        ours = store.weight(site.name, f"{PROPAGATE}bit", device=plain[site.name].device)
+        same += int(torch.isclose(ours, plain[site.name], rtol=1e-3, atol=1e-6).sum())
+        count += ours.numel()
+    return same / count
+
+
+def load(device: str, dtype: str) -> LoadedModel:
+    """Return SmolLM2, as model=smollm2 does."""
+    settings = OmegaConf.load(CONF / "model" / "smollm2.yaml")
+    source: ModelSource = instantiate(settings, device=device, dtype=dtype)
+    return source.load(progress=Silent())
+
+
+def main() -> None:
+    """Print one JSON object."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--blocks", type=int, default=3)
+    parser.add_argument("--calibration", type=int, default=8192)
+    parser.add_argument("--seq-len", type=int, default=512)
+    parser.add_argument("--batch-tokens", type=int, default=4096)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--whole", action="store_true", help="also time the store of all blocks")
+    options = parser.parse_args()
+    model = load(options.device, options.dtype)
+    windows = Windows(
+        seq_len=options.seq_len, calibration=options.calibration, validation=options.seq_len,
+        shares={"validation": 0.06, "search": 0.10, "calibration": 0.84},
+    )
+    split = windows.split(Wikipedia(), model.tokenizer)["calibration"]
+    anatomy = Anatomy(model.model)
+    builder = StoreBuilder(propagate=PROPAGATE, batch_tokens=options.batch_tokens)
+    compressor = GPTQ(bits=BITS, group=GROUP, damping=DAMPING)
+    facts: dict[str, object] = vars(options).copy()
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["EVOSWEEP_CACHE"] = folder
+        if options.whole:
+            facts["whole_seconds"], whole = _timed(lambda: builder.open(
+                anatomy, compressor, split, model_name="whole", progress=RichProgress()))
+            facts["whole_mb"] = whole.size / 1e6
+            shutil.rmtree(whole.folder)
+        with without_blocks(anatomy, set(range(options.blocks, len(anatomy.blocks)))):
+            few = Anatomy(anatomy.model)
+            builder.open(few, GPTQ(bits=[2], group=GROUP), split, model_name="warm-up")
+            facts["seconds"], store = _timed(lambda: builder.open(few, compressor, split, model_name="few"))
+            copies = Path(folder) / "plain"
+            copies.mkdir()
+            facts["plain_seconds"], plain = _timed(lambda: plain_store(few, split, copies, options.batch_tokens))
+            facts["same"] = agreement(store, plain, few.sites)
+            dense = sum(path.stat().st_size for path in copies.iterdir())
+            facts["ratio"] = facts["plain_seconds"] / facts["seconds"]  # type: ignore[operator]
+            facts["mb"], facts["plain_mb"], facts["size_ratio"] = store.size / 1e6, dense / 1e6, store.size / dense
+    if options.device != "cpu":
+        facts["peak_gb"] = torch.cuda.max_memory_allocated() / 1e9
+    print(json.dumps(facts, indent=1))
+
+
+def _timed(work):  # type: ignore[no-untyped-def]
+    began = time.monotonic()
+    with torch.no_grad():
+        result = work()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.monotonic() - began, result
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,93 @@
+"""What calibration measures of a block: second moments of its inputs, outliers, the error a level makes."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch.nn import functional
+
+from evosweep.models.anatomy import Anatomy
+
+OUTLIER_MULTIPLES = (3, 5, 7, 10)
+GRAM_COLUMNS = {"cpu": 192}  # so many columns of the (symmetric) Gram matrix at a time, down to the diagonal
+
+
+@dataclass
+class Moments:
+    """What calibration remembers of one shared input X: sums while it is filled, then their ``mean()``.
+
+    Attributes:
+        gram: w·x xᵀ, shape (in, in); the second moment that compressors see. While it is filled, only what stands
+            on and above the diagonal counts.
+        square: x_j², shape (in,); what OWL's ‖X_j‖₂ is made of.
+        tokens: Tokens seen.
+    """
+
+    gram: torch.Tensor
+    square: torch.Tensor
+    tokens: int = 0
+
+    def add(self, inputs: torch.Tensor, *, weighting: str) -> None:
+        """Count inputs of shape (..., in)."""
+        rows = inputs.reshape(-1, inputs.shape[-1]).float()
+        self.square += rows.square().sum(dim=0)
+        self.tokens += len(rows)
+        if weighting == "relative":
+            rows = functional.normalize(rows, dim=1)
+        for start in range(0, width := rows.shape[1], step := GRAM_COLUMNS.get(rows.device.type, width)):
+            columns = slice(start, min(start + step, width))
+            self.gram[: columns.stop, columns].addmm_(rows[:, : columns.stop].T, rows[:, columns])
+
+    def mean(self) -> "Moments":
+        """Return the means, the Gram matrix whole."""
+        gram = (self.gram.triu() + self.gram.triu(1).T) / self.tokens
+        return Moments(gram, self.square / self.tokens, self.tokens)
+
+
+def moments_of(anatomy: Anatomy, block: int, hidden: Sequence[torch.Tensor], weighting: str) -> dict[str, Moments]:
+    """Return the moments of each shared input of a block, by group name."""
+    found: dict[str, Moments] = {}
+
+    def hook(group: str, module: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> None:
+        del module
+        width, device = args[0].shape[-1], args[0].device
+        empty = Moments(torch.zeros((width, width), device=device), torch.zeros(width, device=device))
+        found.setdefault(group, empty).add(args[0], weighting=weighting)
+
+    leaders = [site for site in anatomy.sites_of(block) if site.group == site.name]
+    handles = [site.module.register_forward_pre_hook(partial(hook, site.group)) for site in leaders]
+    try:
+        for batch in hidden:
+            anatomy.run_block(block, batch)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return {group: moments.mean() for group, moments in found.items()}
+
+
+def layer_error(difference: torch.Tensor, gram: torch.Tensor) -> float:
+    """Return the mean over inputs x of w·‖D x‖², D = ``difference`` (out, in), from ``gram`` = mean of w·x xᵀ."""
+    return max(0.0, float(((difference @ gram) * difference).sum(dtype=torch.float64)))
+
+
+def outlier_ratios(layers: Mapping[str, tuple[torch.Tensor, torch.Tensor]]) -> dict[str, dict[str, float]]:
+    """Return each layer's share of outlier weights, for several multiples M.
+
+    A weight is an outlier if |W_ij|·‖X_j‖₂ is above M times the mean over the whole block, so that the
+    numel-weighted mean over a block's layers is OWL's D_b (arXiv 2310.05175, section 4).
+
+    Args:
+        layers: Name -> (weight (out, in), mean square of each input (in,)) of all linear layers of one block.
+    """
+    scores = {name: weight.float().abs() * square.sqrt() for name, (weight, square) in layers.items()}
+    mean = sum(float(score.sum(dtype=torch.float64)) for score in scores.values()) / sum(
+        score.numel() for score in scores.values()
+    )
+    return {
+        name: {
+            f"outlier_ratio_m{multiple}": float((score > multiple * mean).float().mean())
+            for multiple in OUTLIER_MULTIPLES
+        }
+        for name, score in scores.items()
+    }
