@@ -15,13 +15,35 @@ from evosweep.core.errors import StoreError
 DAMPING_TRIES = 6
 
 
+Settle = Callable[..., None]
+"""Settles a span in place: ``settle(part, errors, factor, *more)``, part and errors (columns, rows)."""
+
+
+def settle_columns(
+    part: torch.Tensor, errors: torch.Tensor, factor: torch.Tensor, choose: Callable[[int, torch.Tensor], torch.Tensor]
+) -> None:
+    """Settle the columns of a span one after the other, each compensated for those before it; in place.
+
+    Args:
+        part: Weights transposed, shape (columns, rows); holds the settled values at the end.
+        errors: Filled with what settling moved each column by, over its pivot; same shape.
+        factor: The span's block of the factor's diagonal, shape (columns, columns).
+        choose: Given a column's place and its compensated weights (rows,), returns its settled values (rows,).
+    """
+    for place in range(len(part)):
+        settled = choose(place, part[place])
+        torch.sub(part[place], settled, out=errors[place]).div_(factor[place, place])
+        part[place] = settled
+        if place + 1 < len(part):
+            part[place + 1 :].addr_(factor[place, place + 1 :], errors[place], alpha=-1)
+
+
 def sweep(
     left: torch.Tensor,
     upper: torch.Tensor,
     *,
     spans: Sequence[tuple[int, int]],
-    begin: Callable[[int], None],
-    choose: Callable[[int, torch.Tensor], torch.Tensor],
+    settle: Callable[[slice, torch.Tensor, torch.Tensor, torch.Tensor], None],
 ) -> None:
     """Settle all columns, in place.
 
@@ -29,22 +51,54 @@ def sweep(
         left: Weights transposed, fp32, shape (columns, rows); holds the settled values at the end.
         upper: What ``inverse_factor`` returns, shape (columns, columns).
         spans: Columns [start, stop) whose effect on the columns after them is applied at once; together all columns.
-        begin: Told the first column of each span, when everything before it is settled and compensated.
-        choose: Given a column's number and its compensated weights (rows,), returns its settled values (rows,).
+        settle: Settles one span, everything before it being settled and compensated: given its columns, and ``part``,
+            ``errors`` and ``factor`` as ``settle_columns``.
     """
     for start, stop in spans:
-        begin(start)
-        part = left[start:stop]
-        errors = torch.empty_like(part)
-        factor = upper[start:stop, start:stop]
-        pivots = factor.diagonal().tolist()
-        for offset, pivot in enumerate(pivots):
-            settled = choose(start + offset, part[offset])
-            torch.sub(part[offset], settled, out=errors[offset]).div_(pivot)
-            part[offset] = settled
-            if offset + 1 < len(pivots):
-                part[offset + 1 :].addr_(factor[offset, offset + 1 :], errors[offset], alpha=-1)
-        left[stop:].addmm_(upper[start:stop, stop:].T, errors, alpha=-1)
+        columns = slice(start, stop)
+        errors = torch.empty_like(left[columns])
+        settle(columns, left[columns], errors, upper[columns, columns])
+        left[stop:].addmm_(upper[columns, stop:].T, errors, alpha=-1)
+
+
+class Replayed:
+    """A span's settling as one CUDA graph: hundreds of small operations in one launch. On a CPU, just the function.
+
+    Args:
+        settle: Changes its first tensors in place, all of them tensors of one device.
+        changed: How many of its first arguments it changes.
+    """
+
+    def __init__(self, settle: Settle, *, changed: int) -> None:
+        self.settle, self.changed = settle, changed
+        self._graphs: dict[tuple[torch.Size, ...], tuple[torch.cuda.CUDAGraph, list[torch.Tensor]]] = {}
+
+    def __call__(self, *tensors: torch.Tensor) -> None:
+        """Call the function, or replay it on copies in the places where it was recorded."""
+        if tensors[0].device.type != "cuda":
+            self.settle(*tensors)
+            return
+        key = tuple(tensor.shape for tensor in tensors)
+        if key not in self._graphs:
+            self._graphs[key] = self._record(tensors)
+        graph, places = self._graphs[key]
+        for place, tensor in zip(places, tensors, strict=True):
+            place.copy_(tensor)
+        graph.replay()
+        for place, tensor in zip(places[: self.changed], tensors[: self.changed], strict=True):
+            tensor.copy_(place)
+
+    def _record(self, tensors: Sequence[torch.Tensor]) -> tuple[torch.cuda.CUDAGraph, list[torch.Tensor]]:
+        places = [tensor.clone() for tensor in tensors]
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            self.settle(*places)  # once for real: libraries set themselves up outside the recording
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            self.settle(*places)
+        return graph, places
 
 
 def inverse_factor(gram: torch.Tensor, *, damping: float) -> torch.Tensor:

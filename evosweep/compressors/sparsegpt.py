@@ -8,7 +8,14 @@ from typing import Any
 import torch
 
 from evosweep.compressors.base import LevelPlan, Payload, Plans
-from evosweep.compressors.compensate import inverse_factor, spans_of, sweep
+from evosweep.compressors.compensate import (
+    Replayed,
+    Settle,
+    inverse_factor,
+    settle_columns,
+    spans_of,
+    sweep,
+)
 from evosweep.compressors.sparse import SparseLevels, keep_in_groups, keep_largest, payload_of
 from evosweep.core.checks import check_int, check_number
 
@@ -41,6 +48,7 @@ class SparseGPT(SparseLevels):
         self.damping = check_number("compressor.damping", damping, low=0, high=1, exclusive=True)
         self.mask_block = check_int("compressor.mask_block", mask_block, low=1)
         self.column_block = check_int("compressor.column_block", column_block, low=1)
+        self._settle = Replayed(mask_span, changed=2)
 
     def compress(
         self, weights: Mapping[str, torch.Tensor], gram: torch.Tensor, plans: Plans
@@ -53,7 +61,7 @@ class SparseGPT(SparseLevels):
         jobs = [(name, plan) for name in weights for plan in plans[name]]
         pruned, masks = prune(
             [weights[name].float() for name, _ in jobs], gram, plans=[plan for _, plan in jobs],
-            damping=self.damping, mask_block=self.mask_block, column_block=self.column_block,
+            damping=self.damping, mask_block=self.mask_block, column_block=self.column_block, settle=self._settle,
         )
         result: dict[str, dict[str, Payload]] = {name: {} for name in weights}
         for (name, plan), weight, mask in zip(jobs, pruned, masks, strict=True):
@@ -74,6 +82,7 @@ def prune(
     damping: float,
     mask_block: int,
     column_block: int,
+    settle: Settle | None = None,
 ) -> tuple[Sequence[torch.Tensor], Sequence[torch.Tensor]]:
     """Prune matrices that share an input, each to exactly as many weights as its plan keeps.
 
@@ -84,6 +93,7 @@ def prune(
         damping: Share of the mean diagonal added to the diagonal.
         mask_block: Columns whose mask is chosen at once.
         column_block: Columns whose effect on later columns is applied at once.
+        settle: Stands in for ``mask_span``.
 
     Returns:
         Pruned weights and masks (True where kept), each (rows, columns).
@@ -95,7 +105,7 @@ def prune(
     upper = inverse_factor(gram, damping=damping)
     sizes = [len(weight) for weight in weights]
     mask = torch.zeros(left.shape, dtype=torch.bool, device=left.device)
-    columns = len(left)
+    columns, step = len(left), settle or mask_span
 
     def begin(start: int) -> None:
         scores = (left[start : start + mask_block] / upper.diagonal()[start : start + mask_block, None]).square()
@@ -110,10 +120,16 @@ def prune(
                 quota = plan.kept * stop // columns - plan.kept * start // columns
                 part[: stop - start] = keep_largest(scored, quota)
 
-    def choose(column: int, row: torch.Tensor) -> torch.Tensor:
-        return torch.where(mask[column], row, 0.0)
+    def settle_span(columns: slice, part: torch.Tensor, errors: torch.Tensor, factor: torch.Tensor) -> None:
+        begin(columns.start)
+        step(part, errors, factor, mask[columns])
 
     edges = math.gcd(mask_block, *(plan.group for plan in plans if plan.group))
     spans = spans_of(columns, edges=edges, block=column_block)
-    sweep(left, upper, spans=spans, begin=begin, choose=choose)
+    sweep(left, upper, spans=spans, settle=settle_span)
     return left.T.split(sizes), mask.T.split(sizes)
+
+
+def mask_span(part: torch.Tensor, errors: torch.Tensor, factor: torch.Tensor, mask: torch.Tensor) -> None:
+    """Remove what is not in the mask (columns, rows) from a span, in place."""
+    settle_columns(part, errors, factor, lambda place, weights: torch.where(mask[place], weights, 0.0))
