@@ -121,9 +121,9 @@ def sparse_cost(unit: Unit, sparsity: float) -> int:
         SettingError: Its levels are no sparsities, or do not reach this one.
     """
     values = [level.value for level in unit.levels if level.value is not None]
-    if len(values) != len(unit.levels) or values != sorted(values, reverse=True) or len(values) < 2:
+    if len(values) != len(unit.levels) or values != sorted(values, reverse=True) or max(values) > 1:
         raise SettingError("budget.sparsity", allowed="used with sparse levels (compressor=sparsegpt)", got=sparsity)
     if not values[-1] - 1e-9 <= sparsity <= values[0] + 1e-9:
-        reach = f"from {values[-1]:.4g} to {values[0]:.4g}, the levels of {unit.name}"
+        reach = f"from {values[-1]:.4g} to {values[0]:.4g}, the levels of {unit.name} (see compressor.window)"
         raise SettingError("budget.sparsity", got=sparsity, allowed=reach)
     return math.floor(np.interp(sparsity, values[::-1], [level.cost for level in unit.levels][::-1]) + 1e-6)
