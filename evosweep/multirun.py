@@ -43,7 +43,9 @@ class Summary(Callback):
         """Show what there is to compare; where no job got as far as a search, leave nothing behind."""
         if self.config is None or self.folder is None:
             return
-        rows = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(self.folder.rglob("result.json"))]
+        follows = os.environ.get("RANK", "0") != "0"  # one of several processes, of which the first one tells
+        results = [] if follows else sorted(self.folder.rglob("result.json"))
+        rows = [json.loads(path.read_text(encoding="utf-8")) for path in results]
         table = summary(rows, title=str(self.config.name)) if rows else None
         if table is not None:
             console = terminal()
@@ -54,7 +56,7 @@ class Summary(Callback):
             (self.folder / "multirun.yaml").unlink(missing_ok=True)  # Hydra's own
             for folder in [*self.folder.glob("*"), self.folder]:
                 remove_empty_folders(folder, stop=Path.cwd())
-        elif self.multirun is not None:
+        elif self.multirun is not None and not follows:
             self._log(status, rows, table)
         os.environ.pop(MULTIRUN, None)
         Summary.active = None

@@ -38,6 +38,7 @@ from evosweep.multirun import JOB_CONFIG, MULTIRUN
 from evosweep.samplers.base import PopulationSampler
 from evosweep.samplers.record import StudyRecorder
 from evosweep.settings import build, check_keys
+from evosweep.store import shard
 from evosweep.store.build import StoreBuilder, fixed_bits, plan_units
 from evosweep.store.manifest import LevelStore
 from evosweep.tracking.console import RichProgress
@@ -131,8 +132,11 @@ def run(config: DictConfig) -> dict[str, Any]:
         EvosweepError: Something in the configuration or its files cannot be used.
     """
     quiet_libraries()
+    shard.join()
     bench = workbench(json.dumps({key: OmegaConf.to_container(config[key], resolve=True) for key in WORKBENCH_KEYS}))
     job = prepare(config, bench)
+    if not shard.leads():
+        return {"store": bench.store.key}  # the first process searches
     settings = OmegaConf.to_yaml(config, resolve=True)
     (job.folder / JOB_CONFIG).write_text(settings, encoding="utf-8")
     job.tracker.start(

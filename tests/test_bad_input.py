@@ -33,7 +33,34 @@ CASES = {
     "two budgets": (["budget.megabytes=10"], "exactly one of", "megabytes"),
     "level that no unit has": (["budget.as_uniform=7"], "budget.as_uniform must be one of 2, 3, 4, 5, 6", "7"),
     "bits out of range": (["compressor.bits=[1,3]"], "compressor.bits", "from 2 to 8"),
-    "group that does not divide": (["compressor.group=48"], "compressor.group must be a divisor", "48"),
+    "group that does not divide": (
+        ["compressor.group=48"], "compressor.group must be null or a divisor of every input width", "q_proj", "48"
+    ),
+    "sparsity of 1.2": (
+        ["compressor=sparsegpt", "budget=sparsity", "budget.sparsity=1.2"], "budget.sparsity", "at most 1", "1.2"
+    ),
+    "sparse level of 1.2": (["compressor=wanda", "compressor.sparsity=1.2"], "compressor.sparsity", "1.2"),
+    "sparsity that no level reaches": (
+        ["compressor=sparsegpt", "budget=sparsity", "budget.sparsity=0.95"], "budget.sparsity must be from", "window"
+    ),
+    "sparsity of bit-widths": (["budget=sparsity"], "budget.sparsity must be used with sparse levels", ""),
+    "N:M with N not below M": (
+        ["compressor=magnitude", "compressor.patterns=['4:2']"], "compressor.patterns[0]", "0 < N < M", "4:2"
+    ),
+    "M that does not divide": (
+        ["compressor=magnitude", "compressor.patterns=['2:5']"], "M of compressor.patterns must be", "q_proj", "2:5"
+    ),
+    "misspelt granularity": (["drop.granularity=block"], "drop.granularity must be one of", "did you mean 'blocks'"),
+    "block to keep that is none": (["drop=blocks", "drop.keep=[7]"], "drop.keep[0]", "7"),
+    "more dropped than there is": (
+        ["compressor=none", "drop=blocks", "budget=blocks_kept", "budget.blocks_kept=-1"], "budget.blocks_kept", "-1"
+    ),
+    "blocks kept where none is dropped": (["budget=blocks_kept"], "budget.blocks_kept must be used where", ""),
+    "nothing to choose": (["compressor=none", "budget=megabytes"], "compressor must be something else", ""),
+    "uniform dropping": (
+        ["compressor=none", "drop=blocks", "budget=blocks_kept", "sampler=uniform"], "sampler must be", "leave_one_out"
+    ),
+    "ranking without dropping": (["sampler=block_influence"], "sampler must be one that chooses levels", "drop"),
     "model path that is none": (["model=hf", "model.path=folder"], "model.path", "config.json"),
     "model path left out": (["model=hf"], "model.path must be given", ""),
     "model path misspelt": (["model=hf", "model.path=./foldr"], "model.path", "did you mean 'folder'"),

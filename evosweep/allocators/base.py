@@ -20,6 +20,9 @@ class Allocator(Protocol):
 
     columns: Sequence[str]
 
+    def check(self, problem: Problem) -> None:
+        """Raise a SettingError if this allocator has nothing to say about such a problem, before it is measured."""
+
     def allocate(self, problem: Problem) -> Genome:
         """Return a genome within the budget."""
 

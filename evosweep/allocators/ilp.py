@@ -26,6 +26,9 @@ class ILP:
     def __init__(self, *, node_limit: int = 100_000) -> None:
         self.node_limit = check_int("sampler.node_limit", node_limit, low=1)
 
+    def check(self, problem: Problem) -> None:
+        """Have nothing against any problem."""
+
     def allocate(self, problem: Problem) -> Genome:
         """Return the optimum of the additive model.
 

@@ -24,6 +24,9 @@ class OWL:
         self.spread = check_number("sampler.spread", spread, low=0)
         self.columns = (f"outlier_ratio_m{self.multiple}",)
 
+    def check(self, problem: Problem) -> None:
+        """Have nothing against any problem."""
+
     def allocate(self, problem: Problem) -> Genome:
         """Return the allocation that spends each block's target on its units with most outliers first."""
         return snap(problem, self.targets(problem), priority=column(problem, self.columns[0]))

@@ -9,16 +9,14 @@ class Uniform:
 
     columns = ()
 
-    def allocate(self, problem: Problem) -> Genome:
-        """Return it; what it leaves of the budget stays unspent, as users of uniform settings leave it.
-
-        Raises:
-            SettingError: Only dropping everything treats all units alike.
-        """
-        genome = problem.uniform()
-        if not problem.cost(genome):
+    def check(self, problem: Problem) -> None:
+        """Raise a SettingError where only dropping everything treats all units alike."""
+        if not problem.cost(problem.uniform()):
             raise SettingError(
                 "sampler", allowed="block_influence, leave_one_out, random or evopress where units are dropped",
                 got="uniform",
             )
-        return genome
+
+    def allocate(self, problem: Problem) -> Genome:
+        """Return it; what it leaves of the budget stays unspent, as users of uniform settings leave it."""
+        return problem.uniform()

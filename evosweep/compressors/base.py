@@ -1,13 +1,14 @@
 """What a compressor is: it names the levels of a layer from its shape, and makes their payloads from its weight."""
 
 import importlib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 
-from evosweep.core.errors import StoreError
+from evosweep.core.errors import SettingError, StoreError
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,23 @@ class Compressor(Protocol):
 
     def describe(self) -> dict[str, Any]:
         """Return every setting that changes a payload; part of the store's address."""
+
+
+def check_divides(setting: str, size: int, shapes: Mapping[str, tuple[int, int]], *, got: object = None) -> None:
+    """Raise unless ``size`` divides every layer's input width.
+
+    Raises:
+        SettingError: Says which layers it does not fit, and what would.
+    """
+    unfit = [name for name, (_, columns) in shapes.items() if columns % size]
+    if unfit:
+        widths = ", ".join(map(str, sorted({shapes[name][1] for name in unfit})))
+        common = math.gcd(*(columns for _, columns in shapes.values()))
+        raise SettingError(
+            setting, got=size if got is None else got,
+            allowed=f"null or a divisor of every input width: {len(unfit)} layers ({unfit[0]} ...) have {widths}, and "
+            f"what divides {common} fits all",
+        )
 
 
 def decode(format_name: str, parts: Mapping[str, torch.Tensor], meta: Mapping[str, int]) -> torch.Tensor:

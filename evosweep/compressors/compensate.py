@@ -5,6 +5,7 @@ arXiv 2210.17323, section 3.3; Frantar and Alistarh, arXiv 2301.00774, section 3
 column of the weight is contiguous, and rows of several layers and levels go side by side.
 """
 
+import logging
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 
@@ -13,6 +14,7 @@ import torch
 from evosweep.core.errors import StoreError
 
 DAMPING_TRIES = 6
+logger = logging.getLogger(__name__)
 
 
 Settle = Callable[..., None]
@@ -116,13 +118,20 @@ def inverse_factor(gram: torch.Tensor, *, damping: float) -> torch.Tensor:
     hessian = gram.clone()
     diagonal = hessian.diagonal()
     diagonal[diagonal == 0] = 1
-    mean = float(diagonal.mean())
+    mean, added = float(diagonal.mean()), 0.0
     for attempt in range(DAMPING_TRIES):
-        diagonal += damping * mean * (10**attempt if attempt else 1)
+        step = damping * (10**attempt if attempt else 1)
+        added += step
+        diagonal += step * mean
         lower, failed = torch.linalg.cholesky_ex(hessian)
         if not failed:
             upper, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
             if not failed:
+                if attempt:
+                    logger.warning(
+                        "a layer's second moment was singular; it was damped by %.3g of its mean diagonal instead of "
+                        "%.3g (more tokens.calibration helps)", added, damping,
+                    )
                 return upper
     raise StoreError(
         "the second moment of a layer's inputs could not be factorized; calibrate on more tokens "

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from evosweep.compressors.base import LevelPlan, Payload
+from evosweep.compressors.base import LevelPlan, Payload, check_divides
 from evosweep.compressors.formats import grouped_int
 from evosweep.core.checks import check_bool, check_int
 from evosweep.core.errors import SettingError
@@ -35,21 +35,16 @@ class IntegerLevels:
         self.symmetric = check_bool("compressor.symmetric", symmetric)
 
     def group_of(self, columns: int) -> int:
-        """Return the group size for a layer with so many input features.
-
-        Raises:
-            SettingError: It does not divide them.
-        """
-        group = self.group or columns
-        if columns % group:
-            raise SettingError(
-                "compressor.group", got=group,
-                allowed=f"a divisor of the layers' input sizes, here {columns}, or null for whole rows",
-            )
-        return group
+        """Return the group size for a layer with so many input features."""
+        return self.group or columns
 
     def plan(self, shapes: Mapping[str, tuple[int, int]]) -> dict[str, list[LevelPlan]]:
-        """Return one level a width, named ``3bit``, its nominal number the width."""
+        """Return one level a width, named ``3bit``, its nominal number the width.
+
+        Raises:
+            SettingError: The group size does not divide some layer's input width.
+        """
+        check_divides("compressor.group", self.group or 1, shapes)
         return {name: self._ladder(*shape) for name, shape in shapes.items()}
 
     def _ladder(self, rows: int, columns: int) -> list[LevelPlan]:

@@ -1,13 +1,12 @@
 """What pruners share: levels that step by the same number of weights in every unit, and their payloads."""
 
-import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
-from evosweep.compressors.base import LevelPlan, Payload
+from evosweep.compressors.base import LevelPlan, Payload, check_divides
 from evosweep.compressors.formats import bitmask
 from evosweep.core.checks import check_int, check_number
 from evosweep.core.errors import SettingError
@@ -72,14 +71,7 @@ class SparseLevels:
         numel = shapes[name][0] * shapes[name][1]
         ladder = [LevelPlan(name="dense", cost=bitmask.bits(numel=numel, kept=numel), value=0.0, kept=numel)]
         for few, many in self.patterns or ():
-            unfit = [other for other, (_, columns) in shapes.items() if columns % many]
-            if unfit:
-                widths = sorted({shapes[other][1] for other in unfit})
-                raise SettingError(
-                    "compressor.patterns", got=f"{few}:{many}",
-                    allowed=f"N:M with an M that divides every input width; {len(unfit)} layers ({unfit[0]} ...) have "
-                    f"{', '.join(map(str, widths))} inputs, so M may divide {math.gcd(*widths)}",
-                )
+            check_divides("M of compressor.patterns", many, shapes, got=f"{few}:{many}")
             kept = numel // many * few
             cost = bitmask.bits(numel=numel, kept=kept)
             ladder.append(LevelPlan(f"{few}:{many}", cost, value=1 - few / many, kept=kept, group=many))

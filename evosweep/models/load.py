@@ -50,7 +50,7 @@ class ModelSource(Protocol):
 def pick_device(setting: str, device: str) -> torch.device:
     """Return the torch device that ``auto``, ``cpu``, ``cuda`` or ``cuda:N`` means here."""
     if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
     try:
         chosen = torch.device(device)
     except (RuntimeError, TypeError) as error:

@@ -18,8 +18,9 @@ class AllocatorSampler(PopulationSampler):
 
     def __init__(self, problem: Problem, *, allocator: Allocator, seed: int = 0) -> None:
         super().__init__(problem, seed=seed)
+        allocator.check(problem)
         self.allocator = allocator
-        self.name = type(allocator).__name__.lower()
+        self.name = getattr(allocator, "name", type(allocator).__name__.lower())
         self.columns = tuple(allocator.columns)
 
     def genomes(self, *, generation: int, elite: Genome | None) -> list[Genome]:

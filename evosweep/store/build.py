@@ -2,7 +2,9 @@
 
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -20,6 +22,7 @@ from evosweep.data.tokens import TokenSplit
 from evosweep.models.anatomy import Anatomy, Site
 from evosweep.models.load import weights_hash
 from evosweep.models.patch import replaced_weights
+from evosweep.store import shard
 from evosweep.store.drop import Drop
 from evosweep.store.manifest import MANIFEST, SCHEMA, LevelStore, tensor_name, unit_of
 from evosweep.store.moments import layer_error, moments_of, outlier_ratios
@@ -75,25 +78,22 @@ class StoreBuilder:
         }
         key = digest(identity)
         target = cache_folder("stores") / key
-        with FileLock(target.with_suffix(".lock")):
-            found = _reopen(target, progress)
-            if found is not None:
+        with FileLock(target.with_suffix(".lock")) if shard.leads() else nullcontext():
+            found = _reopen(target, progress) if shard.leads() else None
+            if shard.agree(leader=found is not None):
+                found = found or LevelStore(target)
                 progress.say(f"level store {key} found, {found.size / 1e6:.0f} MB")
                 return found
-            needed = sum(level.cost for unit in plan_units(anatomy, compressor, drop) for level in unit.levels) // 8
-            free = shutil.disk_usage(target.parent).free
-            if free < DISK_MARGIN * needed:
-                raise StoreError(
-                    f"the level store needs about {needed / 1e6:.0f} MB in {target.parent}, where {free / 1e6:.0f} MB "
-                    "are free; make room, or set EVOSWEEP_CACHE to another disk"
-                )
-            with new_folder(target) as folder:
+            _check_room(plan_units(anatomy, compressor, drop), target.parent)
+            with new_folder(target) if shard.leads() else TemporaryDirectory() as name:
+                folder = Path(name)
                 facts = {"key": key, "model_name": model_name, "calibration_tokens": calibration.tokens,
                          "calibration_documents": list(calibration.documents),
                          "fixed_bits": fixed_bits(anatomy, compressor, drop)}
                 units = self._build(anatomy, compressor, drop, calibration, folder, progress)
                 files = {path.name: sha256_file(path) for path in sorted(folder.glob("*.safetensors"))}
                 write_json(folder / MANIFEST, {**identity, **facts, "files": files, "units": units})
+            shard.agree(leader=True)  # only now is it where the others look
             built = LevelStore(target)
         progress.say(f"level store {key} built, {built.size / 1e6:.0f} MB")
         return built
@@ -108,7 +108,7 @@ class StoreBuilder:
         folder: Path,
         progress: Progress,
     ) -> list[dict[str, Any]]:
-        tokens = torch.from_numpy(calibration.windows).to(anatomy.device)
+        tokens = torch.from_numpy(shard.mine(calibration.windows)).to(anatomy.device)
         hidden = [anatomy.embed(batch) for batch in tokens.split(max(1, self.batch_tokens // calibration.seq_len))]
         plans = compressor.plan(shapes_of(anatomy))
         parts = drop.parts(anatomy)
@@ -149,7 +149,7 @@ class StoreBuilder:
                 rows.append(_row(site, plans[site.name], payloads[site.name], gram, ratios[site.name]))
                 tensors.update(_tensors(site.name, payloads[site.name]))
                 passed_on[site.name] = self._passed_on(site, plans[site.name], payloads[site.name])
-        if tensors:
+        if tensors and shard.leads():
             save_file(tensors, folder / _file(block))
         with replaced_weights(sites, passed_on):
             hidden[:] = [anatomy.run_block(block, batch) for batch in hidden]
@@ -196,6 +196,16 @@ def fixed_bits(anatomy: Anatomy, compressor: Compressor, drop: Drop | None = Non
         for parameter in anatomy.model.parameters()
         if id(parameter) not in units
     )
+
+
+def _check_room(units: Sequence[Unit], folder: Path) -> None:
+    needed = sum(level.cost for unit in units for level in unit.levels) // 8
+    free = shutil.disk_usage(folder).free
+    if free < DISK_MARGIN * needed:
+        raise StoreError(
+            f"the level store needs about {needed / 1e6:.0f} MB in {folder}, where {free / 1e6:.0f} MB are free; "
+            "make room, or set EVOSWEEP_CACHE to another disk"
+        )
 
 
 def _reopen(target: Path, progress: Progress) -> LevelStore | None:

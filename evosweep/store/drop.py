@@ -11,6 +11,7 @@ from evosweep.core.errors import SettingError
 from evosweep.models.anatomy import Anatomy
 from evosweep.models.parts import GRANULARITIES, Part, parts_of
 from evosweep.models.patch import silenced
+from evosweep.store import shard
 
 DROPPED, KEPT = "dropped", "kept"
 
@@ -96,7 +97,7 @@ def influence(anatomy: Anatomy, part: Part, hidden: Sequence[torch.Tensor]) -> f
         part: What is left out.
         hidden: What its first block is given, each (batch, seq_len, hidden).
     """
-    total, count = 0.0, 0
+    sums = torch.zeros(2, dtype=torch.float64, device=anatomy.device)
     for batch in hidden:
         there = batch
         for block in part.blocks:
@@ -106,5 +107,6 @@ def influence(anatomy: Anatomy, part: Part, hidden: Sequence[torch.Tensor]) -> f
             with silenced(part.writer.module):
                 away = anatomy.run_block(part.blocks[0], batch)
         cosine = functional.cosine_similarity(there.float(), away.float(), dim=-1)
-        total, count = total + float(cosine.sum(dtype=torch.float64)), count + cosine.numel()
-    return 1.0 - total / count
+        sums += torch.stack([cosine.sum(dtype=torch.float64), torch.tensor(cosine.numel()).to(sums)])
+    shard.add_up(sums)
+    return 1.0 - float(sums[0] / sums[1])

@@ -8,6 +8,7 @@ import torch
 from torch.nn import functional
 
 from evosweep.models.anatomy import Anatomy
+from evosweep.store import shard
 
 OUTLIER_MULTIPLES = (3, 5, 7, 10)
 GRAM_COLUMNS = {"cpu": 192}  # so many columns of the (symmetric) Gram matrix at a time, down to the diagonal
@@ -40,9 +41,11 @@ class Moments:
             self.gram[: columns.stop, columns].addmm_(rows[:, : columns.stop].T, rows[:, columns])
 
     def mean(self) -> "Moments":
-        """Return the means, the Gram matrix whole."""
-        gram = (self.gram.triu() + self.gram.triu(1).T) / self.tokens
-        return Moments(gram, self.square / self.tokens, self.tokens)
+        """Return the means over all processes' tokens, the Gram matrix whole."""
+        tokens = torch.tensor([self.tokens], device=self.gram.device)
+        shard.add_up(self.gram, self.square, tokens)
+        gram = (self.gram.triu() + self.gram.triu(1).T) / int(tokens)
+        return Moments(gram, self.square / int(tokens), int(tokens))
 
 
 def moments_of(anatomy: Anatomy, block: int, hidden: Sequence[torch.Tensor], weighting: str) -> dict[str, Moments]:

@@ -138,5 +138,5 @@ def test_bad_settings_are_named(settings: dict, message: str) -> None:
 
 
 def test_a_group_that_does_not_divide_is_told_before_any_work() -> None:
-    with pytest.raises(SettingError, match=r"compressor\.group must be a divisor .* 100"):
+    with pytest.raises(SettingError, match=r"compressor\.group must be null or a divisor .* 1 layers \(a .* 100"):
         GPTQ(group=64).plan({"a": (10, 100)})

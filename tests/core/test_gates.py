@@ -63,4 +63,4 @@ def test_allocators_that_know_no_gates_leave_them_open() -> None:
 def test_uniform_does_not_drop_everything() -> None:
     units = tuple(Unit(name=f"b.{n}", numel=10, block=n, levels=DROP) for n in range(4))
     with pytest.raises(SettingError, match=r"block_influence.*'uniform'"):
-        Uniform().allocate(Problem(units=units, budget=30))
+        Uniform().check(Problem(units=units, budget=30))

@@ -1,0 +1,35 @@
+"""Any decoder: a mix of widths and dropped parts, scored, exported, reloaded."""
+
+import numpy as np
+import pytest
+
+from evosweep.compressors.gptq import GPTQ
+from evosweep.compressors.sparsegpt import SparseGPT
+from evosweep.core.budget import Budget
+from evosweep.evaluate.population import Evaluator
+from evosweep.exporters.dense import DenseSafetensors
+from evosweep.models.anatomy import Anatomy
+from evosweep.models.load import LoadedModel
+from evosweep.search.moves import random_feasible
+from evosweep.store.build import StoreBuilder
+from evosweep.store.drop import Drop
+from tests.models.test_anatomy import FAMILIES, small
+from tests.store.test_drop import NoTokenizer, splits
+
+
+@pytest.mark.parametrize("compressor", [GPTQ(bits=[2, 4], group=16), SparseGPT(mask_block=16)], ids=["gptq", "sparse"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_was_scored_is_what_reloads(family: str, compressor, tmp_path) -> None:
+    anatomy, texts = Anatomy(small(family, **FAMILIES[family])), splits()
+    store = StoreBuilder().open(
+        anatomy, compressor, texts["calibration"], drop=Drop(granularity="sublayers", keep=[0]), model_name=family
+    )
+    evaluator = Evaluator(anatomy=anatomy, store=store, splits=texts)
+    problem = Budget(bits_per_weight=6).problem(store.units, fixed_bits=store.fixed_bits)
+    genome = random_feasible(problem, np.random.default_rng(0))
+    genome[next(iter(store.drops))] = 0
+    facts = DenseSafetensors().export(
+        genome, problem=problem, evaluator=evaluator, folder=tmp_path / "model",
+        loaded=LoadedModel(family, anatomy.model, NoTokenizer()),
+    )
+    assert facts["max_logit_difference"] < 1e-5
