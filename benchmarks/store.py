@@ -1,10 +1,14 @@
 """Time and size of a level store, beside a plain loop over layers and levels, in one run.
 
     python benchmarks/store.py [--blocks 3] [--calibration 8192] [--seq-len 512] [--device cuda] [--dtype float32]
+    python benchmarks/store.py --shape 7b --device cuda --dtype bfloat16 --calibration 131072 --seq-len 2048
 
 The plain loop is how GPTQ is usually run for several bit-widths: every linear layer sums its own Hessian, every
 (layer, level) factorizes it and runs its own column loop, lazily in blocks of 128 columns, and a dense fp16 copy of the
-result goes to disk. Both work on the model's first blocks, on the same tokens; the codes are compared.
+result goes to disk. Both work on the model's first blocks, on the same tokens. The codes of the first block are
+compared; from the second on, another last bit in an input makes other codes.
+
+--shape 7b: time and peak memory of our store alone, for random weights in Llama-7B's shape, first --blocks blocks.
 """
 
 import argparse
@@ -17,6 +21,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
+import transformers
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from safetensors.torch import save_file
@@ -107,6 +112,15 @@ def load(device: str, dtype: str) -> LoadedModel:
     return source.load(progress=Silent())
 
 
+def shaped(device: str, dtype: str, blocks: int) -> torch.nn.Module:
+    """Return random weights in Llama-7B's shape, with SmolLM2's vocabulary."""
+    config = transformers.LlamaConfig(
+        vocab_size=49152, hidden_size=4096, intermediate_size=11008, num_hidden_layers=blocks, num_attention_heads=32,
+    )
+    with torch.device(device):
+        return transformers.AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype)).eval()
+
+
 def main() -> None:
     """Print one JSON object."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -116,6 +130,7 @@ def main() -> None:
     parser.add_argument("--batch-tokens", type=int, default=4096)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--shape", choices=["smollm2", "7b"], default="smollm2")
     parser.add_argument("--whole", action="store_true", help="also time the store of all blocks")
     options = parser.parse_args()
     model = load(options.device, options.dtype)
@@ -124,31 +139,43 @@ def main() -> None:
         shares={"validation": 0.06, "search": 0.10, "calibration": 0.84},
     )
     split = windows.split(Wikipedia(), model.tokenizer)["calibration"]
-    anatomy = Anatomy(model.model)
-    builder = StoreBuilder(propagate=PROPAGATE, batch_tokens=options.batch_tokens)
-    compressor = GPTQ(bits=BITS, group=GROUP, damping=DAMPING)
+    large = options.shape == "7b"
+    anatomy = Anatomy(shaped(options.device, options.dtype, options.blocks) if large else model.model)
     facts: dict[str, object] = vars(options).copy()
     with tempfile.TemporaryDirectory() as folder:
         os.environ["EVOSWEEP_CACHE"] = folder
-        if options.whole:
-            facts["whole_seconds"], whole = _timed(lambda: builder.open(
-                anatomy, compressor, split, model_name="whole", progress=RichProgress()))
+        if options.whole or large:
+            facts["whole_seconds"], whole = _timed(lambda: _ours(anatomy, split, options.batch_tokens))
             facts["whole_mb"] = whole.size / 1e6
             shutil.rmtree(whole.folder)
-        with without_blocks(anatomy, set(range(options.blocks, len(anatomy.blocks)))):
-            few = Anatomy(anatomy.model)
-            builder.open(few, GPTQ(bits=[2], group=GROUP), split, model_name="warm-up")
-            facts["seconds"], store = _timed(lambda: builder.open(few, compressor, split, model_name="few"))
-            copies = Path(folder) / "plain"
-            copies.mkdir()
-            facts["plain_seconds"], plain = _timed(lambda: plain_store(few, split, copies, options.batch_tokens))
-            facts["same"] = agreement(store, plain, few.sites)
-            dense = sum(path.stat().st_size for path in copies.iterdir())
-            facts["ratio"] = facts["plain_seconds"] / facts["seconds"]  # type: ignore[operator]
-            facts["mb"], facts["plain_mb"], facts["size_ratio"] = store.size / 1e6, dense / 1e6, store.size / dense
+        if not large:
+            facts |= compared(anatomy, split, Path(folder), options.blocks, options.batch_tokens)
     if options.device != "cpu":
         facts["peak_gb"] = torch.cuda.max_memory_allocated() / 1e9
     print(json.dumps(facts, indent=1))
+
+
+def compared(anatomy: Anatomy, split: TokenSplit, folder: Path, blocks: int, batch: int) -> dict[str, object]:
+    """Build the store of the first blocks both ways."""
+    with without_blocks(anatomy, set(range(blocks, len(anatomy.blocks)))):
+        few = Anatomy(anatomy.model)
+        StoreBuilder(batch_tokens=batch).open(few, GPTQ(bits=[2], group=GROUP), split, model_name="warm-up")
+        seconds, store = _timed(lambda: _ours(few, split, batch))
+        copies = folder / "plain"
+        copies.mkdir()
+        plain_seconds, plain = _timed(lambda: plain_store(few, split, copies, batch))
+        dense = sum(path.stat().st_size for path in copies.iterdir())
+        return {
+            "seconds": seconds, "plain_seconds": plain_seconds, "ratio": plain_seconds / seconds,
+            "same": agreement(store, plain, few.sites_of(0)),
+            "mb": store.size / 1e6, "plain_mb": dense / 1e6, "size_ratio": store.size / dense,
+        }
+
+
+def _ours(anatomy: Anatomy, split: TokenSplit, batch: int) -> LevelStore:
+    builder = StoreBuilder(propagate=PROPAGATE, batch_tokens=batch)
+    compressor = GPTQ(bits=BITS, group=GROUP, damping=DAMPING)
+    return builder.open(anatomy, compressor, split, model_name="ours", progress=RichProgress())
 
 
 def _timed(work):  # type: ignore[no-untyped-def]

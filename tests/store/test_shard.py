@@ -35,7 +35,8 @@ def test_two_processes_build_what_one_builds(tmp_path) -> None:
     two = manifest(folders["two"], "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
     assert one["key"] == two["key"]
     for alone, shared in zip(one["units"], two["units"], strict=True):
-        assert shared["columns"] == pytest.approx(alone["columns"], rel=1e-2, abs=2e-3)  # a weight on the threshold counts or not
+        # A weight on the threshold of outliers counts or does not.
+        assert shared["columns"] == pytest.approx(alone["columns"], rel=1e-2, abs=2e-3)
         for here, there in zip(alone["levels"], shared["levels"], strict=True):
             assert there["cost"] == here["cost"]
             if here.get("error") is not None:
