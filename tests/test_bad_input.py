@@ -76,6 +76,7 @@ CASES = {
     "not UTF-8": (["data.path=latin.txt"], "latin.txt is not UTF-8", ""),
     "text that is not there": (["data.path=corpus.json"], "data.path", "did you mean 'corpus.jsonl'"),
     "seed": (["seed=1.5"], "seed must be an integer", "1.5"),
+    "seed of the weights": (["model.seed=a"], "model.seed must be an integer", "'a'"),
     "seed as word": (["seed=zero"], "seed must be an integer", "zero"),
     "name that is no file name": (["name=a/b"], "name must be", "a/b"),
     "offspring": (["search.offspring=0"], "search.offspring", "0"),

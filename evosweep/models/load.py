@@ -19,7 +19,7 @@ from torch import nn
 
 from evosweep.assets.cache import cache_folder
 from evosweep.assets.wheels import WheelFile
-from evosweep.core.checks import check_choice
+from evosweep.core.checks import check_choice, check_int, check_number
 from evosweep.core.errors import ModelError, SettingError, did_you_mean
 from evosweep.core.events import Progress
 from evosweep.core.files import new_folder
@@ -228,7 +228,9 @@ class Random(_Source):
         device: str = "auto",
     ) -> None:
         super().__init__(dtype=dtype, device=device)
-        self.name, self.config, self.seed, self.spread = name, config, seed, spread
+        self.name, self.config = name, config
+        self.seed = check_int("model.seed", seed)
+        self.spread = check_number("model.spread", spread, low=0, exclusive=True)
 
     def load(self, *, progress: Progress) -> LoadedModel:
         """Build the model; the same seed gives the same weights."""
