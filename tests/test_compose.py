@@ -61,7 +61,7 @@ def test_every_module_of_a_plug_in_package_has_a_choice() -> None:
     text = "\n".join(path.read_text() for path in CONF.rglob("*.yaml"))
     package = Path(CONF).parent / "evosweep"
     for folder, shared in {
-        "fitness": {"base"}, "allocators": {"base"}, "compressors": {"base", "compensate", "integer", "sparse"},
+        "fitness": {"base"}, "allocators": {"base", "harm"}, "compressors": {"base", "compensate", "integer", "sparse"},
         "samplers": {"base", "record", "storage"}, "exporters": set(), "data": {"documents", "tokens"},
     }.items():
         for path in (package / folder).glob("*.py"):

@@ -4,18 +4,14 @@ import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import csr_array
 
-from evosweep.allocators.base import column
+from evosweep.allocators.harm import KL_PER_ERROR, estimated_harm
 from evosweep.core.checks import check_int
 from evosweep.core.errors import EvosweepError
 from evosweep.core.problem import Genome, Problem
 
-KL_PER_ERROR = "kl_per_error"
-
 
 class ILP:
     """Minimizes Σ over units of (KL per unit of layer error, measured end to end) x (layer error of the level).
-
-    A bare sum of layer errors is no fair baseline: it can be worse than uniform.
 
     Args:
         node_limit: Branch-and-bound nodes at most; the optimum is nearly always proved long before.
@@ -35,13 +31,9 @@ class ILP:
         Raises:
             EvosweepError: A level has no layer error, or the solver gives up.
         """
-        scale = column(problem, KL_PER_ERROR)
+        table = estimated_harm(problem)
         units = np.repeat(np.arange(len(problem.units)), problem.sizes)
-        levels = [level for unit in problem.units for level in unit.levels]
-        if any(level.error is None for level in levels):
-            raise EvosweepError("sampler ilp needs the layer error of every level; this store has none")
-        harm = scale[units] * np.array([level.error for level in levels], dtype=np.float64)
-        costs = np.array([level.cost for level in levels], dtype=np.int64)
+        harm, costs = table[problem.costs >= 0], problem.costs[problem.costs >= 0]
         unit_of_cost = int(np.gcd.reduce(costs))  # smaller numbers, same problem
         one_each = csr_array((np.ones(len(units)), (units, np.arange(len(units)))))
         solution = milp(

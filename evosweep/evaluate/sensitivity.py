@@ -5,7 +5,7 @@ import json
 import numpy as np
 import numpy.typing as npt
 
-from evosweep.allocators.ilp import KL_PER_ERROR
+from evosweep.allocators.harm import KL_PER_ERROR
 from evosweep.allocators.ranking import LOSS_ALONE
 from evosweep.assets.cache import cache_folder
 from evosweep.core.events import Progress

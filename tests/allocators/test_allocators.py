@@ -3,14 +3,17 @@ import itertools
 import numpy as np
 import pytest
 
+from evosweep.allocators.dp import DP
+from evosweep.allocators.greedy import Greedy
+from evosweep.allocators.harm import estimated_harm
 from evosweep.allocators.ilp import ILP
 from evosweep.allocators.owl import OWL, snap
 from evosweep.allocators.uniform import Uniform
-from evosweep.core.errors import StoreError
+from evosweep.core.errors import SettingError, StoreError
 from evosweep.core.problem import Problem, Unit
 from tests.conftest import ladder, make_problem
 
-ALL = [Uniform(), OWL(), ILP()]
+ALL = [Uniform(), OWL(), ILP(), DP(), Greedy()]
 
 
 @pytest.mark.parametrize("allocator", ALL, ids=lambda each: type(each).__name__)
@@ -35,6 +38,26 @@ def test_ilp_is_the_optimum_that_trying_everything_finds() -> None:
 
     feasible = (g for g in itertools.product(range(3), repeat=6) if problem.feasible(np.array(g)))
     assert harm(tuple(ILP().allocate(problem))) == pytest.approx(min(map(harm, feasible)))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_dp_finds_what_ilp_finds_and_greedy_comes_near(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    units = tuple(
+        Unit(f"u{n}", size, n, ladder(size), {"kl_per_error": float(rng.uniform(0.1, 5))})
+        for n, size in enumerate(rng.integers(50, 400, 30).tolist())
+    )
+    problem = Problem(units=units, budget=sum(unit.levels[1].cost for unit in units))
+    harm = {type(each).__name__: float(estimated_harm(problem)[np.arange(30), each.allocate(problem)].sum())
+            for each in (ILP(), DP(), Greedy(), Uniform())}
+    assert harm["DP"] == pytest.approx(harm["ILP"], rel=1e-6)
+    assert harm["ILP"] <= harm["Greedy"] + 1e-9 and harm["Greedy"] <= min(1.2 * harm["ILP"], harm["Uniform"])
+
+
+def test_dp_says_how_many_states_it_would_take() -> None:
+    problem = make_problem(make_problem().least + 500)
+    with pytest.raises(SettingError, match=r"sampler.states must be at least \d+ .*ilp"):
+        DP(states=1).check(problem)
 
 
 def test_ilp_says_which_column_is_missing() -> None:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from evosweep.allocators.ilp import KL_PER_ERROR
+from evosweep.allocators.harm import KL_PER_ERROR
 from evosweep.compressors.gptq import GPTQ
 from evosweep.core.events import Silent
 from evosweep.data.tokens import TokenSplit

@@ -1,0 +1,34 @@
+"""Greedy: the step up that removes most estimated harm a bit, again and again."""
+
+import numpy as np
+
+from evosweep.allocators.harm import KL_PER_ERROR, estimated_harm
+from evosweep.core.problem import Genome, Problem
+
+
+class Greedy:
+    """From every unit at its lowest level, raises one unit at a time while any step fits the budget.
+
+    A step may jump over levels, so that a ladder whose harm does not fall evenly hides nothing.
+    """
+
+    columns = (KL_PER_ERROR,)
+
+    def check(self, problem: Problem) -> None:
+        """Have nothing against any problem."""
+
+    def allocate(self, problem: Problem) -> Genome:
+        """Return the genome that no affordable step improves."""
+        harm, units = estimated_harm(problem), np.arange(len(problem.units))
+        genome = np.zeros(len(units), dtype=np.int64)
+        for _ in range(int(problem.sizes.sum())):
+            bits = problem.costs - problem.costs[units, genome][:, None]
+            saved = harm[units, genome][:, None] - harm
+            left = problem.budget - problem.cost(genome)
+            legal = (problem.costs >= 0) & (bits > 0) & (bits <= left) & (saved > 0)
+            if not legal.any():
+                break
+            worth = np.where(legal, saved / np.maximum(bits, 1), -np.inf)
+            unit, level = np.unravel_index(int(worth.argmax()), worth.shape)
+            genome[unit] = level
+        return genome
