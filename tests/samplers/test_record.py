@@ -1,6 +1,8 @@
 import optuna
+import pytest
 from optuna.trial import TrialState
 
+from evosweep.core.errors import SettingError
 from evosweep.core.events import Candidate, GenerationRecord, SearchStarted
 from evosweep.core.problem import Problem
 from evosweep.samplers.record import StudyRecorder
@@ -48,3 +50,9 @@ def test_what_was_culled_can_be_told_from_its_parent(tmp_path, problem: Problem)
     parent, changed = recorder.study.trials[0].params, recorder.study.trials[2].user_attrs["changed"]
     assert (problem.encode({**parent, **changed}) == child).all()
     assert len(changed) == 2
+
+
+@pytest.mark.parametrize("path", ["/proc/nowhere/study.journal", "/"])
+def test_a_journal_that_cannot_be_written_is_told(path: str) -> None:
+    with pytest.raises(SettingError, match=r"storage\.path must be a file that can be written"):
+        journal(path=path)
