@@ -20,13 +20,12 @@ def journal(*, path: str) -> JournalStorage:
     file = Path(path)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.touch()
+        # The open lock works on every file system and platform, the default symlink lock does not.
+        return JournalStorage(JournalFileBackend(str(file), lock_obj=JournalFileOpenLock(str(file))))
     except OSError as error:
         raise SettingError(
             "storage.path", allowed="a file that can be written", got=path, hint=error.strerror or str(error)
         ) from error
-    # The open lock works on every file system and platform, the default symlink lock does not.
-    return JournalStorage(JournalFileBackend(str(file), lock_obj=JournalFileOpenLock(str(file))))
 
 
 def memory() -> InMemoryStorage:
