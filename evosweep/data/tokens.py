@@ -1,5 +1,6 @@
 """Token windows of one length, with stable ids."""
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -48,7 +49,8 @@ class TokenSplit:
     @property
     def hash(self) -> str:
         """Content hash of the windows."""
-        return digest([list(self.windows.shape), self.windows.astype("<i8").tobytes().hex()])
+        content = hashlib.sha256(np.ascontiguousarray(self.windows, dtype="<i8").data).hexdigest()
+        return digest([list(self.windows.shape), content])
 
     def count(self, setting: str, tokens: object) -> int:
         """Return how many windows ``tokens`` tokens are.

@@ -5,8 +5,8 @@ rows are grouped by level. So each (unit, level) weight is touched at most once 
 """
 
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -23,6 +23,7 @@ from evosweep.core.problem import Genome, Problem
 from evosweep.data.tokens import TokenSplit
 from evosweep.fitness.base import Fitness, Outputs
 from evosweep.models.anatomy import Anatomy, Site
+from evosweep.models.device import tf32
 from evosweep.models.patch import replaced_forward
 from evosweep.store.manifest import LevelStore
 
@@ -100,7 +101,7 @@ class Evaluator:
         if genomes is not None and self._gates.gating.any():  # alike where it matters shall be alike
             genomes = np.stack([np.where(self._gates.alive(genome), genome, 0) for genome in genomes])
         sums = {each.name: np.zeros(1 if genomes is None else len(genomes)) for each in fitness}
-        with torch.inference_mode(), _tf32(self.resources.tf32):
+        with torch.inference_mode(), tf32(allowed=self.resources.tf32):
             dense = [self._dense(split, int(window), fitness, losses=genomes is None) for window in windows]
             if genomes is None:
                 for losses in dense:
@@ -297,16 +298,6 @@ def _route(
 
 def _bytes(tensor: torch.Tensor) -> int:
     return tensor.numel() * tensor.element_size()
-
-
-@contextmanager
-def _tf32(allowed: bool) -> Iterator[None]:
-    before = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = allowed
-    try:
-        yield
-    finally:
-        torch.backends.cuda.matmul.allow_tf32 = before
 
 
 def _remember(fitness: Fitness, dense: Callable[[], Outputs]) -> dict[str, torch.Tensor]:

@@ -71,7 +71,7 @@ class Anatomy:
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
-        self.block_path, self.blocks = _find_blocks(model)
+        self.block_path, self.blocks = find_blocks(model)
         self.base = _base_model(model, self.block_path)
         self.device = next(model.parameters()).device
         self.dtype = next(model.parameters()).dtype
@@ -97,9 +97,9 @@ class Anatomy:
         return self._through_base(tokens, hidden)[1]
 
     def run_block(self, index: int, hidden: torch.Tensor) -> torch.Tensor:
-        """Run one block on hidden states (batch, seq_len, hidden) of any batch size."""
+        """Run one block on hidden states (batch, seq_len, hidden) of any batch size, wherever they lie."""
         arguments, keywords = self._context(hidden.shape[1])[index]
-        return _first(self.blocks[index](hidden, *arguments, **keywords))
+        return _first(self.blocks[index](hidden.to(self.device), *arguments, **keywords))
 
     def _context(self, seq_len: int) -> list[tuple[tuple[Any, ...], dict[str, Any]]]:
         """What each block is given beside the hidden states: masks and positions, the same for every window."""
@@ -200,7 +200,7 @@ def _base_model(model: nn.Module, block_path: str) -> nn.Module:
     return called[-1]  # the outermost returns last
 
 
-def _find_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
+def find_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
     """Return path and ModuleList of the decoder's blocks: as many as the config says there are layers."""
     config = model.config.get_text_config()  # type: ignore[union-attr, operator]
     count = getattr(config, "num_hidden_layers", None)

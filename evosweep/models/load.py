@@ -19,10 +19,12 @@ from torch import nn
 
 from evosweep.assets.cache import cache_folder
 from evosweep.assets.wheels import WheelFile
-from evosweep.core.checks import check_choice, check_int, check_number
+from evosweep.core.checks import check_bool, check_choice, check_int, check_number
 from evosweep.core.errors import ModelError, SettingError, did_you_mean
 from evosweep.core.events import Progress
 from evosweep.core.files import new_folder
+from evosweep.models.anatomy import find_blocks
+from evosweep.models.device import let_visit, pick_device
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -45,19 +47,6 @@ class ModelSource(Protocol):
         Raises:
             ModelError: It cannot be had.
         """
-
-
-def pick_device(setting: str, device: str) -> torch.device:
-    """Return the torch device that ``auto``, ``cpu``, ``cuda`` or ``cuda:N`` means here."""
-    if device == "auto":
-        return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
-    try:
-        chosen = torch.device(device)
-    except (RuntimeError, TypeError) as error:
-        raise SettingError(setting, allowed=["auto", "cpu", "cuda", "cuda:0"], got=device) from error
-    if chosen.type == "cuda" and not torch.cuda.is_available():
-        raise SettingError(setting, allowed="auto or cpu (there is no CUDA device here)", got=device)
-    return chosen
 
 
 def pick_dtype(dtype: str, device: torch.device) -> torch.dtype:
@@ -85,16 +74,23 @@ def weights_hash(model: nn.Module) -> str:
 
 
 class _Source:
-    """What the sources share: type and device."""
+    """What the sources share: type, device, and whether blocks stay in host memory."""
 
-    def __init__(self, *, dtype: str, device: str) -> None:
+    def __init__(self, *, dtype: str, device: str, offload: bool) -> None:
         self.device = pick_device("model.device", device)
         self.dtype = pick_dtype(dtype, self.device)
+        self.offload = check_bool("model.offload", offload)
 
     def _ready(self, name: str, model: nn.Module, tokenizer: Any) -> LoadedModel:
-        # No type here: what transformers keeps in fp32 (rotary frequencies) must stay so, as in a reloaded export.
-        model = model.to(self.device).eval()
+        model = model.eval()
         model.requires_grad_(False)
+        blocks: list[nn.Module] = list(find_blocks(model)[1]) if self.offload else []
+        inside = {id(module) for block in blocks for module in block.modules()}
+        # No type here: what transformers keeps in fp32 (rotary frequencies) must stay so, as in a reloaded export.
+        for module in model.modules():
+            if id(module) not in inside:
+                module._apply(lambda tensor: tensor.to(self.device), recurse=False)
+        let_visit(blocks, self.device)
         return LoadedModel(name=name, model=model, tokenizer=tokenizer)
 
     def _pretrained(self, path: str) -> tuple[nn.Module, Any]:
@@ -109,10 +105,11 @@ class HuggingFace(_Source):
         path: Folder with ``config.json``, or hub id ``org/name``.
         dtype: Type in which weights are held and evaluated: ``auto``, ``float32``, ``bfloat16`` or ``float16``.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+        offload: Keep the blocks in host memory; each visits the device when it runs. For models larger than the GPU.
     """
 
-    def __init__(self, *, path: str, dtype: str = "auto", device: str = "auto") -> None:
-        super().__init__(dtype=dtype, device=device)
+    def __init__(self, *, path: str, dtype: str = "auto", device: str = "auto", offload: bool = False) -> None:
+        super().__init__(dtype=dtype, device=device, offload=offload)
         if not isinstance(path, str) or not path:
             raise SettingError("model.path", allowed="a model folder or a hub id org/name", got=path)
         self.path = path
@@ -149,12 +146,14 @@ class WheelGguf(_Source):
         sha256: Its hash.
         dtype: Type in which weights are held and evaluated: ``auto``, ``float32``, ``bfloat16`` or ``float16``.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+        offload: Keep the blocks in host memory; each visits the device when it runs. For models larger than the GPU.
     """
 
     def __init__(
-        self, *, name: str, requirement: str, member: str, sha256: str, dtype: str = "auto", device: str = "auto"
+        self, *, name: str, requirement: str, member: str, sha256: str, dtype: str = "auto", device: str = "auto",
+        offload: bool = False,
     ) -> None:
-        super().__init__(dtype=dtype, device=device)
+        super().__init__(dtype=dtype, device=device, offload=offload)
         self.name = name
         self.file = WheelFile(requirement=requirement, member=member, sha256=sha256)
 
@@ -215,6 +214,7 @@ class Random(_Source):
             what the model says.
         dtype: Type in which weights are held and evaluated: ``auto``, ``float32``, ``bfloat16`` or ``float16``.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+        offload: Keep the blocks in host memory; each visits the device when it runs. For models larger than the GPU.
     """
 
     def __init__(
@@ -226,8 +226,9 @@ class Random(_Source):
         spread: float = 0.1,
         dtype: str = "float32",
         device: str = "auto",
+        offload: bool = False,
     ) -> None:
-        super().__init__(dtype=dtype, device=device)
+        super().__init__(dtype=dtype, device=device, offload=offload)
         self.name, self.config = name, config
         self.seed = check_int("model.seed", seed)
         self.spread = check_number("model.spread", spread, low=0, exclusive=True)

@@ -2,7 +2,9 @@
 
 import shutil
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -20,6 +22,7 @@ from evosweep.core.files import digest, new_folder, sha256_file, write_json
 from evosweep.core.problem import Unit
 from evosweep.data.tokens import TokenSplit
 from evosweep.models.anatomy import Anatomy, Site
+from evosweep.models.device import free_bytes
 from evosweep.models.load import weights_hash
 from evosweep.models.patch import replaced_weights
 from evosweep.store import shard
@@ -28,6 +31,8 @@ from evosweep.store.manifest import MANIFEST, SCHEMA, LevelStore, tensor_name, u
 from evosweep.store.moments import layer_error, moments_of, outlier_ratios
 
 DISK_MARGIN = 1.05
+HIDDEN_SHARE, BATCH_SHARE = 0.4, 0.3  # of free memory
+MOST_AT_ONCE = {"cpu": 4096, "cuda": 65536}  # tokens; more makes nothing faster
 
 
 class StoreBuilder:
@@ -40,15 +45,15 @@ class StoreBuilder:
             alike, as it does in the fitness; ``plain`` is the papers' XXᵀ. Attention sinks and massive activations
             are why it matters: the few tokens that all others attend to have inputs of tiny or huge norm, and XXᵀ
             all but ignores or all but only sees them.
-        batch_tokens: Calibration tokens that run through a block at once.
+        batch_tokens: Calibration tokens that run through a block at once; null: as many as free memory allows.
     """
 
     def __init__(
-        self, *, propagate: float | None = 3, token_weighting: str = "relative", batch_tokens: int = 4096
+        self, *, propagate: float | None = 3, token_weighting: str = "relative", batch_tokens: int | None = None
     ) -> None:
         self.token_weighting = check_choice("store.token_weighting", token_weighting, ("relative", "plain"))
         self.propagate = None if propagate is None else check_number("store.propagate", propagate)
-        self.batch_tokens = check_int("store.batch_tokens", batch_tokens, low=1)
+        self.batch_tokens = None if batch_tokens is None else check_int("store.batch_tokens", batch_tokens, low=1)
 
     def open(
         self,
@@ -109,13 +114,26 @@ class StoreBuilder:
         progress: Progress,
     ) -> list[dict[str, Any]]:
         tokens = torch.from_numpy(shard.mine(calibration.windows)).to(anatomy.device)
-        hidden = [anatomy.embed(batch) for batch in tokens.split(max(1, self.batch_tokens // calibration.seq_len))]
+        room = rooms(anatomy, tokens.numel())
+        if room.home != anatomy.device:
+            progress.say("calibration activations stay in host memory: the device has no room for them")
+        at_once = max(1, (self.batch_tokens or room.batch_tokens) // calibration.seq_len)
+        hidden = [anatomy.embed(batch).to(room.home) for batch in tokens.split(at_once)]
         plans = compressor.plan(shapes_of(anatomy))
         parts = drop.parts(anatomy)
         rows: list[dict[str, Any]] = []
-        for block in progress.track(range(len(anatomy.blocks)), description="building level store"):
-            rows += drop.rows(anatomy, [part for part in parts if part.blocks[0] == block], plans, hidden)
-            rows += self._compress(anatomy, block, compressor, plans, hidden, folder)
+        with ThreadPoolExecutor(1) as behind:  # writes a block while the next one is at work
+            written = []
+            for block in progress.track(range(len(anatomy.blocks)), description="building level store"):
+                rows += drop.rows(anatomy, [part for part in parts if part.blocks[0] == block], plans, hidden)
+                made, tensors = self._compress(anatomy, block, compressor, plans, hidden)
+                rows += made
+                if tensors and shard.leads():
+                    written.append(behind.submit(_write, tensors, folder / _file(block)))
+                for waiting in written[:-1]:
+                    waiting.result()  # one block's payloads wait at most; and a full disk is heard of here
+            for waiting in written:
+                waiting.result()
         order = {site.name: place for place, site in enumerate(anatomy.sites)}
         return sorted(rows, key=lambda row: order[row["first"]])
 
@@ -126,9 +144,8 @@ class StoreBuilder:
         compressor: Compressor,
         plans: Plans,
         hidden: list[torch.Tensor],
-        folder: Path,
-    ) -> list[dict[str, Any]]:
-        """Write the payloads of one block; pass its hidden states on, in place, through the compressed block."""
+    ) -> tuple[list[dict[str, Any]], dict[str, torch.Tensor]]:
+        """Return rows and payloads of one block; pass its hidden states on, in place, through the compressed block."""
         rows: list[dict[str, Any]] = []
         tensors: dict[str, torch.Tensor] = {}
         passed_on: dict[str, torch.Tensor] = {}
@@ -138,22 +155,22 @@ class StoreBuilder:
             for group, moment in moments.items():
                 if not bool(moment.gram.isfinite().all()):
                     raise StoreError(f"the calibration inputs of {group} hold NaN or Inf")
-            ratios = outlier_ratios({site.name: (site.weight, moments[site.group].square) for site in sites})
+            dense = {site.name: site.weight.to(anatomy.device).float() for site in sites}
+            ratios = outlier_ratios({site.name: (dense[site.name], moments[site.group].square) for site in sites})
         for members in _by_group(sites):
             gram = moments[members[0].group].gram
             try:
-                payloads = compressor.compress({site.name: site.weight.float() for site in members}, gram, plans)
+                payloads = compressor.compress({site.name: dense[site.name] for site in members}, gram, plans)
             except StoreError as error:
                 raise StoreError(f"{members[0].name}: {error}") from error
             for site in members:
-                rows.append(_row(site, plans[site.name], payloads[site.name], gram, ratios[site.name]))
+                columns = ratios[site.name]
+                rows.append(_row(site, dense[site.name], plans[site.name], payloads[site.name], gram, columns))
                 tensors.update(_tensors(site.name, payloads[site.name]))
                 passed_on[site.name] = self._passed_on(site, plans[site.name], payloads[site.name])
-        if tensors and shard.leads():
-            save_file(tensors, folder / _file(block))
         with replaced_weights(sites, passed_on):
-            hidden[:] = [anatomy.run_block(block, batch) for batch in hidden]
-        return rows
+            hidden[:] = [anatomy.run_block(block, batch).to(batch.device) for batch in hidden]
+        return rows, tensors
 
     def _passed_on(
         self, site: Site, plans: Sequence[LevelPlan], payloads: Mapping[str, Payload]
@@ -162,6 +179,34 @@ class StoreBuilder:
             return site.weight.clone()
         nearest = min(plans, key=lambda plan: abs(plan.value - float(self.propagate or 0)))
         return payloads[nearest.name].weight
+
+
+@dataclass(frozen=True)
+class Rooms:
+    """Where calibration's hidden states are kept between blocks, and how many tokens run at once."""
+
+    home: torch.device
+    batch_tokens: int
+
+
+def rooms(anatomy: Anatomy, tokens: int) -> Rooms:
+    """Return what fits the memory that is free now, for so many calibration tokens.
+
+    Hidden states that would take more than ``HIDDEN_SHARE`` of it are kept in host memory. A batch takes, beside its
+    hidden states, in every linear layer of the widest block inputs and outputs, and its inputs in fp32 for the Gram
+    matrix: no more than ``BATCH_SHARE``.
+    """
+    free, item = free_bytes(anatomy.device), anatomy.dtype.itemsize
+    width = anatomy.head.weight.shape[1]
+    wanted = tokens * width * item
+    home = torch.device("cpu") if wanted > HIDDEN_SHARE * free else anatomy.device
+    left = free if home != anatomy.device else free - wanted
+    per_token = max(
+        sum((item + 4) * site.shape[1] + item * site.shape[0] for site in anatomy.sites_of(block))
+        for block in range(len(anatomy.blocks))
+    )
+    fitting = max(1, int(BATCH_SHARE * left / per_token))
+    return Rooms(home, min(fitting, MOST_AT_ONCE[anatomy.device.type]))
 
 
 def plan_units(anatomy: Anatomy, compressor: Compressor, drop: Drop | None = None) -> tuple[Unit, ...]:
@@ -228,12 +273,12 @@ def _by_group(sites: Sequence[Site]) -> list[list[Site]]:
 
 def _row(
     site: Site,
+    weight: torch.Tensor,
     plans: Sequence[LevelPlan],
     payloads: Mapping[str, Payload],
     gram: torch.Tensor,
     ratios: dict[str, float],
 ) -> dict[str, Any]:
-    weight = site.weight.float()
     whole = layer_error(weight, gram)
     levels = []
     for plan in plans:
@@ -256,10 +301,14 @@ def _planned(site: Site, plans: Sequence[LevelPlan]) -> dict[str, Any]:
 
 def _tensors(unit: str, payloads: Mapping[str, Payload]) -> dict[str, torch.Tensor]:
     return {
-        tensor_name(unit, level, part): tensor.cpu().contiguous()
+        tensor_name(unit, level, part): tensor
         for level, payload in payloads.items()
         for part, tensor in payload.parts.items()
     }
+
+
+def _write(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
+    save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, path)
 
 
 def _file(block: int) -> str:

@@ -99,13 +99,13 @@ def influence(anatomy: Anatomy, part: Part, hidden: Sequence[torch.Tensor]) -> f
     """
     sums = torch.zeros(2, dtype=torch.float64, device=anatomy.device)
     for batch in hidden:
-        there = batch
+        there = given = batch.to(anatomy.device)
         for block in part.blocks:
             there = anatomy.run_block(block, there)
-        away = batch
+        away = given
         if part.writer is not None:
             with silenced(part.writer.module):
-                away = anatomy.run_block(part.blocks[0], batch)
+                away = anatomy.run_block(part.blocks[0], given)
         cosine = functional.cosine_similarity(there.float(), away.float(), dim=-1)
         sums += torch.stack([cosine.sum(dtype=torch.float64), torch.tensor(cosine.numel()).to(sums)])
     shard.add_up(sums)

@@ -8,6 +8,7 @@ import torch
 from torch.nn import functional
 
 from evosweep.models.anatomy import Anatomy
+from evosweep.models.device import tf32
 from evosweep.store import shard
 
 OUTLIER_MULTIPLES = (3, 5, 7, 10)
@@ -36,9 +37,10 @@ class Moments:
         self.tokens += len(rows)
         if weighting == "relative":
             rows = functional.normalize(rows, dim=1)
-        for start in range(0, width := rows.shape[1], step := GRAM_COLUMNS.get(rows.device.type, width)):
-            columns = slice(start, min(start + step, width))
-            self.gram[: columns.stop, columns].addmm_(rows[:, : columns.stop].T, rows[:, columns])
+        with tf32(allowed=True):  # both factors round alike, so that the sum stays positive definite
+            for start in range(0, width := rows.shape[1], step := GRAM_COLUMNS.get(rows.device.type, width)):
+                columns = slice(start, min(start + step, width))
+                self.gram[: columns.stop, columns].addmm_(rows[:, : columns.stop].T, rows[:, columns])
 
     def mean(self) -> "Moments":
         """Return the means over all processes' tokens, the Gram matrix whole."""
