@@ -34,6 +34,7 @@ from evosweep.core.events import Silent
 from evosweep.data.tokens import TokenSplit, Windows
 from evosweep.data.wikipedia import Wikipedia
 from evosweep.models.anatomy import Anatomy, Site
+from evosweep.models.device import tf32
 from evosweep.models.load import LoadedModel, ModelSource
 from evosweep.models.patch import replaced_weights
 from evosweep.models.shrink import without_blocks
@@ -92,7 +93,8 @@ def plain_store(anatomy: Anatomy, split: TokenSplit, folder: Path, batch: int) -
 def _add(hessian: torch.Tensor, module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
     del module
     rows = functional.normalize(inputs[0].flatten(0, -2).float(), dim=1)  # tokens weighted as evosweep's store does
-    hessian.addmm_(rows.T, rows)
+    with tf32(allowed=True):  # as it does, too
+        hessian.addmm_(rows.T, rows)
 
 
 def agreement(store: LevelStore, plain: dict[str, torch.Tensor], sites: list[Site]) -> float:

@@ -20,6 +20,9 @@ class ByteLRU(Generic[V]):
         self.used = 0
         self._values: OrderedDict[Hashable, V] = OrderedDict()
 
+    def __contains__(self, key: Hashable) -> bool:
+        return key in self._values
+
     def get(self, key: Hashable, make: Callable[[], V]) -> V:
         """Return the value of ``key``, made if it is not here."""
         if key in self._values:

@@ -5,57 +5,32 @@ rows are grouped by level. So each (unit, level) weight is touched at most once 
 """
 
 import functools
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import nn
-from torch.nn import functional
 
-from evosweep.core.checks import check_bool, check_int, check_number
+from evosweep.core.errors import EvosweepError
 from evosweep.core.lru import ByteLRU
 from evosweep.core.problem import Genome, Problem
 from evosweep.data.tokens import TokenSplit
-from evosweep.fitness.base import Fitness, Outputs
+from evosweep.evaluate.levels import Levels, bytes_of
+from evosweep.evaluate.memory import ACTIVATION_COPIES, MemoryPlan, Resources
+from evosweep.evaluate.routing import groups_of, routed, silent_rows
+from evosweep.fitness.base import Fitness, Outputs, rows_at_once
 from evosweep.models.anatomy import Anatomy, Site
 from evosweep.models.device import tf32
+from evosweep.models.fused import compile_norms
 from evosweep.models.patch import replaced_forward
 from evosweep.store.manifest import LevelStore
 
 Genomes = npt.NDArray[np.int64]
-ACTIVATION_COPIES = 12  # hidden-sized tensors alive in a block per row: residual, q/k/v, gate, up, scores ...
-
-
-class Resources:
-    """What scoring may take.
-
-    Args:
-        activations_gb: Most that a block's activations may take; larger populations go in parts.
-        weights_gb: Most that dequantized weights may take; those used last are kept.
-        targets_gb: Most that the dense model's remembered outputs may take.
-        tf32: Whether CUDA may multiply fp32 matrices in TF32.
-        sensitivity_tokens: Tokens that each unit is measured on, for samplers that need it.
-    """
-
-    def __init__(
-        self,
-        *,
-        activations_gb: float = 1.0,
-        weights_gb: float = 2.0,
-        targets_gb: float = 0.5,
-        tf32: bool = True,
-        sensitivity_tokens: int = 1024,
-    ) -> None:
-        self.activations = 1e9 * check_number("evaluate.activations_gb", activations_gb, low=0, exclusive=True)
-        self.weights = 1e9 * check_number("evaluate.weights_gb", weights_gb, low=0)
-        self.targets = 1e9 * check_number("evaluate.targets_gb", targets_gb, low=0)
-        self.tf32 = check_bool("evaluate.tf32", tf32)
-        self.sensitivity_tokens = check_int("evaluate.sensitivity_tokens", sensitivity_tokens, low=1)
+logger = logging.getLogger(__name__)
 
 
 class Evaluator:
@@ -78,17 +53,44 @@ class Evaluator:
     ) -> None:
         self.anatomy, self.store, self.splits = anatomy, store, splits
         self.resources = resources or Resources()
-        self._weights: ByteLRU[torch.Tensor] = ByteLRU(limit=self.resources.weights, size=_bytes)
-        self._targets: ByteLRU[dict[str, torch.Tensor]] = ByteLRU(
-            limit=self.resources.targets, size=lambda parts: sum(map(_bytes, parts.values()))
-        )
         self._blocks = _units_by_block(anatomy, store)
         self._gates = Problem(units=store.units, budget=sum(unit.levels[-1].cost for unit in store.units))
+        longest = max(split.seq_len for split in splits.values())
+        self._per_token = anatomy.head.weight.shape[1] * 4 * ACTIVATION_COPIES
+        layers = [unit for place, unit in enumerate(store.units) if place not in store.drops]
+        self.plan = MemoryPlan.of(
+            self.resources, anatomy.device, packed=store.size, candidate=self._per_token * longest,
+            dense=sum(unit.numel * len(unit.levels) for unit in layers) * anatomy.dtype.itemsize,
+        )
+        self._tokens_at_once = int(self.plan.activations / self._per_token)
+        self.levels = Levels(store, device=anatomy.device, dtype=anatomy.dtype, plan=self.plan)
+        self._targets: ByteLRU[dict[str, torch.Tensor]] = ByteLRU(
+            limit=self.plan.targets, size=lambda parts: sum(map(bytes_of, parts.values()))
+        )
+        self._compiled = self.resources.compiles(anatomy.device)
+        if self._compiled:
+            compile_norms(anatomy.blocks)
 
     def score(
         self, genomes: Genomes | None, *, split: str, windows: Sequence[int], fitness: Sequence[Fitness]
     ) -> dict[str, npt.NDArray[np.float64]]:
-        """Return each fitness of each genome, by name, shape (genomes,).
+        """Return each fitness of each genome, by name, shape (genomes,); arguments as for ``token_losses``."""
+        losses = self.token_losses(genomes, split=split, windows=windows, fitness=fitness)
+        return {
+            each.name: np.array([each.reduce(mean) for mean in losses[each.name].mean(axis=(1, 2), dtype=np.float64)])
+            for each in fitness
+        }
+
+    def token_losses(
+        self,
+        genomes: Genomes | None,
+        *,
+        split: str,
+        windows: Sequence[int],
+        fitness: Sequence[Fitness],
+        length: int | None = None,
+    ) -> dict[str, npt.NDArray[np.float32]]:
+        """Return the loss of each genome on each token, by fitness, shape (genomes, windows, tokens - 1).
 
         Args:
             genomes: Level indices, shape (genomes, units); None scores the dense model, as one genome. What a dropped
@@ -96,23 +98,21 @@ class Evaluator:
             split: Name of the token split.
             windows: Which of its windows.
             fitness: What to compute; all share one pass over the head.
+            length: Only so many tokens of each window, from its start.
         """
-        chosen = self.splits[split].windows[np.asarray(windows, dtype=np.int64)]
+        chosen = self.splits[split].windows[np.asarray(windows, dtype=np.int64), :length]
         if genomes is not None and self._gates.gating.any():  # alike where it matters shall be alike
             genomes = np.stack([np.where(self._gates.alive(genome), genome, 0) for genome in genomes])
-        sums = {each.name: np.zeros(1 if genomes is None else len(genomes)) for each in fitness}
         with torch.inference_mode(), tf32(allowed=self.resources.tf32):
-            dense = [self._dense(split, int(window), fitness, losses=genomes is None) for window in windows]
+            dense = [
+                self._dense(split, int(window), fitness, chosen.shape[1], losses=genomes is None) for window in windows
+            ]
             if genomes is None:
-                for losses in dense:
-                    for name in sums:
-                        sums[name] += float(losses[name]["loss"].sum(dtype=torch.float64))
-            else:
-                for part, span in self._parts(len(genomes), chosen.shape):
-                    for name, values in self._losses(genomes[part], chosen[span], fitness, dense[span]).items():
-                        sums[name][part] += values
-        count = len(chosen) * (chosen.shape[1] - 1)
-        return {each.name: np.array([each.reduce(s / count) for s in sums[each.name]]) for each in fitness}
+                return {
+                    each.name: np.stack([found[each.name]["loss"].float().cpu().numpy() for found in dense])[None]
+                    for each in fitness
+                }
+            return self._in_parts(genomes, chosen, fitness, dense)
 
     def logits(self, genome: Genome | None, tokens: torch.Tensor) -> torch.Tensor:
         """Return fp32 logits (tokens, vocabulary) of one genome for one row of token ids (1, tokens)."""
@@ -122,13 +122,47 @@ class Evaluator:
 
     def weight(self, place: int, level: int) -> torch.Tensor:
         """Return the weight (out, in) of a level of the unit at ``place``, on the model's device in its type."""
-        unit = self.store.units[place]
+        return self.levels.weight((place, level))
 
-        def make() -> torch.Tensor:
-            dense = self.store.weight(unit.name, unit.levels[level].name, device=self.anatomy.device)
-            return dense.to(self.anatomy.dtype)
+    def _in_parts(
+        self,
+        genomes: Genomes,
+        windows: npt.NDArray[np.int64],
+        fitness: Sequence[Fitness],
+        targets: Sequence[Mapping[str, Mapping[str, torch.Tensor]]],
+    ) -> dict[str, npt.NDArray[np.float32]]:
+        """Return losses of a population, in as many parts as memory asks for."""
+        shape = (len(genomes), len(windows), windows.shape[1] - 1)
+        losses = {each.name: np.empty(shape, dtype=np.float32) for each in fitness}
+        todo = self._parts(len(genomes), windows.shape)
+        while todo:
+            rows, span = todo.pop(0)
+            try:
+                found = self._losses(genomes[rows], windows[span], fitness, targets[span])
+            except torch.OutOfMemoryError as error:
+                todo = [*self._halved(rows, span, windows.shape[1], error), *todo]
+                continue
+            for name, values in found.items():
+                losses[name][rows, span] = values
+        return losses
 
-        return self._weights.get((place, level), make)
+    def _halved(
+        self, rows: slice, span: slice, seq_len: int, error: torch.OutOfMemoryError
+    ) -> list[tuple[slice, slice]]:
+        """Return a part that did not fit, cut in two; what comes later is cut smaller from the start."""
+        longer, other, cuts_rows = (rows, span, True) if rows.stop - rows.start > 1 else (span, rows, False)
+        size = longer.stop - longer.start
+        if size == 1:
+            raise EvosweepError(
+                f"one candidate on one window of {seq_len} tokens does not fit the device's memory; "
+                "lower evaluate.memory_gb or tokens.seq_len"
+            ) from error
+        torch.cuda.empty_cache()
+        self._tokens_at_once = max(seq_len, self._tokens_at_once // 2)
+        logger.warning("out of memory; from now on %d tokens at once", self._tokens_at_once)
+        middle = longer.start + size // 2
+        halves = slice(longer.start, middle), slice(middle, longer.stop)
+        return [(half, other) if cuts_rows else (other, half) for half in halves]
 
     def _losses(
         self,
@@ -136,17 +170,23 @@ class Evaluator:
         windows: npt.NDArray[np.int64],
         fitness: Sequence[Fitness],
         targets: Sequence[Mapping[str, Mapping[str, torch.Tensor]]],
-    ) -> dict[str, npt.NDArray[np.float64]]:
-        """Return summed losses of each genome over some windows."""
+    ) -> dict[str, npt.NDArray[np.float32]]:
+        """Return the losses of each genome on each token of some windows."""
         tokens = torch.from_numpy(windows).to(self.anatomy.device)
         hidden, rows = self._hidden(genomes, tokens)
-        sums = {each.name: torch.zeros(len(hidden), dtype=torch.float64, device=hidden.device) for each in fitness}
+        losses = {each.name: torch.empty(hidden[..., 1:, 0].shape, device=hidden.device) for each in fitness}
+        at_once = rows_at_once(self.anatomy.head, windows.shape[1] - 1)
         for place, window in enumerate(tokens):
-            for row, states in enumerate(hidden[:, place]):
-                outputs = Outputs(self.anatomy.head, states[:-1], window[1:])
+            for start in range(0, len(hidden), at_once):
+                states = hidden[start : start + at_once, place, :-1]
+                outputs = Outputs(
+                    self.anatomy.head, states.flatten(0, 1), window[1:].repeat(len(states)), compiled=self._compiled
+                )
                 for each in fitness:
-                    sums[each.name][row] += each.losses(outputs, targets[place][each.name]).sum(dtype=torch.float64)
-        return {name: values.cpu().numpy()[rows] for name, values in sums.items()}
+                    wanted = {name: _repeated(part, len(states)) for name, part in targets[place][each.name].items()}
+                    found = each.losses(outputs, wanted).view(len(states), -1)
+                    losses[each.name][start : start + len(states), place] = found
+        return {name: values.cpu().numpy()[rows] for name, values in losses.items()}
 
     def _hidden(self, genomes: Genomes | None, tokens: torch.Tensor) -> tuple[torch.Tensor, npt.NDArray[np.int64]]:
         """Run the population.
@@ -158,6 +198,8 @@ class Evaluator:
         states = anatomy.embed(tokens)[None]
         rows = np.zeros(1 if genomes is None else len(genomes), dtype=np.int64)
         for block, units in enumerate(self._blocks):
+            if genomes is not None and block + 1 < len(self._blocks):
+                self.levels.prefetch(_wanted(self._blocks[block + 1], genomes))
             if genomes is None:
                 states = anatomy.run_block(block, states.flatten(0, 1)).unflatten(0, states.shape[:2])
                 continue
@@ -182,27 +224,24 @@ class Evaluator:
         rows = torch.from_numpy(np.flatnonzero(there)).to(states.device)
         given = states if there.all() else states[rows]
         with ExitStack() as routes:
-            for site, place in units.sites.items():
-                routes.enter_context(replaced_forward(site.module, self._router(site, place, levels[place][there])))
+            if units.sites:
+                wanted = np.stack([levels[place][there] for place in units.sites.values()])
+                for (site, place), groups in zip(
+                    units.sites.items(), groups_of(wanted, states.device), strict=True
+                ):
+                    weights = {level: self.levels.weight((place, level)) for level in groups.levels}
+                    routes.enter_context(replaced_forward(site.module, routed(site.module, groups, weights)))
             for site, place in units.writers.items():
                 gone = np.flatnonzero(levels[place][there] == 0)
                 if len(gone):
-                    routes.enter_context(replaced_forward(site.module, _without(site.module, gone, len(given))))
+                    routes.enter_context(replaced_forward(site.module, silent_rows(site.module, gone, len(given))))
             done = self.anatomy.run_block(block, given.flatten(0, 1)).unflatten(0, given.shape[:2])
         return done if there.all() else states.index_copy(0, rows, done)
 
-    def _router(self, site: Site, place: int, levels: npt.NDArray[np.int64]) -> Callable[[torch.Tensor], torch.Tensor]:
-        """Return a forward that uses, for each row of the population, the weight of that row's level."""
-        groups = [
-            (self.weight(place, int(level)), torch.from_numpy(np.flatnonzero(levels == level)).to(self.anatomy.device))
-            for level in np.unique(levels)
-        ]
-        return _route(groups, len(levels), site.module)
-
     def _dense(
-        self, split: str, window: int, fitness: Sequence[Fitness], *, losses: bool
+        self, split: str, window: int, fitness: Sequence[Fitness], length: int, *, losses: bool
     ) -> dict[str, dict[str, torch.Tensor]]:
-        """Return what each fitness remembers of the dense model on one window, and if asked the dense ``loss``.
+        """Return what each fitness remembers of the dense model on one window's first tokens, and its ``loss`` there.
 
         The dense model runs at most once, and not at all where everything is remembered.
         """
@@ -211,18 +250,18 @@ class Evaluator:
         def outputs() -> Outputs:
             tokens = torch.from_numpy(self.splits[split].windows[window][None]).to(self.anatomy.device)
             hidden, _ = self._hidden(None, tokens)
-            return Outputs(self.anatomy.head, hidden[0, 0, :-1], tokens[0, 1:])
+            return Outputs(self.anatomy.head, hidden[0, 0, :-1], tokens[0, 1:], compiled=self._compiled)
 
         found = {}
         for each in fitness:
             targets = self._targets.get((each.name, split, window), functools.partial(_remember, each, outputs))
-            found[each.name] = {**targets, "loss": each.losses(outputs(), targets)} if losses else targets
+            kept = {**targets, "loss": each.losses(outputs(), targets)} if losses else targets
+            found[each.name] = {name: part[: length - 1] for name, part in kept.items()}  # a causal model's prefix
         return found
 
     def _parts(self, rows: int, shape: tuple[int, ...]) -> list[tuple[slice, slice]]:
         """Cut (genomes, windows) into parts whose activations fit, whole populations first."""
-        window = shape[1] * self.anatomy.head.weight.shape[1] * 4 * ACTIVATION_COPIES
-        at_once = max(1, int(self.resources.activations / window))
+        at_once = max(1, self._tokens_at_once // shape[1])
         some_rows = min(rows, at_once)
         some_windows = max(1, at_once // some_rows)
         return [
@@ -267,37 +306,13 @@ def _units_by_block(anatomy: Anatomy, store: LevelStore) -> list[_Units]:
     return found
 
 
-def _without(module: nn.Module, gone: npt.NDArray[np.int64], rows: int) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Return a forward that says nothing for some rows of the population."""
-    forward = module.forward
-
-    def quiet(inputs: torch.Tensor) -> torch.Tensor:
-        outputs = forward(inputs)
-        return outputs.view(rows, -1).index_fill(0, torch.from_numpy(gone).to(outputs.device), 0).view(outputs.shape)
-
-    return quiet
+def _wanted(units: _Units, genomes: Genomes) -> list[tuple[int, int]]:
+    """Return (place, level) of the layers' levels that a population has in a block."""
+    return [(place, int(level)) for place in units.sites.values() for level in np.unique(genomes[:, place])]
 
 
-def _route(
-    groups: Sequence[tuple[torch.Tensor, torch.Tensor]], rows: int, module: nn.Module
-) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Return a forward for inputs whose first dimension is the population's rows times the batch."""
-    bias: Any = module.bias
-
-    def forward(inputs: torch.Tensor) -> torch.Tensor:
-        if len(groups) == 1:
-            return functional.linear(inputs, groups[0][0], bias)
-        by_row = inputs.view(rows, -1, inputs.shape[-1])
-        outputs = by_row.new_empty((*by_row.shape[:-1], len(groups[0][0])))
-        for weight, members in groups:
-            outputs[members] = functional.linear(by_row[members], weight, bias)
-        return outputs.view(*inputs.shape[:-1], -1)
-
-    return forward
-
-
-def _bytes(tensor: torch.Tensor) -> int:
-    return tensor.numel() * tensor.element_size()
+def _repeated(part: torch.Tensor, times: int) -> torch.Tensor:
+    return part if times == 1 else part.repeat(times, *(1 for _ in part.shape[1:]))
 
 
 def _remember(fitness: Fitness, dense: Callable[[], Outputs]) -> dict[str, torch.Tensor]:

@@ -7,10 +7,18 @@ from typing import Protocol
 
 import torch
 
+from evosweep.models.fused import logits_and_sum
 from evosweep.models.head import Head
 
 CHUNK_BYTES = {"cpu": 96e6, "cuda": 2e9}  # of whole rows of logits at once
-PIECE_BYTES = {"cpu": 8e6, "cuda": 2e9}  # of logits of a piece of the vocabulary: in cache on a CPU
+PIECE_BYTES = {"cpu": 8e6, "cuda": 8e9}  # of logits of a piece of the vocabulary: in cache on a CPU
+
+
+def rows_at_once(head: Head, tokens: int) -> int:
+    """Return how many candidates of so many tokens go through the head together: more than one where logits fit."""
+    device = head.weight.device.type
+    whole = tokens * len(head.weight) * head.weight.element_size()
+    return max(1, int(CHUNK_BYTES[device] / whole)) if device != "cpu" and head.linear else 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,11 +29,13 @@ class Outputs:
         head: The (shared, uncompressed) output head.
         hidden: Final hidden states, shape (tokens, hidden).
         labels: The tokens that came next, shape (tokens,).
+        compiled: Whether the reduction over the vocabulary is compiled.
     """
 
     head: Head
     hidden: torch.Tensor
     labels: torch.Tensor
+    compiled: bool = False
 
     def logits(self) -> Iterator[tuple[slice, torch.Tensor]]:
         """Yield fp32 logits (some tokens, vocabulary) and where they belong, never all at once."""
@@ -60,10 +70,12 @@ class Outputs:
         step = max(1, int(PIECE_BYTES[self.hidden.device.type] / (4 * len(self.hidden))))
         sums, label = [], torch.empty(len(self.hidden), device=self.hidden.device)
         for start in range(0, len(self.head.weight), step):
-            logits = self.head.piece(start, start + step).logits(self.hidden)
-            sums.append(torch.logsumexp(logits, dim=1))
-            here = torch.nonzero((self.labels >= start) & (self.labels < start + step))[:, 0]
-            label[here] = logits[here, self.labels[here] - start]
+            piece = self.head.piece(start, start + step)
+            logits, total = logits_and_sum(self.hidden, piece.weight, piece.bias, compiled=self.compiled)
+            sums.append(total)
+            place = self.labels - start
+            found = logits.gather(1, place.clamp(0, logits.shape[1] - 1)[:, None])[:, 0].float()
+            label = torch.where((place >= 0) & (place < logits.shape[1]), found, label)
         return torch.stack(sums).logsumexp(dim=0), label
 
 

@@ -22,12 +22,14 @@ class KL:
         head = dense.head
         if not head.linear:
             return {"hidden": dense.hidden}
-        rows = torch.empty(dense.hidden.shape, device=dense.hidden.device)
+        # A model in half precision gets its rows in fp16: 11 bits of them are more than it has itself.
+        width = torch.float32 if dense.hidden.dtype is torch.float32 else torch.float16
+        rows = torch.empty(dense.hidden.shape, device=dense.hidden.device, dtype=width)
         constant = torch.empty(len(dense.hidden), device=dense.hidden.device)
         for span, logits in dense.logits():
             log_p = torch.log_softmax(logits, dim=1)
             p = log_p.exp()
-            rows[span] = p @ head.weight.float()
+            rows[span] = (p @ head.weight.float()).to(width)
             constant[span] = (p * log_p).sum(dim=1)
             if head.bias is not None:
                 constant[span] -= p @ head.bias.float()
@@ -36,7 +38,7 @@ class KL:
     def losses(self, outputs: Outputs, targets: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Return the divergence of every token."""
         if outputs.head.linear:
-            cross = (outputs.hidden.float() * targets["mean_row"]).sum(dim=1)
+            cross = (outputs.hidden.float() * targets["mean_row"].float()).sum(dim=1)
             return targets["constant"] - cross + outputs.logsumexp
         result = torch.empty(len(outputs.hidden), device=outputs.hidden.device)
         for span, logits in outputs.logits():

@@ -46,7 +46,7 @@ def tf32(*, allowed: bool) -> Iterator[None]:
 def let_visit(blocks: Sequence[nn.Module], device: torch.device) -> None:
     """Keep blocks in host memory; each comes to ``device`` when it is called and leaves when it returns.
 
-    What lies under a stand-in forward (a compressed layer's, say) stays at home: nobody asks for it. Where ``device``
+    A matrix under a stand-in forward (a compressed layer's, say) stays at home: nobody asks for it. Where ``device``
     is not the CPU, homes are page-locked, so that copying does not wait.
     """
     for block in blocks:
@@ -69,8 +69,8 @@ class _Visit:
         homes = [
             (tensor, tensor.data)
             for module in block.modules()
-            if "forward" not in vars(module)
             for tensor in [*module.parameters(recurse=False), *module.buffers(recurse=False)]
+            if tensor.dim() < 2 or "forward" not in vars(module)
         ]
         vars(block)["_homes"] = homes
         for tensor, home in homes:

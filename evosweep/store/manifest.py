@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,20 @@ MANIFEST = "manifest.json"
 def tensor_name(unit: str, level: str, part: str) -> str:
     """Return the name under which a part of a payload lies in its block's file."""
     return f"{unit}|{level}|{part}"
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A payload on disk: its format, what decoding needs, and its tensors' names in their open file."""
+
+    format: str
+    meta: Mapping[str, int]
+    names: Mapping[str, str]
+    file: Any
+
+    def parts(self) -> dict[str, torch.Tensor]:
+        """Return its tensors, memory-mapped."""
+        return {part: self.file.get_tensor(name) for part, name in self.names.items()}
 
 
 class LevelStore:
@@ -73,16 +88,22 @@ class LevelStore:
         Raises:
             StoreError: The store has no such unit or level.
         """
+        stored = self.payload(unit, level)
+        parts = {name: part.to(device, non_blocking=True) for name, part in stored.parts().items()}
+        return decode(stored.format, parts, stored.meta)
+
+    def payload(self, unit: str, level: str) -> "Stored":
+        """Return where and how one level of one unit lies.
+
+        Raises:
+            StoreError: The store has no such unit or level.
+        """
         row = self._rows.get(unit)
         if row is None or row["file"] is None or level not in row["payloads"]:
             raise StoreError(f"level store {self.key} has no level {level!r} of {unit!r}")
-        payload = row["payloads"][level]
-        handle = self._handle(row["file"])
-        parts = {
-            part: handle.get_tensor(tensor_name(unit, level, part)).to(device, non_blocking=True)
-            for part in payload["parts"]
-        }
-        return decode(payload["format"], parts, payload["meta"])
+        made = row["payloads"][level]
+        names = {part: tensor_name(unit, level, part) for part in made["parts"]}
+        return Stored(made["format"], made["meta"], names, self._handle(row["file"]))
 
     @cached_property
     def _rows(self) -> Mapping[str, Any]:

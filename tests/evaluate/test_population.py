@@ -6,9 +6,12 @@ import torch
 
 from evosweep.allocators.harm import KL_PER_ERROR
 from evosweep.compressors.gptq import GPTQ
+from evosweep.core.errors import EvosweepError, SettingError
 from evosweep.core.events import Silent
 from evosweep.data.tokens import TokenSplit
-from evosweep.evaluate.population import Evaluator, Resources
+from evosweep.evaluate import memory
+from evosweep.evaluate.memory import MemoryPlan, Resources
+from evosweep.evaluate.population import Evaluator
 from evosweep.evaluate.scorer import StagedScorer
 from evosweep.evaluate.sensitivity import measure
 from evosweep.fitness.kl import KL
@@ -74,11 +77,57 @@ def test_splitting_for_memory_changes_nothing(anatomy, store, splits, evaluator)
     whole = evaluator.score(genomes, split="search", windows=[0, 1, 2, 3], fitness=[KL()])["kl"]
     starved = Evaluator(
         anatomy=anatomy, store=store, splits=splits,
-        resources=Resources(activations_gb=1e-4, weights_gb=0, targets_gb=0),
+        resources=Resources(memory_gb=4e-4),
     )
     assert len(starved._parts(7, (4, 32))) > 4
     parts = starved.score(genomes, split="search", windows=[0, 1, 2, 3], fitness=[KL()])["kl"]
     assert parts == pytest.approx(whole, rel=1e-5)
+
+
+def test_out_of_memory_halves_the_parts_and_goes_on(anatomy, store, splits, evaluator, monkeypatch, caplog) -> None:
+    genomes = genomes_of(store, 7)
+    whole = evaluator.score(genomes, split="search", windows=[0, 1, 2, 3], fitness=[KL()])["kl"]
+    tight = Evaluator(anatomy=anatomy, store=store, splits=splits)
+    plain = tight._losses
+
+    def losses(rows, windows, *more):
+        if len(rows) * len(windows) > 3:
+            raise torch.OutOfMemoryError("full")
+        return plain(rows, windows, *more)
+
+    monkeypatch.setattr(tight, "_losses", losses)
+    parts = tight.score(genomes, split="search", windows=[0, 1, 2, 3], fitness=[KL()])["kl"]
+    assert parts == pytest.approx(whole, rel=1e-5) and "out of memory" in caplog.text
+    monkeypatch.setattr(tight, "_losses", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError("full")))
+    with pytest.raises(EvosweepError, match="one candidate on one window of 32 tokens"):
+        tight.score(genomes, split="search", windows=[0], fitness=[KL()])
+
+
+@pytest.mark.parametrize(
+    ("memory_gb", "where", "device"),
+    [(10, "nowhere", "cuda"), (3, "device", "cuda"), (1, "host", "cuda"), (1, "disk", "cpu")],
+)
+def test_levels_wait_where_they_fit(memory_gb: float, where: str, device: str, monkeypatch) -> None:
+    monkeypatch.setattr(memory, "free_bytes", lambda device: 10**10)
+    plan = MemoryPlan.of(
+        Resources(memory_gb=memory_gb), torch.device(device), dense=5 * 10**9, packed=15 * 10**8, candidate=10**6
+    )
+    assert plan.packed == where
+    on_device = plan.dense + plan.activations + plan.targets + (15 * 10**8 if where == "device" else 0)
+    assert on_device <= memory_gb * 1e9
+
+
+def test_memory_too_small_for_one_candidate_says_how_much_is_needed() -> None:
+    with pytest.raises(SettingError, match=r"evaluate.memory_gb must be at least 0.333, .* got 0.1"):
+        MemoryPlan.of(Resources(memory_gb=0.1), torch.device("cpu"), dense=10**9, packed=10**9, candidate=10**8)
+
+
+def test_a_prefix_is_what_the_whole_window_says_of_its_first_tokens(store, evaluator) -> None:
+    genomes = genomes_of(store, 3)
+    whole = evaluator.token_losses(genomes, split="search", windows=[0, 3], fitness=[KL()])["kl"]
+    first = evaluator.token_losses(genomes, split="search", windows=[0, 3], fitness=[KL()], length=9)["kl"]
+    assert whole.shape == (3, 2, 31) and first.shape == (3, 2, 8)
+    np.testing.assert_allclose(first, whole[..., :8], rtol=1e-3, atol=1e-5)
 
 
 def test_more_bits_are_nearer_to_the_dense_model(store, evaluator) -> None:

@@ -1,0 +1,98 @@
+"""What scoring may take of a device's memory, and how that is shared out before anything is scored."""
+
+from dataclasses import dataclass
+
+import torch
+
+from evosweep.core.checks import check_bool, check_int, check_number
+from evosweep.core.errors import SettingError
+from evosweep.models.device import free_bytes
+
+FREE_SHARE = 0.85  # of free memory is ours, where nothing else is said
+TARGETS_SHARE = 0.1
+WEIGHTS_SHARE = 0.6
+HOST_SHARE = 0.5  # of free host memory may be page-locked
+MOST_ACTIVATIONS = {"cpu": 1e9, "cuda": 32e9}  # larger batches make nothing faster
+ACTIVATION_COPIES = 12  # fp32 tensors of hidden size alive in a block per token: residual, q/k/v, gate, up, scores ...
+
+
+class Resources:
+    """What scoring may take.
+
+    Args:
+        memory_gb: Most memory of the model's device for levels, remembered outputs and activations together; null:
+            what is free.
+        compile: Whether torch compiles norms and the head's reduction; null: on CUDA. Some seconds at the start.
+        tf32: Whether CUDA may multiply fp32 matrices in TF32.
+        sensitivity_tokens: Tokens that each unit is measured on, for samplers that need it.
+    """
+
+    def __init__(
+        self,
+        *,
+        memory_gb: float | None = None,
+        compile: bool | None = None,
+        tf32: bool = True,
+        sensitivity_tokens: int = 1024,
+    ) -> None:
+        self.memory = None if memory_gb is None else 1e9 * check_number(
+            "evaluate.memory_gb", memory_gb, low=0, exclusive=True
+        )
+        self.compile = None if compile is None else check_bool("evaluate.compile", compile)
+        self.tf32 = check_bool("evaluate.tf32", tf32)
+        self.sensitivity_tokens = check_int("evaluate.sensitivity_tokens", sensitivity_tokens, low=1)
+
+    def compiles(self, device: torch.device) -> bool:
+        """Return whether to compile on a device."""
+        return device.type == "cuda" if self.compile is None else self.compile
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """Bytes of the device for each purpose, and where packed levels wait.
+
+    Attributes:
+        dense: Dequantized weights; those used last are kept.
+        packed: ``device``, ``host`` (page-locked, the next block's on their way while a block runs), ``disk`` (memory-
+            mapped); ``nowhere`` if all dense weights fit, so that each is read once.
+        activations: Activations of a block.
+        targets: What is remembered of the dense model.
+    """
+
+    dense: float
+    packed: str
+    activations: float
+    targets: float
+
+    @classmethod
+    def of(cls, resources: Resources, device: torch.device, *, dense: int, packed: int, candidate: int) -> "MemoryPlan":
+        """Share out the memory that is free now.
+
+        Args:
+            resources: What scoring may take.
+            device: Where the model runs.
+            dense: Bytes of all levels dequantized.
+            packed: Bytes of all levels as stored.
+            candidate: Bytes of activations of one candidate on one window, which must fit.
+
+        Raises:
+            SettingError: They do not.
+        """
+        memory = resources.memory or FREE_SHARE * free_bytes(device)
+        targets, room = TARGETS_SHARE * memory, WEIGHTS_SHARE * memory
+        if dense <= room:
+            weights, where, taken = float(dense), "nowhere", float(dense)
+        elif packed <= room and device.type != "cpu":  # a CPU's packed levels are in its file cache anyway
+            weights, where, taken = room - packed, "device", room
+        else:
+            hosts = device.type != "cpu" and packed <= HOST_SHARE * free_bytes(torch.device("cpu"))
+            weights, where, taken = room / 2, "host" if hosts else "disk", room
+        left = memory - targets - taken
+        if left < candidate:
+            least = candidate / (1 - TARGETS_SHARE - WEIGHTS_SHARE)
+            gigabytes = f"{memory / 1e9:.3g}"
+            raise SettingError(
+                "evaluate.memory_gb", got=f"{gigabytes} (free)" if resources.memory is None else float(gigabytes),
+                allowed=f"at least {least / 1e9:.3g}, for one candidate on one window (or a smaller tokens.seq_len)",
+            )
+        return cls(weights, where, min(left, MOST_ACTIVATIONS[device.type]), targets)

@@ -1,0 +1,74 @@
+"""Chains of small operations that torch compiles into one: norms, and the reduction of logits over the vocabulary.
+
+Compiling needs a C compiler on the machine; where it fails, the same operations run one by one.
+"""
+
+import functools
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+logger = logging.getLogger(__name__)
+
+
+def logits_and_sum(
+    hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, *, compiled: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return logits (tokens, vocabulary) in the model's type, and their fp32 log Σ exp (tokens,).
+
+    Args:
+        hidden: Final hidden states (tokens, hidden).
+        weight: Rows of the head's matrix (vocabulary, hidden).
+        bias: Its bias (vocabulary,), or None.
+        compiled: Whether the reduction is one compiled pass, so that no fp32 copy of the logits is ever made.
+    """
+    logits = functional.linear(hidden, weight, bias)
+    return logits, (_compiled_sum() if compiled else _sum)(logits)
+
+
+def _sum(logits: torch.Tensor) -> torch.Tensor:
+    return torch.logsumexp(logits.float(), dim=1)
+
+
+@functools.cache
+def _compiled_sum() -> Callable[[torch.Tensor], torch.Tensor]:
+    return _or_plain(torch.compile(_sum, dynamic=True), _sum)
+
+
+def compile_norms(blocks: nn.Module) -> None:
+    """Compile every norm in some blocks: modules with a vector for their only weights."""
+    norms = [module for module in blocks.modules() if _is_norm(module)]
+    for kind in {type(norm) for norm in norms}:
+        forward = _or_plain(torch.compile(kind.forward, dynamic=True), kind.forward)
+        for norm in norms:
+            if type(norm) is kind:
+                norm.forward = functools.partial(forward, norm)
+
+
+def _is_norm(module: nn.Module) -> bool:
+    weights = list(module.parameters())
+    leaf = next(module.children(), None) is None
+    return leaf and bool(weights) and all(weight.dim() == 1 for weight in weights)
+
+
+def _or_plain(compiled: Callable[..., torch.Tensor], plain: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    """Return the compiled function, or once it fails the plain one."""
+    broken = False
+
+    def call(*args: Any) -> torch.Tensor:
+        nonlocal broken
+        if not broken:
+            try:
+                return compiled(*args)
+            except torch.OutOfMemoryError:
+                raise
+            except Exception as error:  # the compiler's failures are of many kinds
+                broken = True
+                logger.warning("torch.compile does not work here (%s); running uncompiled", type(error).__name__)
+        return plain(*args)
+
+    return call
