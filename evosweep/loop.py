@@ -8,8 +8,8 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from evosweep.core.checks import check_int
-from evosweep.core.errors import SettingError
+from evosweep.core.checks import check_int, check_number
+from evosweep.core.errors import EvosweepError, SettingError
 from evosweep.core.events import (
     Candidate,
     GenerationRecord,
@@ -22,6 +22,8 @@ from evosweep.core.events import (
     StageRecord,
 )
 from evosweep.core.problem import Genome, Problem
+from evosweep.search.racing import Raced, Racing
+from evosweep.search.surrogate import MOST, Surrogate
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,8 @@ class Plan:
     Args:
         generations: Generations after the start.
         stages: Survivors falling to 1.
+        racing: When to stop scoring a candidate early; none scores all of a stage on all of its tokens.
+        surrogate: Share of a generation that a model of the scores so far drops unscored; none drops nobody.
 
     Raises:
         SettingError: Stages are missing, not falling, or do not end in one survivor.
@@ -46,9 +50,11 @@ class Plan:
 
     generations: int
     stages: tuple[Stage, ...]
+    racing: Racing | None = None
+    surrogate: float | None = None
 
     @classmethod
-    def of(cls, *, generations: object, stages: Any) -> "Plan":
+    def of(cls, *, generations: object, stages: Any, racing: Any = None, surrogate: Any = None) -> "Plan":
         """Validate what the configuration says."""
         count = check_int("search.generations", generations, low=0)
         if not isinstance(stages, Sequence) or not stages:
@@ -66,7 +72,9 @@ class Plan:
         survivors = [stage.survivors for stage in made]
         if survivors != sorted(survivors, reverse=True) or survivors[-1] != 1:
             raise SettingError("search.stages", allowed="survivors that fall to 1 in the last stage", got=survivors)
-        return cls(count, tuple(made))
+        if surrogate is not None:
+            check_number("search.surrogate", surrogate, low=0, high=MOST, exclusive=True)
+        return cls(count, tuple(made), None if racing is None else Racing(racing), surrogate)
 
 
 class Scorer(Protocol):
@@ -76,6 +84,18 @@ class Scorer(Protocol):
         self, genomes: npt.NDArray[np.int64], *, generation: int, stage: int, tokens: int
     ) -> npt.NDArray[np.float64]:
         """Return the fitness of genomes (rows) on the tokens of a place; lower is better."""
+
+    def race(
+        self,
+        genomes: npt.NDArray[np.int64],
+        *,
+        generation: int,
+        stage: int,
+        tokens: int,
+        survivors: int,
+        racing: Racing,
+    ) -> Raced:
+        """Return the same of those that stay in the race for the survivors' places, estimates of the others."""
 
     def validate(self, genome: Genome) -> dict[str, float]:
         """Return ``kl`` and ``ppl`` on the fixed validation set."""
@@ -99,6 +119,7 @@ class _Selection:
     candidates: tuple[Candidate, ...]
     stages: tuple[StageRecord, ...]
     tokens: int
+    saved: int = 0
 
 
 def run_search(
@@ -132,13 +153,22 @@ def run_search(
     elite: Genome | None = None
     validation: dict[str, float] = {}
     records: list[GenerationRecord] = []
+    progress = progress or Silent()
+    arena = _Arena(problem, scorer, plan, progress)
+    surrogate = None if plan.surrogate is None else Surrogate(problem, share=plan.surrogate)
     count = plan.generations + 1 if sampler.limit is None else min(plan.generations + 1, sampler.limit)
-    for generation in (progress or Silent()).track(range(count), description=f"{sampler.name}: generations"):
+    for generation in progress.track(range(count), description=f"{sampler.name}: generations"):
         began = time.monotonic()
         candidates = sampler.population(generation=generation, elite=elite)
         if not candidates:
             break
-        selection = _select(candidates, elite, scorer, plan, generation)
+        if surrogate is not None:
+            candidates = [candidates[place] for place in surrogate.promising([each.genome for each in candidates])]
+        selection = arena.select(candidates, elite, generation)
+        if surrogate is not None:
+            scored_ones = [each for each in selection.candidates if each.scores]
+            first = [each.scores[min(each.scores)] for each in scored_ones]
+            surrogate.learn([each.genome for each in scored_ones], first)
         scored = time.monotonic() - began
         winner = selection.winner
         changed = 0 if elite is None else int((winner.genome != elite).sum())
@@ -155,6 +185,7 @@ def run_search(
             candidates=selection.candidates,
             validation=dict(validation),
             tokens=tokens,
+            tokens_saved=selection.saved,
             tokens_per_second=selection.tokens / max(scored, 1e-9),
             changed=changed,
             seconds=time.monotonic() - began,
@@ -173,6 +204,7 @@ def run_search(
         validation=validation,
         dense=dict(dense),
         tokens=tokens,
+        tokens_saved=sum(record.tokens_saved for record in records),
         seconds=time.monotonic() - started,
     )
 
@@ -182,43 +214,74 @@ def end_search(result: SearchResult, listeners: Sequence[Listener]) -> None:
     _tell(listeners, SearchEnded(result=result))
 
 
-def _select(
-    candidates: Sequence[Candidate], elite: Genome | None, scorer: Scorer, plan: Plan, generation: int
-) -> _Selection:
-    """Thin a generation out, stage by stage; in the last, the elite competes on the same tokens.
+@dataclass(frozen=True)
+class _Arena:
+    """Where a generation is thinned out."""
 
-    A tie goes to the elite, then to the lower slot. A single candidate without rival is not scored.
-    """
-    if len(candidates) == 1 and elite is None:
-        return _Selection(candidates[0], tuple(candidates), (), 0)
-    by_slot = {candidate.slot: candidate for candidate in candidates}
-    alive, records, tokens = list(candidates), [], 0
-    for index, stage in enumerate(plan.stages):
-        last = index == len(plan.stages) - 1
-        if last and elite is not None:
-            alive = [Candidate(slot=-1, genome=elite), *alive]
-        elif not last and len(alive) <= stage.survivors:
-            continue  # nobody would be left behind
-        scores = scorer.score(
-            np.stack([each.genome for each in alive]), generation=generation, stage=index, tokens=stage.tokens
-        )
-        if np.isnan(scores).any():
-            scores = np.where(np.isnan(scores), np.inf, scores)
-        tokens += stage.tokens * len(alive)
-        records.append(
-            StageRecord(
-                scored=len(alive), tokens=stage.tokens, best=float(scores.min()), median=float(np.median(scores)),
-                worst=float(scores.max()),
+    problem: Problem
+    scorer: Scorer
+    plan: Plan
+    progress: Progress
+
+    def select(self, candidates: Sequence[Candidate], elite: Genome | None, generation: int) -> _Selection:
+        """Thin a generation out, stage by stage; in the last, the elite competes on the same tokens.
+
+        A tie goes to the elite, then to the lower slot. A single candidate without rival is not scored.
+        """
+        if len(candidates) == 1 and elite is None:
+            return _Selection(candidates[0], tuple(candidates), (), 0)
+        by_slot = {candidate.slot: candidate for candidate in candidates}
+        alive, records, tokens, saved = list(candidates), [], 0, 0
+        for index, stage in enumerate(self.plan.stages):
+            last = index == len(self.plan.stages) - 1
+            if last and elite is not None:
+                alive = [Candidate(slot=-1, genome=elite), *alive]
+            elif not last and len(alive) <= stage.survivors:
+                continue  # nobody would be left behind
+            raced = self._score(np.stack([each.genome for each in alive]), generation, index)
+            scores = self._numbers(raced.scores, alive, generation)
+            tokens, saved = tokens + raced.tokens, saved + stage.tokens * len(alive) - raced.tokens
+            records.append(
+                StageRecord(
+                    scored=len(alive), tokens=stage.tokens, best=float(scores.min()), median=float(np.median(scores)),
+                    worst=float(scores.max()),
+                )
             )
-        )
-        alive = [
-            replace(each, scores={**each.scores, index: float(score)})
-            for each, score in zip(alive, scores, strict=True)
-        ]
-        by_slot.update((each.slot, each) for each in alive if each.slot >= 0)
-        alive = [alive[place] for place in np.argsort(scores, kind="stable")[: stage.survivors]]
-    ordered = tuple(by_slot[slot] for slot in sorted(by_slot))
-    return _Selection(alive[0], ordered, tuple(records), tokens)
+            alive = [
+                replace(each, scores={**each.scores, index: float(score)})
+                for each, score in zip(alive, scores, strict=True)
+            ]
+            by_slot.update((each.slot, each) for each in alive if each.slot >= 0)
+            alive = [alive[place] for place in np.lexsort((scores, raced.out))[: stage.survivors]]
+        ordered = tuple(by_slot[slot] for slot in sorted(by_slot))
+        return _Selection(alive[0], ordered, tuple(records), tokens, saved)
+
+    def _score(self, genomes: npt.NDArray[np.int64], generation: int, index: int) -> Raced:
+        """Score a stage, as a race or to its end."""
+        stage = self.plan.stages[index]
+        if self.plan.racing is not None:
+            return self.scorer.race(
+                genomes, generation=generation, stage=index, tokens=stage.tokens, survivors=stage.survivors,
+                racing=self.plan.racing,
+            )
+        scores = self.scorer.score(genomes, generation=generation, stage=index, tokens=stage.tokens)
+        return Raced(scores, np.zeros(len(genomes), dtype=bool), stage.tokens * len(genomes))
+
+    def _numbers(
+        self, scores: npt.NDArray[np.float64], alive: Sequence[Candidate], generation: int
+    ) -> npt.NDArray[np.float64]:
+        """Return scores, infinite where they are no numbers, and say whose.
+
+        Raises:
+            EvosweepError: None is a number.
+        """
+        broken = np.isnan(scores)
+        if broken.all():
+            raise EvosweepError(f"generation {generation}: the fitness of all {len(alive)} candidates is NaN")
+        for place in map(int, np.flatnonzero(broken)):
+            levels = ", ".join(f"{unit}: {level}" for unit, level in self.problem.decode(alive[place].genome).items())
+            self.progress.say(f"generation {generation}: a candidate is out, its fitness is NaN: {levels}")
+        return np.where(broken, np.inf, scores)
 
 
 def _tell(listeners: Sequence[Listener], event: Any) -> None:

@@ -26,6 +26,7 @@ from evosweep.core.events import Listener, Progress, SearchResult
 from evosweep.core.files import write_json
 from evosweep.core.problem import Unit
 from evosweep.data.tokens import TokenSplit
+from evosweep.evaluate.memory import plan_memory
 from evosweep.evaluate.population import Evaluator
 from evosweep.evaluate.scorer import StagedScorer
 from evosweep.evaluate.sensitivity import MEASURES, measure, measured_tokens
@@ -44,6 +45,7 @@ from evosweep.store.manifest import LevelStore
 from evosweep.tracking.console import RichProgress
 
 WORKBENCH_KEYS = ("model", "data", "tokens", "compressor", "drop", "store", "evaluate")
+PLAN_KEYS = ("generations", "stages", "racing", "surrogate")
 NAME = re.compile(r"[\w.-]+")
 
 
@@ -254,13 +256,16 @@ def prepare(config: DictConfig, bench: Workbench) -> Job:
     seed = check_int("seed", config.seed)
     if not isinstance(config.name, str) or not NAME.fullmatch(config.name):
         raise SettingError("name", allowed="letters, digits, '.', '_' and '-'", got=config.name)
-    plan = Plan.of(generations=config.search.generations, stages=OmegaConf.to_container(config.search.stages))
+    search: Any = OmegaConf.to_container(config.search)
+    plan = Plan.of(**{key: search[key] for key in PLAN_KEYS})
     groups = ("budget", "sampler", "fitness", "export", "tracking", "evaluate", "store")
     parts = {group: build(config, group) for group in groups}
     check_keys(OmegaConf.to_container(config.storage), "storage")
     for place, stage in enumerate(plan.stages):
         bench.splits["search"].count(f"search.stages[{place}].tokens", stage.tokens)
     problem = parts["budget"].problem(bench.planned, fixed_bits=bench.fixed_bits)
+    longest = max(split.seq_len for split in bench.splits.values())
+    plan_memory(parts["evaluate"], bench.anatomy, bench.planned, seq_len=longest)
     sampler = parts["sampler"](problem=problem, seed=seed)
     if set(MEASURES) & set(sampler.columns):
         bench.splits["search"].count("evaluate.sensitivity_tokens", config.evaluate.sensitivity_tokens)

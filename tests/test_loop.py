@@ -1,13 +1,16 @@
+from typing import ClassVar
+
 import numpy as np
 import pytest
 
 from evosweep.allocators.uniform import Uniform
-from evosweep.core.errors import SettingError
-from evosweep.core.events import GenerationRecord, SearchStarted
+from evosweep.core.errors import EvosweepError, SettingError
+from evosweep.core.events import GenerationRecord, SearchStarted, Silent
 from evosweep.core.problem import Problem
 from evosweep.loop import Plan, run_search
 from evosweep.samplers.evopress import EvoPressSampler
 from evosweep.samplers.static import AllocatorSampler
+from evosweep.search.racing import Raced
 
 
 class Quadratic:
@@ -93,14 +96,57 @@ def test_listeners_hear_start_and_every_generation(problem: Problem) -> None:
     assert all(len(record.candidates) == 4 for record in records[1:])
 
 
-def test_scores_that_are_no_numbers_lose(problem: Problem) -> None:
-    class Broken(Quadratic):
-        def score(self, genomes, **place):
-            scores = super().score(genomes, **place)
-            scores[-1] = np.nan
-            return scores
+class Broken(Quadratic):
+    def __init__(self, problem: Problem, broken: slice) -> None:
+        super().__init__(problem)
+        self.broken = broken
 
-    assert search(problem, scorer=Broken(problem)).generations[-1].elite
+    def score(self, genomes, **place):
+        scores = super().score(genomes, **place)
+        scores[self.broken] = np.nan
+        return scores
+
+
+def test_scores_that_are_no_numbers_lose_and_are_said(problem: Problem) -> None:
+    class Lines(Silent):
+        said: ClassVar[list[str]] = []
+
+        def say(self, text: str) -> None:
+            self.said.append(text)
+
+    result = search(problem, scorer=Broken(problem, slice(-1, None)), progress=Lines())
+    assert all(np.isfinite(record.validation["kl"]) for record in result.generations)
+    assert "NaN" in Lines.said[0] and f"{problem.units[0].name}: " in Lines.said[0]
+
+
+def test_no_number_at_all_ends_the_search(problem: Problem) -> None:
+    with pytest.raises(EvosweepError, match="generation 1: the fitness of all 8 candidates is NaN"):
+        search(problem, scorer=Broken(problem, slice(None)))
+
+
+class Racer(Quadratic):
+    """Gives up at once whoever is no survivor."""
+
+    def race(self, genomes, *, survivors: int, racing, **place):
+        scores = self.score(genomes, **place)
+        out = np.argsort(np.argsort(scores, kind="stable")) >= survivors
+        return Raced(np.where(out, -1e9, scores), out, 7)  # an estimate may look better than what stayed
+
+
+def test_who_is_given_up_does_not_survive_and_what_that_saves_is_counted(problem: Problem) -> None:
+    stages = [{"survivors": 3, "tokens": 10}, {"survivors": 1, "tokens": 100}]
+    racing = Plan.of(generations=6, stages=stages, racing=0.05)
+    raced, full = search(problem, scorer=Racer(problem), plan=racing), search(problem)
+    assert raced.allocation == full.allocation
+    assert raced.tokens == 6 * 2 * 7 and raced.tokens + raced.tokens_saved == full.tokens
+
+
+def test_a_surrogate_spares_a_share_of_each_later_generation(problem: Problem) -> None:
+    stages = [{"survivors": 3, "tokens": 10}, {"survivors": 1, "tokens": 100}]
+    scorer = Quadratic(problem)
+    search(problem, scorer=scorer, plan=Plan.of(generations=6, stages=stages, surrogate=0.5))
+    firsts = [count for _, stage, count, _ in scorer.calls if stage == 0]
+    assert firsts == [8, 8, 4, 4, 4, 4]
 
 
 @pytest.mark.parametrize(

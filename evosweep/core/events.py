@@ -44,6 +44,7 @@ class GenerationRecord:
     Attributes:
         validation: Fixed-set figures of the elite: ``kl`` (nats per token) and ``ppl``.
         tokens: Tokens scored by the search so far, candidates times tokens; validation not counted.
+        tokens_saved: Tokens of this generation that racing did not score.
         changed: Units in which the elite differs from the elite before it.
     """
 
@@ -60,6 +61,7 @@ class GenerationRecord:
     changed: int
     seconds: float
     elapsed: float
+    tokens_saved: int = 0
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,7 @@ class SearchResult:
     dense: Mapping[str, float]
     tokens: int
     seconds: float
+    tokens_saved: int = 0
     stopped: str = "finished"
     export: Mapping[str, Any] = field(default_factory=dict)
 
@@ -111,6 +114,7 @@ class SearchResult:
             "val_ppl": self.validation["ppl"],
             "dense_ppl": self.dense["ppl"],
             "tokens": self.tokens,
+            "tokens_saved": self.tokens_saved,
             "seconds": self.seconds,
         }
 

@@ -1,11 +1,14 @@
 """What scoring may take of a device's memory, and how that is shared out before anything is scored."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
 from evosweep.core.checks import check_bool, check_int, check_number
 from evosweep.core.errors import SettingError
+from evosweep.core.problem import Unit
+from evosweep.models.anatomy import Anatomy
 from evosweep.models.device import free_bytes
 
 FREE_SHARE = 0.85  # of free memory is ours, where nothing else is said
@@ -96,3 +99,18 @@ class MemoryPlan:
                 allowed=f"at least {least / 1e9:.3g}, for one candidate on one window (or a smaller tokens.seq_len)",
             )
         return cls(weights, where, min(left, MOST_ACTIVATIONS[device.type]), targets)
+
+
+def per_token(anatomy: Anatomy) -> int:
+    """Return the bytes of activations that one token of one candidate takes in a block."""
+    return int(anatomy.head.weight.shape[1]) * 4 * ACTIVATION_COPIES
+
+
+def plan_memory(resources: Resources, anatomy: Anatomy, units: Sequence[Unit], *, seq_len: int) -> MemoryPlan:
+    """Return the plan for some units, made or only planned, on windows of so many tokens."""
+    layers = [unit for unit in units if not unit.gates]
+    return MemoryPlan.of(
+        resources, anatomy.device, candidate=per_token(anatomy) * seq_len,
+        dense=sum(unit.numel * len(unit.levels) for unit in layers) * anatomy.dtype.itemsize,
+        packed=sum(level.cost for unit in layers for level in unit.levels) // 8,
+    )

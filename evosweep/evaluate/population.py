@@ -20,7 +20,7 @@ from evosweep.core.lru import ByteLRU
 from evosweep.core.problem import Genome, Problem
 from evosweep.data.tokens import TokenSplit
 from evosweep.evaluate.levels import Levels, bytes_of
-from evosweep.evaluate.memory import ACTIVATION_COPIES, MemoryPlan, Resources
+from evosweep.evaluate.memory import Resources, per_token, plan_memory
 from evosweep.evaluate.routing import groups_of, routed, silent_rows
 from evosweep.fitness.base import Fitness, Outputs, rows_at_once
 from evosweep.models.anatomy import Anatomy, Site
@@ -56,13 +56,8 @@ class Evaluator:
         self._blocks = _units_by_block(anatomy, store)
         self._gates = Problem(units=store.units, budget=sum(unit.levels[-1].cost for unit in store.units))
         longest = max(split.seq_len for split in splits.values())
-        self._per_token = anatomy.head.weight.shape[1] * 4 * ACTIVATION_COPIES
-        layers = [unit for place, unit in enumerate(store.units) if place not in store.drops]
-        self.plan = MemoryPlan.of(
-            self.resources, anatomy.device, packed=store.size, candidate=self._per_token * longest,
-            dense=sum(unit.numel * len(unit.levels) for unit in layers) * anatomy.dtype.itemsize,
-        )
-        self._tokens_at_once = int(self.plan.activations / self._per_token)
+        self.plan = plan_memory(self.resources, anatomy, store.units, seq_len=longest)
+        self._tokens_at_once = int(self.plan.activations / per_token(anatomy))
         self.levels = Levels(store, device=anatomy.device, dtype=anatomy.dtype, plan=self.plan)
         self._targets: ByteLRU[dict[str, torch.Tensor]] = ByteLRU(
             limit=self.plan.targets, size=lambda parts: sum(map(bytes_of, parts.values()))

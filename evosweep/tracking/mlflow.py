@@ -154,6 +154,7 @@ class MlflowTracker:
             "val/kl": record.validation["kl"],
             "val/ppl": record.validation["ppl"],
             "tokens": record.tokens,
+            "tokens_saved": record.tokens_saved,
             "tokens_per_second": record.tokens_per_second,
             "units_changed": record.changed,
             "seconds": record.seconds,

@@ -1,4 +1,5 @@
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -7,6 +8,7 @@ from evosweep.fitness import base
 from evosweep.fitness.base import Outputs
 from evosweep.fitness.kl import KL
 from evosweep.fitness.perplexity import Perplexity
+from evosweep.fitness.topk_kl import TopKKL
 from evosweep.models.head import Head
 
 
@@ -65,3 +67,14 @@ def test_perplexity_is_the_exponential_of_cross_entropy() -> None:
 
 def test_perplexity_beyond_numbers_is_infinite() -> None:
     assert Perplexity().reduce(1e6) == math.inf
+
+
+def test_topk_kl_bounds_kl_from_below_and_meets_it_with_all_tokens() -> None:
+    head = head_of(bias=True)
+    dense, ours = outputs_of(head, 0), outputs_of(head, 1)
+    exact = KL().losses(ours, KL().targets(dense))
+    bounds = [TopKKL(k=k).losses(ours, TopKKL(k=k).targets(dense)) for k in (1, 8, 49, 1000)]
+    for lower, higher in pairwise([*bounds, exact]):
+        assert (lower <= higher + 1e-4).all()
+    assert torch.allclose(bounds[-1], exact, atol=1e-3)
+    assert TopKKL(k=8).losses(dense, TopKKL(k=8).targets(dense)).abs().max() < 1e-5

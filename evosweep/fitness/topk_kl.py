@@ -1,0 +1,52 @@
+"""Kullback-Leibler divergence on the dense model's likeliest tokens: what other tools use, for comparison."""
+
+from collections.abc import Mapping
+
+import torch
+
+from evosweep.core.checks import check_int
+from evosweep.fitness.base import Outputs
+
+
+class TopKKL:
+    """KL of the next token's distribution over the dense model's k likeliest tokens and "any other".
+
+    A lower bound of the exact KL (data processing inequality). It keeps 2k + 1 numbers of the dense model a token;
+    exact KL keeps hidden size + 1.
+
+    Args:
+        k: Tokens that count one by one.
+    """
+
+    name = "topk_kl"
+
+    def __init__(self, *, k: int = 64) -> None:
+        self.k = check_int("fitness.k", k, low=1)
+
+    def targets(self, dense: Outputs) -> dict[str, torch.Tensor]:
+        """Return ``places`` (tokens, k) and ``log_p`` (tokens, k + 1), the last of it for any other token."""
+        k = min(self.k, len(dense.head.weight) - 1)
+        places, log_p = [], []
+        for _, logits in dense.logits():
+            best, where = torch.log_softmax(logits, dim=1).topk(k, dim=1)
+            places.append(where)
+            log_p.append(torch.cat([best, _log_rest(best)], dim=1))
+        return {"places": torch.cat(places), "log_p": torch.cat(log_p)}
+
+    def losses(self, outputs: Outputs, targets: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Return the divergence of every token."""
+        result = torch.empty(len(outputs.hidden), device=outputs.hidden.device)
+        for span, logits in outputs.logits():
+            found = torch.log_softmax(logits, dim=1).gather(1, targets["places"][span])
+            log_q, log_p = torch.cat([found, _log_rest(found)], dim=1), targets["log_p"][span]
+            result[span] = (log_p.exp() * (log_p - log_q)).sum(dim=1)
+        return result
+
+    def reduce(self, mean: float) -> float:
+        """Return the mean."""
+        return mean
+
+
+def _log_rest(log_p: torch.Tensor) -> torch.Tensor:
+    """Return the log of what probabilities (tokens, k) leave to 1, never minus infinity, shape (tokens, 1)."""
+    return torch.log((1 - log_p.exp().sum(dim=1, keepdim=True)).clamp(min=1e-7))
