@@ -9,7 +9,7 @@ Interleaved in one run, the best of --repeat rounds each: our evaluator on a par
 with every row gathered by level, on random genomes (no common prefix, no majority); candidates one by one with changed
 weights from memory (--host: from page-locked host memory), and one by one as reference scripts do it: changed weights
 from disk, dense copies, all logits in fp32. --shape 7b: random weights in Llama-7B's shape, every block with the first
-block's levels; --levels-on host lets packed levels wait there. --grow: tokens/s by offspring, units and tokens.
+block's levels, and our evaluator also with packed levels in host memory. --grow: tokens/s by offspring and by tokens.
 """
 
 import argparse
@@ -35,6 +35,7 @@ from evosweep.core.problem import Problem, Unit
 from evosweep.data.tokens import TokenSplit, Windows
 from evosweep.data.wikipedia import Wikipedia
 from evosweep.evaluate import routing
+from evosweep.evaluate.levels import Levels
 from evosweep.evaluate.memory import Resources
 from evosweep.evaluate.population import Evaluator
 from evosweep.fitness.kl import KL
@@ -45,6 +46,7 @@ from evosweep.search.evopress import EvoPress, RandomSearch
 from evosweep.store.build import StoreBuilder
 from evosweep.store.manifest import LevelStore, Stored
 
+HOSTED_DENSE = 2e9  # bytes of dequantized weights kept where packed levels are in host memory
 DRIFT = 12  # generations that the parent is away from uniform
 
 
@@ -119,7 +121,8 @@ def llama_7b(device: str, dtype: str, vocabulary: int) -> torch.nn.Module:
         vocab_size=vocabulary, hidden_size=4096, intermediate_size=11008, num_hidden_layers=32, num_attention_heads=32,
     )
     with torch.device(device):
-        return transformers.AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype)).eval()
+        model = transformers.AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype)).eval()
+    return model.requires_grad_(False)
 
 
 def built(anatomy: Anatomy, split: TokenSplit, *, repeated: bool) -> LevelStore:
@@ -192,9 +195,6 @@ class Bench:
         """Return tokens/s of every way."""
         options, windows = self.options, list(range(self.options.windows))
         ours = self.evaluator(compile=False)
-        if options.levels_on:
-            ours.levels.plan = replace(ours.plan, packed=options.levels_on, dense=options.dense_gb * 1e9)
-            ours.levels._dense.limit = options.dense_gb * 1e9
         offspring, strangers = population(self.store, options.offspring)
         tokens = torch.from_numpy(self.splits["search"].windows[windows]).to(self.anatomy.device)
         with torch.no_grad():
@@ -217,6 +217,7 @@ class Bench:
         alone = OneByOne(self.evaluator(compile=False), kept)
         few = offspring[: options.alone]
         scored = score(offspring)[: len(few)]  # first: the other way changes the model's weights
+        peak = torch.cuda.max_memory_allocated() / 1e9 if self.anatomy.device.type == "cuda" else None
         with torch.no_grad():
             plain = np.array(alone.score(few, tokens, dense))
         difference = float((np.abs(scored - plain) / plain).max())
@@ -228,17 +229,23 @@ class Bench:
             "one by one, weights in memory": lambda: alone.score(few, tokens, dense),
         }
         with tempfile.TemporaryDirectory() as name:
-            if not self.large:
+            if self.large:
+                far = self.evaluator(compile=False)
+                far.levels = Levels(self.store, device=self.anatomy.device, dtype=self.anatomy.dtype,
+                                    plan=replace(far.plan, packed="host", dense=HOSTED_DENSE))
+                works["ours, packed levels in host memory, uncompiled"] = lambda: far.score(
+                    offspring, split="search", windows=windows, fitness=[KL()]
+                )
+            else:
                 reference = OneByOne(ours, self.from_disk(Path(name), few, kept))
                 works["one by one, weights from disk"] = lambda: reference.score(few, tokens, dense)
             times = best_of(options.repeat, works, [each for each in works if each.startswith("one")])
             alone.restore()
-            peak = torch.cuda.max_memory_allocated() / 1e9 if self.anatomy.device.type == "cuda" else None
             if self.anatomy.device.type == "cuda":
                 memory.clear()
-                ours = self.evaluator(compile=True) if not options.levels_on else ours
-                if not options.levels_on:
-                    times |= best_of(options.repeat, {"ours": lambda: score(offspring)}, [])
+                works.clear()
+                ours = self.evaluator(compile=True)
+                times |= best_of(options.repeat, {"ours": lambda: score(offspring)}, [])
         each_token = options.windows * options.seq_len
         rates = {
             name: each_token * (len(few) if name.startswith("one") else len(offspring)) / taken
@@ -296,8 +303,6 @@ def main() -> None:
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--shape", choices=["smollm2", "7b"], default="smollm2")
     parser.add_argument("--memory-gb", type=float)
-    parser.add_argument("--levels-on", choices=["device", "host", "disk"], help="force where packed levels wait")
-    parser.add_argument("--dense-gb", type=float, default=4, help="with --levels-on: dequantized weights kept")
     parser.add_argument("--host", action="store_true", help="one by one: weights from host memory")
     parser.add_argument("--grow", action="store_true")
     options = parser.parse_args()

@@ -12,6 +12,7 @@ from mlflow import MlflowClient
 
 from evosweep.core.problem import Allocation
 from evosweep.evaluate.scorer import StagedScorer
+from evosweep.run import workbench
 from evosweep.samplers.storage import journal
 from tests.cli import TINY, evosweep, write_corpus
 
@@ -24,6 +25,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setenv("EVOSWEEP_CACHE", str(folder / "cache"))
+        workbench.cache_clear()  # another test's jobs may have had the same settings, and another cache
         assert evosweep("-m", *TINY, "sampler=uniform,owl,ilp,evopress,random", "name=whole") == 0
         yield folder
 
