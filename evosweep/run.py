@@ -7,7 +7,7 @@ import re
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import cached_property, lru_cache
@@ -22,7 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 from evosweep.core.budget import Budget
 from evosweep.core.checks import check_int
 from evosweep.core.errors import SettingError
-from evosweep.core.events import Listener, Progress, SearchResult
+from evosweep.core.events import Progress, SearchResult
 from evosweep.core.files import write_json
 from evosweep.core.problem import Unit
 from evosweep.data.tokens import TokenSplit
@@ -42,6 +42,7 @@ from evosweep.settings import build, check_keys
 from evosweep.store import shard
 from evosweep.store.build import StoreBuilder, fixed_bits, plan_units
 from evosweep.store.manifest import LevelStore
+from evosweep.tracking.behind import Behind
 from evosweep.tracking.console import RichProgress
 
 WORKBENCH_KEYS = ("model", "data", "tokens", "compressor", "drop", "store", "evaluate")
@@ -149,6 +150,8 @@ def run(config: DictConfig) -> dict[str, Any]:
         result = job.export(result)
         row = job.finish(result)
     except BaseException as error:
+        with suppress(Exception):  # what broke is known already
+            job.settle()
         killed = isinstance(error, KeyboardInterrupt)
         reason = "interrupted" if killed else f"{type(error).__name__}: {error}"
         job.tracker.close("KILLED" if killed else "FAILED", reason=reason)
@@ -173,7 +176,7 @@ class Job:
     tracker: Any
     columns: Sequence[str]
     folder: Path
-    listeners: tuple[Listener, ...] = ()
+    listeners: tuple[Behind, ...] = ()
 
     def search(self) -> SearchResult:
         """Open the store, measure what the sampler needs, search."""
@@ -181,7 +184,7 @@ class Job:
         problem = self.budget.problem(units, fixed_bits=self.bench.store.fixed_bits)
         storage = build(self.config, "storage")
         recorder = StudyRecorder(storage=storage, name=f"{self.name} {datetime.now():%Y-%m-%d %H:%M:%S.%f}"[:-3])
-        self.listeners = (recorder, self.tracker)
+        self.listeners = (Behind(recorder), Behind(self.tracker))
         return run_search(
             name=self.name,
             sampler=self.make_sampler(problem=problem, seed=self.seed),
@@ -210,6 +213,7 @@ class Job:
     def finish(self, result: SearchResult) -> dict[str, Any]:
         """Tell the listeners, write ``result.json``, return its figures."""
         end_search(result, self.listeners)
+        self.settle()
         fixed = self.bench.store.fixed_bits
         width = 8 * self.bench.anatomy.dtype.itemsize
         dense_bits = width * int(result.problem.numels.sum())
@@ -225,6 +229,11 @@ class Job:
         }
         write_json(self.folder / "result.json", row)
         return row
+
+    def settle(self) -> None:
+        """Wait until the listeners have heard everything."""
+        for listener in self.listeners:
+            listener.wait()
 
     def _measured(self, units: tuple[Unit, ...]) -> tuple[tuple[Unit, ...], int]:
         """Return the units with the columns that must be measured on the model, and the tokens this took."""

@@ -41,6 +41,10 @@ class Evaluator:
         store: Levels of its units; genomes index them.
         splits: Token windows by split name.
         resources: What scoring may take.
+
+    Attributes:
+        plan: How memory is shared out.
+        validated: Figures of allocations on the whole validation split, by genome.
     """
 
     def __init__(
@@ -62,6 +66,7 @@ class Evaluator:
         self._targets: ByteLRU[dict[str, torch.Tensor]] = ByteLRU(
             limit=self.plan.targets, size=lambda parts: sum(map(bytes_of, parts.values()))
         )
+        self.validated: dict[bytes | None, dict[str, float]] = {}
         self._compiled = self.resources.compiles(anatomy.device)
         if self._compiled:
             compile_norms(anatomy.blocks)

@@ -72,9 +72,12 @@ class StagedScorer:
 
     def validate(self, genome: Genome | None) -> dict[str, float]:
         """Return ``kl`` (nats per token) and ``ppl`` on the whole validation split; None is the dense model."""
-        windows = range(len(self.evaluator.splits["validation"].windows))
-        scores = self.evaluator.score(
-            None if genome is None else genome[None], split="validation", windows=windows,
-            fitness=[KL(), Perplexity()],
-        )
-        return {name: float(values[0]) for name, values in scores.items()}
+        key = None if genome is None else genome.tobytes()
+        if key not in self.evaluator.validated:  # several searches of one evaluator start from the same allocation
+            windows = range(len(self.evaluator.splits["validation"].windows))
+            scores = self.evaluator.score(
+                None if genome is None else genome[None], split="validation", windows=windows,
+                fitness=[KL(), Perplexity()],
+            )
+            self.evaluator.validated[key] = {name: float(values[0]) for name, values in scores.items()}
+        return dict(self.evaluator.validated[key])

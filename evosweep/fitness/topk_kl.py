@@ -18,10 +18,9 @@ class TopKKL:
         k: Tokens that count one by one.
     """
 
-    name = "topk_kl"
-
     def __init__(self, *, k: int = 64) -> None:
         self.k = check_int("fitness.k", k, low=1)
+        self.name = f"top{self.k}_kl"  # what is remembered under one name must not serve another k
 
     def targets(self, dense: Outputs) -> dict[str, torch.Tensor]:
         """Return ``places`` (tokens, k) and ``log_p`` (tokens, k + 1), the last of it for any other token."""

@@ -56,13 +56,10 @@ class Racing:
         check_number("search.racing", self.error, low=0, high=0.5, exclusive=True)
 
     def looks(self, windows: int, seq_len: int) -> list[Look]:
-        """Return the looks of a stage: into a quarter of the first window, then after 1, 4, 16 ... windows.
-
-        More looks save few tokens and cost a pass through the model each.
-        """
+        """Return the looks of a stage: into a quarter of the first window, then after 1, 2, 4 ... windows."""
         first = [Look(1, seq_len // 4)] if seq_len // 4 > SEGMENT * LEAST_SEGMENTS else []
-        counts = {windows} | {4**power for power in range(windows.bit_length()) if 4**power < windows}
-        return [*first, *(Look(count, seq_len) for count in sorted(counts))]
+        doubling = [Look(2**power, seq_len) for power in range((windows - 1).bit_length())]
+        return [*first, *doubling, Look(windows, seq_len)]
 
     def excluded(self, losses: Floats, survivors: int, *, looks: int) -> npt.NDArray[np.bool_]:
         """Return who need not be scored further, shape (candidates,).

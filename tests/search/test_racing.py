@@ -13,10 +13,10 @@ def losses(shifts: np.ndarray, *, windows: int = 2, tokens: int = 255, seed: int
     return shared + shifts[:, None, None] + rng.normal(0, 0.2, (len(shifts), windows, tokens))
 
 
-def test_looks_grow_fourfold_and_end_with_all() -> None:
-    assert Racing(0.05).looks(5, 2048) == [Look(1, 512), Look(1, 2048), Look(4, 2048), Look(5, 2048)]
+def test_looks_double_and_end_with_all() -> None:
+    assert Racing(0.05).looks(5, 2048) == [Look(1, 512), Look(1, 2048), Look(2, 2048), Look(4, 2048), Look(5, 2048)]
     assert Racing(0.05).looks(1, 256) == [Look(1, 256)]
-    assert Racing(0.05).looks(16, 256) == [Look(1, 256), Look(4, 256), Look(16, 256)]
+    assert Racing(0.05).looks(4, 256) == [Look(1, 256), Look(2, 256), Look(4, 256)]
 
 
 def test_the_clearly_worse_are_given_up_and_the_best_never() -> None:

@@ -1,0 +1,118 @@
+"""What tracking costs a search: 210 units, 128 offspring, real MLflow and Optuna stores.
+
+    python benchmarks/tracking.py [--generations 150] [--second 1.0]
+
+A search whose scoring takes --second a generation (the thread sleeps, as one that waits for a GPU does), without
+listeners, and with both of them as a run has them. Also what each of them takes for one generation, and what both
+leave on disk.
+"""
+
+import argparse
+import json
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from evosweep.core.events import Event, Listener
+from evosweep.core.problem import Level, Problem, Unit
+from evosweep.loop import Plan, run_search
+from evosweep.run import quiet_libraries
+from evosweep.samplers.evopress import EvoPressSampler
+from evosweep.samplers.record import StudyRecorder
+from evosweep.samplers.storage import journal
+from evosweep.tracking.behind import Behind
+from evosweep.tracking.mlflow import MlflowTracker
+
+KINDS = {"self_attn.q_proj": 331776, "self_attn.k_proj": 110592, "self_attn.v_proj": 110592,
+         "self_attn.o_proj": 331776, "mlp.gate_proj": 884736, "mlp.up_proj": 884736, "mlp.down_proj": 884736}
+
+
+class Timed:
+    """Notes how long a listener takes."""
+
+    def __init__(self, listener: Listener) -> None:
+        self.listener, self.seconds = listener, 0.0
+
+    def on_event(self, event: Event) -> None:
+        """Pass it on."""
+        began = time.perf_counter()
+        self.listener.on_event(event)
+        self.seconds += time.perf_counter() - began
+
+
+class Waiting:
+    """A scorer that sleeps as long as a GPU would work, and likes some units more than others."""
+
+    def __init__(self, units: int, second: float) -> None:
+        self.weights, self.second = np.random.default_rng(0).normal(size=units), second
+
+    def score(self, genomes: Any, *, generation: int, stage: int, tokens: int) -> Any:
+        """Return a linear fitness."""
+        del generation, tokens
+        time.sleep(self.second if stage == 0 else 0)
+        return 100 + genomes @ self.weights
+
+    def race(self, genomes: Any, **_: Any) -> Any:
+        """Never asked."""
+        raise NotImplementedError
+
+    def validate(self, genome: Any) -> dict[str, float]:
+        """Return the same as both figures."""
+        return {"kl": float(100 + genome @ self.weights), "ppl": 1.0}
+
+
+def problem() -> Problem:
+    """Return SmolLM2's shape with five levels."""
+    units = [
+        Unit(f"model.layers.{block}.{kind}", numel, block,
+             tuple(Level(f"{bits}bit", numel * bits, value=bits) for bits in range(2, 7)))
+        for block in range(30) for kind, numel in KINDS.items()
+    ]
+    return Problem(tuple(units), budget=sum(unit.levels[1].cost for unit in units))
+
+
+def searched(listeners: list[Any], options: argparse.Namespace) -> float:
+    """Return the seconds of a search."""
+    stages = [{"survivors": 8, "tokens": 1}, {"survivors": 1, "tokens": 1}]
+    plan = Plan.of(generations=options.generations, stages=stages)
+    began = time.perf_counter()
+    run_search(
+        name="tracked", sampler=EvoPressSampler(problem(), seed=0, offspring=128), plan=plan,
+        scorer=Waiting(210, options.second), dense={"kl": 0.0, "ppl": 1.0}, listeners=listeners,
+    )
+    for listener in listeners:
+        listener.wait()
+    return time.perf_counter() - began
+
+
+def main() -> None:
+    """Print one JSON object."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--generations", type=int, default=150)
+    parser.add_argument("--second", type=float, default=1.0)
+    options = parser.parse_args()
+    quiet_libraries()
+    alone = searched([], options)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        study = Timed(StudyRecorder(storage=journal(path=str(folder / "study.journal")), name="tracked"))
+        tracker = MlflowTracker(experiment="tracked", uri=f"sqlite:///{folder / 'mlflow.db'}")
+        tracker.client.create_experiment("tracked", artifact_location=str(folder / "mlruns"))
+        tracker.start("tracked", params={}, tags={})
+        mlflow = Timed(tracker)
+        both = searched([Behind(study), Behind(mlflow)], options)
+        sizes = {path.name: path.stat().st_size / 1e6 for path in folder.iterdir() if path.is_file()}
+        sizes["mlruns"] = sum(path.stat().st_size for path in (folder / "mlruns").rglob("*") if path.is_file()) / 1e6
+    print(json.dumps({
+        **vars(options), "seconds_without": alone, "seconds_with_both": both,
+        "overhead_percent": 100 * (both / alone - 1),
+        "optuna_ms_a_generation": 1000 * study.seconds / options.generations,
+        "mlflow_ms_a_generation": 1000 * mlflow.seconds / options.generations, "megabytes": sizes,
+    }, indent=1))
+
+
+if __name__ == "__main__":
+    main()
