@@ -1,14 +1,14 @@
 """A search written into an Optuna study, a generation at a time."""
 
-from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import Any
 
+import numpy as np
 import optuna
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from evosweep.core.events import Candidate, Event, GenerationRecord, SearchEnded, SearchStarted
-from evosweep.core.problem import Problem
+from evosweep.core.problem import Genome, Problem
 from evosweep.samplers.base import unit_distributions
 
 
@@ -28,7 +28,7 @@ class StudyRecorder:
     def __init__(self, *, storage: optuna.storages.BaseStorage, name: str) -> None:
         self.study = optuna.create_study(storage=storage, study_name=name, direction="minimize")
         self._problem: Problem | None = None
-        self._parent: Mapping[str, str] = {}
+        self._parent: Genome | None = None
 
     def on_event(self, event: Event) -> None:
         """Write a start, a generation, or an end."""
@@ -41,7 +41,8 @@ class StudyRecorder:
             self.study.set_metric_names(["val_kl"])
         elif isinstance(event, GenerationRecord):
             self.study.add_trials([self._trial(candidate, event) for candidate in event.candidates])
-            self._parent = event.elite
+            assert self._problem is not None, "a search starts before its first generation"
+            self._parent = self._problem.encode(event.elite)
         elif isinstance(event, SearchEnded):
             self.study.set_user_attr("winner", dict(event.result.allocation))
             self.study.set_user_attr("result", event.result.row())
@@ -50,7 +51,6 @@ class StudyRecorder:
     def _trial(self, candidate: Candidate, record: GenerationRecord) -> FrozenTrial:
         assert self._problem is not None, "a search starts before its first generation"
         problem, won = self._problem, candidate.slot == record.elite_slot
-        levels = problem.decode(candidate.genome)
         attributes: dict[str, Any] = {
             "generation": record.generation,
             "slot": candidate.slot,
@@ -60,14 +60,21 @@ class StudyRecorder:
         if won:
             attributes |= {f"val_{key}": value for key, value in record.validation.items()}
         else:
-            attributes["changed"] = {unit: level for unit, level in levels.items() if self._parent.get(unit) != level}
+            attributes["changed"] = self._changed(candidate.genome)
         trial = create_trial(
             state=TrialState.COMPLETE if won else TrialState.PRUNED,
             value=record.validation["kl"] if won else None,
-            params=dict(levels) if won else {},
+            params=dict(problem.decode(candidate.genome)) if won else {},
             distributions=unit_distributions(problem) if won else {},
             intermediate_values={int(stage): float(score) for stage, score in candidate.scores.items()},
             user_attrs=attributes,
         )
         trial.datetime_start = datetime.now() - timedelta(seconds=record.seconds)
         return trial
+
+    def _changed(self, genome: Genome) -> dict[str, str]:
+        """Return the levels in which a genome differs from its parent; all of them where it has none."""
+        assert self._problem is not None, "a search starts before its first generation"
+        places = range(len(genome)) if self._parent is None else np.flatnonzero(genome != self._parent).tolist()
+        units = self._problem.units
+        return {units[place].name: units[place].levels[int(genome[place])].name for place in places}
