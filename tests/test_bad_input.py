@@ -83,6 +83,7 @@ CASES = {
     "sensitivity tokens": (["sampler=ilp", "evaluate.sensitivity_tokens=6400000"], "evaluate.sensitivity_tokens", ""),
     "evaluate memory": (["evaluate.memory_gb=-1"], "evaluate.memory_gb", "-1"),
     "memory for no candidate": (["evaluate.memory_gb=1e-6"], "evaluate.memory_gb", "1e-06"),
+    "no start": (["sampler.start=nowhere.json"], "nowhere.json", "cannot be read"),
     "racing": (["search.racing=2"], "search.racing", "2"),
     "surrogate": (["search.surrogate=1.5"], "search.surrogate", "1.5"),
     "top-k": (["fitness=topk_kl", "fitness.k=0"], "fitness.k", "0"),

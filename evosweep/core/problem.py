@@ -169,6 +169,18 @@ class Problem:
         return table
 
     @functools.cached_property
+    def rises(self) -> npt.NDArray[np.int64]:
+        """What one level more costs at every (unit, level), shape as ``costs``; -1 where there is none."""
+        table = np.full(self.costs.shape, -1, dtype=np.int64)
+        table[:, :-1] = np.where(self.costs[:, 1:] >= 0, np.diff(self.costs, axis=1), -1)
+        return table
+
+    @functools.cached_property
+    def falls(self) -> npt.NDArray[np.int64]:
+        """What one level less frees at every (unit, level), shape as ``costs``; -1 where there is none."""
+        return np.concatenate([np.full((len(self.units), 1), -1, dtype=np.int64), self.rises[:, :-1]], axis=1)
+
+    @functools.cached_property
     def sizes(self) -> npt.NDArray[np.int64]:
         """Number of levels of every unit, shape (units,)."""
         return np.array([len(unit.levels) for unit in self.units], dtype=np.int64)
@@ -192,13 +204,21 @@ class Problem:
         """Which units gate others, shape (units,)."""
         return np.array([bool(unit.gates) for unit in self.units])
 
+    @functools.cached_property
+    def gated(self) -> bool:
+        """Whether any unit gates others."""
+        return bool(self.gating.any())
+
     def alive(self, genome: Genome) -> npt.NDArray[np.bool_]:
         """Return which units are there at all, shape (units,): gated ones only while their gate is open."""
+        if not self.gated:
+            return np.ones(len(self.units), dtype=bool)
         return (self.gate == np.arange(len(self.units))) | (genome[self.gate] > 0)
 
     def prices(self, genome: Genome) -> npt.NDArray[np.int64]:
         """Return what each unit's level costs in bits, shape (units,); nothing where it is not there."""
-        return np.where(self.alive(genome), self.costs[np.arange(len(self.units)), genome], 0)
+        costs = self.costs[np.arange(len(self.units)), genome]
+        return np.where(self.alive(genome), costs, 0) if self.gated else costs
 
     @functools.cached_property
     def least(self) -> int:

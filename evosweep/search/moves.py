@@ -11,18 +11,22 @@ MUTATION_TRIES = 16
 
 def steps_up(problem: Problem, genome: Genome) -> Steps:
     """Return what raising each unit one level costs, shape (units,); -1 where it is at its top or not there."""
-    units = np.arange(len(genome))
-    can = (genome < problem.sizes - 1) & problem.alive(genome)
-    above = problem.costs[units, np.minimum(genome + 1, problem.sizes - 1)]
-    return np.where(can, above - problem.costs[units, genome] + _behind(problem, genome, shut=0), -1)
+    steps = problem.rises[np.arange(len(genome)), genome]
+    return _among_the_living(problem, genome, steps, shut=0)
 
 
 def steps_down(problem: Problem, genome: Genome) -> Steps:
     """Return what lowering each unit one level frees, shape (units,); -1 where it is at its bottom or not there."""
-    units = np.arange(len(genome))
-    below = problem.costs[units, np.maximum(genome - 1, 0)]
-    can = (genome > 0) & problem.alive(genome)
-    return np.where(can, problem.costs[units, genome] - below + _behind(problem, genome, shut=1), -1)
+    steps = problem.falls[np.arange(len(genome)), genome]
+    return _among_the_living(problem, genome, steps, shut=1)
+
+
+def _among_the_living(problem: Problem, genome: Genome, steps: Steps, *, shut: int) -> Steps:
+    """Return steps with what gates bring or take along; -1 for units that are not there."""
+    if not problem.gated:
+        return steps
+    can = (steps >= 0) & problem.alive(genome)
+    return np.where(can, steps + _behind(problem, genome, shut=shut), -1)
 
 
 def _behind(problem: Problem, genome: Genome, *, shut: int) -> Steps:
@@ -67,10 +71,11 @@ def exchange(problem: Problem, genome: Genome, rng: np.random.Generator) -> bool
 
 def repair(problem: Problem, genome: Genome, rng: np.random.Generator, *, keep: tuple[int, ...] = ()) -> bool:
     """Lower random units (not those in ``keep``) one level at a time until the budget holds, in place."""
+    free = _all_but(keep, len(genome))
     for _ in range(int(problem.sizes.sum())):
         if problem.feasible(genome):
             return True
-        lowerable = np.setdiff1d(np.flatnonzero(steps_down(problem, genome) > 0), keep)
+        lowerable = np.flatnonzero((steps_down(problem, genome) > 0) & free)
         if not len(lowerable):
             return False
         genome[rng.choice(lowerable)] -= 1
@@ -79,13 +84,20 @@ def repair(problem: Problem, genome: Genome, rng: np.random.Generator, *, keep: 
 
 def fill(problem: Problem, genome: Genome, rng: np.random.Generator, *, keep: tuple[int, ...] = ()) -> None:
     """Raise random units (not those in ``keep``) while what is left of the budget allows it, in place."""
+    free = _all_but(keep, len(genome))
     for _ in range(int(problem.sizes.sum())):
         up = steps_up(problem, genome)
         slack = problem.budget - problem.cost(genome)
-        affordable = np.setdiff1d(np.flatnonzero((up >= 0) & (up <= slack)), keep)
+        affordable = np.flatnonzero((up >= 0) & (up <= slack) & free)
         if not len(affordable):
             return
         genome[rng.choice(affordable)] += 1
+
+
+def _all_but(keep: tuple[int, ...], units: int) -> npt.NDArray[np.bool_]:
+    free = np.ones(units, dtype=bool)
+    free[list(keep)] = False
+    return free
 
 
 def random_feasible(problem: Problem, rng: np.random.Generator) -> Genome:

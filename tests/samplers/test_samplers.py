@@ -5,7 +5,7 @@ from evosweep.allocators.ilp import ILP
 from evosweep.allocators.owl import OWL
 from evosweep.allocators.uniform import Uniform
 from evosweep.core.errors import EvosweepError, SettingError
-from evosweep.core.problem import Problem
+from evosweep.core.problem import Allocation, Problem
 from evosweep.samplers.base import PopulationSampler, suggest_allocation
 from evosweep.samplers.evopress import EvoPressSampler
 from evosweep.samplers.random import RandomFeasibleSampler
@@ -46,6 +46,36 @@ class TestEvoPressSampler(SamplerContract):
     def test_several_starts_where_uniform_is_not_the_budget(self) -> None:
         sampler = EvoPressSampler(unfilled_problem(), seed=0, offspring=4, start_candidates=6)
         assert sampler.size(0) == 6 == len(sampler.population(generation=0, elite=None))
+
+
+class TestWarmStartedEvoPressSampler(SamplerContract):
+    def make(self, problem: Problem, seed: int) -> PopulationSampler:
+        return EvoPressSampler(problem, seed=seed, offspring=4, start=ILP())
+
+    def test_it_starts_where_the_allocator_ends_and_needs_its_columns(self, problem: Problem) -> None:
+        sampler = self.make(problem, 0)
+        [start] = sampler.genomes(generation=0, elite=None)
+        assert start.tolist() == ILP().allocate(problem).tolist()
+        assert tuple(sampler.columns) == tuple(ILP.columns) and sampler.name == "evopress+ilp"
+
+
+def test_a_search_starts_from_an_allocation_file(problem: Problem, tmp_path) -> None:
+    search = EvoPressSampler(problem, seed=0).search
+    genome = search.offspring(generation=1, parent=problem.uniform())[0]
+    path = problem.decode(genome).save(tmp_path / "allocation.json")
+    [start] = EvoPressSampler(problem, seed=0, start=str(path)).genomes(generation=0, elite=None)
+    assert start.tolist() == genome.tolist()
+
+
+def test_a_start_that_does_not_fit_is_refused(problem: Problem, tmp_path) -> None:
+    path = problem.decode(problem.sizes - 1).save(tmp_path / "allocation.json")
+    with pytest.raises(SettingError, match=r"sampler\.start must be an allocation of at most \d+ bits, got .* with"):
+        EvoPressSampler(problem, seed=0, start=path)
+    Allocation({problem.units[0].name + "x": "a"}).save(path)
+    with pytest.raises(EvosweepError, match=problem.units[0].name):
+        EvoPressSampler(problem, seed=0, start=path)
+    with pytest.raises(EvosweepError, match="cannot be read"):
+        EvoPressSampler(problem, seed=0, start=tmp_path / "none.json")
 
 
 class TestRandomSampler(SamplerContract):
