@@ -28,6 +28,7 @@ class Levels:
         self._dense: ByteLRU[torch.Tensor] = ByteLRU(limit=plan.dense, size=bytes_of)
         self._packed: dict[Key, Parts] = {}  # on the device or page-locked, as the plan says
         self._coming: dict[Key, tuple[Parts, torch.cuda.Event]] = {}
+        self._awaited: set[Key] = set()  # what the block that runs now may still ask for
         self._side = torch.cuda.Stream(device) if device.type == "cuda" else None
 
     def weight(self, key: Key) -> torch.Tensor:
@@ -35,13 +36,17 @@ class Levels:
         return self._dense.get(key, lambda: self._make(key))
 
     def prefetch(self, keys: Iterable[Key]) -> None:
-        """Start bringing page-locked levels to the device; what was brought before and not used is let go."""
+        """Start bringing page-locked levels of the next block to the device, while the block before it runs.
+
+        What two calls ago was brought and never asked for is let go.
+        """
         if self.plan.packed != "host" or self._side is None:
             return
-        wanted = [key for key in keys if key not in self._dense]
-        self._coming = {key: self._coming[key] for key in wanted if key in self._coming}
+        wanted = {key for key in keys if key not in self._dense}
+        self._coming = {key: there for key, there in self._coming.items() if key in wanted | self._awaited}
+        self._awaited = wanted
         with torch.cuda.stream(self._side):
-            for key in wanted:
+            for key in sorted(wanted):
                 if key not in self._coming:
                     there = _moved(self._waiting(key), self.device)
                     self._coming[key] = there, self._side.record_event()
