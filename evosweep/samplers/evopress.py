@@ -44,6 +44,8 @@ class EvoPressSampler(PopulationSampler):
         if isinstance(start, str | Path):
             self._first = _read(problem, Path(start))
         elif start is not None:
+            if not hasattr(start, "allocate"):
+                raise SettingError("sampler.start", allowed="null, an allocation.json or an allocator", got=start)
             start.check(problem)
             self._allocator, self.columns = start, tuple(start.columns)
             self.name = f"{self.name}+{type(start).__name__.lower()}"

@@ -17,7 +17,7 @@ class Behind:
 
     def __init__(self, listener: Listener) -> None:
         self.listener = listener
-        self._events: queue.Queue[Event] = queue.Queue(MOST_WAITING)
+        self._events: queue.Queue[Event | None] = queue.Queue(MOST_WAITING)
         self._failure: BaseException | None = None
         self._thread: threading.Thread | None = None
 
@@ -30,20 +30,20 @@ class Behind:
         self._events.put(event)
 
     def wait(self) -> None:
-        """Return when the listener has heard everything; raise what went wrong."""
-        self._events.join()
+        """Return when the listener has heard everything, and end the thread; raise what went wrong."""
+        if self._thread is not None:
+            self._events.put(None)
+            self._thread.join()
+            self._thread = None
         self._raise()
 
     def _work(self) -> None:
-        while True:
-            event = self._events.get()
+        while (event := self._events.get()) is not None:
             try:
                 if self._failure is None:
                     self.listener.on_event(event)
             except BaseException as error:  # raised where the search is
                 self._failure = error
-            finally:
-                self._events.task_done()
 
     def _raise(self) -> None:
         if self._failure is not None:

@@ -27,7 +27,10 @@ def test_everything_is_heard_in_order_and_elsewhere() -> None:
     for event in range(100):  # more than may wait
         behind.on_event(event)
     behind.wait()
-    assert slow.heard == list(range(100)) and slow.threads and threading.get_ident() not in slow.threads
+    behind.on_event(100)  # it can be woken again
+    behind.wait()
+    assert behind._thread is None
+    assert slow.heard == list(range(101)) and slow.threads and threading.get_ident() not in slow.threads
 
 
 def test_what_goes_wrong_is_raised_where_the_search_is() -> None:
