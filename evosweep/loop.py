@@ -154,21 +154,15 @@ def run_search(
     validation: dict[str, float] = {}
     records: list[GenerationRecord] = []
     progress = progress or Silent()
-    arena = _Arena(problem, scorer, plan, progress)
     surrogate = None if plan.surrogate is None else Surrogate(problem, share=plan.surrogate)
+    arena = _Arena(problem, scorer, plan, progress, surrogate)
     count = plan.generations + 1 if sampler.limit is None else min(plan.generations + 1, sampler.limit)
     for generation in progress.track(range(count), description=f"{sampler.name}: generations"):
         began = time.monotonic()
         candidates = sampler.population(generation=generation, elite=elite)
         if not candidates:
             break
-        if surrogate is not None:
-            candidates = [candidates[place] for place in surrogate.promising([each.genome for each in candidates])]
-        selection = arena.select(candidates, elite, generation)
-        if surrogate is not None:
-            scored_ones = [each for each in selection.candidates if each.scores]
-            first = [each.scores[min(each.scores)] for each in scored_ones]
-            surrogate.learn([each.genome for each in scored_ones], first)
+        selection = arena.run(candidates, elite, generation)
         scored = time.monotonic() - began
         winner = selection.winner
         changed = 0 if elite is None else int((winner.genome != elite).sum())
@@ -222,6 +216,17 @@ class _Arena:
     scorer: Scorer
     plan: Plan
     progress: Progress
+    surrogate: Surrogate | None
+
+    def run(self, candidates: Sequence[Candidate], elite: Genome | None, generation: int) -> _Selection:
+        """Screen a generation, if asked, and thin it out."""
+        if self.surrogate is None:
+            return self.select(candidates, elite, generation)
+        kept = self.surrogate.promising([each.genome for each in candidates])
+        selection = self.select([candidates[place] for place in kept], elite, generation)
+        scored = [each for each in selection.candidates if each.scores]
+        self.surrogate.learn([each.genome for each in scored], [each.scores[min(each.scores)] for each in scored])
+        return selection
 
     def select(self, candidates: Sequence[Candidate], elite: Genome | None, generation: int) -> _Selection:
         """Thin a generation out, stage by stage; in the last, the elite competes on the same tokens.
