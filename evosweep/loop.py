@@ -43,6 +43,8 @@ class Plan:
         stages: Survivors falling to 1.
         racing: When to stop scoring a candidate early; none scores all of a stage on all of its tokens.
         surrogate: Share of a generation that a model of the scores so far drops unscored; none drops nobody.
+        tokens: No generation begins that would spend more in all; none sets no bound.
+        patience: Generations without a new elite after which the search ends; none never does.
 
     Raises:
         SettingError: Stages are missing, not falling, or do not end in one survivor.
@@ -52,9 +54,20 @@ class Plan:
     stages: tuple[Stage, ...]
     racing: Racing | None = None
     surrogate: float | None = None
+    tokens: int | None = None
+    patience: int | None = None
 
     @classmethod
-    def of(cls, *, generations: object, stages: Any, racing: Any = None, surrogate: Any = None) -> "Plan":
+    def of(
+        cls,
+        *,
+        generations: object,
+        stages: Any,
+        racing: Any = None,
+        surrogate: Any = None,
+        tokens: Any = None,
+        patience: Any = None,
+    ) -> "Plan":
         """Validate what the configuration says."""
         count = check_int("search.generations", generations, low=0)
         if not isinstance(stages, Sequence) or not stages:
@@ -74,7 +87,23 @@ class Plan:
             raise SettingError("search.stages", allowed="survivors that fall to 1 in the last stage", got=survivors)
         if surrogate is not None:
             check_number("search.surrogate", surrogate, low=0, high=MOST, exclusive=True)
-        return cls(count, tuple(made), None if racing is None else Racing(racing), surrogate)
+        if tokens is not None:
+            check_int("search.tokens", tokens, low=1)
+        if patience is not None:
+            check_int("search.patience", patience, low=1)
+        return cls(count, tuple(made), None if racing is None else Racing(racing), surrogate, tokens, patience)
+
+    def over(self, tokens: int, records: Sequence[GenerationRecord]) -> str | None:
+        """Return why a search that has spent ``tokens`` should end here, if it should."""
+        if not records:
+            return None
+        last = records[-1].tokens - (records[-2].tokens if len(records) > 1 else 0)
+        if self.tokens is not None and tokens + last > self.tokens:
+            return "tokens"
+        unchanged = [record.changed == 0 for record in records[1:]]
+        if self.patience is not None and len(unchanged) >= self.patience and all(unchanged[-self.patience :]):
+            return "stagnation"
+        return None
 
 
 class Scorer(Protocol):
@@ -108,9 +137,16 @@ class Sampler(Protocol):
     seed: int
     problem: Problem
     limit: int | None
+    same_tokens: bool
 
     def population(self, *, generation: int, elite: Genome | None) -> list[Candidate]:
         """Return a generation's candidates; none ends the search."""
+
+    def learn(self, candidates: Sequence[Candidate]) -> None:
+        """Hear what became of them."""
+
+    def facts(self) -> Mapping[str, float]:
+        """Return numbers about the sampler itself."""
 
 
 @dataclass(frozen=True)
@@ -155,14 +191,19 @@ def run_search(
     records: list[GenerationRecord] = []
     progress = progress or Silent()
     surrogate = None if plan.surrogate is None else Surrogate(problem, share=plan.surrogate)
-    arena = _Arena(problem, scorer, plan, progress, surrogate)
+    arena, stopped = _Arena(problem, scorer, plan, progress, surrogate, sampler.same_tokens), "finished"
     count = plan.generations + 1 if sampler.limit is None else min(plan.generations + 1, sampler.limit)
     for generation in progress.track(range(count), description=f"{sampler.name}: generations"):
+        reason = plan.over(tokens, records)
+        if reason is not None:
+            stopped = reason
+            break
         began = time.monotonic()
         candidates = sampler.population(generation=generation, elite=elite)
         if not candidates:
             break
         selection = arena.run(candidates, elite, generation)
+        sampler.learn(selection.candidates)
         scored = time.monotonic() - began
         winner = selection.winner
         changed = 0 if elite is None else int((winner.genome != elite).sum())
@@ -184,6 +225,7 @@ def run_search(
             changed=changed,
             seconds=time.monotonic() - began,
             elapsed=time.monotonic() - started,
+            facts=sampler.facts(),
         )
         records.append(record)
         _tell(listeners, record)
@@ -200,6 +242,7 @@ def run_search(
         tokens=tokens,
         tokens_saved=sum(record.tokens_saved for record in records),
         seconds=time.monotonic() - started,
+        stopped=stopped,
     )
 
 
@@ -217,9 +260,25 @@ class _Arena:
     plan: Plan
     progress: Progress
     surrogate: Surrogate | None
+    same_tokens: bool
 
     def run(self, candidates: Sequence[Candidate], elite: Genome | None, generation: int) -> _Selection:
-        """Screen a generation, if asked, and thin it out."""
+        """Screen a generation, if asked, and thin it out; a genome runs once, its repetitions share what it scored."""
+        first: dict[bytes, Candidate] = {}
+        for each in candidates:
+            first.setdefault(each.genome.tobytes(), each)
+        selection = self._screened(list(first.values()), elite, generation)
+        ran = {each.slot: each for each in selection.candidates}
+        told = []
+        for each in candidates:
+            original = first[each.genome.tobytes()].slot
+            if original in ran:
+                again = original != each.slot
+                twin = replace(each, scores=ran[original].scores, duplicate_of=original)
+                told.append(twin if again else ran[original])
+        return replace(selection, candidates=tuple(told))
+
+    def _screened(self, candidates: Sequence[Candidate], elite: Genome | None, generation: int) -> _Selection:
         if self.surrogate is None:
             return self.select(candidates, elite, generation)
         kept = self.surrogate.promising([each.genome for each in candidates])
@@ -263,7 +322,7 @@ class _Arena:
 
     def _score(self, genomes: npt.NDArray[np.int64], generation: int, index: int) -> Raced:
         """Score a stage, as a race or to its end."""
-        stage = self.plan.stages[index]
+        stage, generation = self.plan.stages[index], 0 if self.same_tokens else generation
         if self.plan.racing is not None:
             return self.scorer.race(
                 genomes, generation=generation, stage=index, tokens=stage.tokens, survivors=stage.survivors,

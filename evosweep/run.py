@@ -46,7 +46,7 @@ from evosweep.tracking.behind import Behind
 from evosweep.tracking.console import RichProgress
 
 WORKBENCH_KEYS = ("model", "data", "tokens", "compressor", "drop", "store", "evaluate")
-PLAN_KEYS = ("generations", "stages", "racing", "surrogate")
+PLAN_KEYS = ("generations", "stages", "racing", "surrogate", "tokens", "patience")
 NAME = re.compile(r"[\w.-]+")
 
 

@@ -9,6 +9,7 @@ from evosweep.core.events import GenerationRecord, SearchStarted, Silent
 from evosweep.core.problem import Problem
 from evosweep.loop import Plan, run_search
 from evosweep.samplers.evopress import EvoPressSampler
+from evosweep.samplers.optuna import OptunaSampler
 from evosweep.samplers.static import AllocatorSampler
 from evosweep.search.racing import Raced
 
@@ -53,8 +54,12 @@ def search(problem: Problem, sampler=None, scorer=None, plan: Plan = PLAN, **mor
 def test_stages_thin_out_and_the_parent_competes_in_the_last(problem: Problem) -> None:
     scorer = Quadratic(problem)
     result = search(problem, scorer=scorer)
-    assert scorer.calls[:4] == [(1, 0, 8, 10), (1, 1, 4, 100), (2, 0, 8, 10), (2, 1, 4, 100)]
-    assert result.tokens == 6 * (8 * 10 + 4 * 100)
+    distinct = [len({each.genome.tobytes() for each in record.candidates}) for record in result.generations]
+    expected = [
+        call for n in range(1, 7) for call in ((n, 0, distinct[n], 10), (n, 1, 4, 100))
+    ]
+    assert scorer.calls == expected and max(distinct) == 8
+    assert result.tokens == sum(count * tokens for _, _, count, tokens in scorer.calls)
 
 
 def test_the_elite_never_gets_worse_on_noiseless_fitness(problem: Problem) -> None:
@@ -144,9 +149,15 @@ def test_who_is_given_up_does_not_survive_and_what_that_saves_is_counted(problem
 def test_a_surrogate_spares_a_share_of_each_later_generation(problem: Problem) -> None:
     stages = [{"survivors": 3, "tokens": 10}, {"survivors": 1, "tokens": 100}]
     scorer = Quadratic(problem)
-    search(problem, scorer=scorer, plan=Plan.of(generations=6, stages=stages, surrogate=0.5))
+    sampler = EvoPressSampler(problem, seed=0, offspring=16)
+    result = search(problem, sampler=sampler, scorer=scorer, plan=Plan.of(generations=6, stages=stages, surrogate=0.5))
+    distinct = [
+        len({genome.tobytes() for genome in sampler.genomes(generation=n + 1, elite=problem.encode(record.elite))})
+        for n, record in enumerate(result.generations[:-1])
+    ]
     firsts = [count for _, stage, count, _ in scorer.calls if stage == 0]
-    assert firsts == [8, 8, 4, 4, 4, 4]
+    assert firsts[:2] == distinct[:2] and 16 >= min(distinct) > 10
+    assert firsts[2:] == [round(count / 2) for count in distinct[2:]]
 
 
 @pytest.mark.parametrize(
@@ -164,3 +175,39 @@ def test_a_surrogate_spares_a_share_of_each_later_generation(problem: Problem) -
 def test_bad_plans_are_named(generations, stages, message: str) -> None:
     with pytest.raises(SettingError, match=message):
         Plan.of(generations=generations, stages=stages)
+
+
+def test_a_bound_on_tokens_is_kept(problem: Problem) -> None:
+    stages = [{"survivors": 3, "tokens": 10}, {"survivors": 1, "tokens": 100}]
+    plan = Plan.of(generations=50, stages=stages, tokens=2000)
+    result = search(problem, plan=plan)
+    assert result.stopped == "tokens" and 2000 - 480 < result.tokens <= 2000
+
+
+def test_a_search_that_stands_still_ends(problem: Problem) -> None:
+    plan = Plan.of(generations=200, stages=[{"survivors": 1, "tokens": 10}], patience=3)
+    result = search(problem, plan=plan)
+    assert result.stopped == "stagnation"
+    assert [record.changed for record in result.generations[-3:]] == [0, 0, 0] and result.generations[-4].changed
+
+
+def test_a_genome_proposed_twice_is_scored_once(problem: Problem) -> None:
+    class Twins(EvoPressSampler):
+        def genomes(self, *, generation, elite):
+            genomes = super().genomes(generation=generation, elite=elite)
+            return [genome for genome in genomes for _ in range(2 if generation else 1)]
+
+    scorer = Quadratic(problem)
+    result = search(problem, sampler=Twins(problem, seed=0, offspring=4), scorer=scorer)
+    for record, (_, _, scored, _) in zip(result.generations[1:], scorer.calls[::2], strict=True):
+        assert scored == len({each.genome.tobytes() for each in record.candidates}) <= 4
+        assert [each.slot for each in record.candidates] == list(range(8))
+        for each in record.candidates[1::2]:
+            assert each.duplicate_of is not None and each.duplicate_of < each.slot
+            assert each.scores == record.candidates[each.duplicate_of].scores
+
+
+def test_samplers_that_compare_generations_get_the_same_tokens(problem: Problem) -> None:
+    scorer = Quadratic(problem)
+    search(problem, sampler=OptunaSampler(problem, kind="tpe", offspring=8), scorer=scorer)
+    assert {call[0] for call in scorer.calls} == {0}

@@ -18,12 +18,14 @@ class Candidate:
         genome: Level indices, shape (units,).
         scores: Mean fitness of each stage that it was scored in, by stage index.
         parent: Hash of the allocation that it was mutated from, if any.
+        duplicate_of: Slot of an earlier candidate of this generation with the same genome: scored there, not here.
     """
 
     slot: int
     genome: Genome
     scores: Mapping[int, float] = field(default_factory=dict)
     parent: str | None = None
+    duplicate_of: int | None = None
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,7 @@ class GenerationRecord:
         tokens: Tokens scored by the search so far, candidates times tokens; validation not counted.
         tokens_saved: Tokens of this generation that racing did not score.
         changed: Units in which the elite differs from the elite before it.
+        facts: Numbers that the sampler tells about itself.
     """
 
     generation: int
@@ -62,6 +65,7 @@ class GenerationRecord:
     seconds: float
     elapsed: float
     tokens_saved: int = 0
+    facts: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

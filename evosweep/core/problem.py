@@ -186,9 +186,24 @@ class Problem:
         return np.array([len(unit.levels) for unit in self.units], dtype=np.int64)
 
     @functools.cached_property
+    def places(self) -> npt.NDArray[np.int64]:
+        """0, 1, 2 ... for every unit, shape (units,): the rows of a table that is read by genome."""
+        return np.arange(len(self.units))
+
+    @functools.cached_property
+    def rungs(self) -> int:
+        """Levels of all units together: no walk up or down the ladders takes more steps."""
+        return int(self.sizes.sum())
+
+    @functools.cached_property
     def numels(self) -> npt.NDArray[np.int64]:
         """Weights of every unit, shape (units,)."""
         return np.array([unit.numel for unit in self.units], dtype=np.int64)
+
+    @functools.cached_property
+    def kinds(self) -> npt.NDArray[np.int64]:
+        """Number of each unit's kind, shape (units,): the same for siblings in other blocks."""
+        return np.unique([unit.kind for unit in self.units], return_inverse=True)[1]
 
     @functools.cached_property
     def gate(self) -> npt.NDArray[np.int64]:
@@ -217,7 +232,7 @@ class Problem:
 
     def prices(self, genome: Genome) -> npt.NDArray[np.int64]:
         """Return what each unit's level costs in bits, shape (units,); nothing where it is not there."""
-        costs = self.costs[np.arange(len(self.units)), genome]
+        costs = self.costs[self.places, genome]
         return np.where(self.alive(genome), costs, 0) if self.gated else costs
 
     @functools.cached_property

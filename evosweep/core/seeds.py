@@ -18,5 +18,5 @@ def generator(seed: int, *place: int | str) -> np.random.Generator:
     """
     text = "/".join([str(seed), *map(str, place)])
     digest = hashlib.sha256(text.encode()).digest()
-    words = np.frombuffer(digest, dtype=np.uint32).tolist()
-    return np.random.default_rng(np.random.SeedSequence(words))
+    words = np.frombuffer(digest, dtype=np.uint32)
+    return np.random.Generator(np.random.PCG64(words))

@@ -19,6 +19,9 @@ class EvoPressSampler(PopulationSampler):
         max_flips: Most flips a mutation.
         cross: Share of flips that move budget between units of different size; 0 is the paper's search.
         start_candidates: Proposals of generation 0 where the budget is not what one level for all units costs.
+        flips: Distribution of the number of flips: ``min_of_two`` draws (the paper's) or ``uniform``.
+        group: What swaps are between: units of the same ``size``, also of the same ``name`` in their blocks, or
+            ``none``: no swaps, exchanges only.
         start: Where to start instead: an ``allocation.json``, or an allocator (a warm start).
 
     Raises:
@@ -37,6 +40,8 @@ class EvoPressSampler(PopulationSampler):
         max_flips: int = 3,
         cross: float = 0.5,
         start_candidates: int = 16,
+        flips: str = "min_of_two",
+        group: str = "size",
         start: str | Path | Allocator | None = None,
     ) -> None:
         super().__init__(problem, seed=seed)
@@ -51,7 +56,7 @@ class EvoPressSampler(PopulationSampler):
             self.name = f"{self.name}+{type(start).__name__.lower()}"
         self.search = EvoPress(
             problem, seed=seed, offspring=offspring, max_flips=max_flips, cross=cross,
-            start_candidates=start_candidates,
+            start_candidates=start_candidates, flips=flips, group=group,
         )
 
     def genomes(self, *, generation: int, elite: Genome | None) -> list[Genome]:

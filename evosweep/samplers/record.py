@@ -1,5 +1,6 @@
 """A search written into an Optuna study, a generation at a time."""
 
+from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -29,6 +30,7 @@ class StudyRecorder:
         self.study = optuna.create_study(storage=storage, study_name=name, direction="minimize")
         self._problem: Problem | None = None
         self._parent: Genome | None = None
+        self._written = 0
 
     def on_event(self, event: Event) -> None:
         """Write a start, a generation, or an end."""
@@ -40,7 +42,9 @@ class StudyRecorder:
                 self.study.set_user_attr(key, value)
             self.study.set_metric_names(["val_kl"])
         elif isinstance(event, GenerationRecord):
-            self.study.add_trials([self._trial(candidate, event) for candidate in event.candidates])
+            numbers = {each.slot: self._written + place for place, each in enumerate(event.candidates)}
+            self.study.add_trials([self._trial(candidate, event, numbers) for candidate in event.candidates])
+            self._written += len(event.candidates)
             assert self._problem is not None, "a search starts before its first generation"
             self._parent = self._problem.encode(event.elite)
         elif isinstance(event, SearchEnded):
@@ -48,7 +52,7 @@ class StudyRecorder:
             self.study.set_user_attr("result", event.result.row())
             self.study.set_user_attr("stopped", event.result.stopped)
 
-    def _trial(self, candidate: Candidate, record: GenerationRecord) -> FrozenTrial:
+    def _trial(self, candidate: Candidate, record: GenerationRecord, numbers: Mapping[int, int]) -> FrozenTrial:
         assert self._problem is not None, "a search starts before its first generation"
         problem, won = self._problem, candidate.slot == record.elite_slot
         attributes: dict[str, Any] = {
@@ -57,6 +61,8 @@ class StudyRecorder:
             "parent": candidate.parent,
             "bits_per_weight": problem.bits_per_weight(problem.cost(candidate.genome)),
         }
+        if candidate.duplicate_of is not None:
+            attributes["duplicate_of"] = numbers[candidate.duplicate_of]
         if won:
             attributes |= {f"val_{key}": value for key, value in record.validation.items()}
         else:

@@ -5,10 +5,10 @@ Pure: who scores offspring, and on how many tokens, is the caller's matter. Each
 """
 
 
-from evosweep.core.checks import check_int, check_number
+from evosweep.core.checks import check_choice, check_int, check_number
 from evosweep.core.problem import Genome, Problem
 from evosweep.core.seeds import generator
-from evosweep.search.moves import fill, mutate, random_feasible
+from evosweep.search.moves import FLIPS, GROUPS, fill, mutate, random_feasible
 
 
 class EvoPress:
@@ -21,6 +21,8 @@ class EvoPress:
         max_flips: Most flips a mutation.
         cross: Share of flips that move budget between units of different size.
         start_candidates: Genomes of generation 0 where the budget is not what one level for all units costs.
+        flips: Distribution of the number of flips, as in ``moves.mutate``.
+        group: What swaps are between, as in ``moves.mutate``.
     """
 
     def __init__(
@@ -32,6 +34,8 @@ class EvoPress:
         max_flips: int = 3,
         cross: float = 0.5,
         start_candidates: int = 16,
+        flips: str = FLIPS[0],
+        group: str = GROUPS[0],
     ) -> None:
         self.problem = problem
         self.seed = check_int("seed", seed)
@@ -39,6 +43,8 @@ class EvoPress:
         self.max_flips = check_int("sampler.max_flips", max_flips, low=1)
         self.cross = check_number("sampler.cross", cross, low=0, high=1)
         self.start_candidates = check_int("sampler.start_candidates", start_candidates, low=1)
+        self.flips = check_choice("sampler.flips", flips, FLIPS)
+        self.group = check_choice("sampler.group", group, GROUPS)
 
     def start(self) -> list[Genome]:
         """Return generation 0: the uniform genome if it spends the budget, else several fillings of it."""
@@ -57,7 +63,7 @@ class EvoPress:
         return [
             mutate(
                 self.problem, parent, generator(self.seed, "offspring", generation, slot),
-                max_flips=self.max_flips, cross=self.cross,
+                max_flips=self.max_flips, cross=self.cross, flips=self.flips, group=self.group,
             )
             for slot in range(self.size)
         ]

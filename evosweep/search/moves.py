@@ -7,17 +7,19 @@ from evosweep.core.problem import Genome, Problem
 
 Steps = npt.NDArray[np.int64]
 MUTATION_TRIES = 16
+FLIPS = ("min_of_two", "uniform")
+GROUPS = ("size", "name", "none")
 
 
 def steps_up(problem: Problem, genome: Genome) -> Steps:
     """Return what raising each unit one level costs, shape (units,); -1 where it is at its top or not there."""
-    steps = problem.rises[np.arange(len(genome)), genome]
+    steps = problem.rises[problem.places, genome]
     return _among_the_living(problem, genome, steps, shut=0)
 
 
 def steps_down(problem: Problem, genome: Genome) -> Steps:
     """Return what lowering each unit one level frees, shape (units,); -1 where it is at its bottom or not there."""
-    steps = problem.falls[np.arange(len(genome)), genome]
+    steps = problem.falls[problem.places, genome]
     return _among_the_living(problem, genome, steps, shut=1)
 
 
@@ -39,15 +41,19 @@ def _behind(problem: Problem, genome: Genome, *, shut: int) -> Steps:
     return np.where(genome == shut, behind, 0)
 
 
-def swap(problem: Problem, genome: Genome, rng: np.random.Generator) -> bool:
-    """Raise one unit and lower another by the same cost, in place; false if no two such units are left."""
+def swap(problem: Problem, genome: Genome, rng: np.random.Generator, *, siblings: bool = False) -> bool:
+    """Raise one unit and lower another by the same cost, in place; false if no two such units are left.
+
+    With ``siblings``, both have the same name inside their blocks (``q_proj`` and ``q_proj``).
+    """
     up, down = steps_up(problem, genome), steps_down(problem, genome)
-    for raised in rng.permutation(np.flatnonzero(up >= 0)):
-        partners = np.flatnonzero(down == up[raised])
+    for raised in rng.permutation(_where(up >= 0)):
+        alike = down == up[raised]
+        partners = _where(alike & (problem.kinds == problem.kinds[raised]) if siblings else alike)
         partners = partners[partners != raised]
         if len(partners):
             genome[raised] += 1
-            genome[rng.choice(partners)] -= 1
+            genome[_pick(partners, rng)] -= 1
             return True
     return False
 
@@ -59,7 +65,7 @@ def exchange(problem: Problem, genome: Genome, rng: np.random.Generator) -> bool
         False, with the genome as it was, if no unit could be raised so.
     """
     before = genome.copy()
-    for raised in rng.permutation(np.flatnonzero(steps_up(problem, genome) >= 0)):
+    for raised in rng.permutation(_where(steps_up(problem, genome) >= 0)):
         genome[raised] += 1
         if repair(problem, genome, rng, keep=(int(raised),)):
             lowered = np.flatnonzero(genome < before)
@@ -71,33 +77,45 @@ def exchange(problem: Problem, genome: Genome, rng: np.random.Generator) -> bool
 
 def repair(problem: Problem, genome: Genome, rng: np.random.Generator, *, keep: tuple[int, ...] = ()) -> bool:
     """Lower random units (not those in ``keep``) one level at a time until the budget holds, in place."""
-    free = _all_but(keep, len(genome))
-    for _ in range(int(problem.sizes.sum())):
-        if problem.feasible(genome):
+    free, excess = _all_but(keep, len(genome)), problem.cost(genome) - problem.budget
+    for _ in range(problem.rungs):
+        if excess <= 0:
             return True
-        lowerable = np.flatnonzero((steps_down(problem, genome) > 0) & free)
+        down = steps_down(problem, genome)
+        lowerable = _where((down > 0) & free)
         if not len(lowerable):
             return False
-        genome[rng.choice(lowerable)] -= 1
-    return problem.feasible(genome)
+        lowered = _pick(lowerable, rng)
+        genome[lowered] -= 1
+        excess -= down[lowered]
+    return bool(excess <= 0)
 
 
 def fill(problem: Problem, genome: Genome, rng: np.random.Generator, *, keep: tuple[int, ...] = ()) -> None:
     """Raise random units (not those in ``keep``) while what is left of the budget allows it, in place."""
-    free = _all_but(keep, len(genome))
-    for _ in range(int(problem.sizes.sum())):
+    free, slack = _all_but(keep, len(genome)), problem.budget - problem.cost(genome)
+    for _ in range(problem.rungs):
         up = steps_up(problem, genome)
-        slack = problem.budget - problem.cost(genome)
-        affordable = np.flatnonzero((up >= 0) & (up <= slack) & free)
+        affordable = _where((up >= 0) & (up <= slack) & free)
         if not len(affordable):
             return
-        genome[rng.choice(affordable)] += 1
+        raised = _pick(affordable, rng)
+        genome[raised] += 1
+        slack -= up[raised]
 
 
 def _all_but(keep: tuple[int, ...], units: int) -> npt.NDArray[np.bool_]:
     free = np.ones(units, dtype=bool)
     free[list(keep)] = False
     return free
+
+
+def _where(mask: npt.NDArray[np.bool_]) -> Steps:
+    return mask.nonzero()[0]  # what numpy.flatnonzero does, without its detours: this is the innermost loop
+
+
+def _pick(places: Steps, rng: np.random.Generator) -> int:
+    return int(places[rng.integers(len(places))])  # as rng.choice, which takes three times as long
 
 
 def random_feasible(problem: Problem, rng: np.random.Generator) -> Genome:
@@ -109,12 +127,16 @@ def random_feasible(problem: Problem, rng: np.random.Generator) -> Genome:
 
 
 def mutate(
-    problem: Problem, parent: Genome, rng: np.random.Generator, *, max_flips: int, cross: float
+    problem: Problem,
+    parent: Genome,
+    rng: np.random.Generator,
+    *,
+    max_flips: int,
+    cross: float,
+    flips: str = "min_of_two",
+    group: str = "size",
 ) -> Genome:
     """Return an offspring within the budget that differs from its parent wherever any legal move exists.
-
-    The number of flips is min(U{1..max_flips}, U{1..max_flips}): few are likelier (EvoPress, arXiv 2410.14649,
-    section 3).
 
     Args:
         problem: Units, ladders, budget.
@@ -123,12 +145,17 @@ def mutate(
         max_flips: Most flips.
         cross: Probability that a flip is an exchange between units of any size instead of a swap between units
             of equal cost step. Where no swap is left, an exchange is tried anyway.
+        flips: How many: ``min_of_two`` is min(U{1..max_flips}, U{1..max_flips}), few likelier than many (EvoPress,
+            arXiv 2410.14649, section 3); ``uniform`` is U{1..max_flips}.
+        group: What a swap is between: units of the same ``size`` (of cost step), of the same ``name`` in their blocks
+            and size, or ``none``: every flip is an exchange.
     """
+    draws = 2 if flips == "min_of_two" else 1
     for _ in range(MUTATION_TRIES):
         genome = parent.copy()
-        for _ in range(int(rng.integers(1, max_flips + 1, size=2).min())):
-            crossing = rng.random() < cross
-            if crossing or not swap(problem, genome, rng):
+        for _ in range(int(rng.integers(1, max_flips + 1, size=draws).min())):
+            crossing = rng.random() < cross or group == "none"
+            if crossing or not swap(problem, genome, rng, siblings=group == "name"):
                 exchange(problem, genome, rng)
         if (genome != parent).any():
             return genome

@@ -162,6 +162,7 @@ class MlflowTracker:
             "bits": record.cost,
         }
         values["bits_per_weight"] = record.bits_per_weight
+        values |= {f"sampler/{key}": value for key, value in record.facts.items()}
         for index, stage in enumerate(record.stages):
             for kind in ("best", "median", "worst"):
                 values[f"stage_{index}/{kind}"] = getattr(stage, kind)

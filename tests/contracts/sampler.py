@@ -3,8 +3,9 @@
 import optuna
 import pytest
 
+from evosweep.core.errors import EvosweepError
 from evosweep.core.problem import Problem
-from evosweep.samplers.base import PopulationSampler, suggest_allocation
+from evosweep.samplers.base import BUDGET, PopulationSampler, suggest_allocation
 from tests.conftest import make_problem
 
 
@@ -57,6 +58,38 @@ class SamplerContract:
 
         study.optimize(objective, n_trials=3)
         assert all(0 <= trial.params["temperature"] <= 1 for trial in study.trials)
+
+    def test_what_is_enqueued_stays_and_the_rest_is_repaired_around_it(self, problem: Problem) -> None:
+        study = optuna.create_study(sampler=self.make(problem, 1))
+        fixed = {unit.name: unit.level_names[-1] for unit in problem.units[:4]}
+        for _ in range(3):
+            study.enqueue_trial(fixed)
+        study.optimize(self._objective(problem), n_trials=3)
+        for trial in study.trials:
+            assert fixed.items() <= trial.params.items()
+            assert problem.feasible(problem.encode(trial.params))
+
+    def test_a_partial_sampler_fixes_units(self, problem: Problem) -> None:
+        fixed = {problem.units[2].name: problem.units[2].level_names[0]}
+        sampler = optuna.samplers.PartialFixedSampler(fixed, self.make(problem, 1))
+        study = optuna.create_study(sampler=sampler)
+        study.optimize(self._objective(problem), n_trials=7)
+        assert all(fixed.items() <= trial.params.items() for trial in study.trials)
+        assert all(problem.feasible(problem.encode(trial.params)) for trial in study.trials)
+        assert len(sampler.infer_relative_search_space(study, study.trials[0])) == len(problem.units) - 1
+
+    def test_the_budget_is_a_constraint_that_optuna_knows(self, problem: Problem) -> None:
+        study = optuna.create_study(sampler=self.make(problem, 1))
+        study.enqueue_trial({unit.name: unit.level_names[-1] for unit in problem.units})
+        study.optimize(self._objective(problem), n_trials=3)
+        over, *fitting = [trial.constraints[BUDGET] for trial in study.trials]
+        assert over == problem.most - problem.budget > 0 and all(value <= 0 for value in fitting)
+
+    def test_a_study_of_another_problem_is_refused(self, problem: Problem) -> None:
+        study = self._optimize(problem, trials=2)
+        study.sampler = self.make(unfilled_problem(), 1)
+        with pytest.raises(EvosweepError, match="was made for another problem"):
+            study.optimize(self._objective(problem), n_trials=1)
 
     def _objective(self, problem: Problem):
         def objective(trial: optuna.Trial) -> float:

@@ -1,3 +1,4 @@
+import numpy as np
 import optuna
 import pytest
 
@@ -6,7 +7,7 @@ from evosweep.allocators.owl import OWL
 from evosweep.allocators.uniform import Uniform
 from evosweep.core.errors import EvosweepError, SettingError
 from evosweep.core.problem import Allocation, Problem
-from evosweep.samplers.base import PopulationSampler, suggest_allocation
+from evosweep.samplers.base import PopulationSampler, known_value, suggest_allocation
 from evosweep.samplers.evopress import EvoPressSampler
 from evosweep.samplers.random import RandomFeasibleSampler
 from evosweep.samplers.static import AllocatorSampler
@@ -46,6 +47,69 @@ class TestEvoPressSampler(SamplerContract):
     def test_several_starts_where_uniform_is_not_the_budget(self) -> None:
         sampler = EvoPressSampler(unfilled_problem(), seed=0, offspring=4, start_candidates=6)
         assert sampler.size(0) == 6 == len(sampler.population(generation=0, elite=None))
+
+
+    def test_generation_and_parent_are_noted(self, problem: Problem) -> None:
+        study = self._optimize(problem, trials=9)
+        notes = [trial.system_attrs for trial in study.trials]
+        assert [each["EvoPressSampler:generation"] for each in notes] == [0] + 4 * [1] + 4 * [2]
+        best = min(study.trials[:5], key=lambda trial: trial.value)
+        assert {each["EvoPressSampler:parent"] for each in notes[5:]} == {best.number}
+        assert study._storage.get_study_system_attrs(study._study_id)["EvoPressSampler:parent:2"] == [best._trial_id]
+
+    @pytest.mark.parametrize("seed", range(4))
+    def test_no_trial_that_finishes_late_is_lost(self, problem: Problem, seed: int) -> None:
+        """Sixteen workers; whatever has finished by then, in a generation before, the parent is the best of it."""
+        study, rng = optuna.create_study(sampler=self.make(problem, seed)), np.random.default_rng(seed)
+        running, finished, used = [], [], 0
+        for _ in range(300):
+            trial = study.ask()
+            value = self._objective(problem)(trial)
+            parent = study.trials[trial.number].system_attrs.get("EvoPressSampler:parent")
+            first = trial.number - (trial.number - 1) % 4
+            earlier = [(score, number) for score, number in finished if number < first]
+            if earlier and trial.number:
+                assert parent == min(earlier)[1]
+                used += parent + 16 < trial.number
+            running.append((trial, value))
+            while len(running) >= 16:
+                done, score = running.pop(int(rng.integers(len(running))))
+                study.tell(done, score)
+                finished.append((score, done.number))
+        assert used  # parents that finished generations later than their siblings
+
+    def test_a_name_group_swaps_siblings_only(self, problem: Problem) -> None:
+        sampler = EvoPressSampler(problem, seed=0, offspring=16, cross=0, group="name", flips="uniform")
+        parent = problem.uniform()
+        for child in sampler.genomes(generation=1, elite=parent):
+            moved = np.bincount(problem.kinds, child - parent)
+            assert (child != parent).any() and not moved.any()
+
+    @pytest.mark.parametrize(("setting", "value"), [("group", "sise"), ("flips", "min")])
+    def test_choices_are_checked(self, problem: Problem, setting: str, value: str) -> None:
+        with pytest.raises(SettingError, match=rf"sampler\.{setting} must be one of"):
+            EvoPressSampler(problem, **{setting: value})
+
+    def test_a_repeated_allocation_need_not_be_scored_again(self, problem: Problem) -> None:
+        study, scored = optuna.create_study(sampler=AllocatorSampler(problem, allocator=Uniform())), []
+
+        def objective(trial: optuna.Trial) -> float:
+            suggest_allocation(trial, problem)
+            value = known_value(trial, problem)
+            if value is None:
+                scored.append(trial.number)
+                return 3.0
+            return value
+
+        study.optimize(objective, n_trials=3)
+        assert scored == [0] and [trial.value for trial in study.trials] == [3.0] * 3
+        assert [trial.user_attrs.get("duplicate_of") for trial in study.trials] == [None, 0, 0]
+
+    def test_units_that_leave_no_budget_are_told(self, problem: Problem) -> None:
+        study = optuna.create_study(sampler=self.make(problem, 1))
+        study.enqueue_trial({unit.name: unit.level_names[-1] for unit in problem.units[:-1]})
+        with pytest.raises(EvosweepError, match="11 units that are fixed leave no allocation within the budget"):
+            study.optimize(self._objective(problem), n_trials=1)
 
 
 class TestWarmStartedEvoPressSampler(SamplerContract):
