@@ -29,7 +29,7 @@ from evosweep.data.tokens import TokenSplit
 from evosweep.evaluate.memory import plan_memory
 from evosweep.evaluate.population import Evaluator
 from evosweep.evaluate.scorer import StagedScorer
-from evosweep.evaluate.sensitivity import MEASURES, measure, measured_tokens
+from evosweep.evaluate.sensitivity import MEASURES, measure
 from evosweep.fitness.base import Fitness
 from evosweep.fitness.kl import KL
 from evosweep.loop import Plan, end_search, run_search
@@ -243,17 +243,15 @@ class Job:
         tokens = self.config.evaluate.sensitivity_tokens
         problem = self.budget.problem(units, fixed_bits=self.bench.store.fixed_bits)
         with self.bench.timed("sensitivities"):
-            columns = {
-                column: measure(
+            measured = [
+                measure(
                     column, self.bench.evaluator, problem, tokens=tokens, seed=self.seed, progress=self.bench.progress
                 )
                 for column in wanted
-            }
-        measured = tuple(
-            replace(u, columns={**u.columns, **{name: values[u.name] for name, values in columns.items()}})
-            for u in units
-        )
-        return measured, len(wanted) * measured_tokens(problem, tokens)
+            ]
+        for columns, _ in measured:
+            units = tuple(replace(unit, columns={**unit.columns, **columns.get(unit.name, {})}) for unit in units)
+        return units, sum(spent for _, spent in measured)
 
 
 def prepare(config: DictConfig, bench: Workbench) -> Job:

@@ -42,13 +42,14 @@ def allocate(allocator: Allocator, problem: Problem) -> Genome:
     return dearest
 
 
-def column(problem: Problem, name: str) -> npt.NDArray[np.float64]:
-    """Return a column of the units, shape (units,).
+def column(problem: Problem, name: str, *, only: Sequence[int] | None = None) -> npt.NDArray[np.float64]:
+    """Return a column of the units, or only of those at some places, shape (units,).
 
     Raises:
         StoreError: Some unit lacks it.
     """
-    lacking = [unit.name for unit in problem.units if name not in unit.columns]
+    units = problem.units if only is None else [problem.units[place] for place in only]
+    lacking = [unit.name for unit in units if name not in unit.columns]
     if lacking:
         raise StoreError(f"column {name!r} is missing for {len(lacking)} units ({lacking[0]} ...)")
-    return np.array([unit.columns[name] for unit in problem.units])
+    return np.array([unit.columns[name] for unit in units])

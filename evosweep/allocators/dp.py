@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from evosweep.allocators.harm import KL_PER_ERROR, estimated_harm
+from evosweep.allocators.harm import DEFAULT, Harm
 from evosweep.core.checks import check_int
 from evosweep.core.errors import SettingError
 from evosweep.core.problem import Genome, Problem
@@ -14,14 +14,15 @@ class DP:
     SPDY (Frantar and Alistarh, arXiv 2203.13100, section 3) finds layer-wise compression so.
 
     Args:
+        harm: Which: ``scaled``, ``bare``, ``around_uniform`` or ``around_top``, as ``Harm`` explains.
         states: Most multiples that the budget may be cut into. Bit-widths need some ten thousands; sparsities, whose
             costs share no large divisor, may need too many.
     """
 
-    columns = (KL_PER_ERROR,)
-
-    def __init__(self, *, states: int = 2_000_000) -> None:
-        self.states = check_int("sampler.states", states, low=1)
+    def __init__(self, *, harm: str = DEFAULT, states: int = 2_000_000) -> None:
+        self.harm = Harm(harm)
+        self.name, self.columns = self.harm.named("dp"), self.harm.columns
+        self.states = check_int("sampler.allocator.states", states, low=1)
 
     def check(self, problem: Problem) -> None:
         """Raise a SettingError where the budget is too many states."""
@@ -29,7 +30,7 @@ class DP:
 
     def allocate(self, problem: Problem) -> Genome:
         """Return the optimum of the additive model."""
-        harm, (size, width) = estimated_harm(problem), self._size(problem)
+        harm, (size, width) = self.harm.table(problem), self._size(problem)
         steps = (problem.costs - problem.costs[:, :1]) // size
         best = np.zeros(width + 1)  # least harm of the units so far within so many steps above their bottoms
         chosen = np.zeros((len(problem.units), width + 1), dtype=np.int8)
@@ -56,7 +57,8 @@ class DP:
         width = (problem.budget - int(problem.costs[:, 0].sum())) // size
         if width > self.states:
             raise SettingError(
-                "sampler.states", allowed=f"at least {width} for these costs, whose greatest common divisor is {size}",
-                got=self.states, hint="sampler=ilp finds the same optimum",
+                "sampler.allocator.states", got=self.states,
+                allowed=f"at least {width} for these costs, whose greatest common divisor is {size}",
+                hint="sampler=ilp finds the same optimum",
             )
         return size, width

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from evosweep.allocators.harm import KL_PER_ERROR, estimated_harm
+from evosweep.allocators.harm import DEFAULT, Harm
 from evosweep.core.problem import Genome, Problem
 
 
@@ -10,16 +10,22 @@ class Greedy:
     """From every unit at its lowest level, raises one unit at a time while any step fits the budget.
 
     A step may jump over levels, so that a ladder whose harm does not fall evenly hides nothing.
+
+    Args:
+        harm: Which: ``scaled``, ``bare``, ``around_uniform`` or ``around_top``, as ``Harm`` explains.
     """
 
-    columns = (KL_PER_ERROR,)
+    def __init__(self, *, harm: str = DEFAULT) -> None:
+        self.harm = Harm(harm)
+        self.name, self.columns = self.harm.named("greedy"), self.harm.columns
 
     def check(self, problem: Problem) -> None:
-        """Have nothing against any problem."""
+        """Raise a SettingError where its harm says nothing about such a problem."""
+        self.harm.check(problem)
 
     def allocate(self, problem: Problem) -> Genome:
         """Return the genome that no affordable step improves."""
-        harm, units = estimated_harm(problem), np.arange(len(problem.units))
+        harm, units = self.harm.table(problem), np.arange(len(problem.units))
         genome = np.zeros(len(units), dtype=np.int64)
         for _ in range(int(problem.sizes.sum())):
             bits = problem.costs - problem.costs[units, genome][:, None]

@@ -1,28 +1,80 @@
-"""The additive model that ILP, dynamic programming and greedy share: the harm thought to be in each level."""
+"""The additive models that ILP, dynamic programming and greedy share: the harm thought to be in each level."""
 
 import numpy as np
 import numpy.typing as npt
 
 from evosweep.allocators.base import column
-from evosweep.core.errors import EvosweepError
+from evosweep.core.checks import check_choice
+from evosweep.core.errors import EvosweepError, SettingError
 from evosweep.core.problem import Problem
 
 KL_PER_ERROR = "kl_per_error"
+AROUND_UNIFORM, AROUND_TOP = "kl_around_uniform", "kl_around_top"
+LEAST_RISE = 1e-6
+
+COLUMNS: dict[str, list[str]] = {
+    "scaled": [KL_PER_ERROR],
+    "bare": [],
+    "around_uniform": [AROUND_UNIFORM],
+    "around_top": [AROUND_TOP],
+}
+DEFAULT = "scaled"
 
 
-def estimated_harm(problem: Problem) -> npt.NDArray[np.float64]:
-    """Return (KL per unit of layer error, measured end to end) x (layer error), shape (units, longest ladder).
+class Harm:
+    """One of the ways to say how much each level of each unit hurts.
 
-    A bare sum of layer errors is no fair baseline: it can be worse than uniform. Past a ladder's end, infinity.
+    Args:
+        kind: ``scaled``: layer error x KL per layer error, one end-to-end measurement a unit. ``bare``: layer error
+            alone, what SPDY minimizes; it can be worse than uniform. ``around_uniform``: how the KL changes where only
+            that unit takes that level, all others at the budget's uniform allocation. ``around_top``: the same with
+            all others at their best level, at least 1e-6: the integer-programming formulation of end-to-end losses,
+            and of output distortions.
 
     Raises:
-        EvosweepError: A level has no layer error.
-        StoreError: The scale was not measured.
+        SettingError: There is no such kind.
     """
+
+    def __init__(self, kind: str = DEFAULT) -> None:
+        self.kind = check_choice("sampler.allocator.harm", kind, COLUMNS)
+        self.columns = COLUMNS[self.kind]
+
+    def named(self, allocator: str) -> str:
+        """Return the name of an allocator that uses it."""
+        return allocator if self.kind == DEFAULT else f"{allocator}_{self.kind}"
+
+    def check(self, problem: Problem) -> None:
+        """Raise a SettingError where units only drop: there is no layer error then."""
+        if not problem.least and self.kind in ("scaled", "bare"):
+            raise SettingError(
+                "sampler.allocator.harm", allowed=["around_top", "around_uniform"], got=self.kind,
+                hint="units that are only kept or dropped have no layer error",
+            )
+
+    def table(self, problem: Problem) -> npt.NDArray[np.float64]:
+        """Return the harm of every (unit, level), shape (units, longest ladder); past a ladder's end, infinity.
+
+        Raises:
+            EvosweepError: A level has no layer error.
+            StoreError: What must be measured was not.
+        """
+        if self.kind in ("scaled", "bare"):
+            scale = np.ones(len(problem.units)) if self.kind == "bare" else column(problem, KL_PER_ERROR)
+            return scale[:, None] * _layer_errors(problem)
+        table = np.full(problem.costs.shape, np.inf)
+        for level in range(problem.costs.shape[1]):
+            has = np.flatnonzero(problem.sizes > level)
+            names = [f"{self.columns[0]}/{problem.units[place].levels[level].name}" for place in has]
+            table[has, level] = [
+                column(problem, name, only=[place])[0] for place, name in zip(has.tolist(), names, strict=True)
+            ]
+        return np.maximum(table, LEAST_RISE) if self.kind == "around_top" else table
+
+
+def _layer_errors(problem: Problem) -> npt.NDArray[np.float64]:
     if any(level.error is None for unit in problem.units for level in unit.levels):
         raise EvosweepError("this sampler needs the layer error of every level; this store has none")
-    scale = column(problem, KL_PER_ERROR)
     table = np.full(problem.costs.shape, np.inf)
     for row, unit in enumerate(problem.units):
-        table[row, : len(unit.levels)] = scale[row] * np.array([level.error for level in unit.levels], dtype=np.float64)
+        table[row, : len(unit.levels)] = np.array([level.error for level in unit.levels], dtype=np.float64)
     return table

@@ -4,26 +4,28 @@ import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import csr_array
 
-from evosweep.allocators.harm import KL_PER_ERROR, estimated_harm
+from evosweep.allocators.harm import DEFAULT, Harm
 from evosweep.core.checks import check_int
 from evosweep.core.errors import EvosweepError
 from evosweep.core.problem import Genome, Problem
 
 
 class ILP:
-    """Minimizes Σ over units of (KL per unit of layer error, measured end to end) x (layer error of the level).
+    """Minimizes the sum over units of the harm thought to be in their levels.
 
     Args:
+        harm: Which: ``scaled``, ``bare``, ``around_uniform`` or ``around_top``, as ``Harm`` explains.
         node_limit: Branch-and-bound nodes at most; the optimum is nearly always proved long before.
     """
 
-    columns = (KL_PER_ERROR,)
-
-    def __init__(self, *, node_limit: int = 100_000) -> None:
-        self.node_limit = check_int("sampler.node_limit", node_limit, low=1)
+    def __init__(self, *, harm: str = DEFAULT, node_limit: int = 100_000) -> None:
+        self.harm = Harm(harm)
+        self.name, self.columns = self.harm.named("ilp"), self.harm.columns
+        self.node_limit = check_int("sampler.allocator.node_limit", node_limit, low=1)
 
     def check(self, problem: Problem) -> None:
-        """Have nothing against any problem."""
+        """Raise a SettingError where its harm says nothing about such a problem."""
+        self.harm.check(problem)
 
     def allocate(self, problem: Problem) -> Genome:
         """Return the optimum of the additive model.
@@ -31,13 +33,13 @@ class ILP:
         Raises:
             EvosweepError: A level has no layer error, or the solver gives up.
         """
-        table = estimated_harm(problem)
+        table = self.harm.table(problem)
         units = np.repeat(np.arange(len(problem.units)), problem.sizes)
         harm, costs = table[problem.costs >= 0], problem.costs[problem.costs >= 0]
         unit_of_cost = int(np.gcd.reduce(costs))  # smaller numbers, same problem
         one_each = csr_array((np.ones(len(units)), (units, np.arange(len(units)))))
         solution = milp(
-            harm / max(float(harm.max()), np.finfo(float).tiny),
+            harm / max(float(np.abs(harm).max()), np.finfo(float).tiny),
             integrality=np.ones(len(units)),
             bounds=Bounds(0, 1),
             constraints=[

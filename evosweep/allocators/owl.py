@@ -20,8 +20,8 @@ class OWL:
     """
 
     def __init__(self, *, multiple: int = 5, spread: float = 0.5) -> None:
-        self.multiple = check_int("sampler.multiple", multiple, low=1)
-        self.spread = check_number("sampler.spread", spread, low=0)
+        self.multiple = check_int("sampler.allocator.multiple", multiple, low=1)
+        self.spread = check_number("sampler.allocator.spread", spread, low=0)
         self.columns = (f"outlier_ratio_m{self.multiple}",)
 
     def check(self, problem: Problem) -> None:
@@ -33,13 +33,28 @@ class OWL:
 
     def targets(self, problem: Problem) -> npt.NDArray[np.float64]:
         """Return each block's target in bits per weight, shape (blocks,); their weighted mean is the budget's."""
-        ratios = column(problem, self.columns[0])
-        blocks = block_places(problem)
-        weights = np.bincount(blocks, problem.numels)
-        outliers = np.bincount(blocks, ratios * problem.numels) / weights
-        reach = float(np.ptp(outliers))
-        scaled = (outliers - outliers.min()) / reach * 2 * self.spread if reach else np.zeros_like(outliers)
-        return scaled - np.average(scaled, weights=weights) + problem.budget / float(problem.numels.sum())
+        return block_targets(problem, column(problem, self.columns[0]), spread=self.spread)
+
+
+def block_targets(
+    problem: Problem, merit: npt.NDArray[np.float64], *, spread: float
+) -> npt.NDArray[np.float64]:
+    """Return block targets that rise linearly with the blocks' weighted mean merit.
+
+    Args:
+        problem: Units, ladders, budget.
+        merit: Of every unit, shape (units,).
+        spread: Half of the distance between the lowest and the highest target, in bits per weight.
+
+    Returns:
+        Bits per weight, shape (blocks,); their weighted mean is the budget's.
+    """
+    blocks = block_places(problem)
+    weights = np.bincount(blocks, problem.numels)
+    means = np.bincount(blocks, merit * problem.numels) / weights
+    reach = float(np.ptp(means))
+    scaled = (means - means.min()) / reach * 2 * spread if reach else np.zeros_like(means)
+    return scaled - np.average(scaled, weights=weights) + problem.budget / float(problem.numels.sum())
 
 
 def block_places(problem: Problem) -> npt.NDArray[np.int64]:

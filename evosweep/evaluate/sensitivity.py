@@ -1,11 +1,14 @@
-"""What allocators need that only the whole model can tell: one end-to-end measurement a unit."""
+"""What allocators need that only the whole model can tell: measured end to end, or read from its weights."""
 
 import json
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from evosweep.allocators.harm import KL_PER_ERROR
+from evosweep.allocators.alpha_pruning import HILL
+from evosweep.allocators.harm import AROUND_TOP, AROUND_UNIFORM, KL_PER_ERROR
 from evosweep.allocators.ranking import LOSS_ALONE
 from evosweep.assets.cache import cache_folder
 from evosweep.core.events import Progress
@@ -15,20 +18,20 @@ from evosweep.core.seeds import generator
 from evosweep.evaluate.population import Evaluator
 from evosweep.fitness.kl import KL
 from evosweep.fitness.perplexity import Perplexity
+from evosweep.models.spectrum import hill_exponent
+
+Columns = dict[str, dict[str, float]]
+"""Columns by unit name."""
 
 FLOOR = 0.05
+BROKEN = 1e3  # KL of a level whose KL is no number
 SHRINKAGE = 512  # tokens at which a unit's own measurement and its kind's mean weigh alike
-METHOD = 4  # raise when the measurement changes: cached ones then are not reused
-
-
-def measured_tokens(problem: Problem, tokens: int) -> int:
-    """Return the tokens that a measurement scores, units and base together."""
-    return (len(problem.units) + 1) * tokens
+METHOD = 5  # raise when the measurement changes: cached ones then are not reused
 
 
 def kl_per_error(
     evaluator: Evaluator, problem: Problem, *, tokens: int, seed: int, progress: Progress
-) -> dict[str, float]:
+) -> Columns:
     """Return each unit's KL per unit of layer error, measured around the budget's uniform allocation.
 
     Every unit alone is lowered one level (raised one, where it is at the bottom); what the KL gains by it, over what
@@ -60,7 +63,7 @@ def kl_per_error(
 
 def loss_alone(
     evaluator: Evaluator, problem: Problem, *, tokens: int, seed: int, progress: Progress
-) -> dict[str, float]:
+) -> Columns:
     """Return the perplexity with each unit alone at its lowest level, all others at their highest.
 
     Args:
@@ -76,25 +79,102 @@ def loss_alone(
     progress.say(f"measuring {len(genomes)} units, each alone at its lowest")
     fitness = Perplexity()
     scores = evaluator.score(genomes, split="search", windows=windows, fitness=[fitness])[fitness.name]
-    return {unit.name: float(score) for unit, score in zip(problem.units, scores, strict=True)}
+    return {unit.name: {LOSS_ALONE: float(score)} for unit, score in zip(problem.units, scores, strict=True)}
 
 
-MEASURES = {KL_PER_ERROR: kl_per_error, LOSS_ALONE: loss_alone}
+def around_uniform(
+    evaluator: Evaluator, problem: Problem, *, tokens: int, seed: int, progress: Progress
+) -> Columns:
+    """Return by how much the KL rises where one unit alone takes one level, all others as in the uniform allocation."""
+    return _rises(AROUND_UNIFORM, problem.uniform(), evaluator, problem, tokens=tokens, seed=seed, progress=progress)
+
+
+def around_top(evaluator: Evaluator, problem: Problem, *, tokens: int, seed: int, progress: Progress) -> Columns:
+    """Return by how much the KL rises where one unit alone takes one level, all others at their best."""
+    return _rises(AROUND_TOP, problem.sizes - 1, evaluator, problem, tokens=tokens, seed=seed, progress=progress)
+
+
+def hill_exponents(
+    evaluator: Evaluator, problem: Problem, *, tokens: int, seed: int, progress: Progress
+) -> Columns:
+    """Return the Hill exponent of every unit's dense weight; units without one (drop units) have none."""
+    del tokens, seed
+    sites = {site.name: site for site in evaluator.anatomy.sites}
+    units = [unit.name for unit in problem.units if unit.name in sites]
+    return {
+        name: {HILL: hill_exponent(sites[name].weight)}
+        for name in progress.track(units, description="spectra of the weights")
+    }
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A measurement, and how many tokens it scores when asked for so many a unit."""
+
+    measure: Callable[..., Columns]
+    tokens: Callable[[Problem, int], int]
+
+
+def _a_level_each(problem: Problem, tokens: int) -> int:
+    return (len(problem.units) + 1) * tokens
+
+
+def _all_levels(problem: Problem, tokens: int) -> int:
+    return (problem.rungs - len(problem.units) + 1) * tokens
+
+
+MEASURES = {
+    KL_PER_ERROR: Measure(kl_per_error, _a_level_each),
+    LOSS_ALONE: Measure(loss_alone, lambda problem, tokens: len(problem.units) * tokens),
+    AROUND_UNIFORM: Measure(around_uniform, _all_levels),
+    AROUND_TOP: Measure(around_top, _all_levels),
+    HILL: Measure(hill_exponents, lambda *_: 0),
+}
 
 
 def measure(
     column: str, evaluator: Evaluator, problem: Problem, *, tokens: int, seed: int, progress: Progress
-) -> dict[str, float]:
-    """Return a column of ``MEASURES`` by unit name; kept in the cache, so that a multirun measures once."""
-    split = evaluator.splits["search"]
+) -> tuple[Columns, int]:
+    """Return columns of ``MEASURES`` by unit name, and the tokens that they cost.
+
+    They are kept in the cache, so that a multirun measures once; their tokens count all the same. What is measured at
+    every level takes as many tokens a unit as what is measured at one, but a window at least.
+    """
+    split, kind = evaluator.splits["search"], MEASURES[column]
+    if kind.tokens is _all_levels:
+        seq_len = split.windows.shape[1]
+        tokens = max(seq_len, tokens // int(problem.sizes.max() - 1) // seq_len * seq_len)
     place = [METHOD, evaluator.store.key, problem.uniform().tolist(), split.hash, tokens, seed]
     cached = cache_folder("columns") / f"{column}-{digest(place)}.json"
     if cached.exists():
         progress.say(f"{column} found")
-        return dict(json.loads(cached.read_text(encoding="utf-8")))
-    values = MEASURES[column](evaluator, problem, tokens=tokens, seed=seed, progress=progress)
-    write_json(cached, values)
-    return values
+        values = dict(json.loads(cached.read_text(encoding="utf-8")))
+    else:
+        values = kind.measure(evaluator, problem, tokens=tokens, seed=seed, progress=progress)
+        write_json(cached, values)
+    return values, kind.tokens(problem, tokens)
+
+
+def _rises(
+    column: str, base: Genome, evaluator: Evaluator, problem: Problem, *, tokens: int, seed: int, progress: Progress
+) -> Columns:
+    rungs = [(place, level) for place, size in enumerate(problem.sizes) for level in range(size)]
+    probes = [(place, level) for place, level in rungs if level != base[place]]
+    genomes = np.repeat(base[None], len(probes) + 1, axis=0)
+    for row, (place, level) in enumerate(probes):
+        genomes[row, place] = level
+    scores = [
+        evaluator.score(genomes, split="search", windows=[window], fitness=[KL()])["kl"]
+        for window in progress.track(_windows(evaluator, tokens, seed), description="measuring every level")
+    ]
+    kl = np.mean(scores, axis=0)
+    columns = {
+        unit.name: {f"{column}/{unit.levels[base[place]].name}": 0.0} for place, unit in enumerate(problem.units)
+    }
+    for (place, level), rise in zip(probes, kl[:-1] - kl[-1], strict=True):
+        unit = problem.units[place]
+        columns[unit.name][f"{column}/{unit.levels[level].name}"] = float(rise) if np.isfinite(rise) else BROKEN
+    return columns
 
 
 def _windows(evaluator: Evaluator, tokens: int, seed: int) -> list[int]:
@@ -105,7 +185,7 @@ def _windows(evaluator: Evaluator, tokens: int, seed: int) -> list[int]:
 
 def _scales(
     problem: Problem, base: Genome, probed: Genome, kl: npt.NDArray[np.float64], *, trust: float
-) -> dict[str, float]:
+) -> Columns:
     """Return KL differences over layer-error differences by unit name, shrunk towards the mean of their kind."""
     errors = np.array(
         [
@@ -120,4 +200,4 @@ def _scales(
     kinds = np.unique([unit.kind for unit in problem.units], return_inverse=True)[1]
     means = np.bincount(kinds, logs) / np.bincount(kinds)
     shrunk = np.exp(trust * logs + (1 - trust) * means[kinds])
-    return {unit.name: float(scale) for unit, scale in zip(problem.units, shrunk, strict=True)}
+    return {unit.name: {KL_PER_ERROR: float(scale)} for unit, scale in zip(problem.units, shrunk, strict=True)}

@@ -53,7 +53,7 @@ class EvoPressSampler(PopulationSampler):
                 raise SettingError("sampler.start", allowed="null, an allocation.json or an allocator", got=start)
             start.check(problem)
             self._allocator, self.columns = start, tuple(start.columns)
-            self.name = f"{self.name}+{type(start).__name__.lower()}"
+            self.name = f"{self.name}+{getattr(start, 'name', type(start).__name__.lower())}"
         self.search = EvoPress(
             problem, seed=seed, offspring=offspring, max_flips=max_flips, cross=cross,
             start_candidates=start_candidates, flips=flips, group=group,

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from evosweep.allocators.harm import KL_PER_ERROR
+from evosweep.allocators.alpha_pruning import HILL
+from evosweep.allocators.harm import AROUND_TOP, AROUND_UNIFORM, KL_PER_ERROR
 from evosweep.compressors.gptq import GPTQ
 from evosweep.core.errors import EvosweepError, SettingError
 from evosweep.core.events import Silent
@@ -173,7 +174,29 @@ def test_sensitivities_are_measured_once_and_positive(
 ) -> None:
     monkeypatch.setenv("EVOSWEEP_CACHE", str(tmp_path))
     problem = make_store_problem(store)
-    scales = measure(KL_PER_ERROR, evaluator, problem, tokens=64, seed=0, progress=Silent())
-    assert set(scales) == {unit.name for unit in problem.units} and all(value > 0 for value in scales.values())
+    scales, spent = measure(KL_PER_ERROR, evaluator, problem, tokens=64, seed=0, progress=Silent())
+    assert set(scales) == {unit.name for unit in problem.units} and spent == 64 * (len(scales) + 1)
+    assert all(columns[KL_PER_ERROR] > 0 for columns in scales.values())
     monkeypatch.setattr(evaluator, "score", None)
-    assert measure(KL_PER_ERROR, evaluator, problem, tokens=64, seed=0, progress=Silent()) == scales
+    assert measure(KL_PER_ERROR, evaluator, problem, tokens=64, seed=0, progress=Silent()) == (scales, spent)
+
+
+@pytest.mark.parametrize(("column", "base"), [(AROUND_UNIFORM, "3bit"), (AROUND_TOP, "4bit")])
+def test_every_level_is_measured_alone(
+    store, evaluator, make_store_problem, tmp_path, monkeypatch, column: str, base: str
+) -> None:
+    monkeypatch.setenv("EVOSWEEP_CACHE", str(tmp_path))
+    problem = make_store_problem(store)
+    rises, spent = measure(column, evaluator, problem, tokens=128, seed=0, progress=Silent())
+    assert spent == 64 * (2 * len(problem.units) + 1)  # half of the tokens for each of the two other levels
+    assert all(columns[f"{column}/{base}"] == 0 for columns in rises.values())
+    assert np.mean([columns[f"{column}/2bit"] for columns in rises.values()]) > 0
+
+
+def test_spectra_are_read_without_a_token(evaluator, store, make_store_problem, tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("EVOSWEEP_CACHE", str(tmp_path))
+    exponents, spent = measure(
+        HILL, evaluator, make_store_problem(store), tokens=64, seed=0, progress=Silent()
+    )
+    assert spent == 0 and len(exponents) == len(store.units)
+    assert all(1 < columns[HILL] < 20 for columns in exponents.values())

@@ -10,7 +10,7 @@ from evosweep.core.problem import Allocation, Problem
 from evosweep.samplers.base import PopulationSampler, known_value, suggest_allocation
 from evosweep.samplers.evopress import EvoPressSampler
 from evosweep.samplers.random import RandomFeasibleSampler
-from evosweep.samplers.static import AllocatorSampler
+from evosweep.samplers.static import AllocatorSampler, SweptAllocatorSampler
 from tests.contracts.sampler import SamplerContract, unfilled_problem
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -120,7 +120,7 @@ class TestWarmStartedEvoPressSampler(SamplerContract):
         sampler = self.make(problem, 0)
         [start] = sampler.genomes(generation=0, elite=None)
         assert start.tolist() == ILP().allocate(problem).tolist()
-        assert tuple(sampler.columns) == tuple(ILP.columns) and sampler.name == "evopress+ilp"
+        assert tuple(sampler.columns) == ("kl_per_error",) and sampler.name == "evopress+ilp"
 
 
 def test_a_search_starts_from_an_allocation_file(problem: Problem, tmp_path) -> None:
@@ -175,3 +175,12 @@ def test_a_unit_suggested_with_other_choices_is_an_error(problem: Problem) -> No
 def test_bad_settings_are_named(problem: Problem, setting: str, value: object) -> None:
     with pytest.raises(SettingError, match=setting):
         EvoPressSampler(problem, **{setting: value})  # type: ignore[arg-type]
+
+
+def test_a_swept_allocator_proposes_every_combination(problem: Problem) -> None:
+    sampler = SweptAllocatorSampler(problem, allocator=OWL, sweep={"multiple": [5], "spread": [0.0, 0.3, 0.9]})
+    genomes = sampler.genomes(generation=0, elite=None)
+    assert [g.tolist() for g in genomes] == [OWL(spread=each).allocate(problem).tolist() for each in (0.0, 0.3, 0.9)]
+    assert sampler.genomes(generation=1, elite=genomes[0]) == [] and sampler.columns == ("outlier_ratio_m5",)
+    with pytest.raises(SettingError, match=r"sampler\.sweep must be"):
+        SweptAllocatorSampler(problem, allocator=OWL, sweep={})

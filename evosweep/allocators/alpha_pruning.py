@@ -1,0 +1,39 @@
+"""AlphaPruning (Lu et al., arXiv 2410.10912): heavy-tailed spectra are compressed less.
+
+Data-free: it reads weights alone.
+"""
+
+import numpy as np
+import numpy.typing as npt
+
+from evosweep.allocators.base import column
+from evosweep.allocators.owl import block_targets, snap
+from evosweep.core.checks import check_number
+from evosweep.core.problem import Genome, Problem
+
+HILL = "hill_exponent"
+
+
+class AlphaPruning:
+    """Block budgets that fall linearly with the blocks' mean Hill exponents, snapped to levels.
+
+    Args:
+        spread: Block targets lie within this of the budget, in bits per weight (the paper's τ, there of sparsity).
+    """
+
+    name = "alpha_pruning"
+    columns = (HILL,)
+
+    def __init__(self, *, spread: float = 0.5) -> None:
+        self.spread = check_number("sampler.allocator.spread", spread, low=0)
+
+    def check(self, problem: Problem) -> None:
+        """Have nothing against any problem."""
+
+    def allocate(self, problem: Problem) -> Genome:
+        """Return the allocation that spends each block's target on its heaviest-tailed units first."""
+        return snap(problem, self.targets(problem), priority=-column(problem, HILL))
+
+    def targets(self, problem: Problem) -> npt.NDArray[np.float64]:
+        """Return each block's target in bits per weight, shape (blocks,); their weighted mean is the budget's."""
+        return block_targets(problem, -column(problem, HILL), spread=self.spread)
