@@ -11,9 +11,12 @@ from typing import Any, ClassVar
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 from rich.console import Console
+from rich.markdown import Markdown
 
 from evosweep.core.files import remove_empty_folders, write_json
 from evosweep.settings import build
+from evosweep.tracking import comparison
+from evosweep.tracking.artifacts.compared import FIGURES as compared_figures
 from evosweep.tracking.console import COLUMNS, summary, terminal
 
 MULTIRUN = "EVOSWEEP_MULTIRUN"  # environment: name of the multirun that a job belongs to
@@ -50,6 +53,8 @@ class Summary(Callback):
         if table is not None:
             console = terminal()
             console.print(table)
+            if len({row["seed"] for row in rows}) > 1:
+                console.print(Markdown(comparison.markdown(rows)))
             for line in how_to_look(self.config):
                 console.print(line, highlight=False, markup=False, soft_wrap=True)
         if not list(self.folder.rglob(JOB_CONFIG)):
@@ -71,12 +76,17 @@ class Summary(Callback):
         with tempfile.TemporaryDirectory() as folder:
             files = [write_json(Path(folder) / "summary.json",
                                 {"columns": columns, "data": [[row.get(key) for key in columns] for row in rows]})]
+            note = ""
             if table is not None:
+                compared = {"columns": comparison.COLUMNS, "data": comparison.table(rows)}
+                files.append(write_json(Path(folder) / "comparison.json", compared))
+                files += [path for draw in compared_figures for path in draw(rows, Path(folder))]
+                note = comparison.markdown(rows)
                 page = Console(record=True, width=160, file=io.StringIO())
                 page.print(table)
                 files.append(Path(folder) / "summary.txt")
                 files[-1].write_text(page.export_text(), encoding="utf-8")
-            build(self.config, "tracking").summarize(self.multirun, status=status, files=files)
+            build(self.config, "tracking").summarize(self.multirun, status=status, files=files, note=note)
 
 
 def how_to_look(config: DictConfig) -> list[str]:

@@ -44,6 +44,7 @@ from evosweep.store.build import StoreBuilder, fixed_bits, plan_units
 from evosweep.store.manifest import LevelStore
 from evosweep.tracking.behind import Behind
 from evosweep.tracking.console import RichProgress
+from evosweep.tracking.report import Report
 
 WORKBENCH_KEYS = ("model", "data", "tokens", "compressor", "drop", "store", "evaluate")
 PLAN_KEYS = ("generations", "stages", "racing", "surrogate", "tokens", "patience")
@@ -174,6 +175,7 @@ class Job:
     fitness: Fitness
     exporter: Any
     tracker: Any
+    report: Report
     columns: Sequence[str]
     folder: Path
     listeners: tuple[Behind, ...] = ()
@@ -212,19 +214,23 @@ class Job:
 
     def finish(self, result: SearchResult) -> dict[str, Any]:
         """Tell the listeners, write ``result.json``, return its figures."""
+        report = self.report.write(result, self.folder)
         end_search(result, self.listeners)
         self.settle()
+        self.tracker.folder(report)
         fixed = self.bench.store.fixed_bits
         width = 8 * self.bench.anatomy.dtype.itemsize
         dense_bits = width * int(result.problem.numels.sum())
         row = {
             "run": self.name,
             "overrides": _overrides(),
+            "budget": str(self.budget),
             **result.row(),
             "dense_bits_per_weight": float(width),
             "dense_megabytes": (dense_bits + fixed) / 8e6,
             "mlflow_run": self.tracker.run_id,
             "export": dict(result.export),
+            "history": result.history(),
             "phases": {name: round(seconds, 2) for name, seconds in self.bench.seconds.items()},
         }
         write_json(self.folder / "result.json", row)
@@ -265,7 +271,7 @@ def prepare(config: DictConfig, bench: Workbench) -> Job:
         raise SettingError("name", allowed="letters, digits, '.', '_' and '-'", got=config.name)
     search: Any = OmegaConf.to_container(config.search)
     plan = Plan.of(**{key: search[key] for key in PLAN_KEYS})
-    groups = ("budget", "sampler", "fitness", "export", "tracking", "evaluate", "store")
+    groups = ("budget", "sampler", "fitness", "export", "tracking", "report", "evaluate", "store")
     parts = {group: build(config, group) for group in groups}
     check_keys(OmegaConf.to_container(config.storage), "storage")
     for place, stage in enumerate(plan.stages):
@@ -279,7 +285,8 @@ def prepare(config: DictConfig, bench: Workbench) -> Job:
     return Job(
         name=f"{sampler.name} {parts['budget']} s{seed}", config=config, bench=bench, plan=plan, seed=seed,
         budget=parts["budget"], make_sampler=parts["sampler"], fitness=parts["fitness"], exporter=parts["export"],
-        tracker=parts["tracking"], columns=sampler.columns, folder=Path(HydraConfig.get().runtime.output_dir),
+        tracker=parts["tracking"], report=parts["report"], columns=sampler.columns,
+        folder=Path(HydraConfig.get().runtime.output_dir),
     )
 
 

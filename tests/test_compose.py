@@ -13,8 +13,8 @@ from evosweep.loop import Plan
 from evosweep.settings import check_keys
 
 SECTIONS = (
-    "model", "data", "tokens", "compressor", "drop", "budget", "sampler", "fitness", "storage", "tracking", "export",
-    "store", "evaluate",
+    "model", "data", "tokens", "compressor", "drop", "budget", "sampler", "fitness", "storage", "tracking", "report",
+    "export", "store", "evaluate",
 )
 GROUPS = {
     folder.name: sorted(path.stem for path in folder.glob("*.yaml"))

@@ -45,7 +45,7 @@ class Harm:
 
     def check(self, problem: Problem) -> None:
         """Raise a SettingError where units only drop: there is no layer error then."""
-        if not problem.least and self.kind in ("scaled", "bare"):
+        if not problem.least and not problem.gated and self.kind in ("scaled", "bare"):
             raise SettingError(
                 "sampler.allocator.harm", allowed=["around_top", "around_uniform"], got=self.kind,
                 hint="units that are only kept or dropped have no layer error",

@@ -122,6 +122,17 @@ class SearchResult:
             "seconds": self.seconds,
         }
 
+    def history(self) -> list[dict[str, float]]:
+        """What was found after every generation: tokens and seconds spent, true size, validation figures."""
+        return [
+            {
+                "generation": each.generation, "tokens": each.tokens, "seconds": each.elapsed,
+                "bits_per_weight": each.bits_per_weight, "val_kl": each.validation["kl"],
+                "val_ppl": each.validation["ppl"],
+            }
+            for each in self.generations
+        ]
+
 
 Event = SearchStarted | GenerationRecord | SearchEnded
 

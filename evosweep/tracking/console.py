@@ -58,10 +58,8 @@ def summary(rows: Sequence[Mapping[str, Any]], *, title: str) -> Table:
     dense = {"run": "dense", "val_ppl": rows[0]["dense_ppl"], "bits_per_weight": rows[0]["dense_bits_per_weight"],
              "megabytes": rows[0]["dense_megabytes"], "val_kl": 0.0}
     shared = set.intersection(*(set(row["overrides"]) for row in rows))
-    named = [
-        {**row, "run": " ".join([row["run"], *(each for each in row["overrides"] if each not in shared)])}
-        for row in rows
-    ]
+    own = [[each for each in row["overrides"] if each not in shared and not each.startswith("budget")] for row in rows]
+    named = [{**row, "run": " ".join([row["run"], *words])} for row, words in zip(rows, own, strict=True)]
     for row in [dense, *sorted(named, key=lambda each: each["val_kl"])]:
         cells = [form.format(row[key]) if row.get(key) is not None else "" for key, (_, form) in COLUMNS.items()]
         table.add_row(*map(escape, cells))

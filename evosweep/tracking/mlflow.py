@@ -3,7 +3,7 @@
 import logging
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,7 @@ PARAM_LENGTH = 6000
 BATCH = 1000
 TAG_LENGTH = 5000
 MULTIRUN_TAG = "evosweep.multirun"
-
-Artifact = Callable[[SearchResult, Path], Path]
+NOTE_TAG = "mlflow.note.content"  # what the UI shows as the run's description
 
 
 class MlflowTracker:
@@ -30,15 +29,14 @@ class MlflowTracker:
         experiment: Name of the MLflow experiment.
         uri: Tracking URI; null is MLflow's own default, ``mlflow.db`` and ``mlruns/`` in the working folder unless
             ``MLFLOW_TRACKING_URI`` says otherwise.
-        artifacts: Make figures and tables of the result.
     """
 
     def __init__(
-        self, *, experiment: str, uri: str | None = None, artifacts: Sequence[Artifact] = ()
+        self, *, experiment: str, uri: str | None = None
     ) -> None:
         if not isinstance(experiment, str) or not experiment:
             raise SettingError("tracking.experiment", allowed="the name of an MLflow experiment", got=experiment)
-        self.experiment, self.uri, self.artifacts = experiment, uri, tuple(artifacts)
+        self.experiment, self.uri = experiment, uri
         self.run_id: str | None = None
         self._client: MlflowClient | None = None
 
@@ -103,6 +101,10 @@ class MlflowTracker:
         """Log a file as artifact."""
         self.client.log_artifact(self._run, str(path))
 
+    def folder(self, path: Path) -> None:
+        """Log a folder's files as artifacts."""
+        self.client.log_artifacts(self._run, str(path))
+
     def close(self, status: str, *, reason: str = "") -> None:
         """End the run as ``FINISHED``, ``FAILED`` or ``KILLED``; what was logged stays."""
         if self.run_id is None:
@@ -111,13 +113,15 @@ class MlflowTracker:
             self.tag({"reason": reason})
         self.client.set_terminated(self.run_id, status=status)
 
-    def summarize(self, multirun: str, *, status: str, files: Sequence[Path]) -> None:
+    def summarize(self, multirun: str, *, status: str, files: Sequence[Path], note: str = "") -> None:
         """Close a multirun's parent run, with the comparison of its jobs; nothing if no job began."""
         parent = self._find(multirun)
         if parent is None:
             return
         for path in files:
             self.client.log_artifact(parent, str(path))
+        if note:
+            self.client.set_tag(parent, NOTE_TAG, note[:TAG_LENGTH])
         self.client.set_terminated(parent, status=status)
 
     def _parent(self, multirun: str) -> str:
@@ -182,5 +186,3 @@ class MlflowTracker:
             result.allocation.save(Path(folder) / "allocation.json", **result.row())
             self.file(Path(folder) / "allocation.json")
             self.file(write_json(Path(folder) / "result.json", result.row()))
-            for make in self.artifacts:
-                self.file(make(result, Path(folder)))

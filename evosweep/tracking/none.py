@@ -20,8 +20,11 @@ class NoTracker:
     def on_event(self, event: Event) -> None:
         """Hear nothing."""
 
+    def folder(self, path: Path) -> None:
+        """Log nothing."""
+
     def close(self, status: str, *, reason: str = "") -> None:
         """Close nothing."""
 
-    def summarize(self, multirun: str, *, status: str, files: Sequence[Path]) -> None:
+    def summarize(self, multirun: str, *, status: str, files: Sequence[Path], note: str = "") -> None:
         """Close nothing."""

@@ -10,8 +10,8 @@ from evosweep.core.events import SearchResult
 class Convergence:
     """Validation KL and perplexity of each generation's elite, over tokens scored."""
 
-    def __call__(self, result: SearchResult, folder: Path) -> Path:
-        """Write ``convergence.png`` and return its path."""
+    def __call__(self, result: SearchResult, folder: Path) -> None:
+        """Write ``convergence.png``."""
         figure = Figure(figsize=(9, 3.6), layout="constrained")
         axes = figure.subplots(1, 2)
         tokens = [record.tokens for record in result.generations]
@@ -26,6 +26,4 @@ class Convergence:
         axes[1].legend()
         bits = result.problem.bits_per_weight(result.cost)
         figure.suptitle(f"{result.sampler}, seed {result.seed}: {bits:.3f} bits per weight")
-        path = folder / "convergence.png"
-        figure.savefig(path, dpi=120)
-        return path
+        figure.savefig(folder / "convergence.png", dpi=120)

@@ -11,8 +11,8 @@ from evosweep.core.events import SearchResult
 class LevelHeatmap:
     """Blocks across, linears down, coloured by the winning level's nominal number."""
 
-    def __call__(self, result: SearchResult, folder: Path) -> Path:
-        """Write ``allocation.png`` and return its path."""
+    def __call__(self, result: SearchResult, folder: Path) -> None:
+        """Write ``allocation.png``."""
         units = result.problem.units
         rows = list(dict.fromkeys(unit.kind for unit in units))
         blocks = sorted({unit.block for unit in units})
@@ -36,6 +36,4 @@ class LevelHeatmap:
                 axis.text(block, row, f"{value:g}", ha="center", va="center", fontsize=7, color="white")
         figure.colorbar(image, ax=axis, label="level")
         axis.set_title(f"{result.sampler}, seed {result.seed}")
-        path = folder / "allocation.png"
-        figure.savefig(path, dpi=120)
-        return path
+        figure.savefig(folder / "allocation.png", dpi=120)

@@ -10,8 +10,8 @@ from evosweep.core.files import write_json
 class TradeOff:
     """Dense model, and the elite of every generation in which it changed: true size, KL, perplexity."""
 
-    def __call__(self, result: SearchResult, folder: Path) -> Path:
-        """Write ``trade_off.json`` and return its path."""
+    def __call__(self, result: SearchResult, folder: Path) -> None:
+        """Write ``trade_off.json``."""
         rows: list[list[Any]] = [["dense", None, None, result.dense["kl"], result.dense["ppl"], 0]]
         for record in result.generations:
             if record.generation == 0 or record.changed:
@@ -21,4 +21,4 @@ class TradeOff:
                      result.problem.megabytes(bits), record.validation["kl"], record.validation["ppl"], record.tokens]
                 )
         columns = ["model", "bits_per_weight", "megabytes", "val_kl", "val_ppl", "tokens"]
-        return write_json(folder / "trade_off.json", {"columns": columns, "data": rows})
+        write_json(folder / "trade_off.json", {"columns": columns, "data": rows})

@@ -1,0 +1,99 @@
+"""Who wins: the searches of a multirun side by side, means over seeds, and whether a lead exceeds seed noise."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy.stats import ttest_ind
+
+Row = Mapping[str, Any]
+NOISE = 0.05  # level of Welch's test; what is above it may be the seeds
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One way to allocate at one budget, over its seeds.
+
+    Attributes:
+        name: The sampler, and what else was overridden for it alone.
+        budget: As the user said it.
+        rows: Results, one a seed.
+    """
+
+    name: str
+    budget: str
+    rows: tuple[Row, ...]
+
+    def mean(self, key: str) -> float:
+        """Return the mean of a figure over seeds."""
+        return float(np.mean([row[key] for row in self.rows]))
+
+    def sd(self, key: str) -> float | None:
+        """Return its standard deviation over seeds; none for a single one."""
+        return float(np.std([row[key] for row in self.rows], ddof=1)) if len(self.rows) > 1 else None
+
+
+def entries(rows: Sequence[Row]) -> list[Entry]:
+    """Return results grouped by budget and by what made them, best mean validation KL first within a budget."""
+    shared = set.intersection(*(set(row["overrides"]) for row in rows))
+    groups: dict[tuple[str, str], list[Row]] = {}
+    for row in rows:
+        own = [each for each in row["overrides"] if each not in shared and not each.startswith("budget")]
+        groups.setdefault((row["budget"], " ".join([row["sampler"], *own])), []).append(row)
+    found = [Entry(name, budget, tuple(members)) for (budget, name), members in groups.items()]
+    sizes = {budget: min(each.mean("bits_per_weight") for each in found if each.budget == budget)
+             for budget in {each.budget for each in found}}
+    return sorted(found, key=lambda each: (sizes[each.budget], each.budget, each.mean("val_kl")))
+
+
+def verdict(entry: Entry, best: Entry) -> str:
+    """Return how an entry stands to the best one at its budget."""
+    if entry is best:
+        return "best"
+    if len(entry.rows) < 2 or len(best.rows) < 2:
+        return "behind (too few seeds to tell noise)"
+    ours, theirs = ([row["val_kl"] for row in each.rows] for each in (entry, best))
+    if np.ptp(ours) == 0 and np.ptp(theirs) == 0:
+        return "behind" if ours[0] > theirs[0] else "equal"
+    chance = float(ttest_ind(ours, theirs, equal_var=False).pvalue)
+    return f"behind (p = {chance:.2g})" if chance < NOISE else f"within seed noise (p = {chance:.2g})"
+
+
+COLUMNS = ("budget", "sampler", "seeds", "bits_per_weight", "val_kl", "val_kl_sd", "val_ppl", "val_ppl_sd", "tokens",
+           "seconds", "verdict")
+
+
+def table(rows: Sequence[Row]) -> list[list[Any]]:
+    """Return the comparison, columns as ``COLUMNS``: means and standard deviations over seeds."""
+    found = entries(rows)
+    best: dict[str, Entry] = {}
+    for each in found:
+        best.setdefault(each.budget, each)
+    return [
+        [
+            each.budget, each.name, len(each.rows), each.mean("bits_per_weight"),
+            each.mean("val_kl"), each.sd("val_kl"), each.mean("val_ppl"), each.sd("val_ppl"), each.mean("tokens"),
+            each.mean("seconds"),
+            verdict(each, best[each.budget]),
+        ]
+        for each in found
+    ]
+
+
+def markdown(rows: Sequence[Row]) -> str:
+    """Return the comparison as a Markdown table."""
+    lines = [
+        "| budget | sampler | seeds | bits/weight | val KL | val PPL | tokens | seconds | |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for budget, name, seeds, bits, kl, kl_sd, ppl, ppl_sd, tokens, seconds, word in table(rows):
+        lines.append(
+            f"| {budget} | {name} | {seeds} | {bits:.3f} | {_spread(kl, kl_sd, 4)} | {_spread(ppl, ppl_sd, 2)} "
+            f"| {tokens:,.0f} | {seconds:.0f} | {word} |"
+        )
+    return "\n".join(lines)
+
+
+def _spread(mean: float, sd: float | None, digits: int) -> str:
+    return f"{mean:.{digits}f}" if sd is None else f"{mean:.{digits}f} ± {sd:.{digits}f}"

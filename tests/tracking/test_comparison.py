@@ -1,0 +1,57 @@
+import numpy as np
+import pytest
+
+from evosweep.tracking import comparison
+from evosweep.tracking.artifacts.compared import FIGURES
+
+
+def row(sampler: str, seed: int, kl: float, *, budget: str = "as_uniform=3", bits: float = 3.3, steps: int = 1, **more):
+    history = [{"tokens": 100 * n, "val_kl": kl + steps - n, "val_ppl": 9.0} for n in range(1, steps + 1)]
+    return {"sampler": sampler, "seed": seed, "budget": budget, "overrides": [], "val_kl": kl, "val_ppl": 10 * kl,
+            "bits_per_weight": bits, "tokens": 100, "seconds": 2.0, "dense_ppl": 5.0, "history": history, **more}
+
+
+CLEAR = [row("evopress", s, kl, steps=3) for s, kl in enumerate((0.60, 0.61, 0.62))]
+WORSE = [row("ilp", s, kl) for s, kl in enumerate((0.70, 0.71, 0.69))]
+NEAR = [row("warm", s, kl) for s, kl in enumerate((0.60, 0.63, 0.625))]
+
+
+def test_means_over_seeds_best_first() -> None:
+    table = {line[1]: line for line in comparison.table(WORSE + CLEAR)}
+    assert list(table) == ["evopress", "ilp"]
+    assert table["evopress"][2] == 3 and table["evopress"][4] == pytest.approx(0.61)
+    assert table["evopress"][5] == pytest.approx(np.std([0.60, 0.61, 0.62], ddof=1))
+
+
+def test_a_lead_counts_only_beyond_seed_noise() -> None:
+    words = {line[1]: line[-1] for line in comparison.table(WORSE + CLEAR + NEAR)}
+    assert words["evopress"] == "best"
+    assert words["ilp"].startswith("behind (p = ") and words["warm"].startswith("within seed noise (p = ")
+
+
+def test_one_seed_says_nothing_about_noise() -> None:
+    table = comparison.table([CLEAR[0], WORSE[0]])
+    assert table[0][5] is None and table[1][-1] == "behind (too few seeds to tell noise)"
+
+
+def test_what_does_not_vary_is_compared_as_it_is() -> None:
+    fixed = [row("uniform", s, 0.8) for s in range(2)] + [row("owl", s, 0.9) for s in range(2)]
+    assert [line[-1] for line in comparison.table(fixed)] == ["best", "behind"]
+
+
+def test_budgets_are_compared_apart_and_settings_named() -> None:
+    rows = [*CLEAR, row("evopress", 0, 0.3, budget="as_uniform=4", bits=4.3, overrides=["budget.as_uniform=4"]),
+            row("ilp", 0, 0.7, overrides=["search.racing=0.2"])]
+    found = comparison.entries(rows)
+    assert [(each.budget, each.name) for each in found] == [
+        ("as_uniform=3", "evopress"), ("as_uniform=3", "ilp search.racing=0.2"), ("as_uniform=4", "evopress"),
+    ]
+    assert comparison.markdown(rows).count("\n") == 4
+
+
+def test_figures_are_drawn_where_there_is_something_to_draw(tmp_path) -> None:
+    other = [row(each["sampler"], 0, 0.2, budget="as_uniform=4", bits=4.3) for each in (CLEAR[0], WORSE[0])]
+    drawn = {path.name: path for draw in FIGURES for path in draw([*CLEAR, *WORSE, *other], tmp_path)}
+    assert set(drawn) == {"convergence.png", "size_quality.png"}
+    assert all(path.stat().st_size > 10_000 for path in drawn.values())
+    assert [path for draw in FIGURES for path in draw(WORSE, tmp_path)] == []
