@@ -94,7 +94,9 @@ def problem() -> Problem:
 def make_problem(budget: int | None = None, **columns: float) -> Problem:
     units = tuple(
         Unit(f"blocks.{n // 3}.linear_{n % 3}", numel, n // 3, ladder(numel),
-             {"outlier_ratio_m5": 0.01 * (n // 3), "kl_per_error": 1.0 + n, "hill_exponent": 3.0 - 0.1 * n, **columns})
+             {"outlier_ratio_m5": 0.01 * (n // 3), "kl_per_error": 1.0 + n, "hill_exponent": 3.0 - 0.1 * n,
+              **{f"kl_around_top/{level.name}": (1.0 + n) * float(level.error or 0) for level in ladder(numel)},
+              **columns})
         for n, numel in enumerate((100, 100, 300) * 4)
     )
     bits = sum(unit.levels[1].cost for unit in units) if budget is None else budget

@@ -52,7 +52,7 @@ def test_every_choice_composes(group: str, choice: str) -> None:
 def test_the_quickstart_sweeps_four_allocators_without_being_told() -> None:
     config = composed("+experiment=quickstart")
     assert config.hydra.mode.name == "MULTIRUN"
-    assert config.hydra.sweeper.params.sampler == "uniform,owl,ilp,evopress"
+    assert config.hydra.sweeper.params.sampler == "uniform,owl,ilp_scaled,evopress"
     HydraConfig.instance().cfg = None
 
 

@@ -120,7 +120,7 @@ class TestWarmStartedEvoPressSampler(SamplerContract):
         sampler = self.make(problem, 0)
         [start] = sampler.genomes(generation=0, elite=None)
         assert start.tolist() == ILP().allocate(problem).tolist()
-        assert tuple(sampler.columns) == ("kl_per_error",) and sampler.name == "evopress+ilp"
+        assert tuple(sampler.columns) == ("kl_around_top",) and sampler.name == "evopress+ilp"
 
 
 def test_a_search_starts_from_an_allocation_file(problem: Problem, tmp_path) -> None:
