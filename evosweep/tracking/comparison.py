@@ -1,5 +1,6 @@
 """Who wins: the searches of a multirun side by side, means over seeds, and whether a lead exceeds seed noise."""
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -56,7 +57,9 @@ def verdict(entry: Entry, best: Entry) -> str:
     ours, theirs = ([row["val_kl"] for row in each.rows] for each in (entry, best))
     if np.ptp(ours) == 0 and np.ptp(theirs) == 0:
         return "behind" if ours[0] > theirs[0] else "equal"
-    chance = float(ttest_ind(ours, theirs, equal_var=False).pvalue)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # one of them may not vary at all, and the test says so
+        chance = float(ttest_ind(ours, theirs, equal_var=False).pvalue)
     return f"behind (p = {chance:.2g})" if chance < NOISE else f"within seed noise (p = {chance:.2g})"
 
 
