@@ -1,0 +1,7 @@
+"""EvoPressSampler for OptunaHub, over the sampler of evosweep."""
+
+from evosweep.core.problem import Level, Problem, Unit
+from evosweep.samplers.base import known_value, suggest_allocation
+from evosweep.samplers.evopress import EvoPressSampler
+
+__all__ = ["EvoPressSampler", "Level", "Problem", "Unit", "known_value", "suggest_allocation"]
