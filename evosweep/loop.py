@@ -229,6 +229,10 @@ def run_search(
         )
         records.append(record)
         _tell(listeners, record)
+        progress.note(
+            {"generation": str(generation), "val KL": f"{validation['kl']:.4f}", "val PPL": f"{validation['ppl']:.2f}",
+             "changed": str(changed), "tokens/s": f"{record.tokens_per_second:,.0f}", "tokens": f"{tokens:,}"}
+        )
     if not records:
         raise SettingError("sampler", allowed="one that proposes at least one allocation", got=sampler.name)
     return SearchResult(

@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import re
+import shlex
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -11,6 +12,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import cached_property, lru_cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -141,10 +143,18 @@ def run(config: DictConfig) -> dict[str, Any]:
     job = prepare(config, bench)
     if not shard.leads():
         return {"store": bench.store.key}  # the first process searches
-    settings = OmegaConf.to_yaml(config, resolve=True)
+    command = shlex.join(["python", "-m", "evosweep", *HydraConfig.get().overrides.task])
+    settings = f"# {command}\n{OmegaConf.to_yaml(config, resolve=True)}"
     (job.folder / JOB_CONFIG).write_text(settings, encoding="utf-8")
     job.tracker.start(
-        job.name, params=_flat(config), tags=_tags(config, job), config=settings, multirun=os.environ.get(MULTIRUN)
+        job.name, params=_flat(config), tags=_tags(config, job), config=settings, multirun=os.environ.get(MULTIRUN),
+        inputs=[
+            job.tracker.dataset(
+                name=f"{config.name} {split.name}", digest=split.hash, context=split.name, tokens=split.tokens,
+                source=OmegaConf.to_yaml(config.data, resolve=True),
+            )
+            for split in bench.splits.values()
+        ],
     )
     try:
         result = job.search()
@@ -194,7 +204,10 @@ class Job:
             plan=self.plan,
             dense=self.bench.dense,
             listeners=self.listeners,
-            facts={"study": recorder.study.study_name, "store": self.bench.store.key},
+            facts={
+                "study": recorder.study.study_name, "store": self.bench.store.key, "mlflow_run": self.tracker.run_id,
+                "evosweep": version("evosweep"),
+            },
             tokens_spent=spent,
             progress=self.bench.progress,
         )

@@ -1,6 +1,7 @@
 """The whole line on the tiny model: multirun, MLflow, Optuna, export; and what is kept when it breaks."""
 
 import json
+import re
 import sqlite3
 from pathlib import Path
 
@@ -9,11 +10,14 @@ import pytest
 import torch
 import transformers
 from mlflow import MlflowClient
+from optuna_dashboard import get_note
+from PIL import Image
 
 from evosweep.core.problem import Allocation
 from evosweep.evaluate.scorer import StagedScorer
 from evosweep.run import workbench
 from evosweep.samplers.storage import journal
+from evosweep.tracking.artifacts.heatmap import CELL
 from tests.cli import TINY, evosweep, write_corpus
 
 
@@ -82,11 +86,47 @@ def test_every_generation_is_a_step(client: MlflowClient, runs: dict) -> None:
 def test_artifacts_are_there(client: MlflowClient, runs: dict) -> None:
     run = runs["evopress"].info.run_id
     names = {artifact.path for artifact in client.list_artifacts(run)}
-    figures = {"allocation.png", "convergence.png"}
-    assert names >= {"allocation.json", "trade_off.json", "config.yaml", "result.json"} | figures
+    figures = {"allocation.png", "convergence.png", "additivity.png"}
+    assert names >= {"allocation.json", "trade_off.json", "config.yaml", "result.json", "report.html"} | figures
     generations = {artifact.path for artifact in client.list_artifacts(run, "generations")}
     assert generations == {f"generations/{n:04d}" for n in range(3)}
-    assert {a.path for a in client.list_artifacts(runs["parent"].info.run_id)} >= {"summary.json", "summary.txt"}
+    assert {a.path for a in client.list_artifacts(runs["parent"].info.run_id)} >= {
+        "summary.json", "summary.txt", "comparison.json", "convergence.png",
+    }
+
+
+def test_the_elite_can_be_watched_as_pictures(client: MlflowClient, runs: dict) -> None:
+    run = runs["random"].info.run_id
+    steps = [int(point.value) for point in client.get_metric_history(run, "units_changed")]
+    changed = {0} | {step for step, units in enumerate(steps) if units}
+    names = [artifact.path for artifact in client.list_artifacts(run, "images")]
+    assert {int(re.search(r"levels\+step\+(\d+)\+", name).group(1)) for name in names} == changed
+    picture = Image.open(client.download_artifacts(run, next(name for name in names if name.endswith(".png"))))
+    assert picture.size == (2 * CELL, 7 * CELL)  # two blocks of seven linears
+
+
+def test_notes_say_what_was_found(client: MlflowClient, runs: dict, finished: Path) -> None:
+    row = results(finished)["evopress"]
+    note = runs["evopress"].data.tags["mlflow.note.content"]
+    assert f"{row['val_kl']:.4f}" in note and "| self_attn.q_proj |" in note
+    assert "| as_uniform=3 | evopress | 1 |" in runs["parent"].data.tags["mlflow.note.content"]
+    storage = journal(path=str(finished / "studies" / "whole.journal"))
+    name = next(each.study_name for each in optuna.get_all_study_summaries(storage) if "evopress as" in each.study_name)
+    assert get_note(optuna.load_study(study_name=name, storage=storage)) == note
+
+
+def test_a_run_names_its_texts_and_its_study(runs: dict) -> None:
+    inputs = {each.tags[0].value: each.dataset for each in runs["ilp"].inputs.dataset_inputs}
+    assert set(inputs) == {"calibration", "search", "validation"}
+    assert len({dataset.digest for dataset in inputs.values()}) == 3
+    tags = runs["ilp"].data.tags
+    assert tags["study"].startswith("ilp as_uniform=3 s0") and len(tags["problem"]) == 16 and tags["evosweep"]
+
+
+def test_the_report_is_one_page_that_needs_no_network(finished: Path) -> None:
+    page = next(finished.glob("runs/whole/*/3/report/report.html")).read_text()
+    assert page.count("<img ") == page.count("src=\"data:image/png;base64,") == 3
+    assert "http" not in page.split("<details>")[0] and "python -m evosweep" in page and "from_pretrained(" in page
 
 
 def test_params_are_the_resolved_config(runs: dict) -> None:

@@ -153,6 +153,9 @@ class Progress(Protocol):
     def say(self, text: str) -> None:
         """Show one line."""
 
+    def note(self, values: Mapping[str, str]) -> None:
+        """Show figures of the item of ``track`` that is done."""
+
 
 class Silent:
     """Progress that shows nothing."""
@@ -164,3 +167,6 @@ class Silent:
 
     def say(self, text: str) -> None:
         """Drop ``text``."""
+
+    def note(self, values: Mapping[str, str]) -> None:
+        """Drop ``values``."""

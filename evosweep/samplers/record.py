@@ -1,6 +1,7 @@
 """A search written into an Optuna study, a generation at a time."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -11,6 +12,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from evosweep.core.events import Candidate, Event, GenerationRecord, SearchEnded, SearchStarted
 from evosweep.core.problem import Genome, Problem
 from evosweep.samplers.base import unit_distributions
+from evosweep.tracking.describe import describe
 
 
 class StudyRecorder:
@@ -51,6 +53,10 @@ class StudyRecorder:
             self.study.set_user_attr("winner", dict(event.result.allocation))
             self.study.set_user_attr("result", event.result.row())
             self.study.set_user_attr("stopped", event.result.stopped)
+            with suppress(ImportError):  # an extra; without it nobody reads notes
+                from optuna_dashboard import save_note  # noqa: PLC0415
+
+                save_note(self.study, describe(event.result))
 
     def _trial(self, candidate: Candidate, record: GenerationRecord, numbers: Mapping[int, int]) -> FrozenTrial:
         assert self._problem is not None, "a search starts before its first generation"

@@ -1,14 +1,16 @@
 """What a user sees while it runs: one line a fact, bars with time left, one table at the end."""
 
+from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
 T = TypeVar("T")
+NOTES = 5  # rows of the live table
 
 
 def terminal() -> Console:
@@ -17,11 +19,29 @@ def terminal() -> Console:
     return console if console.is_terminal else Console(width=140)
 
 
+class _Bars(Progress):
+    """Bars, and under them a table of what was done last."""
+
+    notes: deque[Mapping[str, str]]
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        """Yield what is drawn."""
+        yield self.make_tasks_table(self.tasks)
+        notes = getattr(self, "notes", ())
+        if notes:
+            table = Table(*notes[-1], box=None, padding=(0, 2), header_style="dim")
+            for values in notes:
+                table.add_row(*values.values())
+            yield table
+
+
 class RichProgress:
     """Progress in the terminal; where there is none, plain lines."""
 
     def __init__(self) -> None:
         self.console = terminal()
+        self._bars: _Bars | None = None
+        self._where = ""
 
     def track(self, items: Sequence[T], *, description: str) -> Iterable[T]:
         """Yield ``items`` under a bar with time left."""
@@ -29,12 +49,25 @@ class RichProgress:
             TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
             TextColumn("left"), TimeRemainingColumn(),
         )
-        with Progress(*columns, console=self.console) as bars:
-            yield from bars.track(items, total=len(items), description=description)
+        with _Bars(*columns, console=self.console) as bars:
+            bars.notes = deque(maxlen=NOTES)
+            self._bars, self._where = bars, description
+            try:
+                yield from bars.track(items, total=len(items), description=description)
+            finally:
+                self._bars = None
 
     def say(self, text: str) -> None:
         """Print a line."""
         self.console.print(text, highlight=False, markup=False)
+
+    def note(self, values: Mapping[str, str]) -> None:
+        """Add a row to the table under the bar; where there is no terminal, print a line."""
+        if self.console.is_terminal:
+            if self._bars is not None:
+                self._bars.notes.append(values)
+        else:
+            self.say(f"{self._where}: " + ", ".join(f"{key} {value}" for key, value in values.items()))
 
 
 COLUMNS = {

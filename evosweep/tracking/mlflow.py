@@ -1,5 +1,6 @@
 """MLflow: one run a search, every generation a step."""
 
+import json
 import logging
 import tempfile
 import time
@@ -8,15 +9,21 @@ from pathlib import Path
 from typing import Any
 
 from mlflow import MlflowClient
-from mlflow.entities import Metric, Param, RunTag
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
+from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
-from evosweep.core.errors import SettingError
+from evosweep.core.checks import check_bool
+from evosweep.core.errors import EvosweepError, SettingError
 from evosweep.core.events import Event, GenerationRecord, SearchEnded, SearchResult, SearchStarted
 from evosweep.core.files import write_json
+from evosweep.core.problem import Problem
+from evosweep.tracking.artifacts.heatmap import level_image
+from evosweep.tracking.describe import describe
 
 PARAM_LENGTH = 6000
 BATCH = 1000
+SAMPLING = 5  # seconds between looks at processor and memory
 TAG_LENGTH = 5000
 MULTIRUN_TAG = "evosweep.multirun"
 NOTE_TAG = "mlflow.note.content"  # what the UI shows as the run's description
@@ -29,16 +36,29 @@ class MlflowTracker:
         experiment: Name of the MLflow experiment.
         uri: Tracking URI; null is MLflow's own default, ``mlflow.db`` and ``mlruns/`` in the working folder unless
             ``MLFLOW_TRACKING_URI`` says otherwise.
+        system_metrics: Log processor, memory and (with pynvml) GPU use.
+        images: Log the elite's levels as a picture whenever they change; the UI plays them by generation.
     """
 
     def __init__(
-        self, *, experiment: str, uri: str | None = None
+        self, *, experiment: str, uri: str | None = None, system_metrics: bool = True, images: bool = True
     ) -> None:
         if not isinstance(experiment, str) or not experiment:
             raise SettingError("tracking.experiment", allowed="the name of an MLflow experiment", got=experiment)
         self.experiment, self.uri = experiment, uri
+        self.system_metrics = check_bool("tracking.system_metrics", system_metrics)
+        self.images = check_bool("tracking.images", images)
         self.run_id: str | None = None
+        self._problem: Problem | None = None
+        self._monitor: SystemMetricsMonitor | None = None
         self._client: MlflowClient | None = None
+
+    @staticmethod
+    def dataset(*, name: str, digest: str, source: str, context: str, tokens: int) -> DatasetInput:
+        """Return an input of a run, as the UI lists them: a split of the text."""
+        profile = json.dumps({"tokens": tokens})
+        made = Dataset(name=name, digest=digest[:36], source_type="text", source=source, profile=profile)
+        return DatasetInput(made, tags=[InputTag("mlflow.data.context", context)])
 
     @property
     def client(self) -> MlflowClient:
@@ -48,8 +68,11 @@ class MlflowTracker:
             logging.getLogger("alembic").setLevel(logging.ERROR)
             try:
                 self._client = MlflowClient(tracking_uri=self.uri)
-            except MlflowException as error:
-                raise SettingError("tracking.uri", allowed="an MLflow tracking URI", got=self.uri) from error
+            except (MlflowException, OSError) as error:
+                raise SettingError(
+                    "tracking.uri", allowed="an MLflow tracking URI that can be written, as sqlite:///mlflow.db",
+                    got=self.uri, hint=getattr(error, "strerror", None) or "MLflow keeps no runs in plain folders",
+                ) from error
         return self._client
 
     def start(
@@ -60,6 +83,7 @@ class MlflowTracker:
         tags: Mapping[str, str],
         config: str = "",
         multirun: str | None = None,
+        inputs: Sequence[DatasetInput] = (),
     ) -> str:
         """Open the run and return its id; jobs of one multirun become children of one parent run."""
         lineage = {"mlflow.parentRunId": self._parent(multirun)} if multirun else {}
@@ -70,6 +94,11 @@ class MlflowTracker:
         written = [Param(key, str(value)[:PARAM_LENGTH]) for key, value in params.items()]
         for start in range(0, len(written), 100):
             self.client.log_batch(self.run_id, params=written[start : start + 100])
+        if inputs:
+            self.client.log_inputs(self.run_id, inputs)
+        if self.system_metrics:
+            self._monitor = SystemMetricsMonitor(self.run_id, sampling_interval=SAMPLING, tracking_uri=self.uri)
+            self._monitor.start()
         if config:
             self.client.log_text(self.run_id, config, "config.yaml")
         return self.run_id
@@ -77,8 +106,8 @@ class MlflowTracker:
     def on_event(self, event: Event) -> None:
         """Log a start, a generation, or an end."""
         if isinstance(event, SearchStarted):
-            problem = event.problem
-            self.tag({"units": len(problem.units), "budget_bits": problem.budget,
+            problem = self._problem = event.problem
+            self.tag({"units": len(problem.units), "problem": problem.fingerprint, "budget_bits": problem.budget,
                       "budget_bits_per_weight": f"{problem.bits_per_weight(problem.budget):.6f}", **event.facts})
         elif isinstance(event, GenerationRecord):
             self._generation(event)
@@ -109,6 +138,9 @@ class MlflowTracker:
         """End the run as ``FINISHED``, ``FAILED`` or ``KILLED``; what was logged stays."""
         if self.run_id is None:
             return
+        if self._monitor is not None:
+            self._monitor.finish()
+            self._monitor = None
         if reason:
             self.tag({"reason": reason})
         self.client.set_terminated(self.run_id, status=status)
@@ -146,6 +178,11 @@ class MlflowTracker:
     def _experiment_id(self) -> str:
         try:
             found = self.client.get_experiment_by_name(self.experiment)
+            if found is not None and found.lifecycle_stage == "deleted":
+                raise EvosweepError(
+                    f"the MLflow experiment {self.experiment!r} was deleted: choose another name=..., or type "
+                    f"mlflow experiments restore --experiment-id {found.experiment_id}"
+                )
             return str(found.experiment_id if found else self.client.create_experiment(self.experiment))
         except MlflowException as error:
             raise SettingError(
@@ -176,10 +213,15 @@ class MlflowTracker:
             self._run, {**facts, "allocation": dict(record.elite)},
             f"generations/{record.generation:04d}/allocation.json",
         )
+        if self.images and self._problem is not None and (record.changed or record.generation == 0):
+            picture = level_image(self._problem, record.elite)
+            self.client.log_image(self._run, picture, key="levels", step=record.generation, synchronous=True)
 
     def _end(self, result: SearchResult) -> None:
         numbers = {key: value for key, value in result.row().items() if isinstance(value, int | float)}
         self.metrics({f"result/{key}": value for key, value in numbers.items()})
+        self.metrics({"dense/ppl": result.dense["ppl"], "megabytes": numbers["megabytes"]})
+        self.tag({NOTE_TAG: describe(result)})
         if result.export:
             self.tag({f"export.{key}": value for key, value in result.export.items()})
         with tempfile.TemporaryDirectory() as folder:

@@ -17,6 +17,9 @@ class NoTracker:
         """Open nothing."""
         return name
 
+    def dataset(self, **_: Any) -> None:
+        """Make nothing."""
+
     def on_event(self, event: Event) -> None:
         """Hear nothing."""
 

@@ -3,9 +3,14 @@
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
+from matplotlib import colormaps
 from matplotlib.figure import Figure
 
 from evosweep.core.events import SearchResult
+from evosweep.core.problem import Allocation, Problem
+
+CELL = 14  # pixels
 
 
 class LevelHeatmap:
@@ -13,17 +18,7 @@ class LevelHeatmap:
 
     def __call__(self, result: SearchResult, folder: Path) -> None:
         """Write ``allocation.png``."""
-        units = result.problem.units
-        rows = list(dict.fromkeys(unit.kind for unit in units))
-        blocks = sorted({unit.block for unit in units})
-        table = np.full((len(rows), len(blocks)), np.nan)
-        for unit in units:
-            name = result.allocation[unit.name]
-            place = unit.level_names.index(name)
-            value = unit.levels[place].value
-            table[rows.index(unit.kind), blocks.index(unit.block)] = (
-                place if value is None else value
-            )
+        table, rows, blocks = level_table(result.problem, result.allocation)
         figure = Figure(figsize=(2.2 + 0.3 * len(blocks), 1.4 + 0.3 * len(rows)), layout="constrained")
         axis = figure.subplots()
         image = axis.imshow(table, cmap="viridis", aspect="auto")
@@ -37,3 +32,27 @@ class LevelHeatmap:
         figure.colorbar(image, ax=axis, label="level")
         axis.set_title(f"{result.sampler}, seed {result.seed}")
         figure.savefig(folder / "allocation.png", dpi=120)
+
+
+def level_table(problem: Problem, allocation: Allocation) -> tuple[npt.NDArray[np.float64], list[str], list[int]]:
+    """Return the nominal numbers of an allocation's levels, shape (kinds, blocks), and the names of rows and columns.
+
+    Not a number where a block has no such layer; the level's place in its ladder where levels have no number.
+    """
+    rows = list(dict.fromkeys(unit.kind for unit in problem.units))
+    blocks = sorted({unit.block for unit in problem.units})
+    table = np.full((len(rows), len(blocks)), np.nan)
+    for unit in problem.units:
+        place = unit.level_names.index(allocation[unit.name])
+        value = unit.levels[place].value
+        table[rows.index(unit.kind), blocks.index(unit.block)] = place if value is None else value
+    return table, rows, blocks
+
+
+def level_image(problem: Problem, allocation: Allocation) -> npt.NDArray[np.uint8]:
+    """Return the same as a picture, shape (kinds * CELL, blocks * CELL, 3); fast enough for every generation."""
+    table = level_table(problem, allocation)[0]
+    values = [level.value for unit in problem.units for level in unit.levels if level.value is not None]
+    low, high = (min(values), max(values)) if values else (0.0, float(problem.sizes.max() - 1))
+    shades = colormaps["viridis"](np.nan_to_num((table - low) / max(high - low, 1e-9)))[..., :3]
+    return (255 * shades).astype(np.uint8).repeat(CELL, axis=0).repeat(CELL, axis=1)

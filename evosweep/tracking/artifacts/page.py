@@ -1,0 +1,63 @@
+"""One page with everything: what was found, the figures, the settings, how to get it again and how to load it."""
+
+import base64
+import html
+from pathlib import Path
+
+from evosweep.core.events import SearchResult
+
+STYLE = (
+    "body{font:15px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#222}"
+    "table{border-collapse:collapse}td,th{padding:.2rem .8rem;border-bottom:1px solid #ddd;text-align:right}"
+    "td:first-child,th:first-child{text-align:left}img{max-width:100%}pre{background:#f5f5f5;padding:1rem;overflow:auto}"
+)
+
+
+class ReportPage:
+    """``report.html``: self-contained, readable without a network; takes up the figures that lie beside it."""
+
+    def __call__(self, result: SearchResult, folder: Path) -> None:
+        """Write ``report.html``; the last of the artifacts, since it shows those before it."""
+        run = folder.parent
+        settings = run / "config.yaml"
+        parts = [
+            f"<h1>{html.escape(result.sampler)}, seed {result.seed}</h1>", _table(result),
+            *(f"<h2>{path.stem.replace('_', ' ')}</h2>{_image(path)}" for path in sorted(folder.glob("*.png"))),
+            "<h2>Load it</h2>", _code(_loading(result, run)),
+        ]
+        if settings.exists():
+            command, _, values = settings.read_text(encoding="utf-8").partition("\n")
+            parts += ["<h2>Get it again</h2>", _code(command.lstrip("# ")),
+                      "<details><summary>all settings</summary>", _code(values), "</details>"]
+        page = f"<!doctype html><html lang=en><meta charset=utf-8><title>evosweep</title><style>{STYLE}</style>"
+        (folder / "report.html").write_text(page + "".join(parts) + "</html>", encoding="utf-8")
+
+
+def _table(result: SearchResult) -> str:
+    row, start = result.row(), result.generations[0].validation
+    figures = [
+        ("", "found", "start", "dense"),
+        ("validation KL", f"{row['val_kl']:.4f}", f"{start['kl']:.4f}", "0"),
+        ("validation PPL", f"{row['val_ppl']:.2f}", f"{start['ppl']:.2f}", f"{row['dense_ppl']:.2f}"),
+        ("true bits a weight", f"{row['bits_per_weight']:.3f}", f"{result.generations[0].bits_per_weight:.3f}", ""),
+        ("megabytes", f"{row['megabytes']:.1f}", "", ""),
+        ("tokens scored", f"{row['tokens']:,}", "", ""),
+        ("seconds", f"{row['seconds']:.0f}", "", ""),
+    ]
+    lines = ("".join(f"<td>{html.escape(cell)}</td>" for cell in line) for line in figures)
+    return "<table>" + "".join(f"<tr>{line}</tr>" for line in lines) + "</table>"
+
+
+def _image(path: Path) -> str:
+    data = base64.b64encode(path.read_bytes()).decode()
+    return f'<img alt="{html.escape(path.stem)}" src="data:image/png;base64,{data}">'
+
+
+def _loading(result: SearchResult, run: Path) -> str:
+    if result.export:
+        return f"from transformers import AutoModelForCausalLM\nAutoModelForCausalLM.from_pretrained('{run}/model')"
+    return f"# not exported; the allocation is in {run}/allocation.json:\n# sampler.start={run}/allocation.json"
+
+
+def _code(text: str) -> str:
+    return f"<pre>{html.escape(text)}</pre>"
