@@ -4,13 +4,17 @@
 
 A search whose scoring takes --second a generation (the thread sleeps, as one that waits for a GPU does), without
 listeners, and with both of them as a run has them. Also what each of them takes for one generation, and what both
-leave on disk.
+leave on disk, and how long Optuna Dashboard takes to show the study.
 """
 
 import argparse
 import json
+import subprocess
+import sys
 import tempfile
 import time
+import urllib.error
+import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +92,45 @@ def searched(listeners: list[Any], options: argparse.Namespace) -> float:
     return time.perf_counter() - began
 
 
+def dashboard(path: Path) -> dict[str, float]:
+    """Return how long Optuna Dashboard takes to answer, and how much it sends, for the study of a journal."""
+    port = 8901
+    command = [str(Path(sys.executable).with_name("optuna-dashboard")), str(path), "--port", str(port)]
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        began = time.perf_counter()
+        studies = _fetched(f"http://127.0.0.1:{port}/api/studies", tries=120)
+        opened = time.perf_counter() - began
+        study = json.loads(studies)["study_summaries"][0]["study_id"]
+        times, size = [], 0
+        for _ in range(4):
+            began = time.perf_counter()
+            size = len(_fetched(f"http://127.0.0.1:{port}/api/studies/{study}?after=0"))
+            times.append(time.perf_counter() - began)
+        began = time.perf_counter()
+        importance = len(_fetched(f"http://127.0.0.1:{port}/api/studies/{study}/param_importances"))
+        return {"list_seconds": opened, "first_seconds": times[0], "again_seconds": min(times[1:]),
+                "megabytes": size / 1e6, "importance_seconds": time.perf_counter() - began,
+                "importance_bytes": importance}
+    finally:
+        server.terminate()
+        server.wait()
+
+
+def _fetched(url: str, *, tries: int = 1) -> bytes:
+    for left in reversed(range(tries)):
+        try:
+            with urllib.request.urlopen(url, timeout=120) as answer:
+                return bytes(answer.read())
+        except urllib.error.HTTPError:
+            raise
+        except urllib.error.URLError:
+            if not left:
+                raise
+            time.sleep(0.25)
+    raise AssertionError("unreachable")
+
+
 def main() -> None:
     """Print one JSON object."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -105,12 +148,13 @@ def main() -> None:
         mlflow = Timed(tracker)
         both = searched([Behind(study), Behind(mlflow)], options)
         sizes = {path.name: path.stat().st_size / 1e6 for path in folder.iterdir() if path.is_file()}
+        shown = dashboard(folder / "study.journal")
         sizes["mlruns"] = sum(path.stat().st_size for path in (folder / "mlruns").rglob("*") if path.is_file()) / 1e6
     print(json.dumps({
         **vars(options), "seconds_without": alone, "seconds_with_both": both,
         "overhead_percent": 100 * (both / alone - 1),
         "optuna_ms_a_generation": 1000 * study.seconds / options.generations,
-        "mlflow_ms_a_generation": 1000 * mlflow.seconds / options.generations, "megabytes": sizes,
+        "mlflow_ms_a_generation": 1000 * mlflow.seconds / options.generations, "megabytes": sizes, "dashboard": shown,
     }, indent=1))
 
 
