@@ -97,7 +97,7 @@ class Plan:
         """Return why a search that has spent ``tokens`` should end here, if it should."""
         if not records:
             return None
-        last = records[-1].tokens - (records[-2].tokens if len(records) > 1 else 0)
+        last = records[-1].tokens - records[max(len(records) - 2, 0)].tokens
         if self.tokens is not None and tokens + last > self.tokens:
             return "tokens"
         unchanged = [record.changed == 0 for record in records[1:]]
@@ -277,9 +277,9 @@ class _Arena:
         for each in candidates:
             original = first[each.genome.tobytes()].slot
             if original in ran:
-                again = original != each.slot
-                twin = replace(each, scores=ran[original].scores, duplicate_of=original)
-                told.append(twin if again else ran[original])
+                scored = ran[original]
+                twin = original != each.slot
+                told.append(replace(each, scores=scored.scores, duplicate_of=original) if twin else scored)
         return replace(selection, candidates=tuple(told))
 
     def _screened(self, candidates: Sequence[Candidate], elite: Genome | None, generation: int) -> _Selection:

@@ -12,7 +12,6 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import cached_property, lru_cache
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ import transformers
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
+from evosweep import __version__
 from evosweep.core.budget import Budget
 from evosweep.core.checks import check_int
 from evosweep.core.errors import SettingError
@@ -206,7 +206,7 @@ class Job:
             listeners=self.listeners,
             facts={
                 "study": recorder.study.study_name, "store": self.bench.store.key, "mlflow_run": self.tracker.run_id,
-                "evosweep": version("evosweep"),
+                "evosweep": __version__,
             },
             tokens_spent=spent,
             progress=self.bench.progress,

@@ -250,3 +250,27 @@ def test_every_kind_of_compression_goes_from_model_to_export(
         assert row["export"]["max_logit_difference"] < 1e-4
     runs = client.search_runs([client.get_experiment_by_name(name).experiment_id])
     assert {run.info.status for run in runs} == {"FINISHED"}
+
+
+def test_a_comparison_says_who_wins_over_seeds(in_tmp: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_corpus(in_tmp)
+    arguments = ["sampler=uniform,evopress", "seed=0,1", "name=duel", "export=none", "storage=memory"]
+    assert evosweep("+experiment=[quant_3bit,compare]", *TINY, *arguments) == 0
+    out = capsys.readouterr().out
+    assert "within seed noise" in out or "behind" in out or "equal" in out
+    client = MlflowClient(tracking_uri=f"sqlite:///{in_tmp / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("duel")
+    [parent] = client.search_runs([experiment.experiment_id], "tags.`evosweep.multirun` LIKE 'duel%'")
+    table = json.loads(Path(client.download_artifacts(parent.info.run_id, "comparison.json")).read_text())
+    rows = [dict(zip(table["columns"], line, strict=True)) for line in table["data"]]
+    assert {(row["sampler"], row["seeds"]) for row in rows} == {("uniform", 2), ("evopress", 2)}
+    assert [row["verdict"] for row in rows].count("best") == 1
+
+
+def test_experiments_can_be_swept(in_tmp: Path) -> None:
+    write_corpus(in_tmp)
+    swept = ["+experiment=glob(quant_*)", "sampler=uniform", "export=none", "tracking=none", "storage=memory"]
+    assert evosweep("-m", *TINY, *swept) == 0
+    assert {path.parts[1] for path in (p.relative_to(in_tmp) for p in in_tmp.glob("runs/*/*/*/result.json"))} == {
+        "quant_3bit", "quant_2.25bit",
+    }
