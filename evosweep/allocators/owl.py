@@ -5,7 +5,10 @@ import numpy.typing as npt
 
 from evosweep.allocators.base import column
 from evosweep.core.checks import check_int, check_number
+from evosweep.core.errors import SettingError
 from evosweep.core.problem import Genome, Problem
+
+MULTIPLES = (3, 5, 7, 10)  # those that its authors sweep; a store has a column for each
 
 
 class OWL:
@@ -20,7 +23,9 @@ class OWL:
     """
 
     def __init__(self, *, multiple: int = 5, spread: float = 0.5) -> None:
-        self.multiple = check_int("sampler.allocator.multiple", multiple, low=1)
+        self.multiple = check_int("sampler.allocator.multiple", multiple)
+        if multiple not in MULTIPLES:
+            raise SettingError("sampler.allocator.multiple", allowed=MULTIPLES, got=multiple)
         self.spread = check_number("sampler.allocator.spread", spread, low=0)
         self.columns = (f"outlier_ratio_m{self.multiple}",)
 

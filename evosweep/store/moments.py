@@ -7,11 +7,11 @@ from functools import partial
 import torch
 from torch.nn import functional
 
+from evosweep.allocators.owl import MULTIPLES
 from evosweep.models.anatomy import Anatomy
 from evosweep.models.device import tf32
 from evosweep.store import shard
 
-OUTLIER_MULTIPLES = (3, 5, 7, 10)
 GRAM_COLUMNS = {"cpu": 192}  # so many columns of the (symmetric) Gram matrix at a time, down to the diagonal
 
 
@@ -92,7 +92,7 @@ def outlier_ratios(layers: Mapping[str, tuple[torch.Tensor, torch.Tensor]]) -> d
     return {
         name: {
             f"outlier_ratio_m{multiple}": float((score > multiple * mean).float().mean())
-            for multiple in OUTLIER_MULTIPLES
+            for multiple in MULTIPLES
         }
         for name, score in scores.items()
     }

@@ -71,6 +71,10 @@ def test_ilp_says_which_column_is_missing() -> None:
 
 
 class TestOWL:
+    def test_a_multiple_that_no_store_has(self) -> None:
+        with pytest.raises(SettingError, match=r"sampler\.allocator\.multiple must be one of 3, 5, 7, 10, got 4"):
+            OWL(multiple=4)
+
     def test_targets_average_to_the_budget_and_stay_within_reach(self, problem: Problem) -> None:
         targets = OWL(spread=0.4).targets(problem)
         blocks = problem.numels.reshape(4, 3).sum(1)
