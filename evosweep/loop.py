@@ -229,10 +229,7 @@ def run_search(
         )
         records.append(record)
         _tell(listeners, record)
-        progress.note(
-            {"generation": str(generation), "val KL": f"{validation['kl']:.4f}", "val PPL": f"{validation['ppl']:.2f}",
-             "changed": str(changed), "tokens/s": f"{record.tokens_per_second:,.0f}", "tokens": f"{tokens:,}"}
-        )
+        progress.note(_note(record))
     if not records:
         raise SettingError("sampler", allowed="one that proposes at least one allocation", got=sampler.name)
     return SearchResult(
@@ -248,6 +245,15 @@ def run_search(
         seconds=time.monotonic() - started,
         stopped=stopped,
     )
+
+
+def _note(record: GenerationRecord) -> dict[str, str]:
+    """Return what a user watching a search should see of a generation."""
+    return {
+        "generation": str(record.generation), "val KL": f"{record.validation['kl']:.4f}",
+        "val PPL": f"{record.validation['ppl']:.2f}", "changed": str(record.changed),
+        "tokens/s": f"{record.tokens_per_second:,.0f}", "tokens": f"{record.tokens:,}",
+    }
 
 
 def end_search(result: SearchResult, listeners: Sequence[Listener]) -> None:

@@ -61,23 +61,18 @@ class OptunaSampler(PopulationSampler):
         study = self._study("minimize")
         with self._lock:
             for trial in self._asked.values():
-                study.tell(trial, state=TrialState.FAIL)
+                self._tell(trial, None)
             self._asked.clear()
             return [self._ask(study, slot, (generation, slot)) for slot in range(self.offspring)]
 
     def learn(self, candidates: Sequence[Candidate]) -> None:
         """Tell what the proposals of ``genomes`` scored in their first stage; those never scored have failed."""
-        study = self._study("minimize")
         with self._lock:
             for each in candidates:
                 trial = self._asked.pop(each.slot, None)
-                if trial is None:
-                    continue
-                value = each.scores[min(each.scores)] if each.scores else None
-                if value is None or not np.isfinite(value):
-                    study.tell(trial, state=TrialState.FAIL)
-                else:
-                    study.tell(trial, value)
+                if trial is not None:
+                    value = each.scores[min(each.scores)] if each.scores else np.inf
+                    self._tell(trial, [value] if np.isfinite(value) else None)
 
     def size(self, generation: int) -> int:
         """Return the trials of a generation."""
@@ -129,11 +124,10 @@ class OptunaSampler(PopulationSampler):
         return genome
 
     def _tell(self, trial: optuna.Trial, values: Sequence[float] | None) -> None:
-        study = trial.study
         if values is None:
-            study.tell(trial, state=TrialState.FAIL)
+            trial.study.tell(trial, state=TrialState.FAIL)
         else:
-            study.tell(trial, list(values))
+            trial.study.tell(trial, list(values))
 
     def _study(self, direction: Literal["minimize", "maximize"]) -> optuna.Study:
         """Return the study underneath, in memory; made at first use."""

@@ -4,10 +4,12 @@ from collections import Counter
 
 from evosweep.core.events import SearchResult
 
+MOST_LEVELS = 12  # a table of a ladder's hundreds of sparsities says less than none
+
 
 def describe(result: SearchResult) -> str:
     """Return what was found, at what size, against what, with how much work, and what became of the layers."""
-    row, first = result.row(), result.generations[0].validation
+    row, first, levels = result.row(), result.generations[0].validation, _levels(result)
     lines = [
         f"**{result.sampler}**, seed {result.seed}: validation KL **{row['val_kl']:.4f}**, "
         f"PPL **{row['val_ppl']:.2f}** (dense {row['dense_ppl']:.2f}) at "
@@ -15,17 +17,15 @@ def describe(result: SearchResult) -> str:
         "",
         f"{len(result.generations) - 1} generations after the start (KL {first['kl']:.4f}, PPL {first['ppl']:.2f}), "
         f"{row['tokens']:,} tokens scored, {row['seconds']:.0f} s; ended: {result.stopped}.",
-        "",
-        "| layer | " + " | ".join(_levels(result)) + " |",
-        "|---" * (1 + len(_levels(result))) + "|",
     ]
+    if len(levels) > MOST_LEVELS:
+        return "\n".join(lines)
+    lines += ["", "| layer | " + " | ".join(levels) + " |", "|---" * (1 + len(levels)) + "|"]
     chosen: dict[str, Counter[str]] = {}
     for unit in result.problem.units:
         chosen.setdefault(unit.kind, Counter())[result.allocation[unit.name]] += 1
-    if len(_levels(result)) > 12:  # sparsities by hundreds of names say less than their number
-        return "\n".join(lines[:3])
     lines += [
-        f"| {kind} | " + " | ".join(str(counts.get(level, "")) for level in _levels(result)) + " |"
+        f"| {kind} | " + " | ".join(str(counts.get(level, "")) for level in levels) + " |"
         for kind, counts in chosen.items()
     ]
     return "\n".join(lines)
