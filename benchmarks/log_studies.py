@@ -15,7 +15,7 @@ from optuna.trial import TrialState
 
 from evosweep.core.files import write_json
 from evosweep.core.problem import Allocation
-from evosweep.samplers.storage import journal
+from evosweep.samplers.storage import Journal
 from evosweep.tracking.mlflow import MlflowTracker
 
 COLUMNS = ("sampler", "seed", "bits_per_weight", "megabytes", "val_kl", "val_ppl", "dense_ppl", "tokens", "seconds")
@@ -43,7 +43,7 @@ def log(study: optuna.Study, *, experiment: str, multirun: str, folder: Path) ->
 def main(*paths: str) -> None:
     """Log every study of every journal."""
     for path in map(Path, paths):
-        storage, multirun = journal(path=str(path)), f"{path.stem} from {path.name}"
+        storage, multirun = Journal(path=str(path)).open(), f"{path.stem} from {path.name}"
         names = sorted(summary.study_name for summary in optuna.get_all_study_summaries(storage))
         with tempfile.TemporaryDirectory() as name:
             studies = [optuna.load_study(study_name=each, storage=storage) for each in names]

@@ -12,14 +12,14 @@ from matplotlib.figure import Figure
 from optuna.trial import TrialState
 
 from evosweep.core.problem import Unit
-from evosweep.samplers.storage import journal
+from evosweep.samplers.storage import Journal
 
 EVOPRESS_SCRIPTS = {0: 46.53, 5: 39.3, 12: 36.0}
 
 
 def main(source: str, target: str) -> None:
     """Draw convergence on the left, the best winner's levels on the right."""
-    storage = journal(path=source)
+    storage = Journal(path=source).open()
     names = [summary.study_name for summary in optuna.get_all_study_summaries(storage)]
     studies = [optuna.load_study(study_name=name, storage=storage) for name in names]
     results = [study.user_attrs["result"] for study in studies]

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import optuna
 
-from evosweep.samplers.storage import journal
+from evosweep.samplers.storage import Journal
 
 SHOWN = (0, 5, 12, 30)
 
@@ -48,7 +48,7 @@ def main() -> None:
         ["sampler=evopress", f"search.generations={options.generations}", f"seed={seeds}"],
     ):
         subprocess.run([sys.executable, "-m", "evosweep", "-m", *common, *search], cwd=options.folder, check=True)
-    storage = journal(path=str(options.folder / "studies" / "quant_3bit.journal"))
+    storage = Journal(path=str(options.folder / "studies" / "quant_3bit.journal")).open()
     for summary in optuna.get_all_study_summaries(storage):
         study = optuna.load_study(study_name=summary.study_name, storage=storage)
         result = study.user_attrs["result"]

@@ -26,7 +26,7 @@ from evosweep.loop import Plan, run_search
 from evosweep.run import quiet_libraries
 from evosweep.samplers.evopress import EvoPressSampler
 from evosweep.samplers.record import StudyRecorder
-from evosweep.samplers.storage import journal
+from evosweep.samplers.storage import Journal
 from evosweep.tracking.behind import Behind
 from evosweep.tracking.mlflow import MlflowTracker
 
@@ -140,9 +140,12 @@ def main() -> None:
     options = parser.parse_args()
     quiet_libraries()
     alone = searched([], options)
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        study = Timed(StudyRecorder(storage=journal(path=str(folder / "study.journal")), name="tracked"))
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        journal = Journal(path=str(folder / "study.journal"), artifacts=str(folder / "pictures"))
+        study = Timed(
+            StudyRecorder(storage=journal.open(), name="tracked", artifacts=journal.artifact_store())
+        )
         tracker = MlflowTracker(experiment="tracked", uri=f"sqlite:///{folder / 'mlflow.db'}")
         tracker.client.create_experiment("tracked", artifact_location=str(folder / "mlruns"))
         tracker.start("tracked", params={}, tags={})
@@ -150,7 +153,8 @@ def main() -> None:
         both = searched([Behind(study), Behind(mlflow)], options)
         sizes = {path.name: path.stat().st_size / 1e6 for path in folder.iterdir() if path.is_file()}
         shown = dashboard(folder / "study.journal")
-        sizes["mlruns"] = sum(path.stat().st_size for path in (folder / "mlruns").rglob("*") if path.is_file()) / 1e6
+        for name in ("mlruns", "pictures"):
+            sizes[name] = sum(path.stat().st_size for path in (folder / name).rglob("*") if path.is_file()) / 1e6
     print(json.dumps({
         **vars(options), "seconds_without": alone, "seconds_with_both": both,
         "overhead_percent": 100 * (both / alone - 1),

@@ -20,6 +20,7 @@ from evosweep.tracking.artifacts.compared import FIGURES as compared_figures
 from evosweep.tracking.console import COLUMNS, summary, terminal
 
 MULTIRUN = "EVOSWEEP_MULTIRUN"  # environment: name of the multirun that a job belongs to
+DASHBOARD = "http://127.0.0.1:8080/dashboard"  # where optuna-dashboard listens unless told otherwise
 JOB_CONFIG = "config.yaml"  # a job writes it once its settings are checked
 
 
@@ -55,7 +56,7 @@ class Summary(Callback):
             console.print(table)
             if len({row["seed"] for row in rows}) > 1:
                 console.print(Markdown(comparison.markdown(rows)))
-            for line in how_to_look(self.config):
+            for line in how_to_look(self.config, link=rows[0].get("mlflow_link")):
                 console.print(line, highlight=False, markup=False, soft_wrap=True)
         if not list(self.folder.rglob(JOB_CONFIG)):
             (self.folder / "multirun.yaml").unlink(missing_ok=True)  # Hydra's own
@@ -89,13 +90,17 @@ class Summary(Callback):
             build(self.config, "tracking").summarize(self.multirun, status=status, files=files, note=note)
 
 
-def how_to_look(config: DictConfig) -> list[str]:
-    """Return the commands that open what a run left."""
+def how_to_look(config: DictConfig, *, link: str | None) -> list[str]:
+    """Return the commands that open what a run left, and where it is then seen."""
     lines = []
     uri = config.tracking.get("uri", "")
-    if uri != "":
-        lines.append(f"mlflow ui{f' --backend-store-uri {uri}' if uri else ''}   # every run, every generation")
-    path = config.storage.get("path")
+    if link and str(uri).startswith("http"):
+        lines.append(f"{link}   # every run, every generation")
+    elif link:
+        source = f" --backend-store-uri {uri}" if uri else ""
+        lines.append(f"mlflow ui{source}   # every run, every generation: {link}")
+    path, artifacts = config.storage.get("path"), config.storage.get("artifacts")
     if path:
-        lines.append(f"optuna-dashboard {path}   # every candidate")
+        pictures = f" --artifact-dir {artifacts}" if artifacts else ""
+        lines.append(f"optuna-dashboard {path}{pictures}   # every candidate: {DASHBOARD}")
     return lines

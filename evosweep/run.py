@@ -40,7 +40,8 @@ from evosweep.models.load import LoadedModel
 from evosweep.multirun import JOB_CONFIG, MULTIRUN
 from evosweep.samplers.base import PopulationSampler
 from evosweep.samplers.record import StudyRecorder
-from evosweep.settings import build, check_keys
+from evosweep.samplers.storage import Journal, Memory
+from evosweep.settings import build
 from evosweep.store import shard
 from evosweep.store.build import StoreBuilder, fixed_bits, plan_units
 from evosweep.store.manifest import LevelStore
@@ -185,6 +186,7 @@ class Job:
     fitness: Fitness
     exporter: Any
     tracker: Any
+    storage: Journal | Memory
     report: Report
     columns: Sequence[str]
     folder: Path
@@ -194,8 +196,10 @@ class Job:
         """Open the store, measure what the sampler needs, search."""
         units, spent = self._measured(self.bench.store.units)
         problem = self.budget.problem(units, fixed_bits=self.bench.store.fixed_bits)
-        storage = build(self.config, "storage")
-        recorder = StudyRecorder(storage=storage, name=f"{self.name} {datetime.now():%Y-%m-%d %H:%M:%S.%f}"[:-3])
+        recorder = StudyRecorder(
+            storage=self.storage.open(), name=f"{self.name} {datetime.now():%Y-%m-%d %H:%M:%S.%f}"[:-3],
+            record=self.storage.record, artifacts=self.storage.artifact_store(),
+        )
         self.listeners = (Behind(recorder), Behind(self.tracker))
         return run_search(
             name=self.name,
@@ -230,7 +234,7 @@ class Job:
         report = self.report.write(result, self.folder)
         end_search(result, self.listeners)
         self.settle()
-        self.tracker.folder(report)
+        self.tracker.deliver(result, report=report, run=self.folder)
         fixed = self.bench.store.fixed_bits
         width = 8 * self.bench.anatomy.dtype.itemsize
         dense_bits = width * int(result.problem.numels.sum())
@@ -242,6 +246,7 @@ class Job:
             "dense_bits_per_weight": float(width),
             "dense_megabytes": (dense_bits + fixed) / 8e6,
             "mlflow_run": self.tracker.run_id,
+            "mlflow_link": self.tracker.link,
             "export": dict(result.export),
             "history": result.history(),
             "phases": {name: round(seconds, 2) for name, seconds in self.bench.seconds.items()},
@@ -284,9 +289,8 @@ def prepare(config: DictConfig, bench: Workbench) -> Job:
         raise SettingError("name", allowed="letters, digits, '.', '_' and '-'", got=config.name)
     search: Any = OmegaConf.to_container(config.search)
     plan = Plan.of(**{key: search[key] for key in PLAN_KEYS})
-    groups = ("budget", "sampler", "fitness", "export", "tracking", "report", "evaluate", "store")
+    groups = ("budget", "sampler", "fitness", "export", "tracking", "report", "evaluate", "store", "storage")
     parts = {group: build(config, group) for group in groups}
-    check_keys(OmegaConf.to_container(config.storage), "storage")
     for place, stage in enumerate(plan.stages):
         bench.splits["search"].count(f"search.stages[{place}].tokens", stage.tokens)
     problem = parts["budget"].problem(bench.planned, fixed_bits=bench.fixed_bits)
@@ -298,7 +302,7 @@ def prepare(config: DictConfig, bench: Workbench) -> Job:
     return Job(
         name=f"{sampler.name} {parts['budget']} s{seed}", config=config, bench=bench, plan=plan, seed=seed,
         budget=parts["budget"], make_sampler=parts["sampler"], fitness=parts["fitness"], exporter=parts["export"],
-        tracker=parts["tracking"], report=parts["report"], columns=sampler.columns,
+        tracker=parts["tracking"], storage=parts["storage"], report=parts["report"], columns=sampler.columns,
         folder=Path(HydraConfig.get().runtime.output_dir),
     )
 

@@ -62,7 +62,8 @@ def test_every_module_of_a_plug_in_package_has_a_choice() -> None:
     package = Path(CONF).parent / "evosweep"
     for folder, shared in {
         "fitness": {"base"}, "allocators": {"base", "harm"}, "compressors": {"base", "compensate", "integer", "sparse"},
-        "samplers": {"base", "record", "storage"}, "exporters": set(), "data": {"documents", "tokens"},
+        "samplers": {"base", "dashboard", "levels", "record", "storage"}, "exporters": set(),
+        "data": {"documents", "tokens"},
     }.items():
         for path in (package / folder).glob("*.py"):
             if path.stem not in shared | {"__init__"}:

@@ -5,18 +5,20 @@ import re
 import sqlite3
 from pathlib import Path
 
+import mlflow
 import optuna
 import pytest
 import torch
 import transformers
 from mlflow import MlflowClient
 from optuna_dashboard import get_note
+from optuna_dashboard._custom_plot_data import get_plotly_graph_objects
 from PIL import Image
 
 from evosweep.core.problem import Allocation
 from evosweep.evaluate.scorer import StagedScorer
 from evosweep.run import workbench
-from evosweep.samplers.storage import journal
+from evosweep.samplers.storage import Journal
 from evosweep.tracking.artifacts.heatmap import CELL
 from tests.cli import TINY, evosweep, write_corpus
 
@@ -86,7 +88,7 @@ def test_every_generation_is_a_step(client: MlflowClient, runs: dict) -> None:
 def test_artifacts_are_there(client: MlflowClient, runs: dict) -> None:
     run = runs["evopress"].info.run_id
     names = {artifact.path for artifact in client.list_artifacts(run)}
-    figures = {"allocation.png", "convergence.png", "additivity.png"}
+    figures = {"allocation.png", "convergence.png", "additivity.png", "stages.png"}
     assert names >= {"allocation.json", "trade_off.json", "config.yaml", "result.json", "report.html"} | figures
     generations = {artifact.path for artifact in client.list_artifacts(run, "generations")}
     assert generations == {f"generations/{n:04d}" for n in range(3)}
@@ -110,7 +112,7 @@ def test_notes_say_what_was_found(client: MlflowClient, runs: dict, finished: Pa
     note = runs["evopress"].data.tags["mlflow.note.content"]
     assert f"{row['val_kl']:.4f}" in note and "| self_attn.q_proj |" in note
     assert "| as_uniform=3 | evopress | 1 |" in runs["parent"].data.tags["mlflow.note.content"]
-    storage = journal(path=str(finished / "studies" / "whole.journal"))
+    storage = Journal(path=str(finished / "studies" / "whole.journal")).open()
     name = next(each.study_name for each in optuna.get_all_study_summaries(storage) if "evopress as" in each.study_name)
     assert get_note(optuna.load_study(study_name=name, storage=storage)) == note
 
@@ -125,8 +127,45 @@ def test_a_run_names_its_texts_and_its_study(runs: dict) -> None:
 
 def test_the_report_is_one_page_that_needs_no_network(finished: Path) -> None:
     page = next(finished.glob("runs/whole/*/3/report/report.html")).read_text()
-    assert page.count("<img ") == page.count("src=\"data:image/png;base64,") == 3
+    assert page.count("<img ") == page.count("src=\"data:image/png;base64,") == 4
     assert "http" not in page.split("<details>")[0] and "python -m evosweep" in page and "from_pretrained(" in page
+
+
+def test_layers_are_a_table_of_the_run(client: MlflowClient, runs: dict, finished: Path) -> None:
+    run = runs["evopress"].info.run_id
+    table = json.loads(Path(client.download_artifacts(run, "allocation_table.json")).read_text())
+    rows = [dict(zip(table["columns"], line, strict=True)) for line in table["data"]]
+    assert {row["name"]: row["level"] for row in rows} == dict(
+        Allocation.load(next(finished.glob("runs/whole/*/3/allocation.json")))
+    )
+    weights = sum(row["weights"] for row in rows)
+    mean = sum(row["weights"] * row["bits_per_weight"] for row in rows) / weights
+    assert mean == pytest.approx(results(finished)["evopress"]["bits_per_weight"])
+
+
+def test_the_winner_is_a_logged_model_with_its_lineage(client: MlflowClient, runs: dict, finished: Path) -> None:
+    made = client.get_logged_model(runs["ilp"].outputs.model_outputs[0].model_id)
+    row = results(finished)["ilp"]
+    assert made.params["store"] == runs["ilp"].data.tags["store"] and made.params["sampler"] == "ilp"
+    assert {metric.key: metric.value for metric in made.metrics}["result/val_kl"] == pytest.approx(row["val_kl"])
+    folder = Path(mlflow.artifacts.download_artifacts(
+        f"models:/{made.model_id}", tracking_uri=f"sqlite:///{finished / 'mlflow.db'}"
+    ))
+    assert {path.name for path in folder.iterdir()} >= {"allocation.json", "config.yaml", "README.md"}
+    assert Allocation.load(folder / "allocation.json") == Allocation.load(
+        next(finished.glob("runs/whole/*/2/allocation.json"))
+    )
+
+
+def test_a_logged_model_with_weights_loads_in_plain_transformers(finished: Path) -> None:
+    assert evosweep(*TINY, "sampler=uniform", "name=weighty", "tracking.model=weights") == 0
+    uri = f"sqlite:///{finished / 'mlflow.db'}"
+    client = MlflowClient(tracking_uri=uri)
+    (run,) = client.search_runs([client.get_experiment_by_name("weighty").experiment_id])
+    made = run.outputs.model_outputs[0].model_id
+    folder = mlflow.artifacts.download_artifacts(f"models:/{made}", tracking_uri=uri)
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    assert model(input_ids=torch.tensor([[1, 2, 3]])).logits.isfinite().all()
 
 
 def test_params_are_the_resolved_config(runs: dict) -> None:
@@ -142,7 +181,7 @@ def test_result_metrics_are_what_the_file_says(finished: Path, runs: dict) -> No
 
 
 def test_studies_can_be_read(finished: Path) -> None:
-    storage = journal(path=str(finished / "studies" / "whole.journal"))
+    storage = Journal(path=str(finished / "studies" / "whole.journal")).open()
     studies = {summary.study_name.split()[0]: summary for summary in optuna.get_all_study_summaries(storage)}
     assert set(studies) == set(SAMPLERS)
     study = optuna.load_study(study_name=studies["evopress"].study_name, storage=storage)
@@ -153,12 +192,24 @@ def test_studies_can_be_read(finished: Path) -> None:
 def test_the_dashboard_shows_the_study(finished: Path) -> None:
     from optuna_dashboard import wsgi
 
-    app = wsgi(journal(path=str(finished / "studies" / "whole.journal")))
+    app = wsgi(Journal(path=str(finished / "studies" / "whole.journal")).open())
     status: list[str] = []
     environ = {"REQUEST_METHOD": "GET", "PATH_INFO": "/api/studies", "QUERY_STRING": "", "SERVER_NAME": "x",
                "SERVER_PORT": "80", "wsgi.url_scheme": "http"}
     body = b"".join(app(environ, lambda code, *_: status.append(code)))
     assert status == ["200 OK"] and len(json.loads(body)["study_summaries"]) == len(SAMPLERS)
+
+
+def test_the_dashboard_has_pictures_and_our_figures(finished: Path) -> None:
+    storage = Journal(path=str(finished / "studies" / "whole.journal")).open()
+    name = next(each.study_name for each in optuna.get_all_study_summaries(storage) if "random as" in each.study_name)
+    study = optuna.load_study(study_name=name, storage=storage)
+    pictures = optuna.artifacts.get_all_artifact_meta(study.best_trial, storage=storage)
+    assert [each.mimetype for each in pictures] == ["image/png"]
+    assert (finished / "studies" / "artifacts" / pictures[0].artifact_id).is_file()
+    figures = get_plotly_graph_objects(storage.get_study_system_attrs(study._study_id))
+    assert set(figures) == {"convergence", "levels"}
+    assert all(json.loads(figure)["data"] for figure in figures.values())
 
 
 def test_the_exported_model_loads_in_plain_transformers(finished: Path) -> None:
@@ -205,7 +256,8 @@ def test_what_was_found_is_kept(finished: Path, client: MlflowClient, monkeypatc
     assert run.info.status == status and run.data.tags["reason"]
     assert len(client.get_metric_history(run.info.run_id, "val/kl")) == 1
     assert client.list_artifacts(run.info.run_id, "generations/0000")
-    study = optuna.load_study(study_name=None, storage=journal(path=str(finished / "studies" / f"{name}.journal")))
+    storage = Journal(path=str(finished / "studies" / f"{name}.journal")).open()
+    study = optuna.load_study(study_name=None, storage=storage)
     assert len(study.trials) == 4
 
 

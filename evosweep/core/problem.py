@@ -262,6 +262,16 @@ class Problem:
         """Whether a genome fits the budget."""
         return self.cost(genome) <= self.budget
 
+    def mean_bits(self, genome: Genome, groups: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+        """Return true bits per weight of every group of units, shape (groups,).
+
+        Args:
+            genome: Shape (units,).
+            groups: Number of each unit's group, from 0, shape (units,).
+        """
+        bits = np.bincount(groups, weights=self.prices(genome))
+        return np.asarray(bits / np.maximum(np.bincount(groups, weights=self.numels), 1), dtype=np.float64)
+
     def bits_per_weight(self, bits: int) -> float:
         """Bits over all weights of the units."""
         return bits / int(self.numels.sum())

@@ -1,6 +1,7 @@
-"""A search's result in a few lines of Markdown: what the notes of MLflow and Optuna Dashboard show."""
+"""A search's result in words and tables: the notes of MLflow and Optuna Dashboard, the winner layer by layer."""
 
 from collections import Counter
+from typing import Any
 
 from evosweep.core.events import SearchResult
 
@@ -29,6 +30,38 @@ def describe(result: SearchResult) -> str:
         for kind, counts in chosen.items()
     ]
     return "\n".join(lines)
+
+
+def layer_table(result: SearchResult) -> dict[str, list[Any]]:
+    """Return the winner as columns, a row a unit: where it is, its level, what that weighs and what it costs."""
+    genome = result.problem.encode(result.allocation)
+    alive, bits = result.problem.alive(genome), result.problem.prices(genome)
+    columns: dict[str, list[Any]] = {
+        key: [] for key in ("block", "layer", "level", "weights", "bits_per_weight", "relative_error", "name")
+    }
+    for place, unit in enumerate(result.problem.units):
+        level = unit.levels[int(genome[place])]
+        values = (unit.block, unit.kind, level.name if alive[place] else "dropped", unit.numel,
+                  float(bits[place]) / max(unit.numel, 1), level.relative_error, unit.name)
+        for column, value in zip(columns.values(), values, strict=True):
+            column.append(value)
+    return columns
+
+
+def loading(*, weights: bool) -> str:
+    """Return how a logged winner is loaded, or made again where only its recipe was kept."""
+    code = (
+        "```python\nimport mlflow\nfrom transformers import AutoModelForCausalLM\n\n"
+        "folder = mlflow.artifacts.download_artifacts('models:/<the id of this model>')\n"
+        "model = AutoModelForCausalLM.from_pretrained(folder)\n```"
+    )
+    if weights:
+        return code
+    return (
+        "The recipe: `allocation.json` says the level of every layer; the first line of `config.yaml` is the command "
+        "that found it. To have the model itself, run that command with `export=dense` and "
+        "`sampler.start=allocation.json search.generations=0`, or log it with `tracking.model=weights`."
+    )
 
 
 def _levels(result: SearchResult) -> list[str]:

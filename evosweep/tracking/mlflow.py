@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -9,23 +10,24 @@ from pathlib import Path
 from typing import Any
 
 from mlflow import MlflowClient
-from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
+from mlflow.entities import Dataset, DatasetInput, InputTag, LoggedModelOutput, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
-from evosweep.core.checks import check_bool
+from evosweep.core.checks import check_bool, check_choice
 from evosweep.core.errors import EvosweepError, SettingError
 from evosweep.core.events import Event, GenerationRecord, SearchEnded, SearchResult, SearchStarted
 from evosweep.core.files import write_json
 from evosweep.core.problem import Problem
 from evosweep.tracking.artifacts.heatmap import level_image
-from evosweep.tracking.describe import describe
+from evosweep.tracking.describe import describe, layer_table, loading
 
 PARAM_LENGTH = 6000
 BATCH = 1000
 SAMPLING = 5  # seconds between looks at processor and memory
 TAG_LENGTH = 5000
 MULTIRUN_TAG = "evosweep.multirun"
+UI = "http://127.0.0.1:5000"  # where mlflow ui listens unless told otherwise
 NOTE_TAG = "mlflow.note.content"  # what the UI shows as the run's description
 
 
@@ -38,18 +40,28 @@ class MlflowTracker:
             ``MLFLOW_TRACKING_URI`` says otherwise.
         system_metrics: Log processor, memory and (with pynvml) GPU use.
         images: Log the elite's levels as a picture whenever they change; the UI plays them by generation.
+        model: What the winner's logged model holds: ``recipe`` (allocation and settings), ``weights`` (also the
+            exported model, if there is one), or ``none`` for no logged model.
     """
 
     def __init__(
-        self, *, experiment: str, uri: str | None = None, system_metrics: bool = True, images: bool = True
+        self,
+        *,
+        experiment: str,
+        uri: str | None = None,
+        system_metrics: bool = True,
+        images: bool = True,
+        model: str = "recipe",
     ) -> None:
         if not isinstance(experiment, str) or not experiment:
             raise SettingError("tracking.experiment", allowed="the name of an MLflow experiment", got=experiment)
         self.experiment, self.uri = experiment, uri
         self.system_metrics = check_bool("tracking.system_metrics", system_metrics)
         self.images = check_bool("tracking.images", images)
+        self.model = check_choice("tracking.model", model, ("recipe", "weights", "none"))
         self.run_id: str | None = None
         self._problem: Problem | None = None
+        self._facts: dict[str, Any] = {}
         self._monitor: SystemMetricsMonitor | None = None
         self._client: MlflowClient | None = None
 
@@ -106,7 +118,8 @@ class MlflowTracker:
     def on_event(self, event: Event) -> None:
         """Log a start, a generation, or an end."""
         if isinstance(event, SearchStarted):
-            problem = self._problem = event.problem
+            problem, self._facts = event.problem, dict(event.facts)
+            self._problem = problem
             self.tag({"units": len(problem.units), "problem": problem.fingerprint, "budget_bits": problem.budget,
                       "budget_bits_per_weight": f"{problem.bits_per_weight(problem.budget):.6f}", **event.facts})
         elif isinstance(event, GenerationRecord):
@@ -114,10 +127,10 @@ class MlflowTracker:
         elif isinstance(event, SearchEnded):
             self._end(event.result)
 
-    def metrics(self, values: Mapping[str, float], *, step: int = 0) -> None:
-        """Log numbers in one batch."""
+    def metrics(self, values: Mapping[str, float], *, step: int = 0, model: str | None = None) -> None:
+        """Log numbers in one batch; with the id of a logged model, as that model's too."""
         now = int(time.time() * 1000)
-        batch = [Metric(key, float(value), now, step) for key, value in values.items()]
+        batch = [Metric(key, float(value), now, step, model_id=model) for key, value in values.items()]
         for start in range(0, len(batch), BATCH):
             self.client.log_batch(self._run, metrics=batch[start : start + BATCH])
 
@@ -130,9 +143,28 @@ class MlflowTracker:
         """Log a file as artifact."""
         self.client.log_artifact(self._run, str(path))
 
-    def folder(self, path: Path) -> None:
-        """Log a folder's files as artifacts."""
-        self.client.log_artifacts(self._run, str(path))
+    def deliver(self, result: SearchResult, *, report: Path, run: Path) -> None:
+        """Log what a search leaves in the end: its figures, its report, a table of layers, the winner as a model.
+
+        Args:
+            result: Of the search.
+            report: Folder of figures.
+            run: The run's folder: ``allocation.json``, ``config.yaml``, and ``model/`` if it was exported.
+        """
+        self.client.log_artifacts(self._run, str(report))
+        self.client.log_table(self._run, layer_table(result), "allocation_table.json")
+        model = None if self.model == "none" else self._model(result, run)
+        numbers = {key: value for key, value in result.row().items() if isinstance(value, int | float)}
+        last = result.generations[-1].generation
+        self.metrics({f"result/{key}": value for key, value in numbers.items()}, step=last, model=model)
+
+    @property
+    def link(self) -> str | None:
+        """Where the UI shows this run's experiment; None before ``start``."""
+        if self.run_id is None:
+            return None
+        base = self.uri if self.uri and self.uri.startswith("http") else UI
+        return f"{base.rstrip('/')}/#/experiments/{self.client.get_run(self.run_id).info.experiment_id}"
 
     def close(self, status: str, *, reason: str = "") -> None:
         """End the run as ``FINISHED``, ``FAILED`` or ``KILLED``; what was logged stays."""
@@ -217,10 +249,30 @@ class MlflowTracker:
             picture = level_image(self._problem, record.elite)
             self.client.log_image(self._run, picture, key="levels", step=record.generation, synchronous=True)
 
+    def _model(self, result: SearchResult, run: Path) -> str:
+        """Log the winner as a model of MLflow's: from which store, by which search, how to load it; return its id."""
+        row, weights = result.row(), self.model == "weights" and (run / "model").is_dir()
+        lineage = {key: self._facts.get(key) for key in ("store", "study", "evosweep")}
+        known = {**lineage, **row, "problem": result.problem.fingerprint}
+        made = self.client.create_logged_model(
+            self._experiment_id(), name=f"{result.sampler}-s{result.seed}", source_run_id=self._run,
+            model_type="evosweep",
+            params={key: str(value) for key, value in known.items()}, tags={"weights": str(weights).lower()},
+        )
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            for each in ("allocation.json", "config.yaml"):
+                shutil.copy(run / each, folder / each)
+            (folder / "README.md").write_text(f"{describe(result)}\n\n{loading(weights=weights)}\n", encoding="utf-8")
+            if weights:
+                self.client.log_model_artifacts(made.model_id, str(run / "model"))
+            self.client.log_model_artifacts(made.model_id, name)
+        self.client.finalize_logged_model(made.model_id, "READY")
+        self.client.log_outputs(self._run, [LoggedModelOutput(made.model_id, step=result.generations[-1].generation)])
+        return str(made.model_id)
+
     def _end(self, result: SearchResult) -> None:
-        numbers = {key: value for key, value in result.row().items() if isinstance(value, int | float)}
-        self.metrics({f"result/{key}": value for key, value in numbers.items()})
-        self.metrics({"dense/ppl": result.dense["ppl"], "megabytes": numbers["megabytes"]})
+        self.metrics({"dense/ppl": result.dense["ppl"], "megabytes": result.row()["megabytes"]})
         self.tag({NOTE_TAG: describe(result)})
         if result.export:
             self.tag({f"export.{key}": value for key, value in result.export.items()})

@@ -4,14 +4,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from evosweep.core.events import Event
+from evosweep.core.events import Event, SearchResult
 
 
 class NoTracker:
     """Tracks nothing; the run's folder still holds its allocation and result."""
 
     run_id = None
-    uri = None
+    link = None
 
     def start(self, name: str, **_: Any) -> str:
         """Open nothing."""
@@ -23,7 +23,7 @@ class NoTracker:
     def on_event(self, event: Event) -> None:
         """Hear nothing."""
 
-    def folder(self, path: Path) -> None:
+    def deliver(self, result: SearchResult, *, report: Path, run: Path) -> None:
         """Log nothing."""
 
     def close(self, status: str, *, reason: str = "") -> None:

@@ -1,12 +1,20 @@
+import sqlite3
+from pathlib import Path
+
+import numpy as np
 import optuna
 import pytest
 from optuna.trial import TrialState
+from PIL import Image
 
-from evosweep.core.errors import SettingError
+from evosweep.core.errors import EvosweepError, SettingError
 from evosweep.core.events import Candidate, GenerationRecord, SearchStarted
-from evosweep.core.problem import Problem
-from evosweep.samplers.record import StudyRecorder
-from evosweep.samplers.storage import journal
+from evosweep.core.problem import Level, Problem, Unit
+from evosweep.samplers import levels
+from evosweep.samplers.record import SPANS, StudyRecorder, aggregates
+from evosweep.samplers.storage import Journal, Memory
+from evosweep.tracking.artifacts.heatmap import CELL
+from tests.conftest import ladder
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 
@@ -20,39 +28,120 @@ def record_of(problem: Problem, generation: int, candidates: list[Candidate], wi
     )
 
 
-def test_a_generation_can_be_read_back(tmp_path, problem: Problem) -> None:
-    storage = journal(path=str(tmp_path / "studies" / "x.journal"))
-    recorder = StudyRecorder(storage=storage, name="search")
+def search(problem: Problem, folder: Path, record: str = "compact", pictures: bool = False) -> optuna.Study:
+    """Record a start and two generations, the second with a better child; return the study as a reader opens it."""
+    journal = Journal(
+        path=str(folder / "x.journal"), record=record, artifacts=str(folder / "pictures") if pictures else None
+    )
+    recorder = StudyRecorder(
+        storage=journal.open(), name="search", record=journal.record, artifacts=journal.artifact_store()
+    )
     recorder.on_event(SearchStarted(name="search", problem=problem, seed=3, facts={"store": "abc"}))
-    start = problem.uniform()
-    child = start.copy()
-    child[0], child[1] = 2, 0
-    recorder.on_event(record_of(problem, 0, [Candidate(0, start)], 0))
-    recorder.on_event(record_of(problem, 1, [Candidate(0, start, {0: 1.5}), Candidate(1, child, {0: 1.0, 1: 0.9})], 1))
-
-    study = optuna.load_study(study_name="search", storage=journal(path=str(tmp_path / "studies" / "x.journal")))
-    assert study.user_attrs["store"] == "abc" and study.user_attrs["problem"] == problem.fingerprint
-    first, culled, winner = study.trials
-    assert [t.state for t in study.trials] == [TrialState.COMPLETE, TrialState.PRUNED, TrialState.COMPLETE]
-    assert (problem.encode(first.params) == start).all() and (problem.encode(winner.params) == child).all()
-    assert winner.value == 0.5 and winner.intermediate_values == {0: 1.0, 1: 0.9}
-    assert winner.user_attrs["generation"] == 1 and winner.user_attrs["slot"] == 1
-    assert culled.params == {} and culled.user_attrs["changed"] == {} and culled.intermediate_values == {0: 1.5}
-
-
-def test_what_was_culled_can_be_told_from_its_parent(tmp_path, problem: Problem) -> None:
-    recorder = StudyRecorder(storage=journal(path=str(tmp_path / "x.journal")), name="search")
-    recorder.on_event(SearchStarted(name="search", problem=problem, seed=3, facts={}))
     start, child = problem.uniform(), problem.uniform()
     child[4], child[6] = 2, 0
     recorder.on_event(record_of(problem, 0, [Candidate(0, start)], 0))
-    recorder.on_event(record_of(problem, 1, [Candidate(0, start), Candidate(1, child)], None))
-    parent, changed = recorder.study.trials[0].params, recorder.study.trials[2].user_attrs["changed"]
-    assert (problem.encode({**parent, **changed}) == child).all()
-    assert len(changed) == 2
+    recorder.on_event(record_of(problem, 1, [Candidate(0, start, {0: 1.5}), Candidate(1, child, {0: 1.0, 1: 0.9})], 1))
+    return optuna.load_study(study_name="search", storage=Journal(path=str(folder / "x.journal")).open())
+
+
+def test_a_generation_can_be_read_back(tmp_path: Path, problem: Problem) -> None:
+    study = search(problem, tmp_path)
+    assert study.user_attrs["store"] == "abc" and study.user_attrs["problem"] == problem.fingerprint
+    first, culled, winner = study.trials
+    assert [t.state for t in study.trials] == [TrialState.COMPLETE, TrialState.PRUNED, TrialState.COMPLETE]
+    assert winner.value == 0.5 and winner.intermediate_values == {0: 1.0, 1: 0.9}
+    assert winner.user_attrs["generation"] == 1 and winner.user_attrs["slot"] == 1
+    assert culled.params == {} and culled.user_attrs["changed"] == "" and culled.intermediate_values == {0: 1.5}
+    names = [problem.units[place].name for place in (4, 6)]
+    assert "changed" not in first.user_attrs
+    assert winner.user_attrs["changed"] == f"{names[0]}: 3bit to 4bit, {names[1]}: 3bit to 2bit"
+
+
+def test_every_trial_s_allocation_can_be_read_back(tmp_path: Path, problem: Problem) -> None:
+    study = search(problem, tmp_path)
+    start, child = problem.uniform(), problem.uniform()
+    child[4], child[6] = 2, 0
+    found = [levels.allocation_of(study, trial) for trial in study.trials]
+    assert found == [problem.decode(genome) for genome in (start, start, child)]
+    other = optuna.create_study()
+    other.optimize(lambda trial: 0.0, n_trials=1)
+    with pytest.raises(EvosweepError, match="was not recorded with its levels"):
+        levels.allocation_of(other, other.trials[0])
+
+
+def test_ladders_longer_than_the_digits_are_read_back() -> None:
+    long = tuple(Level(f"s{n}", cost=1000 - n, error=float(n)) for n in range(40))
+    short = tuple(Level(f"t{n}", cost=10 - n, error=float(n)) for n in range(3))
+    units = (Unit("a", 100, 0, long[::-1]), Unit("b", 10, 0, short[::-1]), Unit("c", 100, 1, long[::-1]))
+    problem = Problem(units=units, budget=3000, fixed_bits=0)
+    study = optuna.create_study()
+    for name, value in levels.key(problem).items():
+        study.set_user_attr(name, value)
+    for genome in (np.array([39, 0, 36]), np.array([0, 2, 9])):
+        study.add_trial(optuna.trial.create_trial(value=0.0, user_attrs={"levels": levels.written(problem, genome)}))
+        assert levels.allocation_of(study, study.trials[-1]) == problem.decode(genome)
+
+
+def test_elites_have_true_bits_by_depth_and_by_kind(tmp_path: Path, problem: Problem) -> None:
+    first, culled, winner = search(problem, tmp_path).trials
+    blocks = [name for name in first.params if name.startswith("bits/block ")]
+    assert len(blocks) == 4 and set(first.params) - set(blocks) == {f"bits/{unit.kind}" for unit in problem.units}
+    for block, name in enumerate(blocks):
+        units = [unit for unit in problem.units if unit.block == block]
+        mean = sum(unit.levels[1].cost for unit in units) / sum(unit.numel for unit in units)
+        assert first.params[name] == pytest.approx(mean)
+    assert winner.params[blocks[1]] > first.params[blocks[1]] and winner.params[blocks[2]] < first.params[blocks[2]]
+    assert culled.params == {}
+
+
+@pytest.mark.parametrize(("record", "culled"), [("elites", False), ("all", True)])
+def test_whole_allocations_are_parameters_on_request(tmp_path: Path, problem: Problem, record: str, culled) -> None:
+    trials = search(problem, tmp_path, record).trials
+    assert (problem.encode(trials[0].params) == problem.uniform()).all()
+    assert bool(trials[1].params) == culled
+
+
+def test_deep_models_share_a_parameter_among_neighbours() -> None:
+    units = tuple(Unit(f"blocks.{n}.linear", 100, n, ladder(100)) for n in range(126))
+    of, ranges = aggregates(Problem(units=units, budget=126 * 319, fixed_bits=0))
+    names = [name for name in ranges if name.startswith("bits/block ")]
+    assert len(names) == SPANS and names[0] == "bits/block 000-007"
+    assert of(np.ones(126, dtype=np.int64))[names[0]] == pytest.approx(3.19)
+
+
+def test_elites_have_pictures_in_optuna_s_own_store(tmp_path: Path, problem: Problem) -> None:
+    study = search(problem, tmp_path, pictures=True)
+    first, culled, winner = (optuna.artifacts.get_all_artifact_meta(trial, storage=study._storage)
+                             for trial in study.trials)
+    assert [len(each) for each in (first, culled, winner)] == [1, 0, 1]
+    assert winner[0].filename == "levels_0001.png" and winner[0].mimetype == "image/png"
+    optuna.artifacts.download_artifact(
+        artifact_store=optuna.artifacts.FileSystemArtifactStore(str(tmp_path / "pictures")),
+        file_path=str(tmp_path / "seen.png"), artifact_id=winner[0].artifact_id,
+    )
+    assert Image.open(tmp_path / "seen.png").size == (4 * CELL, 3 * CELL)
 
 
 @pytest.mark.parametrize("path", ["/proc/nowhere/study.journal", "/"])
 def test_a_journal_that_cannot_be_written_is_told(path: str) -> None:
     with pytest.raises(SettingError, match=r"storage\.path must be a file that can be written"):
-        journal(path=path)
+        Journal(path=path).open()
+
+
+@pytest.mark.parametrize("record", ["everything", None, 3])
+def test_what_is_recorded_is_one_of_three(record, tmp_path: Path) -> None:
+    for storage in (lambda: Journal(path=str(tmp_path / "x.journal"), record=record), lambda: Memory(record=record)):
+        with pytest.raises(SettingError, match=r"storage\.record must be one of compact, elites, all"):
+            storage()
+
+
+def test_a_database_of_mlflow_s_is_no_journal(tmp_path: Path) -> None:
+    path = tmp_path / "mlflow.db"
+    sqlite3.connect(path).execute("create table runs (id text)")
+    with pytest.raises(SettingError, match=r"storage\.path must be a journal file.*an SQLite database"):
+        Journal(path=str(path))
+
+
+def test_a_folder_for_pictures_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+    with pytest.raises(SettingError, match=r"storage\.artifacts must be a folder that can be written"):
+        Journal(path=str(tmp_path / "x.journal"), artifacts="/proc/nowhere").artifact_store()

@@ -52,6 +52,6 @@ def test_budgets_are_compared_apart_and_settings_named() -> None:
 def test_figures_are_drawn_where_there_is_something_to_draw(tmp_path) -> None:
     other = [row(each["sampler"], 0, 0.2, budget="as_uniform=4", bits=4.3) for each in (CLEAR[0], WORSE[0])]
     drawn = {path.name: path for draw in FIGURES for path in draw([*CLEAR, *WORSE, *other], tmp_path)}
-    assert set(drawn) == {"convergence.png", "size_quality.png"}
+    assert set(drawn) == {"convergence.png", "size_quality.png", "standings.png"}
     assert all(path.stat().st_size > 10_000 for path in drawn.values())
     assert [path for draw in FIGURES for path in draw(WORSE, tmp_path)] == []

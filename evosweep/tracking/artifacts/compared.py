@@ -1,4 +1,4 @@
-"""Figures over the searches of a multirun: convergence against tokens, size against quality."""
+"""Figures over the searches of a multirun: who stands where, convergence by tokens, quality by size."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -54,7 +54,30 @@ def size_quality(rows: Sequence[Row], folder: Path) -> list[Path]:
     return [_saved(figure, folder / "size_quality.png")]
 
 
-FIGURES = (convergence, size_quality)
+def standings(rows: Sequence[Row], folder: Path) -> list[Path]:
+    """Write ``standings.png``, a panel a budget: mean validation KL of each sampler, best on top, a dot a seed; nothing for a lone one."""
+    found = entries(rows)
+    if len(found) < 2:
+        return []
+    budgets = list(dict.fromkeys(each.budget for each in found))
+    most = max(sum(each.budget == budget for each in found) for budget in budgets)
+    figure = Figure(figsize=(5.2 * len(budgets), 1.2 + 0.34 * most), layout="constrained")
+    for axis, budget in zip(figure.subplots(1, len(budgets), squeeze=False)[0], budgets, strict=True):
+        mine = [each for each in found if each.budget == budget]
+        means = [each.mean("val_kl") for each in mine]
+        axis.barh(range(len(mine)), means, color=["C0", *["0.75"] * (len(mine) - 1)])
+        for place, each in enumerate(mine):
+            axis.plot([row["val_kl"] for row in each.rows], [place] * len(each.rows), "k.", markersize=4)
+            axis.text(means[place], place, f" {means[place]:.3f}", va="center", fontsize=8)
+        axis.set_yticks(range(len(mine)), [each.name for each in mine])
+        axis.invert_yaxis()
+        axis.margins(x=0.15)
+        axis.set_title(budget)
+        axis.set_xlabel("validation KL (nats/token)")
+    return [_saved(figure, folder / "standings.png")]
+
+
+FIGURES = (convergence, size_quality, standings)
 
 
 def _saved(figure: Figure, path: Path) -> Path:

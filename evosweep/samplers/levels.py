@@ -1,0 +1,59 @@
+"""The levels of a whole allocation as one short string, readable with what the study says about its units."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import optuna
+from optuna.trial import FrozenTrial
+
+from evosweep.core.errors import EvosweepError
+from evosweep.core.problem import Allocation, Genome, Problem
+
+DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
+LEVELS, UNITS, LADDERS = "levels", "units", "ladders"  # attributes: of a trial; of its study, what they mean
+
+
+def written(problem: Problem, genome: Genome) -> str:
+    """Return a genome as text: of every unit, in the problem's order, its level's place in base 36."""
+    width = _width(int(problem.sizes.max()))
+    text = []
+    for place in genome.tolist():
+        digits = ""
+        for _ in range(width):
+            place, digit = divmod(place, len(DIGITS))  # noqa: PLW2901
+            digits = DIGITS[digit] + digits
+        text.append(digits)
+    return "".join(text)
+
+
+def key(problem: Problem) -> dict[str, Any]:
+    """Return the study attributes that ``allocation_of`` reads: units in order, and the ladders they have."""
+    ladders = list(dict.fromkeys(unit.level_names for unit in problem.units))
+    return {
+        UNITS: {unit.name: ladders.index(unit.level_names) for unit in problem.units},
+        LADDERS: [list(names) for names in ladders],
+    }
+
+
+def allocation_of(study: optuna.Study, trial: FrozenTrial) -> Allocation:
+    """Return what a trial of a recorded search allocated.
+
+    Raises:
+        EvosweepError: The study or the trial holds no levels.
+    """
+    attributes: Mapping[str, Any] = study.user_attrs
+    text = trial.user_attrs.get(LEVELS)
+    if text is None or UNITS not in attributes or LADDERS not in attributes:
+        raise EvosweepError(f"trial {trial.number} of study {study.study_name!r} was not recorded with its levels")
+    units, ladders = attributes[UNITS], attributes[LADDERS]
+    width = _width(max(len(ladders[place]) for place in units.values()))
+    places = [int(text[start : start + width], len(DIGITS)) for start in range(0, len(text), width)]
+    return Allocation({
+        name: ladders[ladder][place] for (name, ladder), place in zip(units.items(), places, strict=True)
+    })
+
+
+def _width(levels: int) -> int:
+    """Return the digits that the longest ladder needs."""
+    return len(np.base_repr(max(levels - 1, 1), len(DIGITS)))

@@ -1,0 +1,82 @@
+"""Figure and numbers: do the stages cut the right ones? What each scored, and how the best had ranked before."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from matplotlib.figure import Figure
+
+from evosweep.core.events import GenerationRecord, SearchResult
+from evosweep.core.files import write_json
+
+
+class Stages:
+    """Survival of offspring from stage to stage, and the rank at each stage of the one that was best in the last.
+
+    If the best offspring of the last stage was often among the last that an earlier stage let through, others as good
+    were cut there by noise: that stage wants more tokens or more survivors.
+    """
+
+    def __call__(self, result: SearchResult, folder: Path) -> None:
+        """Write ``stages.json`` and ``stages.png``; nothing where fewer than two stages were ever scored."""
+        found = [line for record in result.generations if len(line := ranks(record)) > 1]
+        if not found:
+            return
+        count = max(len(line) for line in found)
+        table = np.full((len(found), count, 2), np.nan)
+        for row, line in enumerate(found):
+            table[row, : len(line)] = line
+        write_json(folder / "stages.json", {
+            "columns": ["stage", "scored", "survived_percent", "median_rank_of_best"], "data": _lines(table),
+        })
+        self._draw(table, result, folder / "stages.png")
+
+    @staticmethod
+    def _draw(table: npt.NDArray[np.float64], result: SearchResult, path: Path) -> None:
+        figure = Figure(figsize=(9, 3.4), layout="constrained")
+        left, right = figure.subplots(1, 2)
+        stages = range(table.shape[1])
+        left.bar(stages, np.nanmean(table[:, :, 0], axis=0), color="C0")
+        left.set_yscale("log")
+        left.set_xticks(stages)
+        left.set_xlabel("stage")
+        left.set_ylabel("offspring scored a generation")
+        for stage in stages[:-1]:
+            shown = table[:, stage, 1]
+            right.hist(100 * shown[np.isfinite(shown)], bins=20, range=(0, 100), alpha=0.6, label=f"stage {stage}")
+            right.axvline(100 * _passed(table, stage), linestyle="--", linewidth=1, color=f"C{stage}")
+        right.set_xlabel("rank of the best offspring (% of those scored; dashed: the cut)")
+        right.set_ylabel("generations")
+        right.legend()
+        figure.suptitle(f"{result.sampler}, seed {result.seed}: do the stages cut the right ones?")
+        figure.savefig(path, dpi=120)
+
+
+def ranks(record: GenerationRecord) -> list[tuple[int, float]]:
+    """Return, a stage each, how many offspring were scored and the rank there (0 to 1) of the last stage's best."""
+    scored = [each for each in record.candidates if each.scores and each.duplicate_of is None]
+    if not scored:
+        return []
+    last = max(max(each.scores) for each in scored)
+    best = min((each for each in scored if last in each.scores), key=lambda each: (each.scores[last], each.slot))
+    lines = []
+    for stage in sorted({stage for each in scored for stage in each.scores}):
+        values = np.array([each.scores[stage] for each in scored if stage in each.scores])
+        if stage in best.scores:
+            lines.append((len(values), float((values < best.scores[stage]).sum()) / len(values)))
+    return lines
+
+
+def _passed(table: npt.NDArray[np.float64], stage: int) -> float:
+    """Return the share of a stage's offspring that the next one scored."""
+    return float(np.nanmean(table[:, stage + 1, 0]) / np.nanmean(table[:, stage, 0]))
+
+
+def _lines(table: npt.NDArray[np.float64]) -> list[list[Any]]:
+    last = table.shape[1] - 1
+    return [
+        [stage, float(np.nanmean(table[:, stage, 0])), None if stage == last else 100 * _passed(table, stage),
+         100 * float(np.nanmedian(table[:, stage, 1]))]
+        for stage in range(last + 1)
+    ]
