@@ -51,6 +51,7 @@ from evosweep.tracking.report import Report
 
 WORKBENCH_KEYS = ("model", "data", "tokens", "compressor", "drop", "store", "evaluate")
 PLAN_KEYS = ("generations", "stages", "racing", "surrogate", "tokens", "patience")
+CHOICES = ("model", "data", "compressor", "drop", "sampler", "fitness", "search")  # told as params
 NAME = re.compile(r"[\w.-]+")
 
 
@@ -148,7 +149,8 @@ def run(config: DictConfig) -> dict[str, Any]:
     settings = f"# {command}\n{OmegaConf.to_yaml(config, resolve=True)}"
     (job.folder / JOB_CONFIG).write_text(settings, encoding="utf-8")
     job.tracker.start(
-        job.name, params=_flat(config), tags=_tags(config, job), config=settings, multirun=os.environ.get(MULTIRUN),
+        job.name, params=_params(config, job), config=settings, multirun=os.environ.get(MULTIRUN),
+        tags={"folder": str(job.folder), "overrides": " ".join(_overrides())},
         inputs=[
             job.tracker.dataset(
                 name=f"{config.name} {split.name}", digest=split.hash, context=split.name, tokens=split.tokens,
@@ -191,12 +193,13 @@ class Job:
     columns: Sequence[str]
     folder: Path
     listeners: tuple[Behind, ...] = ()
+    recorder: StudyRecorder | None = None
 
     def search(self) -> SearchResult:
         """Open the store, measure what the sampler needs, search."""
         units, spent = self._measured(self.bench.store.units)
         problem = self.budget.problem(units, fixed_bits=self.bench.store.fixed_bits)
-        recorder = StudyRecorder(
+        recorder = self.recorder = StudyRecorder(
             storage=self.storage.open(), name=f"{self.name} {datetime.now():%Y-%m-%d %H:%M:%S.%f}"[:-3],
             record=self.storage.record, artifacts=self.storage.artifact_store(),
         )
@@ -234,7 +237,8 @@ class Job:
         report = self.report.write(result, self.folder)
         end_search(result, self.listeners)
         self.settle()
-        self.tracker.deliver(result, report=report, run=self.folder)
+        winner = None if self.recorder is None else self.recorder.winner
+        self.tracker.deliver(result, report=report, run=self.folder, trial=winner)
         fixed = self.bench.store.fixed_bits
         width = 8 * self.bench.anatomy.dtype.itemsize
         dense_bits = width * int(result.problem.numels.sum())
@@ -324,24 +328,17 @@ def _overrides() -> list[str]:
     return [override for override in task if not override.startswith(said)]
 
 
-def _flat(config: DictConfig) -> dict[str, Any]:
-    """Return the resolved configuration as dotted keys."""
-    flat: dict[str, Any] = {}
+def _params(config: DictConfig, job: Job) -> dict[str, Any]:
+    """Return what was chosen in short, and the resolved configuration as dotted keys."""
+    choices = HydraConfig.get().runtime.choices
+    params: dict[str, Any] = {group: choices.get(group) for group in CHOICES} | {"budget": str(job.budget)}
 
     def walk(value: Any, path: str) -> None:
         if isinstance(value, dict):
             for key, item in value.items():
                 walk(item, f"{path}.{key}" if path else str(key))
-        else:
-            flat[path] = value
+        elif not path.endswith("._target_"):
+            params[path] = value
 
     walk(OmegaConf.to_container(config, resolve=True), "")
-    return flat
-
-
-def _tags(config: DictConfig, job: Job) -> dict[str, str]:
-    choices = HydraConfig.get().runtime.choices
-    picked = ("model", "data", "compressor", "budget", "sampler", "fitness", "search")
-    tags = {group: str(choices.get(group)) for group in picked}
-    return tags | {"budget": str(job.budget), "seed": str(job.seed), "folder": str(job.folder),
-                   "overrides": " ".join(_overrides())}
+    return params

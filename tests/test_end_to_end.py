@@ -45,7 +45,7 @@ def client(finished: Path) -> MlflowClient:
 def runs(client: MlflowClient) -> dict:
     experiment = client.get_experiment_by_name("whole")
     found = client.search_runs([experiment.experiment_id])
-    return {run.data.tags.get("sampler", "parent").replace("_", "+"): run for run in found}
+    return {run.data.params.get("sampler", "parent").replace("_", "+"): run for run in found}
 
 
 def results(folder: Path) -> dict[str, dict]:
@@ -267,7 +267,7 @@ def test_an_interrupted_multirun_shows_what_it_has(finished: Path, client: Mlflo
     shown = capsys.readouterr()
     assert "uniform as_uniform=3 s0" in shown.out and "what was found is kept" in shown.err
     found = client.search_runs([client.get_experiment_by_name("half").experiment_id])
-    status = {run.data.tags.get("sampler", "parent"): run.info.status for run in found}
+    status = {run.data.params.get("sampler", "parent"): run.info.status for run in found}
     assert status == {"uniform": "FINISHED", "random": "KILLED", "parent": "KILLED"}
 
 

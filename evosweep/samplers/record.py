@@ -54,6 +54,7 @@ class StudyRecorder:
     ) -> None:
         self.study = optuna.create_study(storage=storage, study_name=name, direction="minimize")
         self.record, self.artifacts = record, artifacts
+        self.winner: int | None = None  # number of the last elite's trial
         self._problem: Problem | None = None
         self._parent: Genome | None = None
         self._written = 0
@@ -67,6 +68,8 @@ class StudyRecorder:
         elif isinstance(event, GenerationRecord):
             numbers = {each.slot: self._written + place for place, each in enumerate(event.candidates)}
             self.study.add_trials([self._trial(candidate, event, numbers) for candidate in event.candidates])
+            if event.elite_slot is not None:
+                self.winner = numbers[event.elite_slot]
             self._written += len(event.candidates)
             self._parent = self._known.encode(event.elite)
         elif isinstance(event, SearchEnded):

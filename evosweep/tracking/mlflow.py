@@ -13,6 +13,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, LoggedModelOutput, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+from mlflow.tracking.context.registry import resolve_tags
 
 from evosweep.core.checks import check_bool, check_choice
 from evosweep.core.errors import EvosweepError, SettingError
@@ -29,6 +30,12 @@ TAG_LENGTH = 5000
 MULTIRUN_TAG = "evosweep.multirun"
 UI = "http://127.0.0.1:5000"  # where mlflow ui listens unless told otherwise
 NOTE_TAG = "mlflow.note.content"  # what the UI shows as the run's description
+KIND_TAG = "mlflow.experimentKind"  # which pages the UI opens with; its guess is evaluation of agents
+VIEW = "evosweep"
+VIEW_TAG = f"mlflow.sharedViewState.{VIEW}"  # a view of the runs' table that a link can name
+SHOWN_PARAMS = ("sampler", "budget", "compressor", "seed")
+SHOWN_METRICS = ("result/val_kl", "result/val_ppl", "result/bits_per_weight", "result/megabytes", "result/tokens",
+                 "result/seconds")
 
 
 class MlflowTracker:
@@ -100,7 +107,8 @@ class MlflowTracker:
         """Open the run and return its id; jobs of one multirun become children of one parent run."""
         lineage = {"mlflow.parentRunId": self._parent(multirun)} if multirun else {}
         run = self.client.create_run(
-            self._experiment_id(), run_name=name, tags={**tags, **lineage, "mlflow.source.name": "evosweep"}
+            self._experiment_id(), run_name=name,
+            tags={**resolve_tags(), **tags, **lineage, "mlflow.source.name": "evosweep"},
         )
         self.run_id = run.info.run_id
         written = [Param(key, str(value)[:PARAM_LENGTH]) for key, value in params.items()]
@@ -143,14 +151,16 @@ class MlflowTracker:
         """Log a file as artifact."""
         self.client.log_artifact(self._run, str(path))
 
-    def deliver(self, result: SearchResult, *, report: Path, run: Path) -> None:
+    def deliver(self, result: SearchResult, *, report: Path, run: Path, trial: int | None) -> None:
         """Log what a search leaves in the end: its figures, its report, a table of layers, the winner as a model.
 
         Args:
             result: Of the search.
             report: Folder of figures.
             run: The run's folder: ``allocation.json``, ``config.yaml``, and ``model/`` if it was exported.
+            trial: Number of the winner's trial in the study.
         """
+        self.tag({"trial": trial})
         self.client.log_artifacts(self._run, str(report))
         self.client.log_table(self._run, layer_table(result), "allocation_table.json")
         model = None if self.model == "none" else self._model(result, run)
@@ -164,7 +174,8 @@ class MlflowTracker:
         if self.run_id is None:
             return None
         base = self.uri if self.uri and self.uri.startswith("http") else UI
-        return f"{base.rstrip('/')}/#/experiments/{self.client.get_run(self.run_id).info.experiment_id}"
+        experiment = self.client.get_run(self.run_id).info.experiment_id
+        return f"{base.rstrip('/')}/#/experiments/{experiment}/runs?viewStateShareKey={VIEW}"
 
     def close(self, status: str, *, reason: str = "") -> None:
         """End the run as ``FINISHED``, ``FAILED`` or ``KILLED``; what was logged stays."""
@@ -215,7 +226,12 @@ class MlflowTracker:
                     f"the MLflow experiment {self.experiment!r} was deleted: choose another name=..., or type "
                     f"mlflow experiments restore --experiment-id {found.experiment_id}"
                 )
-            return str(found.experiment_id if found else self.client.create_experiment(self.experiment))
+            if found is None:
+                return str(self.client.create_experiment(self.experiment, tags=experiment_tags()))
+            for key, value in experiment_tags().items():
+                if key not in found.tags:
+                    self.client.set_experiment_tag(found.experiment_id, key, value)
+            return str(found.experiment_id)
         except MlflowException as error:
             raise SettingError(
                 "tracking.uri", allowed="an MLflow tracking URI that answers", got=self.uri,
@@ -280,3 +296,13 @@ class MlflowTracker:
             result.allocation.save(Path(folder) / "allocation.json", **result.row())
             self.file(Path(folder) / "allocation.json")
             self.file(write_json(Path(folder) / "result.json", result.row()))
+
+
+def experiment_tags() -> dict[str, str]:
+    """Return what makes the UI open an experiment with a table of its searches, best first, figures in columns."""
+    columns = [*(f"params.`{key}`" for key in SHOWN_PARAMS), *(f"metrics.`{key}`" for key in SHOWN_METRICS)]
+    view = {
+        "selectedColumns": columns, "orderByKey": f"metrics.`{SHOWN_METRICS[0]}`", "orderByAsc": True,
+        "searchFilter": "params.sampler != ''",  # a multirun's parent has none
+    }
+    return {KIND_TAG: "custom_model_development", VIEW_TAG: json.dumps(view)}

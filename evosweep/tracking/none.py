@@ -23,7 +23,7 @@ class NoTracker:
     def on_event(self, event: Event) -> None:
         """Hear nothing."""
 
-    def deliver(self, result: SearchResult, *, report: Path, run: Path) -> None:
+    def deliver(self, result: SearchResult, *, report: Path, run: Path, trial: int | None) -> None:
         """Log nothing."""
 
     def close(self, status: str, *, reason: str = "") -> None:

@@ -55,7 +55,7 @@ def size_quality(rows: Sequence[Row], folder: Path) -> list[Path]:
 
 
 def standings(rows: Sequence[Row], folder: Path) -> list[Path]:
-    """Write ``standings.png``, a panel a budget: mean validation KL of each sampler, best on top, a dot a seed; nothing for a lone one."""
+    """Write ``standings.png``, a panel a budget: mean KL of each sampler, best on top, a dot a seed; none for one."""
     found = entries(rows)
     if len(found) < 2:
         return []
