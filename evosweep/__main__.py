@@ -19,7 +19,7 @@ CHECKOUT = PACKAGE.parent / "conf"
 CONF = CHECKOUT if (CHECKOUT / "config.yaml").is_file() else PACKAGE / "conf"
 
 _failures: list[EvosweepError] = []
-_pid = os.getpid()
+MAIN = "EVOSWEEP_MAIN"  # environment: process of the command; a launcher's workers have another
 
 
 @hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")
@@ -30,7 +30,7 @@ def job(config: DictConfig) -> Any:
     try:
         return run(config)
     except EvosweepError as error:
-        if os.getpid() != _pid:  # a launcher's worker: its parent must hear of it
+        if os.environ.get(MAIN) != str(os.getpid()):  # a launcher's worker: its parent must hear of it
             raise
         _failures.append(error)
         return None
@@ -38,6 +38,7 @@ def job(config: DictConfig) -> Any:
 
 def main() -> None:
     """Run the command; exit code 2 for what a user can mend, 130 after Ctrl-C."""
+    os.environ[MAIN] = str(os.getpid())
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra then raises instead of printing a shortened traceback
     status = "FINISHED"
     try:

@@ -297,6 +297,7 @@ def prepare(config: DictConfig, bench: Workbench) -> Job:
     parts = {group: build(config, group) for group in groups}
     for place, stage in enumerate(plan.stages):
         bench.splits["search"].count(f"search.stages[{place}].tokens", stage.tokens)
+    apart(parts["storage"], parts["tracking"])
     problem = parts["budget"].problem(bench.planned, fixed_bits=bench.fixed_bits)
     longest = max(split.seq_len for split in bench.splits.values())
     plan_memory(parts["evaluate"], bench.anatomy, bench.planned, seq_len=longest)
@@ -309,6 +310,15 @@ def prepare(config: DictConfig, bench: Workbench) -> Job:
         tracker=parts["tracking"], storage=parts["storage"], report=parts["report"], columns=sampler.columns,
         folder=Path(HydraConfig.get().runtime.output_dir),
     )
+
+
+def apart(storage: Journal | Memory, tracker: Any) -> None:
+    """Raise SettingError where studies and runs would go to one file."""
+    path = getattr(storage, "path", None)
+    if path is not None and tracker.database == path.absolute():
+        raise SettingError(
+            "storage.path", allowed="a file of its own", got=str(path), hint="that is MLflow's database (tracking.uri)"
+        )
 
 
 def quiet_libraries() -> None:

@@ -92,6 +92,7 @@ CASES = {
     "top-k": (["fitness=topk_kl", "fitness.k=0"], "fitness.k", "0"),
     "batch tokens": (["store.batch_tokens=0"], "store.batch_tokens", "0"),
     "export tokens": (["export.check_tokens=none"], "export.check_tokens", "none"),
+    "what is recorded": (["storage.record=elite"], "storage.record must be one of", "did you mean 'elites'"),
     "in a multirun": (["-m", "seed=0,x"], "seed must be an integer", "'x'"),
 }
 
@@ -108,3 +109,19 @@ def test_one_clear_line_and_nothing_left(case: str, corpus, capsys: pytest.Captu
     assert all(text in errors[0] for text in expected), errors
     if case != "in a multirun":  # its other job is a good one
         assert sorted(path.name for path in corpus.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["storage.path=mlflow.db"], "storage.path must be a file of its own, got 'mlflow.db'"),
+        (["tracking.model=all"], "tracking.model must be one of recipe, weights, none"),
+        (["tracking.uri=runs"], "tracking.uri must be an MLflow tracking URI that can be written"),
+    ],
+)
+def test_a_tracker_that_cannot_be_used_leaves_nothing(corpus, capsys, arguments, expected: str) -> None:
+    before = sorted(path.name for path in corpus.iterdir())
+    assert evosweep(*TINY, *arguments) == 2
+    errors = capsys.readouterr().err.strip().splitlines()
+    assert len(errors) == 1 and expected in errors[0], errors
+    assert sorted(path.name for path in corpus.iterdir()) == before

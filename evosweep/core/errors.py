@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
 
 
 class EvosweepError(Exception):
@@ -30,6 +31,10 @@ class SettingError(EvosweepError):
         tail = f"; {hint}" if hint else ""
         super().__init__(f"{setting} must be {phrase}, got {got!r}{suggestion}{tail}")
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Return how another process says the same: a launcher's worker sends its errors home."""
+        return _same, (type(self), self.setting, str(self))
+
 
 class BudgetError(EvosweepError):
     """A budget that no allocation of this store can meet."""
@@ -53,6 +58,12 @@ class StoreError(EvosweepError):
 
 class ExportError(EvosweepError):
     """An exported model that does not reload as what was scored."""
+
+
+def _same(kind: type[SettingError], setting: str, message: str) -> SettingError:
+    error = kind.__new__(kind, message)
+    error.setting = setting
+    return error
 
 
 def did_you_mean(got: str, options: Iterable[str]) -> str:

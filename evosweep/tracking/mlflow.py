@@ -2,32 +2,42 @@
 
 import json
 import logging
+import os
 import shutil
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import mlflow
+from alembic.util import CommandError
+from filelock import FileLock
 from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, LoggedModelOutput, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 from mlflow.tracking.context.registry import resolve_tags
+from sqlalchemy.exc import SQLAlchemyError
 
 from evosweep.core.checks import check_bool, check_choice
 from evosweep.core.errors import EvosweepError, SettingError
 from evosweep.core.events import Event, GenerationRecord, SearchEnded, SearchResult, SearchStarted
-from evosweep.core.files import write_json
+from evosweep.core.files import digest, write_json
 from evosweep.core.problem import Problem
 from evosweep.tracking.artifacts.heatmap import level_image
 from evosweep.tracking.describe import describe, layer_table, loading
 
 PARAM_LENGTH = 6000
 BATCH = 1000
+PATIENCE = 300  # seconds to wait for another process that makes the database
 SAMPLING = 5  # seconds between looks at processor and memory
 TAG_LENGTH = 5000
 MULTIRUN_TAG = "evosweep.multirun"
+RUN_ID = "MLFLOW_RUN_ID"  # environment: MLflow's own name for a run to go on with
+OPEN = ("RUNNING", "SCHEDULED")
+UNUSABLE = (MlflowException, OSError, SQLAlchemyError, CommandError, ImportError)  # what a bad URI may end in
 UI = "http://127.0.0.1:5000"  # where mlflow ui listens unless told otherwise
 NOTE_TAG = "mlflow.note.content"  # what the UI shows as the run's description
 KIND_TAG = "mlflow.experimentKind"  # which pages the UI opens with; its guess is evaluation of agents
@@ -87,10 +97,10 @@ class MlflowTracker:
             logging.getLogger("alembic").setLevel(logging.ERROR)
             try:
                 self._client = MlflowClient(tracking_uri=self.uri)
-            except (MlflowException, OSError) as error:
+            except UNUSABLE as error:
                 raise SettingError(
                     "tracking.uri", allowed="an MLflow tracking URI that can be written, as sqlite:///mlflow.db",
-                    got=self.uri, hint=getattr(error, "strerror", None) or "MLflow keeps no runs in plain folders",
+                    got=self.uri or resolved_uri(), hint=_hint(error),
                 ) from error
         return self._client
 
@@ -104,13 +114,22 @@ class MlflowTracker:
         multirun: str | None = None,
         inputs: Sequence[DatasetInput] = (),
     ) -> str:
-        """Open the run and return its id; jobs of one multirun become children of one parent run."""
-        lineage = {"mlflow.parentRunId": self._parent(multirun)} if multirun else {}
-        run = self.client.create_run(
-            self._experiment_id(), run_name=name,
-            tags={**resolve_tags(), **tags, **lineage, "mlflow.source.name": "evosweep"},
-        )
-        self.run_id = run.info.run_id
+        """Open the run and return its id; jobs of one multirun become children of one parent run.
+
+        A run that ``MLFLOW_RUN_ID`` names is gone on with: by a single job, or as the parent of a multirun.
+
+        Raises:
+            SettingError: There is no such run, or it is over; or the store cannot be used.
+        """
+        tags = {**resolve_tags(), **tags, "mlflow.source.name": "evosweep"}
+        with self._first():
+            experiment = self._experiment_id()
+            if multirun:
+                tags["mlflow.parentRunId"] = self._parent(multirun)
+            given = None if multirun else self._given()
+            self.run_id = given or str(self.client.create_run(experiment, run_name=name, tags=tags).info.run_id)
+        if given:
+            self.tag(tags)
         written = [Param(key, str(value)[:PARAM_LENGTH]) for key, value in params.items()]
         for start in range(0, len(written), 100):
             self.client.log_batch(self.run_id, params=written[start : start + 100])
@@ -199,11 +218,44 @@ class MlflowTracker:
             self.client.set_tag(parent, NOTE_TAG, note[:TAG_LENGTH])
         self.client.set_terminated(parent, status=status)
 
+    @property
+    def database(self) -> Path | None:
+        """The SQLite file that runs are kept in; None for a server or another database."""
+        uri = self.uri or resolved_uri()
+        return Path(uri.removeprefix("sqlite:///")).absolute() if uri.startswith("sqlite:///") else None
+
+    @contextmanager
+    def _first(self) -> Iterator[None]:
+        """Keep other processes of this machine out: first use makes the database, the experiment, a parent run."""
+        name = f"evosweep-{digest(str(self.database or self.uri))}.lock"
+        with FileLock(Path(tempfile.gettempdir()) / name, timeout=PATIENCE):
+            yield
+
+    def _given(self) -> str | None:
+        """Return the run that the environment names, if any."""
+        name = os.environ.get(RUN_ID)
+        if not name:
+            return None
+        try:
+            status = self.client.get_run(name).info.status
+        except MlflowException as error:
+            raise SettingError(RUN_ID, allowed="a run of this store", got=name, hint="or unset it") from error
+        if status not in OPEN:
+            raise SettingError(
+                RUN_ID, allowed="a run that is not over", got=f"{name}, which is {status}",
+                hint=f"unset {RUN_ID} to log a new one",
+            )
+        return name
+
     def _parent(self, multirun: str) -> str:
         found = self._find(multirun)
         if found is not None:
             return found
-        tags = {MULTIRUN_TAG: multirun, "mlflow.source.name": "evosweep"}
+        tags = {**resolve_tags(), MULTIRUN_TAG: multirun, "mlflow.source.name": "evosweep"}
+        given = self._given()
+        if given is not None:
+            self.client.log_batch(given, tags=[RunTag(key, value) for key, value in tags.items()])
+            return given
         made = self.client.create_run(self._experiment_id(), run_name=f"multirun {multirun}", tags=tags)
         return str(made.info.run_id)
 
@@ -234,7 +286,7 @@ class MlflowTracker:
             return str(found.experiment_id)
         except MlflowException as error:
             raise SettingError(
-                "tracking.uri", allowed="an MLflow tracking URI that answers", got=self.uri,
+                "tracking.uri", allowed="an MLflow tracking URI that answers", got=self.uri or resolved_uri(),
                 hint=str(error).splitlines()[0],
             ) from error
 
@@ -296,6 +348,20 @@ class MlflowTracker:
             result.allocation.save(Path(folder) / "allocation.json", **result.row())
             self.file(Path(folder) / "allocation.json")
             self.file(write_json(Path(folder) / "result.json", result.row()))
+
+
+def resolved_uri() -> str:
+    """Return the URI that MLflow itself would use here."""
+    return str(mlflow.get_tracking_uri())
+
+
+def _hint(error: BaseException) -> str:
+    """Return what to do about a store that cannot be used."""
+    if isinstance(error, CommandError) or "schema" in str(error):
+        return "another program or another version of MLflow made it: mlflow db upgrade, or name a new file"
+    if isinstance(error, MlflowException):
+        return "MLflow keeps no runs in plain folders"
+    return getattr(error, "strerror", None) or str(error).splitlines()[0]
 
 
 def experiment_tags() -> dict[str, str]:

@@ -12,6 +12,7 @@ class NoTracker:
 
     run_id = None
     link = None
+    database = None
 
     def start(self, name: str, **_: Any) -> str:
         """Open nothing."""
