@@ -147,7 +147,6 @@ def run(config: DictConfig) -> dict[str, Any]:
         return {"store": bench.store.key}  # the first process searches
     command = shlex.join(["python", "-m", "evosweep", *HydraConfig.get().overrides.task])
     settings = f"# {command}\n{OmegaConf.to_yaml(config, resolve=True)}"
-    (job.folder / JOB_CONFIG).write_text(settings, encoding="utf-8")
     job.tracker.start(
         job.name, params=_params(config, job), config=settings, multirun=os.environ.get(MULTIRUN),
         tags={"folder": str(job.folder), "overrides": " ".join(_overrides())},
@@ -159,6 +158,7 @@ def run(config: DictConfig) -> dict[str, Any]:
             for split in bench.splits.values()
         ],
     )
+    (job.folder / JOB_CONFIG).write_text(settings, encoding="utf-8")
     try:
         result = job.search()
         result = job.export(result)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -68,17 +69,19 @@ class Tuner(Sweeper):
 
     def sweep(self, arguments: list[str]) -> dict[str, Any]:
         """Run the study; return the best settings, their value, and the value of the settings as they are."""
+        from evosweep.core.checks import check_int  # noqa: PLC0415
+
         assert self.config is not None and self.hydra_context is not None
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
         said = [*(f"{key}={value}" for key, value in self.params.items()), *arguments]
         settings = {each.get_key_element(): each for each in parser.parse_overrides(said)}  # the last one counts
         if "seed" in settings:
-            self.seeds = _values(settings.pop("seed"))
+            self.seeds = [check_int("seed", seed) for seed in _values(settings.pop("seed"))]
         ranges = {key: distribution(each) for key, each in settings.items() if each.is_sweep_override()}
         fixed = [each.input_line for key, each in settings.items() if key not in ranges and each.input_line]
+        self.validate_batch_is_legal([[*fixed, *_said(ranges, _lowest(ranges))]])
+        study = self._study(ranges, self.hydra_context.config_loader.load_sweep_config(self.config, fixed))
         folder = Path(self.config.hydra.sweep.dir)
-        study = self._study(ranges, folder)
-        self.validate_batch_is_legal([[*fixed, *_said(ranges, _middle(ranges))]])
         folder.mkdir(parents=True, exist_ok=True)
         OmegaConf.save(self.config, folder / "multirun.yaml")
         done = 0
@@ -90,25 +93,24 @@ class Tuner(Sweeper):
                 break  # what is wrong is wrong with all of them, and has been said
         return self._result(study, ranges, folder)
 
-    def _study(self, ranges: Mapping[str, Any], folder: Path) -> optuna.Study:
+    def _study(self, ranges: Mapping[str, Any], config: DictConfig) -> optuna.Study:
         """Return a new study, the settings as they are its first trial."""
         import optuna  # noqa: PLC0415
 
         from evosweep.core.errors import SettingError  # noqa: PLC0415
         from evosweep.settings import build  # noqa: PLC0415
 
-        assert self.config is not None
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         if not ranges:
             raise SettingError(
                 "hydra.sweeper.params", allowed="at least one range, as search.offspring: 'choice(16,64)'", got="none"
             )
         study = optuna.create_study(
-            study_name=f"tuning {folder.name}", storage=build(self.config, "storage").open(),
-            sampler=optuna.samplers.TPESampler(seed=self.config.seed, multivariate=True, n_startup_trials=8),
+            study_name=f"tuning {datetime.now():%Y-%m-%d %H:%M:%S.%f}"[:-3], storage=build(config, "storage").open(),
+            sampler=optuna.samplers.TPESampler(seed=self.seeds[0], multivariate=True, n_startup_trials=8),
         )
-        choices = self.config.hydra.runtime.choices
-        present = {key: choices.get(key, OmegaConf.select(self.config, key)) for key in ranges}
+        choices = config.hydra.runtime.choices
+        present = {key: choices.get(key, OmegaConf.select(config, key)) for key in ranges}
         with suppress(ValueError):  # they lie outside of the ranges
             optuna.trial.create_trial(value=0.0, params=present, distributions=dict(ranges))
             study.enqueue_trial(present, user_attrs={"settings": "as they are"})
@@ -146,11 +148,14 @@ class Tuner(Sweeper):
 
     def _result(self, study: optuna.Study, ranges: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         """Write and show the best settings; what they reached beside what the settings as they are reached."""
+        import optuna  # noqa: PLC0415
+
         from evosweep.core.files import write_json  # noqa: PLC0415
         from evosweep.tracking.console import terminal  # noqa: PLC0415
 
         complete = [trial for trial in study.trials if trial.value is not None]
         if not complete:
+            optuna.delete_study(study_name=study.study_name, storage=study._storage)
             return {}
         best = min(complete, key=lambda trial: (trial.value, trial.number))
         present = next((trial.value for trial in complete if "settings" in trial.user_attrs), None)
@@ -217,7 +222,7 @@ def _said(ranges: Mapping[str, Any], params: Mapping[str, Any]) -> list[str]:
     return [f"{key}={text(params[key])}" for key in ranges]
 
 
-def _middle(ranges: Mapping[str, Any]) -> dict[str, Any]:
+def _lowest(ranges: Mapping[str, Any]) -> dict[str, Any]:
     """Return one value of every range."""
     return {key: each.choices[0] if hasattr(each, "choices") else each.low for key, each in ranges.items()}
 

@@ -123,6 +123,7 @@ def test_a_range_that_is_none_is_told(text: str) -> None:
         (["sampler.cross=interval(2,5)"], "sampler.cross"),
         (["search.offspring=choice(0,-1)"], "offspring must be"),
         (["sampler=evopres,random"], "did you mean 'evopress'"),
+        (["seed=0,x"], "seed must be an integer"),
         (["hydra.sweeper.at_once=0"], "hydra.sweeper.at_once must be"),
     ],
 )

@@ -79,7 +79,7 @@ def test_a_run_that_is_over_or_unknown_is_not_gone_on_with(tracker: MlflowTracke
     given = tracker.client.create_run(tracker.client.create_experiment("x")).info.run_id
     tracker.client.set_terminated(given)
     monkeypatch.setenv("MLFLOW_RUN_ID", given)
-    with pytest.raises(SettingError, match="MLFLOW_RUN_ID must be a run that is not over, got .* unset MLFLOW_RUN_ID"):
+    with pytest.raises(SettingError, match=r"MLFLOW_RUN_ID must be a run that is not over, got .* unset MLFLOW_RUN_ID"):
         tracker.start("x", params={}, tags={}, multirun=multirun)
     monkeypatch.setenv("MLFLOW_RUN_ID", "0123456789abcdef0123456789abcdef")
     with pytest.raises(SettingError, match="MLFLOW_RUN_ID must be a run of this store"):
