@@ -80,7 +80,7 @@ class Tuner(Sweeper):
         ranges = {key: distribution(each) for key, each in settings.items() if each.is_sweep_override()}
         fixed = [each.input_line for key, each in settings.items() if key not in ranges and each.input_line]
         self.validate_batch_is_legal([[*fixed, *_said(ranges, _lowest(ranges))]])
-        study = self._study(ranges, self.hydra_context.config_loader.load_sweep_config(self.config, fixed))
+        study = self._study(ranges)
         folder = Path(self.config.hydra.sweep.dir)
         folder.mkdir(parents=True, exist_ok=True)
         OmegaConf.save(self.config, folder / "multirun.yaml")
@@ -93,13 +93,15 @@ class Tuner(Sweeper):
                 break  # what is wrong is wrong with all of them, and has been said
         return self._result(study, ranges, folder)
 
-    def _study(self, ranges: Mapping[str, Any], config: DictConfig) -> optuna.Study:
+    def _study(self, ranges: Mapping[str, Any]) -> optuna.Study:
         """Return a new study, the settings as they are its first trial."""
         import optuna  # noqa: PLC0415
 
         from evosweep.core.errors import SettingError  # noqa: PLC0415
         from evosweep.settings import build  # noqa: PLC0415
 
+        config = self.config
+        assert config is not None
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         if not ranges:
             raise SettingError(
