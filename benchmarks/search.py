@@ -9,10 +9,12 @@ Interleaved in one run, the best of --repeat rounds each: our evaluator on a par
 with every row gathered by level, on random genomes (no common prefix, no majority); candidates one by one with changed
 weights from memory (--host: from page-locked host memory), and one by one as reference scripts do it: changed weights
 from disk, dense copies, all logits in fp32. --shape 7b: random weights in Llama-7B's shape, every block with the first
-block's levels, and our evaluator also with packed levels in host memory. --grow: tokens/s by offspring and by tokens.
+block's levels, and our evaluator also with packed levels in host memory. --grow: tokens/s by offspring, by
+tokens, and by units (60 to 600, random weights in SmolLM2's shape).
 """
 
 import argparse
+import copy
 import json
 import tempfile
 import time
@@ -141,9 +143,9 @@ def population(store: LevelStore, offspring: int) -> tuple[np.ndarray, np.ndarra
     problem = Problem(units=store.units, budget=sum(unit.levels[1].cost for unit in store.units))
     search, parent = EvoPress(problem, seed=0, offspring=offspring), problem.uniform()
     for generation in range(1, DRIFT + 1):
-        parent = search.offspring(generation=generation, parent=parent)[0]
+        parent = search.offspring(generation=generation, parents=[parent])[0]
     return (
-        np.stack(search.offspring(generation=DRIFT + 1, parent=parent)),
+        np.stack(search.offspring(generation=DRIFT + 1, parents=[parent])),
         np.stack(RandomSearch(problem, seed=0, offspring=offspring).draw(generation=0)),
     )
 
@@ -180,6 +182,7 @@ class Bench:
                           shares={"validation": 0.06, "search": 0.44, "calibration": 0.5})
         self.splits = windows.split(Wikipedia(), model.tokenizer)
         self.large = options.shape == "7b"
+        self.small = model.model.config
         if self.large:
             vocabulary = model.model.config.vocab_size
             model = LoadedModel("7b", llama_7b(options.device, options.dtype, vocabulary), model.tokenizer)
@@ -190,6 +193,18 @@ class Bench:
         """Return an evaluator."""
         taken = Resources(**{"memory_gb": self.options.memory_gb, **resources})  # type: ignore[arg-type]
         return Evaluator(anatomy=self.anatomy, store=self.store, splits=self.splits, resources=taken)
+
+    def deep(self, blocks: int) -> Evaluator:
+        """Return an evaluator of random weights in SmolLM2's shape with more or fewer blocks, levels all alike."""
+        config = copy.deepcopy(self.small)
+        config.num_hidden_layers = blocks
+        config.layer_types = None
+        with torch.device(self.options.device):
+            dtype = getattr(torch, self.options.dtype) if self.options.dtype != "auto" else self.anatomy.dtype
+            model = transformers.AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
+        anatomy = Anatomy(model.requires_grad_(False))
+        store = built(anatomy, self.splits["calibration"], repeated=True)
+        return Evaluator(anatomy=anatomy, store=store, splits=self.splits, resources=Resources())
 
     def compare(self) -> dict[str, object]:
         """Return tokens/s of every way."""
@@ -277,6 +292,11 @@ class Bench:
         genomes, _ = population(self.store, 64)
         for tokens in (512, 2048, 8192, 32768):
             rows.append(self._rate("tokens", tokens, ours, genomes[: min(64, 2**17 // tokens + 4)], tokens))
+        del ours
+        for blocks in (9, 30, 60, 86):
+            deep = self.deep(blocks)
+            genomes, _ = population(deep.store, 64)
+            rows.append(self._rate("units", len(deep.store.units), deep, genomes, self.options.seq_len))
         return rows
 
     def _rate(self, what: str, value: int, ours: Evaluator, genomes: np.ndarray, tokens: int) -> dict[str, object]:

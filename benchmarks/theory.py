@@ -32,7 +32,7 @@ def generations_needed(*, units: int, upper: int, offspring: int, seed: int, mos
     best = float(np.sort(weights)[:upper].sum())
     parent = search.start()[0]
     for generation in range(1, most + 1):
-        children = search.offspring(generation=generation, parent=parent)
+        children = search.offspring(generation=generation, parents=[parent])
         parent = min([parent, *children], key=lambda genome: float(genome @ weights))
         if math.isclose(float(parent @ weights), best, rel_tol=1e-9, abs_tol=1e-9):
             return generation

@@ -138,8 +138,9 @@ class Sampler(Protocol):
     problem: Problem
     limit: int | None
     same_tokens: bool
+    population_size: int
 
-    def population(self, *, generation: int, elite: Genome | None) -> list[Candidate]:
+    def population(self, *, generation: int, parents: Sequence[Genome]) -> list[Candidate]:
         """Return a generation's candidates; none ends the search."""
 
     def learn(self, candidates: Sequence[Candidate]) -> None:
@@ -152,6 +153,7 @@ class Sampler(Protocol):
 @dataclass(frozen=True)
 class _Selection:
     winner: Candidate
+    parents: tuple[Genome, ...]  # of the next generation, the winner first
     candidates: tuple[Candidate, ...]
     stages: tuple[StageRecord, ...]
     tokens: int
@@ -183,68 +185,85 @@ def run_search(
         tokens_spent: Tokens that were scored to prepare this search.
         progress: Shows how far it is.
     """
-    problem = sampler.problem
-    _tell(listeners, SearchStarted(name=name, problem=problem, seed=sampler.seed, facts=facts or {}))
-    started, tokens = time.monotonic(), tokens_spent
-    elite: Genome | None = None
-    validation: dict[str, float] = {}
-    records: list[GenerationRecord] = []
     progress = progress or Silent()
-    surrogate = None if plan.surrogate is None else Surrogate(problem, share=plan.surrogate)
-    arena, stopped = _Arena(problem, scorer, plan, progress, surrogate, sampler.same_tokens), "finished"
+    _tell(listeners, SearchStarted(name=name, problem=sampler.problem, seed=sampler.seed, facts=facts or {}))
+    search, stopped = _Search(sampler, scorer, plan, progress, tokens=tokens_spent), "finished"
     count = plan.generations + 1 if sampler.limit is None else min(plan.generations + 1, sampler.limit)
     for generation in progress.track(range(count), description=f"{sampler.name}: generations"):
-        reason = plan.over(tokens, records)
+        reason = plan.over(search.tokens, search.records)
         if reason is not None:
             stopped = reason
             break
-        began = time.monotonic()
-        candidates = sampler.population(generation=generation, elite=elite)
-        if not candidates:
+        record = search.step(generation)
+        if record is None:
             break
-        selection = arena.run(candidates, elite, generation)
-        sampler.learn(selection.candidates)
-        scored = time.monotonic() - began
-        winner = selection.winner
-        changed = 0 if elite is None else int((winner.genome != elite).sum())
-        if elite is None or changed:
-            validation = scorer.validate(winner.genome)
-        elite, tokens = winner.genome, tokens + selection.tokens
-        record = GenerationRecord(
-            generation=generation,
-            elite=problem.decode(elite),
-            elite_slot=winner.slot if winner.slot >= 0 else None,
-            cost=problem.cost(elite),
-            bits_per_weight=problem.bits_per_weight(problem.cost(elite)),
-            stages=selection.stages,
-            candidates=selection.candidates,
-            validation=dict(validation),
-            tokens=tokens,
-            tokens_saved=selection.saved,
-            tokens_per_second=selection.tokens / max(scored, 1e-9),
-            changed=changed,
-            seconds=time.monotonic() - began,
-            elapsed=time.monotonic() - started,
-            facts=sampler.facts(),
-        )
-        records.append(record)
         _tell(listeners, record)
         progress.note(_note(record))
-    if not records:
+    if not search.records:
         raise SettingError("sampler", allowed="one that proposes at least one allocation", got=sampler.name)
     return SearchResult(
         sampler=sampler.name,
         seed=sampler.seed,
-        allocation=records[-1].elite,
-        problem=problem,
-        generations=tuple(records),
-        validation=validation,
+        allocation=search.records[-1].elite,
+        problem=sampler.problem,
+        generations=tuple(search.records),
+        validation=search.validation,
         dense=dict(dense),
-        tokens=tokens,
-        tokens_saved=sum(record.tokens_saved for record in records),
-        seconds=time.monotonic() - started,
+        tokens=search.tokens,
+        tokens_saved=sum(record.tokens_saved for record in search.records),
+        seconds=time.monotonic() - search.started,
         stopped=stopped,
     )
+
+
+class _Search:
+    """Where a search stands: its parents, what was spent, what every generation did."""
+
+    def __init__(self, sampler: Sampler, scorer: Scorer, plan: Plan, progress: Progress, *, tokens: int) -> None:
+        self.sampler, self.scorer, self.tokens = sampler, scorer, tokens
+        self.started = time.monotonic()
+        self.records: list[GenerationRecord] = []
+        self.validation: dict[str, float] = {}
+        self.parents: tuple[Genome, ...] = ()
+        surrogate = None if plan.surrogate is None else Surrogate(sampler.problem, share=plan.surrogate)
+        self.arena = _Arena(
+            sampler.problem, scorer, plan, progress, surrogate, same_tokens=sampler.same_tokens,
+            parents=sampler.population_size,
+        )
+
+    def step(self, generation: int) -> GenerationRecord | None:
+        """Run a generation; None where nothing was proposed."""
+        began, problem = time.monotonic(), self.sampler.problem
+        candidates = self.sampler.population(generation=generation, parents=self.parents)
+        if not candidates:
+            return None
+        selection = self.arena.run(candidates, self.parents, generation)
+        self.sampler.learn(selection.candidates)
+        scored, elite = time.monotonic() - began, selection.winner.genome
+        changed = int((elite != self.parents[0]).sum()) if self.parents else 0
+        if changed or not self.parents:
+            self.validation = self.scorer.validate(elite)
+        self.parents, self.tokens = selection.parents, self.tokens + selection.tokens
+        self.records.append(
+            GenerationRecord(
+                generation=generation,
+                elite=problem.decode(elite),
+                elite_slot=selection.winner.slot if selection.winner.slot >= 0 else None,
+                cost=problem.cost(elite),
+                bits_per_weight=problem.bits_per_weight(problem.cost(elite)),
+                stages=selection.stages,
+                candidates=selection.candidates,
+                validation=dict(self.validation),
+                tokens=self.tokens,
+                tokens_saved=selection.saved,
+                tokens_per_second=selection.tokens / max(scored, 1e-9),
+                changed=changed,
+                seconds=time.monotonic() - began,
+                elapsed=time.monotonic() - self.started,
+                facts=self.sampler.facts(),
+            )
+        )
+        return self.records[-1]
 
 
 def _note(record: GenerationRecord) -> dict[str, str]:
@@ -271,13 +290,14 @@ class _Arena:
     progress: Progress
     surrogate: Surrogate | None
     same_tokens: bool
+    parents: int
 
-    def run(self, candidates: Sequence[Candidate], elite: Genome | None, generation: int) -> _Selection:
+    def run(self, candidates: Sequence[Candidate], parents: Sequence[Genome], generation: int) -> _Selection:
         """Screen a generation, if asked, and thin it out; a genome runs once, its repetitions share what it scored."""
         first: dict[bytes, Candidate] = {}
         for each in candidates:
             first.setdefault(each.genome.tobytes(), each)
-        selection = self._screened(list(first.values()), elite, generation)
+        selection = self._screened(list(first.values()), parents, generation)
         ran = {each.slot: each for each in selection.candidates}
         told = []
         for each in candidates:
@@ -288,31 +308,38 @@ class _Arena:
                 told.append(replace(each, scores=scored.scores, duplicate_of=original) if twin else scored)
         return replace(selection, candidates=tuple(told))
 
-    def _screened(self, candidates: Sequence[Candidate], elite: Genome | None, generation: int) -> _Selection:
+    def _screened(
+        self, candidates: Sequence[Candidate], parents: Sequence[Genome], generation: int
+    ) -> _Selection:
         if self.surrogate is None:
-            return self.select(candidates, elite, generation)
+            return self.select(candidates, parents, generation)
         kept = self.surrogate.promising([each.genome for each in candidates])
-        selection = self.select([candidates[place] for place in kept], elite, generation)
+        selection = self.select([candidates[place] for place in kept], parents, generation)
         scored = [each for each in selection.candidates if each.scores]
         self.surrogate.learn([each.genome for each in scored], [each.scores[min(each.scores)] for each in scored])
         return selection
 
-    def select(self, candidates: Sequence[Candidate], elite: Genome | None, generation: int) -> _Selection:
-        """Thin a generation out, stage by stage; in the last, the elite competes on the same tokens.
+    def select(
+        self, candidates: Sequence[Candidate], parents: Sequence[Genome], generation: int
+    ) -> _Selection:
+        """Thin a generation out, stage by stage; in the last, its parents compete on the same tokens.
 
-        A tie goes to the elite, then to the lower slot. A single candidate without rival is not scored.
+        A tie goes to the better parent, then to the lower slot. A single candidate without rival is not scored.
         """
-        if len(candidates) == 1 and elite is None:
-            return _Selection(candidates[0], tuple(candidates), (), 0)
+        if len(candidates) == 1 and not parents:
+            return _Selection(candidates[0], (candidates[0].genome,), tuple(candidates), (), 0)
         by_slot = {candidate.slot: candidate for candidate in candidates}
         alive, records, tokens, saved = list(candidates), [], 0, 0
         for index, stage in enumerate(self.plan.stages):
             last = index == len(self.plan.stages) - 1
-            if last and elite is not None:
-                alive = [Candidate(slot=-1, genome=elite), *alive]
-            elif not last and len(alive) <= stage.survivors:
+            survivors = max(stage.survivors, self.parents) if last else stage.survivors
+            if last:
+                known = {parent.tobytes() for parent in parents}
+                rivals = [Candidate(slot=-1 - place, genome=parent) for place, parent in enumerate(parents)]
+                alive = [*rivals, *(each for each in alive if each.genome.tobytes() not in known)]
+            elif len(alive) <= survivors:
                 continue  # nobody would be left behind
-            raced = self._score(np.stack([each.genome for each in alive]), generation, index)
+            raced = self._score(np.stack([each.genome for each in alive]), generation, index, survivors)
             scores = self._numbers(raced.scores, alive, generation)
             tokens, saved = tokens + raced.tokens, saved + stage.tokens * len(alive) - raced.tokens
             records.append(
@@ -326,16 +353,17 @@ class _Arena:
                 for each, score in zip(alive, scores, strict=True)
             ]
             by_slot.update((each.slot, each) for each in alive if each.slot >= 0)
-            alive = [alive[place] for place in np.lexsort((scores, raced.out))[: stage.survivors]]
+            alive = [alive[place] for place in np.lexsort((scores, raced.out))[:survivors]]
         ordered = tuple(by_slot[slot] for slot in sorted(by_slot))
-        return _Selection(alive[0], ordered, tuple(records), tokens, saved)
+        best = tuple(each.genome for each in alive if each is alive[0] or np.isfinite(each.scores[index]))
+        return _Selection(alive[0], best, ordered, tuple(records), tokens, saved)
 
-    def _score(self, genomes: npt.NDArray[np.int64], generation: int, index: int) -> Raced:
+    def _score(self, genomes: npt.NDArray[np.int64], generation: int, index: int, survivors: int) -> Raced:
         """Score a stage, as a race or to its end."""
         stage, generation = self.plan.stages[index], 0 if self.same_tokens else generation
         if self.plan.racing is not None:
             return self.scorer.race(
-                genomes, generation=generation, stage=index, tokens=stage.tokens, survivors=stage.survivors,
+                genomes, generation=generation, stage=index, tokens=stage.tokens, survivors=survivors,
                 racing=self.plan.racing,
             )
         scores = self.scorer.score(genomes, generation=generation, stage=index, tokens=stage.tokens)

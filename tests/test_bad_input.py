@@ -92,6 +92,8 @@ CASES = {
     "top-k": (["fitness=topk_kl", "fitness.k=0"], "fitness.k", "0"),
     "batch tokens": (["store.batch_tokens=0"], "store.batch_tokens", "0"),
     "export tokens": (["export.check_tokens=none"], "export.check_tokens", "none"),
+    "curvature of what has no weight": (["sampler=hawq_v2", "drop=sublayers"], "sampler.allocator.harm", "hawq_v2"),
+    "parents": (["sampler.population_size=0"], "sampler.population_size", "0"),
     "what is recorded": (["storage.record=elite"], "storage.record must be one of", "did you mean 'elites'"),
     "in a multirun": (["-m", "seed=0,x"], "seed must be an integer", "'x'"),
 }

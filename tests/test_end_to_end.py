@@ -221,6 +221,14 @@ def test_the_exported_model_loads_in_plain_transformers(finished: Path) -> None:
     assert (folder / "allocation.json").exists()
 
 
+@pytest.mark.parametrize("choice", [["sampler=hawq_v2"], ["sampler=evopress", "sampler.population_size=3"]])
+def test_other_samplers_run_whole(finished: Path, choice: list[str]) -> None:
+    name = choice[-1].split("=")[-1]
+    assert evosweep(*TINY, *choice, f"name=other_{name}", "tracking=none", "storage=memory", "export=none") == 0
+    row = json.loads(next(finished.glob(f"runs/other_{name}/*/result.json")).read_text())
+    assert row["bits_per_weight"] <= results(finished)["uniform"]["bits_per_weight"]
+
+
 def test_the_same_seed_gives_the_same_winner(finished: Path) -> None:
     before = next(finished.glob("runs/whole/*/3/allocation.json"))
     assert evosweep(*TINY, "sampler=evopress", "name=again", "tracking=none", "storage=memory", "export=none") == 0

@@ -9,8 +9,11 @@ from evosweep.core.events import GenerationRecord, SearchStarted, Silent
 from evosweep.core.problem import Problem
 from evosweep.loop import Plan, run_search
 from evosweep.samplers.evopress import EvoPressSampler
+from evosweep.samplers.levels import allocation_of
 from evosweep.samplers.optuna import OptunaSampler
+from evosweep.samplers.record import StudyRecorder
 from evosweep.samplers.static import AllocatorSampler
+from evosweep.samplers.storage import Journal
 from evosweep.search.racing import Raced
 
 
@@ -152,7 +155,7 @@ def test_a_surrogate_spares_a_share_of_each_later_generation(problem: Problem) -
     sampler = EvoPressSampler(problem, seed=0, offspring=16)
     result = search(problem, sampler=sampler, scorer=scorer, plan=Plan.of(generations=6, stages=stages, surrogate=0.5))
     distinct = [
-        len({genome.tobytes() for genome in sampler.genomes(generation=n + 1, elite=problem.encode(record.elite))})
+        len({genome.tobytes() for genome in sampler.genomes(generation=n + 1, parents=[problem.encode(record.elite)])})
         for n, record in enumerate(result.generations[:-1])
     ]
     firsts = [count for _, stage, count, _ in scorer.calls if stage == 0]
@@ -193,8 +196,8 @@ def test_a_search_that_stands_still_ends(problem: Problem) -> None:
 
 def test_a_genome_proposed_twice_is_scored_once(problem: Problem) -> None:
     class Twins(EvoPressSampler):
-        def genomes(self, *, generation, elite):
-            genomes = super().genomes(generation=generation, elite=elite)
+        def genomes(self, *, generation, parents):
+            genomes = super().genomes(generation=generation, parents=parents)
             return [genome for genome in genomes for _ in range(2 if generation else 1)]
 
     scorer = Quadratic(problem)
@@ -211,3 +214,53 @@ def test_samplers_that_compare_generations_get_the_same_tokens(problem: Problem)
     scorer = Quadratic(problem)
     search(problem, sampler=OptunaSampler(problem, kind="tpe", offspring=8), scorer=scorer)
     assert {call[0] for call in scorer.calls} == {0}
+
+
+def several(problem: Problem, count: int = 3, **more) -> EvoPressSampler:
+    return EvoPressSampler(problem, seed=0, offspring=8, population_size=count, **more)
+
+
+def test_several_parents_all_compete_in_the_last_stage(problem: Problem) -> None:
+    scorer, heard = Quadratic(problem), Heard()
+    result = run_search(
+        name="x", sampler=several(problem), scorer=scorer, plan=PLAN, dense={"kl": 0, "ppl": 1}, listeners=[heard],
+    )
+    last = [size for _, stage, size, _ in scorer.calls if stage == 1]
+    assert last[0] == 4 and set(last[2:]) <= {4, 5, 6} and max(last) == 6  # 1 parent and 3, then up to 3 and 3
+    records = [event for event in heard.events if isinstance(event, GenerationRecord)]
+    parents = [{each.parent for each in record.candidates} for record in records]
+    assert len(parents[1]) == 1 and max(map(len, parents)) == 3
+    known = {problem.decode(each.genome).hash for record in records for each in record.candidates}
+    assert set().union(*parents[1:]) <= known
+    values = [record.validation["kl"] for record in result.generations]
+    assert values == sorted(values, reverse=True)
+
+
+def test_several_parents_follow_from_places_alone(problem: Problem) -> None:
+    first, second = (search(problem, several(problem)) for _ in range(2))
+    assert [record.elite for record in first.generations] == [record.elite for record in second.generations]
+    assert search(problem, several(problem, 1)).allocation == search(problem).allocation
+
+
+def test_a_parent_that_is_the_best_again_is_a_trial(problem: Problem, tmp_path) -> None:
+    storage = Journal(path=str(tmp_path / "x.journal")).open()
+    recorder = StudyRecorder(storage=storage, name="x")
+    plan = Plan.of(generations=40, stages=[{"survivors": 3, "tokens": 10}, {"survivors": 1, "tokens": 100}])
+
+    class Moody(Quadratic):
+        """Who is best depends on the generation's tokens."""
+
+        def score(self, genomes, *, generation: int, stage: int, tokens: int):
+            noise = np.random.default_rng([generation, stage]).normal(size=genomes.shape[1])
+            return self.true(genomes) + genomes @ noise
+
+    result = run_search(
+        name="x", sampler=several(problem), scorer=Moody(problem), plan=plan, dense={"kl": 0, "ppl": 1},
+        listeners=[recorder],
+    )
+    again = [trial for trial in recorder.study.trials if trial.user_attrs["slot"] == -1]
+    assert again, "no parent was ever the best again"
+    for trial in again:
+        before = recorder.study.trials[trial.user_attrs["duplicate_of"]]
+        assert before.user_attrs["levels"] == trial.user_attrs["levels"] and trial.value is not None
+    assert allocation_of(recorder.study, recorder.study.trials[recorder.winner]) == result.allocation

@@ -10,6 +10,7 @@ from evosweep.core.problem import Problem
 
 KL_PER_ERROR = "kl_per_error"
 AROUND_UNIFORM, AROUND_TOP = "kl_around_uniform", "kl_around_top"
+HAWQ = "hawq_v2"
 LEAST_RISE = 1e-6
 
 COLUMNS: dict[str, list[str]] = {
@@ -17,6 +18,7 @@ COLUMNS: dict[str, list[str]] = {
     "bare": [],
     "around_uniform": [AROUND_UNIFORM],
     "around_top": [AROUND_TOP],
+    "hawq_v2": [HAWQ],
 }
 DEFAULT = "around_top"  # the best of them on what was measured, see benchmarks/README.md
 
@@ -29,7 +31,8 @@ class Harm:
             best, at least 1e-6: the integer-programming formulation of end-to-end losses, and of output distortions.
             ``around_uniform``: the same with all others at the budget's uniform allocation. ``scaled``: layer error x
             KL per layer error, one measurement a unit instead of one a level. ``bare``: layer error alone, what SPDY
-            minimizes; it can be worse than uniform.
+            minimizes; it can be worse than uniform. ``hawq_v2``: mean curvature of the loss in a layer's weights x
+            what the level changes in them (HAWQ-V2).
 
     Raises:
         SettingError: There is no such kind.
@@ -44,11 +47,12 @@ class Harm:
         return allocator if self.kind == DEFAULT else f"{allocator}_{self.kind}"
 
     def check(self, problem: Problem) -> None:
-        """Raise a SettingError where units only drop: there is no layer error then."""
-        if not problem.least and not problem.gated and self.kind in ("scaled", "bare"):
+        """Raise a SettingError where units drop: they have no layer error, and no weight."""
+        weightless = self.kind == "hawq_v2" and bool(problem.gating.any())
+        if weightless or (not problem.least and not problem.gated and self.kind in ("scaled", "bare", "hawq_v2")):
             raise SettingError(
                 "sampler.allocator.harm", allowed=["around_top", "around_uniform"], got=self.kind,
-                hint="units that are only kept or dropped have no layer error",
+                hint="units that are kept or dropped have no layer error, and no weight of their own",
             )
 
     def table(self, problem: Problem) -> npt.NDArray[np.float64]:

@@ -8,13 +8,14 @@ import numpy as np
 import numpy.typing as npt
 
 from evosweep.allocators.alpha_pruning import HILL
-from evosweep.allocators.harm import AROUND_TOP, AROUND_UNIFORM, KL_PER_ERROR
+from evosweep.allocators.harm import AROUND_TOP, AROUND_UNIFORM, HAWQ, KL_PER_ERROR
 from evosweep.allocators.ranking import LOSS_ALONE
 from evosweep.assets.cache import cache_folder
 from evosweep.core.events import Progress
 from evosweep.core.files import digest, write_json
 from evosweep.core.problem import Genome, Problem
 from evosweep.core.seeds import generator
+from evosweep.evaluate.curvature import hawq_v2
 from evosweep.evaluate.population import Evaluator
 from evosweep.fitness.kl import KL
 from evosweep.fitness.perplexity import Perplexity
@@ -129,6 +130,7 @@ MEASURES = {
     AROUND_UNIFORM: Measure(around_uniform, _all_levels),
     AROUND_TOP: Measure(around_top, _all_levels),
     HILL: Measure(hill_exponents, lambda *_: 0),
+    HAWQ: Measure(hawq_v2, lambda problem, tokens: len(problem.units) * tokens),
 }
 
 

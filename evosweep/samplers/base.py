@@ -38,9 +38,11 @@ class PopulationSampler(optuna.samplers.BaseSampler):
         columns: Columns of the units that must be known before the problem is made.
         limit: Generations that it has anything to propose for; None if it never runs out.
         same_tokens: Whether it compares scores of different generations, which then must be on the same tokens.
+        population_size: μ, how many of the best go on as parents.
     """
 
     name = ""
+    population_size = 1
     limit: int | None = None
     columns: Sequence[str] = ()
     same_tokens = False
@@ -51,24 +53,35 @@ class PopulationSampler(optuna.samplers.BaseSampler):
         self._distributions = unit_distributions(problem)
         self._others = optuna.samplers.RandomSampler(seed=self.seed % 2**32)
 
-    def genomes(self, *, generation: int, elite: Genome | None) -> list[Genome]:
+    def genomes(self, *, generation: int, parents: Sequence[Genome]) -> list[Genome]:
         """Return what a generation proposes; nothing ends the search.
 
         Args:
             generation: 0, 1, 2 ...
-            elite: The best genome so far; None in generation 0.
+            parents: The best genomes so far, best first, at most ``population_size``; none in generation 0.
         """
         raise NotImplementedError
+
+    def parent_place(self, *, generation: int, slot: int, count: int) -> int:
+        """Return which of ``count`` parents a slot's proposal comes from."""
+        del generation, slot, count
+        return 0
 
     def size(self, generation: int) -> int:
         """Return how many trials a generation has in ``study.optimize``; the same for all from 1 on."""
         raise NotImplementedError
 
-    def population(self, *, generation: int, elite: Genome | None) -> list[Candidate]:
+    def population(self, *, generation: int, parents: Sequence[Genome]) -> list[Candidate]:
         """Return a generation's candidates, unscored."""
-        parent = None if elite is None else self.problem.decode(elite).hash
-        genomes = self.genomes(generation=generation, elite=elite)
-        return [Candidate(slot=slot, genome=genome, parent=parent) for slot, genome in enumerate(genomes)]
+        hashes = [self.problem.decode(parent).hash for parent in parents]
+        return [
+            Candidate(
+                slot=slot, genome=genome,
+                parent=hashes[self.parent_place(generation=generation, slot=slot, count=len(hashes))] if hashes
+                else None,
+            )
+            for slot, genome in enumerate(self.genomes(generation=generation, parents=parents))
+        ]
 
     def learn(self, candidates: Sequence[Candidate]) -> None:
         """Hear what became of the generation proposed last; what needs no memory of its own does nothing."""
@@ -131,22 +144,23 @@ class PopulationSampler(optuna.samplers.BaseSampler):
     def _proposal(self, study: optuna.Study, trial: FrozenTrial) -> Genome:
         """Return the genome of a trial, and note its generation and parent."""
         generation, slot, first = self._place(trial.number)
-        parent = None if generation == 0 else self._parent(study, before=first)
-        if parent is None:  # nothing has finished yet, as with many workers at the start
+        ranked = [] if generation == 0 else self._parents(study, before=first)
+        if not ranked:  # nothing has finished yet, as with many workers at the start
             generation = 0
-        elite = None if parent is None else self.problem.encode(_levels(parent, self._distributions))
-        genomes = self.genomes(generation=generation, elite=elite)
-        genome = genomes[slot % len(genomes)] if genomes else elite
-        if genome is None:
+        parents = [self.problem.encode(_levels(each, self._distributions)) for each in ranked]
+        genomes = self.genomes(generation=generation, parents=parents) or parents
+        if not genomes:
             raise EvosweepError(f"sampler {self.name} proposes nothing for trial {trial.number}")
         kind, storage = type(self).__name__, study._storage  # the names are BaseGASampler's
         storage.set_trial_system_attr(trial._trial_id, f"{kind}:generation", generation)
-        if parent is not None:
-            storage.set_trial_system_attr(trial._trial_id, f"{kind}:parent", parent.number)
-            key, ids = f"{kind}:parent:{generation}", [parent._trial_id]
+        slot %= len(genomes)
+        if ranked:
+            mine = ranked[self.parent_place(generation=generation, slot=slot, count=len(ranked))]
+            storage.set_trial_system_attr(trial._trial_id, f"{kind}:parent", mine.number)
+            key, ids = f"{kind}:parent:{generation}", [each._trial_id for each in ranked]
             if storage.get_study_system_attrs(study._study_id).get(key) != ids:
                 storage.set_study_system_attr(study._study_id, key, ids)
-        return genome
+        return genomes[slot]
 
     def _place(self, number: int) -> tuple[int, int, int]:
         """Return generation, slot, and the number of the generation's first trial."""
@@ -157,8 +171,8 @@ class PopulationSampler(optuna.samplers.BaseSampler):
         generation, slot = divmod(number - start, later)
         return generation + 1, slot, start + generation * later
 
-    def _parent(self, study: optuna.Study, *, before: int) -> FrozenTrial | None:
-        """Return the best complete trial within the budget among those numbered below ``before``."""
+    def _parents(self, study: optuna.Study, *, before: int) -> list[FrozenTrial]:
+        """Return the best complete trials within the budget among those numbered below ``before``, best first."""
         names = self._distributions.keys()
         trials = [
             trial
@@ -167,7 +181,12 @@ class PopulationSampler(optuna.samplers.BaseSampler):
             and all(value <= 0 for value in trial.constraints.values())
         ]
         sign = -1 if study.direction == optuna.study.StudyDirection.MAXIMIZE else 1
-        return min(trials, key=lambda trial: (sign * float(trial.value or 0.0), trial.number), default=None)
+        best: dict[tuple[Any, ...], FrozenTrial] = {}  # no allocation twice
+        for trial in sorted(trials, key=lambda trial: (sign * float(trial.value or 0.0), trial.number)):
+            best.setdefault(tuple(trial.params[name] for name in names), trial)
+            if len(best) == self.population_size:
+                break
+        return list(best.values())
 
     def _around(self, genome: Genome, fixed: Mapping[str, Any], trial: FrozenTrial) -> Genome:
         """Return a genome with some units as fixed, and the rest moved until it spends the budget again."""

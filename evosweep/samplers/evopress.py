@@ -1,8 +1,10 @@
 """EvoPress as an Optuna sampler."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from evosweep.allocators.base import Allocator, allocate
+from evosweep.core.checks import check_int
 from evosweep.core.errors import SettingError
 from evosweep.core.problem import Allocation, Genome, Problem
 from evosweep.samplers.base import PopulationSampler
@@ -10,7 +12,7 @@ from evosweep.search.evopress import EvoPress
 
 
 class EvoPressSampler(PopulationSampler):
-    """Evolutionary search with one parent and λ offspring (arXiv 2410.14649).
+    """Evolutionary search with λ offspring, of one parent as in the paper (arXiv 2410.14649) or of several.
 
     Args:
         problem: Units, ladders, budget.
@@ -22,6 +24,8 @@ class EvoPressSampler(PopulationSampler):
         flips: Distribution of the number of flips: ``min_of_two`` draws (the paper's) or ``uniform``.
         group: What swaps are between: units of the same ``size``, also of the same ``name`` in their blocks, or
             ``none``: no swaps, exchanges only.
+        population_size: μ, parents: the best so far, each offspring of one of them by lot. All compete in the last
+            stage, on the same tokens.
         start: Where to start instead: an ``allocation.json``, or an allocator (a warm start).
 
     Raises:
@@ -42,9 +46,11 @@ class EvoPressSampler(PopulationSampler):
         start_candidates: int = 16,
         flips: str = "min_of_two",
         group: str = "size",
+        population_size: int = 1,
         start: str | Path | Allocator | None = None,
     ) -> None:
         super().__init__(problem, seed=seed)
+        self.population_size = check_int("sampler.population_size", population_size, low=1)
         self._allocator, self._first = None, None
         if isinstance(start, str | Path):
             self._first = _read(problem, Path(start))
@@ -59,11 +65,15 @@ class EvoPressSampler(PopulationSampler):
             start_candidates=start_candidates, flips=flips, group=group,
         )
 
-    def genomes(self, *, generation: int, elite: Genome | None) -> list[Genome]:
-        """Return the start, or the offspring of ``elite``."""
-        if generation == 0 or elite is None:
+    def genomes(self, *, generation: int, parents: Sequence[Genome]) -> list[Genome]:
+        """Return the start, or the offspring of ``parents``."""
+        if generation == 0 or not parents:
             return self._start()
-        return self.search.offspring(generation=generation, parent=elite)
+        return self.search.offspring(generation=generation, parents=parents)
+
+    def parent_place(self, *, generation: int, slot: int, count: int) -> int:
+        """Return which parent a slot's offspring is of."""
+        return self.search.parent_place(generation=generation, slot=slot, count=count)
 
     def size(self, generation: int) -> int:
         """Return the trials of a generation."""

@@ -55,9 +55,9 @@ class OptunaSampler(PopulationSampler):
         self._lock = threading.RLock()
         self._study("minimize")  # whatever is wrong with it is said now
 
-    def genomes(self, *, generation: int, elite: Genome | None) -> list[Genome]:
+    def genomes(self, *, generation: int, parents: Sequence[Genome]) -> list[Genome]:
         """Ask for a generation; asking again before ``learn`` forgets the last one."""
-        del elite
+        del parents
         study = self._study("minimize")
         with self._lock:
             for trial in self._asked.values():

@@ -1,5 +1,7 @@
 """Random feasible allocations as an Optuna sampler."""
 
+from collections.abc import Sequence
+
 from evosweep.core.problem import Genome, Problem
 from evosweep.samplers.base import PopulationSampler
 from evosweep.search.evopress import RandomSearch
@@ -20,9 +22,9 @@ class RandomFeasibleSampler(PopulationSampler):
         super().__init__(problem, seed=seed)
         self.search = RandomSearch(problem, seed=seed, offspring=offspring)
 
-    def genomes(self, *, generation: int, elite: Genome | None) -> list[Genome]:
+    def genomes(self, *, generation: int, parents: Sequence[Genome]) -> list[Genome]:
         """Return new random genomes."""
-        del elite
+        del parents
         return self.search.draw(generation=generation)
 
     def size(self, generation: int) -> int:

@@ -23,6 +23,7 @@ from evosweep.samplers.dashboard import dress
 from evosweep.tracking.artifacts.heatmap import level_image
 
 SPANS = 16  # most parameters over the depth of a model
+AGAIN = -1  # slot of a trial that says that a parent, which ran before, is the best again
 Parameters = Callable[[Genome], dict[str, Any]]
 
 
@@ -58,6 +59,7 @@ class StudyRecorder:
         self._problem: Problem | None = None
         self._parent: Genome | None = None
         self._written = 0
+        self._numbers: dict[bytes, int] = {}  # trial in which a genome ran first
         self._parameters: Parameters = lambda genome: {}
         self._distributions: dict[str, BaseDistribution] = {}
 
@@ -66,12 +68,7 @@ class StudyRecorder:
         if isinstance(event, SearchStarted):
             self._start(event)
         elif isinstance(event, GenerationRecord):
-            numbers = {each.slot: self._written + place for place, each in enumerate(event.candidates)}
-            self.study.add_trials([self._trial(candidate, event, numbers) for candidate in event.candidates])
-            if event.elite_slot is not None:
-                self.winner = numbers[event.elite_slot]
-            self._written += len(event.candidates)
-            self._parent = self._known.encode(event.elite)
+            self._generation(event)
         elif isinstance(event, SearchEnded):
             self.study.set_user_attr("winner", dict(event.result.allocation))
             self.study.set_user_attr("result", event.result.row())
@@ -96,8 +93,27 @@ class StudyRecorder:
             self._parameters = lambda genome: dict(problem.decode(genome))
             self._distributions = unit_distributions(problem)
 
-    def _trial(self, candidate: Candidate, record: GenerationRecord, numbers: Mapping[int, int]) -> FrozenTrial:
-        problem, won = self._known, candidate.slot == record.elite_slot
+    def _generation(self, record: GenerationRecord) -> None:
+        elite = self._known.encode(record.elite)
+        candidates, numbers, slot = list(record.candidates), {}, record.elite_slot
+        if slot is None and record.changed:  # one of several parents is the best now; it ran before
+            slot, numbers = AGAIN, {AGAIN: self._numbers[elite.tobytes()]}
+            candidates.append(Candidate(slot=AGAIN, genome=elite, duplicate_of=AGAIN))
+        for place, each in enumerate(candidates):
+            number = self._written + place
+            if each.slot == slot:
+                self.winner = number
+            if each.slot != AGAIN:
+                numbers[each.slot] = number
+                self._numbers.setdefault(each.genome.tobytes(), number)
+        self.study.add_trials([self._trial(each, record, numbers, won=each.slot == slot) for each in candidates])
+        self._written += len(candidates)
+        self._parent = elite
+
+    def _trial(
+        self, candidate: Candidate, record: GenerationRecord, numbers: Mapping[int, int], *, won: bool
+    ) -> FrozenTrial:
+        problem = self._known
         attributes: dict[str, Any] = {
             "generation": record.generation,
             "slot": candidate.slot,

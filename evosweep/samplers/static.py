@@ -28,9 +28,9 @@ class AllocatorSampler(PopulationSampler):
         self.name = _name(allocator)
         self.columns = tuple(allocator.columns)
 
-    def genomes(self, *, generation: int, elite: Genome | None) -> list[Genome]:
+    def genomes(self, *, generation: int, parents: Sequence[Genome]) -> list[Genome]:
         """Return the one genome in generation 0, nothing later."""
-        del elite
+        del parents
         return [allocate(self.allocator, self.problem)] if generation == 0 else []
 
     def size(self, generation: int) -> int:
@@ -73,9 +73,9 @@ class SweptAllocatorSampler(PopulationSampler):
         self.name = f"{_name(self.allocators[0])}_sweep"
         self.columns = tuple(dict.fromkeys(column for each in self.allocators for column in each.columns))
 
-    def genomes(self, *, generation: int, elite: Genome | None) -> list[Genome]:
+    def genomes(self, *, generation: int, parents: Sequence[Genome]) -> list[Genome]:
         """Return all of them in generation 0, nothing later."""
-        del elite
+        del parents
         return [] if generation else [allocate(each, self.problem) for each in self.allocators]
 
     def size(self, generation: int) -> int:

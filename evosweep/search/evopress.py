@@ -1,9 +1,10 @@
-"""EvoPress (Sieberling et al., arXiv 2410.14649): one parent, λ offspring, the best of all goes on.
+"""EvoPress (Sieberling et al., arXiv 2410.14649): λ offspring of one parent or of several, the best of all go on.
 
 Pure: who scores offspring, and on how many tokens, is the caller's matter. Each offspring follows from
-(seed, generation, slot) and its parent alone.
+(seed, generation, slot) and the parents alone.
 """
 
+from collections.abc import Sequence
 
 from evosweep.core.checks import check_choice, check_int, check_number
 from evosweep.core.problem import Genome, Problem
@@ -58,11 +59,16 @@ class EvoPress:
             starts.append(genome)
         return starts
 
-    def offspring(self, *, generation: int, parent: Genome) -> list[Genome]:
+    def parent_place(self, *, generation: int, slot: int, count: int) -> int:
+        """Return which of ``count`` parents a slot's offspring is of: one by lot."""
+        return 0 if count == 1 else int(generator(self.seed, "parent", generation, slot).integers(count))
+
+    def offspring(self, *, generation: int, parents: Sequence[Genome]) -> list[Genome]:
         """Return the λ offspring of a generation (1, 2, ...), each within the budget."""
         return [
             mutate(
-                self.problem, parent, generator(self.seed, "offspring", generation, slot),
+                self.problem, parents[self.parent_place(generation=generation, slot=slot, count=len(parents))],
+                generator(self.seed, "offspring", generation, slot),
                 max_flips=self.max_flips, cross=self.cross, flips=self.flips, group=self.group,
             )
             for slot in range(self.size)

@@ -18,14 +18,14 @@ class SamplerContract:
     @pytest.mark.parametrize("generation", [0, 1, 2])
     def test_proposals_fit_the_budget(self, problem: Problem, generation: int) -> None:
         sampler = self.make(problem, 0)
-        elite = None if generation == 0 else sampler.population(generation=0, elite=None)[0].genome
-        candidates = sampler.population(generation=generation, elite=elite)
+        parents = [] if generation == 0 else [sampler.population(generation=0, parents=())[0].genome]
+        candidates = sampler.population(generation=generation, parents=parents)
         assert [each.slot for each in candidates] == list(range(len(candidates)))
         assert all(problem.feasible(each.genome) for each in candidates)
         assert candidates or generation > 0
 
     def test_same_seed_same_proposals(self, problem: Problem) -> None:
-        first, second = (self.make(problem, 5).population(generation=0, elite=None) for _ in range(2))
+        first, second = (self.make(problem, 5).population(generation=0, parents=()) for _ in range(2))
         assert [tuple(each.genome) for each in first] == [tuple(each.genome) for each in second]
 
     def test_works_in_a_plain_study(self, problem: Problem) -> None:

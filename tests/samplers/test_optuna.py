@@ -16,7 +16,7 @@ from tests.contracts.sampler import SamplerContract
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 pytestmark = pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
-KINDS = ("tpe", "cmaes", "nsga2", "qmc")
+KINDS = ("tpe", "cmaes", "nsga2", "gp", "qmc")
 
 
 class TestTPE(SamplerContract):
@@ -31,7 +31,7 @@ class TestTPE(SamplerContract):
         for generation in range(12):
             told = [
                 type(each)(each.slot, each.genome, {0: float(each.genome @ weights)})
-                for each in sampler.population(generation=generation, elite=None)
+                for each in sampler.population(generation=generation, parents=())
             ]
             sampler.learn(told)
             best.append(min(each.scores[0] for each in told))

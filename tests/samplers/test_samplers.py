@@ -36,7 +36,7 @@ class TestEvoPressSampler(SamplerContract):
         study = self._optimize(problem, trials=1 + 4 + 4)
         best = min(study.trials[:5], key=lambda trial: trial.value)
         parent = problem.encode(best.params)
-        expected = self.make(problem, 1).genomes(generation=2, elite=parent)
+        expected = self.make(problem, 1).genomes(generation=2, parents=[parent])
         assert [tuple(problem.encode(t.params)) for t in study.trials[5:]] == [tuple(genome) for genome in expected]
 
     def test_maximizing_studies_take_the_highest(self, problem: Problem) -> None:
@@ -46,7 +46,7 @@ class TestEvoPressSampler(SamplerContract):
 
     def test_several_starts_where_uniform_is_not_the_budget(self) -> None:
         sampler = EvoPressSampler(unfilled_problem(), seed=0, offspring=4, start_candidates=6)
-        assert sampler.size(0) == 6 == len(sampler.population(generation=0, elite=None))
+        assert sampler.size(0) == 6 == len(sampler.population(generation=0, parents=()))
 
 
     def test_generation_and_parent_are_noted(self, problem: Problem) -> None:
@@ -81,7 +81,7 @@ class TestEvoPressSampler(SamplerContract):
     def test_a_name_group_swaps_siblings_only(self, problem: Problem) -> None:
         sampler = EvoPressSampler(problem, seed=0, offspring=16, cross=0, group="name", flips="uniform")
         parent = problem.uniform()
-        for child in sampler.genomes(generation=1, elite=parent):
+        for child in sampler.genomes(generation=1, parents=[parent]):
             moved = np.bincount(problem.kinds, child - parent)
             assert (child != parent).any() and not moved.any()
 
@@ -112,22 +112,42 @@ class TestEvoPressSampler(SamplerContract):
             study.optimize(self._objective(problem), n_trials=1)
 
 
+class TestSeveralParents(SamplerContract):
+    def make(self, problem: Problem, seed: int) -> PopulationSampler:
+        return EvoPressSampler(problem, seed=seed, offspring=4, population_size=3)
+
+    def test_parents_are_the_best_so_far_no_allocation_twice(self, problem: Problem) -> None:
+        study = self._optimize(problem, trials=1 + 4 + 4 + 4)
+        attributes = study._storage.get_study_system_attrs(study._study_id)
+        ids = attributes["EvoPressSampler:parent:3"]
+        before = sorted(study.trials[:9], key=lambda trial: (trial.value, trial.number))
+        best = list({tuple(sorted(trial.params.items())): trial for trial in reversed(before)}.values())[::-1][:3]
+        assert ids == [trial._trial_id for trial in best]
+        chosen = {trial.system_attrs["EvoPressSampler:parent"] for trial in study.trials[9:]}
+        assert chosen <= {trial.number for trial in best}
+
+    @pytest.mark.parametrize("size", [0, -1, 1.5, "many"])
+    def test_how_many_is_a_number(self, problem: Problem, size: object) -> None:
+        with pytest.raises(SettingError, match=r"sampler\.population_size must be an integer"):
+            EvoPressSampler(problem, population_size=size)
+
+
 class TestWarmStartedEvoPressSampler(SamplerContract):
     def make(self, problem: Problem, seed: int) -> PopulationSampler:
         return EvoPressSampler(problem, seed=seed, offspring=4, start=ILP())
 
     def test_it_starts_where_the_allocator_ends_and_needs_its_columns(self, problem: Problem) -> None:
         sampler = self.make(problem, 0)
-        [start] = sampler.genomes(generation=0, elite=None)
+        [start] = sampler.genomes(generation=0, parents=())
         assert start.tolist() == ILP().allocate(problem).tolist()
         assert tuple(sampler.columns) == ("kl_around_top",) and sampler.name == "evopress+ilp"
 
 
 def test_a_search_starts_from_an_allocation_file(problem: Problem, tmp_path) -> None:
     search = EvoPressSampler(problem, seed=0).search
-    genome = search.offspring(generation=1, parent=problem.uniform())[0]
+    genome = search.offspring(generation=1, parents=[problem.uniform()])[0]
     path = problem.decode(genome).save(tmp_path / "allocation.json")
-    [start] = EvoPressSampler(problem, seed=0, start=str(path)).genomes(generation=0, elite=None)
+    [start] = EvoPressSampler(problem, seed=0, start=str(path)).genomes(generation=0, parents=())
     assert start.tolist() == genome.tolist()
 
 
@@ -151,9 +171,9 @@ class TestRandomSampler(SamplerContract):
 class TestAllocatorSampler:
     def test_one_proposal_then_the_end(self, problem: Problem, allocator) -> None:
         sampler = AllocatorSampler(problem, allocator=allocator, seed=0)
-        (only,) = sampler.population(generation=0, elite=None)
+        (only,) = sampler.population(generation=0, parents=())
         assert (only.genome == allocator.allocate(problem)).all()
-        assert sampler.population(generation=1, elite=only.genome) == []
+        assert sampler.population(generation=1, parents=[only.genome]) == []
 
     def test_a_plain_study_repeats_it(self, problem: Problem, allocator) -> None:
         study = optuna.create_study(sampler=AllocatorSampler(problem, allocator=allocator))
@@ -179,8 +199,8 @@ def test_bad_settings_are_named(problem: Problem, setting: str, value: object) -
 
 def test_a_swept_allocator_proposes_every_combination(problem: Problem) -> None:
     sampler = SweptAllocatorSampler(problem, allocator=OWL, sweep={"multiple": [5], "spread": [0.0, 0.3, 0.9]})
-    genomes = sampler.genomes(generation=0, elite=None)
+    genomes = sampler.genomes(generation=0, parents=())
     assert [g.tolist() for g in genomes] == [OWL(spread=each).allocate(problem).tolist() for each in (0.0, 0.3, 0.9)]
-    assert sampler.genomes(generation=1, elite=genomes[0]) == [] and sampler.columns == ("outlier_ratio_m5",)
+    assert sampler.genomes(generation=1, parents=genomes[:1]) == [] and sampler.columns == ("outlier_ratio_m5",)
     with pytest.raises(SettingError, match=r"sampler\.sweep must be"):
         SweptAllocatorSampler(problem, allocator=OWL, sweep={})

@@ -90,8 +90,8 @@ class TestEvoPress:
         few, many = (EvoPress(problem, seed=3, offspring=n) for n in (4, 9))
         parent = problem.uniform()
         for first, second in zip(
-            few.offspring(generation=2, parent=parent), many.offspring(generation=2, parent=parent), strict=False
+            few.offspring(generation=2, parents=[parent]), many.offspring(generation=2, parents=[parent]), strict=False
         ):
             assert (first == second).all()
-        other = EvoPress(problem, seed=4, offspring=4).offspring(generation=2, parent=parent)
-        assert any((a != b).any() for a, b in zip(few.offspring(generation=2, parent=parent), other, strict=True))
+        other = EvoPress(problem, seed=4, offspring=4).offspring(generation=2, parents=[parent])
+        assert any((a != b).any() for a, b in zip(few.offspring(generation=2, parents=[parent]), other, strict=True))

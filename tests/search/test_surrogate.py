@@ -12,11 +12,11 @@ def test_it_drops_the_worse_half_once_it_has_seen_enough(problem: Problem) -> No
     search, surrogate = EvoPress(problem, seed=0, offspring=32, max_flips=3), Surrogate(problem, share=0.5)
     parent = problem.uniform()
     for generation in range(1, 11):
-        genomes = search.offspring(generation=generation, parent=parent)
+        genomes = search.offspring(generation=generation, parents=[parent])
         if generation <= 2:
             assert surrogate.promising(genomes) == list(range(32))
         surrogate.learn(genomes, [100 * generation + float(genome @ weights) for genome in genomes])
-    genomes = search.offspring(generation=11, parent=parent)
+    genomes = search.offspring(generation=11, parents=[parent])
     kept, scores = surrogate.promising(genomes), np.array([genome @ weights for genome in genomes])
     assert len(kept) == 16 and kept == sorted(kept) and int(scores.argmin()) in kept
     assert scores[kept].mean() < np.delete(scores, kept).mean() - scores.std()
@@ -24,7 +24,7 @@ def test_it_drops_the_worse_half_once_it_has_seen_enough(problem: Problem) -> No
 
 def test_scores_that_are_no_numbers_teach_nothing(problem: Problem) -> None:
     surrogate = Surrogate(problem, share=0.5)
-    genomes = EvoPress(problem, seed=0, offspring=4).offspring(generation=1, parent=problem.uniform())
+    genomes = EvoPress(problem, seed=0, offspring=4).offspring(generation=1, parents=[problem.uniform()])
     for _ in range(4):
         surrogate.learn(genomes, [np.nan, np.inf, np.nan, 1.0])
     assert surrogate.promising(genomes) == [0, 1, 2, 3]
