@@ -1,5 +1,6 @@
 """How curved the loss is in each layer's weights, for HAWQ-V2's model of harm."""
 
+import math
 from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import partial
@@ -15,6 +16,8 @@ from evosweep.evaluate.population import Evaluator
 from evosweep.models.anatomy import Anatomy, Site
 
 BACKWARD = 3  # forward passes that a forward and a backward pass cost
+PASSES = 32  # backward passes, if so many windows fit one
+TOGETHER = 16384  # most tokens of one
 
 
 def hawq_v2(
@@ -24,8 +27,8 @@ def hawq_v2(
 
     The trace is that of the Hessian of KL(dense ‖ compressed) at the dense weights, which is the Fisher information:
     the expected square of the gradient of log p at labels drawn from the dense model itself. Labels of different
-    tokens are independent, so one backward pass gives an unbiased estimate for a whole window; no second derivative
-    is needed, where HAWQ-V2 takes Hutchinson's.
+    tokens are independent, so one backward pass gives an unbiased estimate for all of its windows; no second
+    derivative is needed, where HAWQ-V2 takes Hutchinson's.
 
     Args:
         evaluator: Has the dense model and the levels.
@@ -45,14 +48,17 @@ def hawq_v2(
     mine = [sites[unit.name] for unit in problem.units]
     if any(site.weight.device != anatomy.device for site in mine):
         raise EvosweepError("curvature needs all weights on the model's device: model.offload=false")
-    count = max(1, len(problem.units) * tokens // (BACKWARD * split.windows.shape[1]))
+    seq_len = split.windows.shape[1]
+    count = max(1, len(problem.units) * tokens // (BACKWARD * seq_len))
     windows = generator(seed, "curvature").integers(len(split.windows), size=count)
+    together = max(1, min(math.ceil(count / PASSES), TOGETHER // seq_len))
+    passes = [windows[start : start + together] for start in range(0, count, together)]
     squares = torch.zeros(len(mine), dtype=torch.float64, device=anatomy.device)
-    for draw, window in enumerate(progress.track(windows.tolist(), description="measuring curvature")):
-        ids = torch.from_numpy(split.windows[window][None]).to(anatomy.device)
+    for draw, chosen in enumerate(progress.track(passes, description="measuring curvature")):
+        ids = torch.from_numpy(split.windows[chosen]).to(anatomy.device)
         labels_seed = int(generator(seed, "labels", draw).integers(2**31))
         squares += _squared_gradients(anatomy, mine, ids, labels_seed)
-    traces = (squares / (count * split.windows.shape[1])).tolist()  # a token
+    traces = (squares / (count * seq_len)).tolist()  # a token
     columns: dict[str, dict[str, float]] = {}
     for place, (unit, site, trace) in enumerate(zip(problem.units, mine, traces, strict=True)):
         dense = site.weight.float()
@@ -65,7 +71,7 @@ def hawq_v2(
 
 
 def _squared_gradients(anatomy: Anatomy, sites: Sequence[Site], ids: torch.Tensor, seed: int) -> torch.Tensor:
-    """Return ‖∇ log p(y)‖² by layer, shape (sites,), at labels y that the model itself gives to ids (1, seq_len)."""
+    """Return ‖∇ log p(y)‖² by layer, shape (sites,), at labels y that the model itself gives to ids (windows, seq_len)."""
     found = torch.zeros(len(sites), dtype=torch.float64, device=anatomy.device)
 
     def note(place: int, weight: torch.Tensor) -> None:
@@ -80,7 +86,7 @@ def _squared_gradients(anatomy: Anatomy, sites: Sequence[Site], ids: torch.Tenso
             stack.callback(weight.requires_grad_, weight.requires_grad)
             weight.requires_grad_(True)
             stack.callback(weight.register_post_accumulate_grad_hook(partial(note, place)).remove)
-        logits = anatomy.model(input_ids=ids, use_cache=False).logits[0].float()
+        logits = anatomy.model(input_ids=ids, use_cache=False).logits.flatten(0, 1).float()
         labels = torch.multinomial(logits.detach().softmax(-1), 1, generator=rng)[:, 0]
         torch.nn.functional.cross_entropy(logits, labels, reduction="sum").backward()
     return found
