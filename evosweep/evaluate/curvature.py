@@ -71,7 +71,7 @@ def hawq_v2(
 
 
 def _squared_gradients(anatomy: Anatomy, sites: Sequence[Site], ids: torch.Tensor, seed: int) -> torch.Tensor:
-    """Return ‖∇ log p(y)‖² by layer, shape (sites,), at labels y that the model itself gives to ids (windows, seq_len)."""
+    """Return ‖∇ log p(y)‖² by layer, shape (sites,), at labels y that the model itself gives to ids (rows, seq_len)."""
     found = torch.zeros(len(sites), dtype=torch.float64, device=anatomy.device)
 
     def note(place: int, weight: torch.Tensor) -> None:
