@@ -7,7 +7,7 @@ rows are grouped by level. So each (unit, level) weight is touched at most once 
 import functools
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -21,11 +21,11 @@ from evosweep.core.problem import Genome, Problem
 from evosweep.data.tokens import TokenSplit
 from evosweep.evaluate.levels import Levels, bytes_of
 from evosweep.evaluate.memory import Resources, per_token, plan_memory
-from evosweep.evaluate.routing import groups_of, routed, silent_rows
+from evosweep.evaluate.routing import distinct_rows, groups_of, levels_in, routed, silent_rows
 from evosweep.fitness.base import Fitness, Outputs, rows_at_once
 from evosweep.models.anatomy import Anatomy, Site
-from evosweep.models.device import tf32
-from evosweep.models.fused import compile_norms
+from evosweep.models.device import moved, tf32
+from evosweep.models.fused import compile_norms, fused_rotary
 from evosweep.models.patch import replaced_forward
 from evosweep.store.manifest import LevelStore
 
@@ -103,7 +103,7 @@ class Evaluator:
         chosen = self.splits[split].windows[np.asarray(windows, dtype=np.int64), :length]
         if genomes is not None and self._gates.gating.any():  # alike where it matters shall be alike
             genomes = np.stack([np.where(self._gates.alive(genome), genome, 0) for genome in genomes])
-        with torch.inference_mode(), tf32(allowed=self.resources.tf32):
+        with torch.inference_mode(), tf32(allowed=self.resources.tf32), self._fused():
             dense = [
                 self._dense(split, int(window), fitness, chosen.shape[1], losses=genomes is None) for window in windows
             ]
@@ -123,6 +123,9 @@ class Evaluator:
     def weight(self, place: int, level: int) -> torch.Tensor:
         """Return the weight (out, in) of a level of the unit at ``place``, on the model's device in its type."""
         return self.levels.weight((place, level))
+
+    def _fused(self) -> AbstractContextManager[None]:
+        return fused_rotary(self.anatomy.blocks) if self._compiled else nullcontext()
 
     def _in_parts(
         self,
@@ -172,7 +175,7 @@ class Evaluator:
         targets: Sequence[Mapping[str, Mapping[str, torch.Tensor]]],
     ) -> dict[str, npt.NDArray[np.float32]]:
         """Return the losses of each genome on each token of some windows."""
-        tokens = torch.from_numpy(windows).to(self.anatomy.device)
+        tokens = moved(windows, self.anatomy.device)
         hidden, rows = self._hidden(genomes, tokens)
         losses = {each.name: torch.empty(hidden[..., 1:, 0].shape, device=hidden.device) for each in fitness}
         at_once = rows_at_once(self.anatomy.head, windows.shape[1] - 1)
@@ -204,9 +207,10 @@ class Evaluator:
                 states = anatomy.run_block(block, states.flatten(0, 1)).unflatten(0, states.shape[:2])
                 continue
             keys = np.concatenate([rows[:, None], genomes[:, units.places]], axis=1)
-            distinct, rows = np.unique(keys, axis=0, return_inverse=True)
+            first, rows = distinct_rows(keys)
+            distinct = keys[first]
             if len(distinct) != len(states) or (distinct[:, 0] != np.arange(len(states))).any():
-                states = states[torch.from_numpy(distinct[:, 0]).to(states.device)]
+                states = states[moved(distinct[:, 0], states.device)]
             states = self._run_block(block, states, dict(zip(units.places.tolist(), distinct[:, 1:].T, strict=True)))
         final = anatomy.finish(tokens.repeat(len(states), 1), states.flatten(0, 1))
         return final.unflatten(0, states.shape[:2]), rows
@@ -221,8 +225,8 @@ class Evaluator:
             there &= levels[place] > 0
         if not there.any():
             return states
-        rows = torch.from_numpy(np.flatnonzero(there)).to(states.device)
-        given = states if there.all() else states[rows]
+        rows = None if there.all() else moved(np.flatnonzero(there), states.device)
+        given = states if rows is None else states[rows]
         with ExitStack() as routes:
             if units.sites:
                 wanted = np.stack([levels[place][there] for place in units.sites.values()])
@@ -236,7 +240,7 @@ class Evaluator:
                 if len(gone):
                     routes.enter_context(replaced_forward(site.module, silent_rows(site.module, gone, len(given))))
             done = self.anatomy.run_block(block, given.flatten(0, 1)).unflatten(0, given.shape[:2])
-        return done if there.all() else states.index_copy(0, rows, done)
+        return done if rows is None else states.index_copy(0, rows, done)
 
     def _dense(
         self, split: str, window: int, fitness: Sequence[Fitness], length: int, *, losses: bool
@@ -248,7 +252,7 @@ class Evaluator:
 
         @functools.cache
         def outputs() -> Outputs:
-            tokens = torch.from_numpy(self.splits[split].windows[window][None]).to(self.anatomy.device)
+            tokens = moved(self.splits[split].windows[window][None], self.anatomy.device)
             hidden, _ = self._hidden(None, tokens)
             return Outputs(self.anatomy.head, hidden[0, 0, :-1], tokens[0, 1:], compiled=self._compiled)
 
@@ -308,7 +312,7 @@ def _units_by_block(anatomy: Anatomy, store: LevelStore) -> list[_Units]:
 
 def _wanted(units: _Units, genomes: Genomes) -> list[tuple[int, int]]:
     """Return (place, level) of the layers' levels that a population has in a block."""
-    return [(place, int(level)) for place in units.sites.values() for level in np.unique(genomes[:, place])]
+    return [(place, level) for place in units.sites.values() for level in levels_in(genomes[:, place])[0]]
 
 
 def _repeated(part: torch.Tensor, times: int) -> torch.Tensor:

@@ -10,6 +10,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from evosweep.models.device import moved
+
 Forward = Callable[[torch.Tensor], torch.Tensor]
 # Share of rows at one level from which all go through it first, and the others are overwritten.
 MAJORITY = {"cpu": 2.0, "cuda": 0.7}  # never on a CPU, where multiplying is dear and moving cheap
@@ -40,15 +42,34 @@ def groups_of(levels: npt.NDArray[np.int64], device: torch.device) -> list[Group
     Offspring differ from their parent in few units, so nearly all rows of a layer are at one level. On a GPU gathering
     and scattering those costs more than the multiplications that it saves.
     """
-    orders = torch.from_numpy(np.argsort(levels, axis=1, kind="stable")).to(device)
+    orders = moved(np.argsort(levels, axis=1, kind="stable"), device)
     found = []
     for unit, order in zip(levels, orders, strict=True):
-        different, counts = np.unique(unit, return_counts=True)
-        main = int(counts.argmax())
-        cover = bool(counts[main] >= MAJORITY[device.type] * len(unit))
-        members = order.split(counts.tolist()) if len(different) > 1 else (order,)
-        found.append(Groups(different.tolist(), members, main, len(unit), cover))
+        different, counts = levels_in(unit)
+        main = counts.index(max(counts))
+        cover = counts[main] >= MAJORITY[device.type] * len(unit)
+        members = order.split(counts) if len(different) > 1 else (order,)
+        found.append(Groups(different, members, main, len(unit), cover))
     return found
+
+
+def levels_in(unit: npt.NDArray[np.int64]) -> tuple[list[int], list[int]]:
+    """Return the levels that occur, in order, and how often each does; many times as fast as numpy's ``unique``."""
+    counts = np.bincount(unit)
+    there = np.flatnonzero(counts)
+    return there.tolist(), counts[there].tolist()
+
+
+def distinct_rows(keys: npt.NDArray[np.int64]) -> tuple[list[int], npt.NDArray[np.int64]]:
+    """Return where each distinct row of a table occurs first, and for every row the place of its like among those."""
+    places: dict[bytes, int] = {}
+    first: list[int] = []
+    like = np.empty(len(keys), dtype=np.int64)
+    for row, key in enumerate(keys):
+        like[row] = places.setdefault(key.tobytes(), len(first))
+        if like[row] == len(first):
+            first.append(row)
+    return first, like
 
 
 def routed(module: nn.Module, groups: Groups, weights: Mapping[int, torch.Tensor]) -> Forward:
@@ -88,6 +109,6 @@ def silent_rows(module: nn.Module, gone: npt.NDArray[np.int64], rows: int) -> Fo
 
     def quiet(inputs: torch.Tensor) -> torch.Tensor:
         outputs = forward(inputs)
-        return outputs.view(rows, -1).index_fill(0, torch.from_numpy(gone).to(outputs.device), 0).view(outputs.shape)
+        return outputs.view(rows, -1).index_fill(0, moved(gone, outputs.device), 0).view(outputs.shape)
 
     return quiet

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import numpy.typing as npt
 import psutil
 import torch
 from torch import nn
@@ -22,6 +23,12 @@ def pick_device(setting: str, device: str) -> torch.device:
     if chosen.type == "cuda" and not torch.cuda.is_available():
         raise SettingError(setting, allowed="auto or cpu (there is no CUDA device here)", got=device)
     return chosen
+
+
+def moved(array: npt.NDArray[Any], device: torch.device) -> torch.Tensor:
+    """Return an array as a tensor on a device; a GPU is not waited for, so that it always has work ahead of it."""
+    tensor = torch.from_numpy(array)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 def free_bytes(device: torch.device) -> int:

@@ -13,6 +13,7 @@ from evosweep.data.tokens import TokenSplit
 from evosweep.evaluate import memory
 from evosweep.evaluate.memory import MemoryPlan, Resources
 from evosweep.evaluate.population import Evaluator
+from evosweep.evaluate.routing import distinct_rows, levels_in
 from evosweep.evaluate.scorer import StagedScorer
 from evosweep.evaluate.sensitivity import measure
 from evosweep.fitness.kl import KL
@@ -200,3 +201,14 @@ def test_spectra_are_read_without_a_token(evaluator, store, make_store_problem, 
     )
     assert spent == 0 and len(exponents) == len(store.units)
     assert all(1 < columns[HILL] < 20 for columns in exponents.values())
+
+
+def test_rows_are_grouped_as_numpy_would() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        keys = rng.integers(3, size=(17, 2))
+        first, like = distinct_rows(keys)
+        assert (keys[first][like] == keys).all() and len(first) == len(np.unique(keys, axis=0))
+        levels, counts = levels_in(keys[:, 0])
+        expected = np.unique(keys[:, 0], return_counts=True)
+        assert levels == expected[0].tolist() and counts == expected[1].tolist()
