@@ -52,6 +52,7 @@ from evosweep.tracking.report import Report
 WORKBENCH_KEYS = ("model", "data", "tokens", "compressor", "drop", "store", "evaluate")
 PLAN_KEYS = ("generations", "stages", "racing", "surrogate", "tokens", "patience")
 CHOICES = ("model", "data", "compressor", "drop", "sampler", "fitness", "search")  # told as params
+logger = logging.getLogger(__name__)
 NAME = re.compile(r"[\w.-]+")
 
 
@@ -122,6 +123,7 @@ class Workbench:
         began = time.monotonic()
         yield
         self.seconds[phase] = time.monotonic() - began
+        logger.debug("%s: %.1f s", phase, self.seconds[phase])
 
 
 @lru_cache(maxsize=1)
@@ -139,7 +141,7 @@ def run(config: DictConfig) -> dict[str, Any]:
     Raises:
         EvosweepError: Something in the configuration or its files cannot be used.
     """
-    quiet_libraries()
+    quiet_libraries(verbose=HydraConfig.get().verbose)
     shard.join()
     bench = workbench(json.dumps({key: OmegaConf.to_container(config[key], resolve=True) for key in WORKBENCH_KEYS}))
     job = prepare(config, bench)
@@ -321,8 +323,11 @@ def apart(storage: Journal | Memory, tracker: Any) -> None:
         )
 
 
-def quiet_libraries() -> None:
-    """Leave the terminal to us."""
+def quiet_libraries(*, verbose: object = False) -> None:
+    """Leave the terminal to us; with ``hydra.verbose``, to every logger that it names, or (true) to all of them."""
+    if verbose:  # Hydra has set the levels
+        logging.basicConfig(format="%(asctime)s %(name)s %(levelname)s: %(message)s")
+        return
     warnings.filterwarnings("ignore")
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()

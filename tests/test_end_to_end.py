@@ -18,6 +18,7 @@ from PIL import Image
 from evosweep.core.problem import Allocation
 from evosweep.evaluate.scorer import StagedScorer
 from evosweep.run import workbench
+from evosweep.samplers.levels import allocation_of
 from evosweep.samplers.storage import Journal
 from evosweep.tracking.artifacts.heatmap import CELL
 from tests.cli import TINY, evosweep, write_corpus
@@ -122,6 +123,7 @@ def test_a_run_names_its_texts_and_its_study(runs: dict) -> None:
     assert set(inputs) == {"calibration", "search", "validation"}
     assert len({dataset.digest for dataset in inputs.values()}) == 3
     tags = runs["ilp"].data.tags
+    assert re.fullmatch(r"[0-9a-f]{40}", tags.get("mlflow.source.git.commit", "0" * 40))
     assert tags["study"].startswith("ilp as_uniform=3 s0") and len(tags["problem"]) == 16 and tags["evosweep"]
 
 
@@ -186,6 +188,11 @@ def test_studies_can_be_read(finished: Path) -> None:
     assert set(studies) == set(SAMPLERS)
     study = optuna.load_study(study_name=studies["evopress"].study_name, storage=storage)
     assert len(study.trials) == 1 + 2 * 4
+    run = results(finished)["evopress"]["mlflow_run"]
+    assert study.user_attrs["mlflow_run"] == study.best_trial.user_attrs["mlflow_run"] == run
+    trial = MlflowClient(tracking_uri=f"sqlite:///{finished / 'mlflow.db'}").get_run(run).data.tags["trial"]
+    winner = allocation_of(study, study.trials[int(trial)])
+    assert winner == Allocation.load(next(finished.glob("runs/whole/*/3/allocation.json")))
     assert study.user_attrs["winner"] == dict(Allocation.load(next(finished.glob("runs/whole/*/3/allocation.json"))))
 
 

@@ -35,13 +35,15 @@ def test_the_wheel_works_outside_the_checkout(tmp_path: Path) -> None:
     mine = home / "my_conf" / "experiment" / "mine.yaml"  # an experiment of the user's own, beside those in the wheel
     mine.parent.mkdir(parents=True)
     mine.write_text("# @package _global_\ndefaults:\n  - override /sampler: ilp\nname: mine\nseed: 7\n")
-    own = ["--config-dir", "my_conf", "+experiment=mine", *TINY, "tracking=none", "export=none"]
+    own = ["--config-dir", "my_conf", "+experiment=mine", *TINY, "tracking=none", "export=none",
+           "hydra.verbose=[evosweep]"]
     done = subprocess.run(
         [sys.executable, "-m", "evosweep", *own], cwd=home, env=environment, capture_output=True, text=True,
         timeout=300, check=False,
     )
     assert done.returncode == 0, done.stderr
     assert "ilp as_uniform=3 s7" in done.stdout and (home / "studies" / "mine.journal").is_file()
+    assert "evosweep.run DEBUG: store: " in done.stderr and "tokens at once" in done.stderr
     assert (site / "hydra_plugins" / "evosweep_tuner.py").is_file()
     shown = subprocess.run(
         [sys.executable, "-c", "import evosweep; print(evosweep.__file__)"], cwd=home, env=environment,

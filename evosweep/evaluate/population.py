@@ -62,6 +62,7 @@ class Evaluator:
         longest = max(split.seq_len for split in splits.values())
         self.plan = plan_memory(self.resources, anatomy, store.units, seq_len=longest)
         self._tokens_at_once = int(self.plan.activations / per_token(anatomy))
+        logger.debug("%s; %d tokens at once", self.plan, self._tokens_at_once)
         self.levels = Levels(store, device=anatomy.device, dtype=anatomy.dtype, plan=self.plan)
         self._targets: ByteLRU[dict[str, torch.Tensor]] = ByteLRU(
             limit=self.plan.targets, size=lambda parts: sum(map(bytes_of, parts.values()))

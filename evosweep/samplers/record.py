@@ -23,6 +23,7 @@ from evosweep.samplers.dashboard import dress
 from evosweep.tracking.artifacts.heatmap import level_image
 
 SPANS = 16  # most parameters over the depth of a model
+RUN = "mlflow_run"  # attribute of the study and of elites
 AGAIN = -1  # slot of a trial that says that a parent, which ran before, is the best again
 Parameters = Callable[[Genome], dict[str, Any]]
 
@@ -56,6 +57,7 @@ class StudyRecorder:
         self.study = optuna.create_study(storage=storage, study_name=name, direction="minimize")
         self.record, self.artifacts = record, artifacts
         self.winner: int | None = None  # number of the last elite's trial
+        self._run: dict[str, str] = {}
         self._problem: Problem | None = None
         self._parent: Genome | None = None
         self._written = 0
@@ -82,6 +84,8 @@ class StudyRecorder:
 
     def _start(self, event: SearchStarted) -> None:
         problem = self._problem = event.problem
+        if event.facts.get(RUN) is not None:
+            self._run = {RUN: event.facts[RUN]}
         facts = {**event.facts, **levels.key(problem), "seed": event.seed, "budget_bits": problem.budget,
                  "problem": problem.fingerprint}
         for key, value in facts.items():
@@ -127,6 +131,7 @@ class StudyRecorder:
             attributes["duplicate_of"] = numbers[candidate.duplicate_of]
         if won:
             attributes |= {f"val_{key}": value for key, value in record.validation.items()}
+            attributes |= self._run
         full = won or self.record == "all"
         trial = create_trial(
             state=TrialState.COMPLETE if won else TrialState.PRUNED,

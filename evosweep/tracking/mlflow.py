@@ -148,7 +148,8 @@ class MlflowTracker:
             problem, self._facts = event.problem, dict(event.facts)
             self._problem = problem
             self.tag({"units": len(problem.units), "problem": problem.fingerprint, "budget_bits": problem.budget,
-                      "budget_bits_per_weight": f"{problem.bits_per_weight(problem.budget):.6f}", **event.facts})
+                      "budget_bits_per_weight": f"{problem.bits_per_weight(problem.budget):.6f}",
+                      **{key: value for key, value in event.facts.items() if key != "mlflow_run"}})
         elif isinstance(event, GenerationRecord):
             self._generation(event)
         elif isinstance(event, SearchEnded):
