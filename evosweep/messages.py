@@ -14,7 +14,7 @@ from evosweep.core.errors import EvosweepError, SettingError, did_you_mean
 from evosweep.settings import user_error
 
 _CHOICE = re.compile(r"Could not find '([^']+)'|could not find '([^']+)'", re.I)
-_OPTIONS = re.compile(r"Available options in '([^']+)':(.*)", re.S)
+_OPTIONS = re.compile(r"Available options in '([^']+)':(.*?)(?:Config search path|$)", re.S)
 _KEY = re.compile(r"full_key: (\S+)")
 _OVERRIDE = re.compile(r"Could not override '([^']+)'")
 

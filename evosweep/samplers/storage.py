@@ -1,5 +1,6 @@
 """Where Optuna keeps studies, and how much of a search is kept there."""
 
+import json
 from pathlib import Path
 
 from optuna.artifacts import FileSystemArtifactStore
@@ -10,7 +11,7 @@ from evosweep.core.checks import check_choice
 from evosweep.core.errors import SettingError
 
 RECORD = ("compact", "elites", "all")
-FOREIGN = {b"SQLite format 3\0": "an SQLite database; MLflow's own, perhaps: each needs a file of its own"}
+SQLITE = b"SQLite format 3\0"
 
 
 class Journal:
@@ -32,11 +33,9 @@ class Journal:
         self.path = Path(path)
         self.record = check_choice("storage.record", record, RECORD)
         self.artifacts = artifacts
-        if self.path.is_file():
-            with self.path.open("rb") as file:
-                kind = FOREIGN.get(file.read(16))
-            if kind:
-                raise SettingError("storage.path", allowed="a journal file", got=path, hint=f"that is {kind}")
+        found = _foreign(self.path) if self.path.is_file() else ""
+        if found:
+            raise SettingError("storage.path", allowed="a journal file", got=path, hint=f"that is {found}")
 
     def open(self) -> BaseStorage:
         """Return the storage, its file and folder made if they are not there."""
@@ -80,3 +79,16 @@ class Memory:
 
     def artifact_store(self) -> None:
         """Return nothing: pictures are kept in folders."""
+
+
+def _foreign(path: Path) -> str:
+    """Return what a file is that is no journal; nothing for a journal, or an empty file."""
+    with path.open("rb") as file:
+        line = file.readline(2**20)
+    if line.startswith(SQLITE):
+        return "an SQLite database; MLflow's own, perhaps: each needs a file of its own"
+    try:
+        entry = json.loads(line or '{"op_code": null}')
+    except ValueError:
+        entry = None
+    return "" if isinstance(entry, dict) and "op_code" in entry else "something else"
