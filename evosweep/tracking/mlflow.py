@@ -21,6 +21,7 @@ from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 from mlflow.tracking.context.registry import resolve_tags
 from sqlalchemy.exc import SQLAlchemyError
 
+from evosweep.assets.cache import cache_folder
 from evosweep.core.checks import check_bool, check_choice
 from evosweep.core.errors import EvosweepError, SettingError
 from evosweep.core.events import Event, GenerationRecord, SearchEnded, SearchResult, SearchStarted
@@ -228,8 +229,7 @@ class MlflowTracker:
     @contextmanager
     def _first(self) -> Iterator[None]:
         """Keep other processes of this machine out: first use makes the database, the experiment, a parent run."""
-        name = f"evosweep-{digest(str(self.database or self.uri))}.lock"
-        with FileLock(Path(tempfile.gettempdir()) / name, timeout=PATIENCE):
+        with FileLock(cache_folder("locks") / f"{digest(str(self.database or self.uri))}.lock", timeout=PATIENCE):
             yield
 
     def _given(self) -> str | None:
