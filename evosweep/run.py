@@ -299,7 +299,7 @@ def prepare(config: DictConfig, bench: Workbench) -> Job:
     parts = {group: build(config, group) for group in groups}
     for place, stage in enumerate(plan.stages):
         bench.splits["search"].count(f"search.stages[{place}].tokens", stage.tokens)
-    apart(parts["storage"], parts["tracking"])
+    check_together(parts["storage"], parts["tracking"], parts["export"])
     problem = parts["budget"].problem(bench.planned, fixed_bits=bench.fixed_bits)
     longest = max(split.seq_len for split in bench.splits.values())
     plan_memory(parts["evaluate"], bench.anatomy, bench.planned, seq_len=longest)
@@ -314,13 +314,15 @@ def prepare(config: DictConfig, bench: Workbench) -> Job:
     )
 
 
-def apart(storage: Journal | Memory, tracker: Any) -> None:
-    """Raise SettingError where studies and runs would go to one file."""
+def check_together(storage: Journal | Memory, tracker: Any, exporter: Any) -> None:
+    """Raise SettingError where studies and runs would go to one file, or weights be logged that nobody exports."""
     path = getattr(storage, "path", None)
     if path is not None and tracker.database == path.absolute():
         raise SettingError(
             "storage.path", allowed="a file of its own", got=str(path), hint="that is MLflow's database (tracking.uri)"
         )
+    if tracker.model == "weights" and not exporter.enabled:
+        raise SettingError("tracking.model", allowed=["recipe", "none"], got="weights", hint="nothing is exported")
 
 
 def quiet_libraries(*, verbose: object = False) -> None:

@@ -48,13 +48,10 @@ class Tuner(Sweeper):
 
     def __init__(self, *, trials: int, seeds: list[int], at_once: int = 1, params: Mapping[str, Any] | None) -> None:
         from evosweep.core.checks import check_int  # noqa: PLC0415
-        from evosweep.core.errors import SettingError  # noqa: PLC0415
 
         self.trials = check_int("hydra.sweeper.trials", trials, low=1, high=MOST_TRIALS)
         self.at_once = check_int("hydra.sweeper.at_once", at_once, low=1, high=MOST_TRIALS)
-        if not isinstance(seeds, Sequence) or isinstance(seeds, str) or not seeds:
-            raise SettingError("hydra.sweeper.seeds", allowed="a list of seeds", got=seeds)
-        self.seeds = [check_int("hydra.sweeper.seeds", seed) for seed in seeds]
+        self.seeds = _seeds("hydra.sweeper.seeds", seeds)
         self.params = dict(params or {})
         self.hydra_context: HydraContext | None = None
         self.config: DictConfig | None = None
@@ -69,14 +66,12 @@ class Tuner(Sweeper):
 
     def sweep(self, arguments: list[str]) -> dict[str, Any]:
         """Run the study; return the best settings, their value, and the value of the settings as they are."""
-        from evosweep.core.checks import check_int  # noqa: PLC0415
-
         assert self.config is not None and self.hydra_context is not None
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
         said = [*(f"{key}={value}" for key, value in self.params.items()), *arguments]
         settings = {each.get_key_element(): each for each in parser.parse_overrides(said)}  # the last one counts
         if "seed" in settings:
-            self.seeds = [check_int("seed", seed) for seed in _values(settings.pop("seed"))]
+            self.seeds = _seeds("seed", _values(settings.pop("seed")))
         ranges = {key: distribution(each) for key, each in settings.items() if each.is_sweep_override()}
         fixed = [each.input_line for key, each in settings.items() if key not in ranges and each.input_line]
         self.validate_batch_is_legal([[*fixed, *_said(ranges, _lowest(ranges))]])
@@ -171,6 +166,16 @@ class Tuner(Sweeper):
         text += ")" if present is None else f"; {present:.4f} with the settings as they are)"
         terminal().print(text, highlight=False, markup=False, soft_wrap=True)
         return told
+
+
+def _seeds(setting: str, seeds: Any) -> list[int]:
+    """Return seeds that a mean can be taken over."""
+    from evosweep.core.checks import check_int  # noqa: PLC0415
+    from evosweep.core.errors import SettingError  # noqa: PLC0415
+
+    if not isinstance(seeds, Sequence) or isinstance(seeds, str) or not seeds or len({*map(str, seeds)}) < len(seeds):
+        raise SettingError(setting, allowed="a list of different seeds", got=seeds)
+    return [check_int(setting, seed) for seed in seeds]
 
 
 def distribution(override: Override) -> optuna.distributions.BaseDistribution:

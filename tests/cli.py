@@ -2,6 +2,8 @@
 
 import json
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +11,7 @@ import pytest
 from hydra.core.global_hydra import GlobalHydra
 
 from evosweep import __main__
+from evosweep.run import workbench
 from tests.conftest import WORDS
 
 TINY = [
@@ -24,6 +27,17 @@ def write_corpus(folder: Path, documents: int = 40) -> Path:
     rows = ({"text": " ".join(rng.choice(WORDS, 100))} for _ in range(documents))
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
+
+
+@contextmanager
+def workplace(folder: Path) -> Iterator[Path]:
+    """Work in a folder with a corpus and a cache of its own."""
+    write_corpus(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("EVOSWEEP_CACHE", str(folder / "cache"))
+        workbench.cache_clear()  # another test's jobs may have had the same settings, and another cache
+        yield folder
 
 
 def evosweep(*arguments: str) -> int:

@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from evosweep.run import workbench
-from tests.cli import TINY, evosweep, write_corpus
+from tests.cli import TINY, evosweep, workplace
 
 browser = pytest.importorskip("tests.browser", reason="needs playwright")
 pytestmark = pytest.mark.skipif(browser.CHROMIUM is None, reason="needs chromium: apt-get install chromium")
@@ -16,12 +15,7 @@ SAMPLERS = ("uniform", "owl", "ilp", "evopress")
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory):
-    folder = tmp_path_factory.mktemp("seen")
-    write_corpus(folder)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        patch.setenv("EVOSWEEP_CACHE", str(folder / "cache"))
-        workbench.cache_clear()
+    with workplace(tmp_path_factory.mktemp("seen")) as folder:
         searches = [f"sampler={','.join(SAMPLERS)}", "search.generations=4", "seed=1", "export=none"]
         assert evosweep("-m", *TINY, *searches, "name=seen") == 0
         yield folder

@@ -17,22 +17,16 @@ from PIL import Image
 
 from evosweep.core.problem import Allocation
 from evosweep.evaluate.scorer import StagedScorer
-from evosweep.run import workbench
 from evosweep.samplers.levels import allocation_of
 from evosweep.samplers.storage import Journal
 from evosweep.tracking.artifacts.heatmap import CELL
-from tests.cli import TINY, evosweep, write_corpus
+from tests.cli import TINY, evosweep, workplace, write_corpus
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory):
     """A multirun of every sampler, in a folder of its own."""
-    folder = tmp_path_factory.mktemp("run")
-    write_corpus(folder)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        patch.setenv("EVOSWEEP_CACHE", str(folder / "cache"))
-        workbench.cache_clear()  # another test's jobs may have had the same settings, and another cache
+    with workplace(tmp_path_factory.mktemp("run")) as folder:
         assert evosweep("-m", *TINY, "sampler=uniform,owl,ilp,evopress,random,evopress_ilp", "name=whole") == 0
         yield folder
 
@@ -157,6 +151,11 @@ def test_the_winner_is_a_logged_model_with_its_lineage(client: MlflowClient, run
     assert Allocation.load(folder / "allocation.json") == Allocation.load(
         next(finished.glob("runs/whole/*/2/allocation.json"))
     )
+    start = [f"sampler.start={folder / 'allocation.json'}", "search.generations=0"]  # as its README says
+    assert evosweep(*TINY, "sampler=evopress", *start, "name=recipe", "tracking=none", "storage=memory") == 0
+    again = next(finished.glob("runs/recipe/*/allocation.json"))
+    assert Allocation.load(again) == Allocation.load(folder / "allocation.json")
+    assert (again.parent / "model").is_dir()
 
 
 def test_a_logged_model_with_weights_loads_in_plain_transformers(finished: Path) -> None:

@@ -11,10 +11,9 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from optuna.trial import TrialState
 
 from evosweep.core.errors import SettingError
-from evosweep.run import workbench
 from evosweep.samplers.storage import Journal
 from hydra_plugins.evosweep_tuner import distribution
-from tests.cli import TINY, evosweep, write_corpus
+from tests.cli import TINY, evosweep, workplace
 
 SHORT = [*TINY, "search.generations=9", "search.tokens=1500", "search.offspring=choice(2,4)"]
 
@@ -22,12 +21,7 @@ SHORT = [*TINY, "search.generations=9", "search.tokens=1500", "search.offspring=
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory):
     """A corpus and a store's cache that all tests here share."""
-    folder = tmp_path_factory.mktemp("tuned")
-    write_corpus(folder)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        patch.setenv("EVOSWEEP_CACHE", str(folder / "cache"))
-        workbench.cache_clear()
+    with workplace(tmp_path_factory.mktemp("tuned")) as folder:
         yield folder
 
 
@@ -117,7 +111,8 @@ def test_a_range_that_is_none_is_told(text: str) -> None:
     [
         (["hydra.sweeper.trials=0"], "hydra.sweeper.trials must be"),
         (["hydra.sweeper.trials=many"], "hydra.sweeper.trials must be"),
-        (["hydra.sweeper.seeds=[]"], "hydra.sweeper.seeds must be a list of seeds"),
+        (["hydra.sweeper.seeds=[]"], "hydra.sweeper.seeds must be a list of different seeds"),
+        (["hydra.sweeper.seeds=[0,0]"], "hydra.sweeper.seeds must be a list of different seeds"),
         (["hydra.sweeper.params=null"], "hydra.sweeper.params must be at least one range"),
         (["sampler.crosss=interval(0,1)"], "did you mean"),
         (["sampler.cross=interval(2,5)"], "sampler.cross"),

@@ -14,6 +14,7 @@ from evosweep.core.problem import Problem
 from evosweep.core.seeds import generator
 from evosweep.evaluate.population import Evaluator
 from evosweep.models.anatomy import Anatomy, Site
+from evosweep.models.device import moved
 
 BACKWARD = 3  # forward passes that a forward and a backward pass cost
 PASSES = 32  # backward passes, if so many windows fit one
@@ -55,7 +56,7 @@ def hawq_v2(
     passes = [windows[start : start + together] for start in range(0, count, together)]
     squares = torch.zeros(len(mine), dtype=torch.float64, device=anatomy.device)
     for draw, chosen in enumerate(progress.track(passes, description="measuring curvature")):
-        ids = torch.from_numpy(split.windows[chosen]).to(anatomy.device)
+        ids = moved(split.windows[chosen], anatomy.device)
         labels_seed = int(generator(seed, "labels", draw).integers(2**31))
         squares += _squared_gradients(anatomy, mine, ids, labels_seed)
     traces = (squares / (count * seq_len)).tolist()  # a token

@@ -59,8 +59,8 @@ def loading(*, weights: bool) -> str:
         return code
     return (
         "The recipe: `allocation.json` says the level of every layer; the first line of `config.yaml` is the command "
-        "that found it. To have the model itself, run that command with `export=dense` and "
-        "`sampler.start=allocation.json search.generations=0`, or log it with `tracking.model=weights`."
+        "that found it. To have the model itself, run that command with `sampler=evopress "
+        "sampler.start=allocation.json search.generations=0 export=dense`, or log it with `tracking.model=weights`."
     )
 
 

@@ -13,6 +13,7 @@ class NoTracker:
     run_id = None
     link = None
     database = None
+    model = "none"
 
     def start(self, name: str, **_: Any) -> str:
         """Open nothing."""
