@@ -29,7 +29,7 @@ from torch.nn import functional
 
 from evosweep.__main__ import CONF
 from evosweep.compressors.gptq import GPTQ
-from evosweep.compressors.integer import grid
+from evosweep.compressors.grid import Grid
 from evosweep.core.events import Silent
 from evosweep.data.tokens import TokenSplit, Windows
 from evosweep.data.wikipedia import Wikipedia
@@ -57,9 +57,9 @@ def plain_gptq(weight: torch.Tensor, hessian: torch.Tensor, bits: int) -> torch.
         part, errors = left[:, start:stop].clone(), torch.zeros_like(left[:, start:stop])
         for column in range(stop - start):
             if (start + column) % GROUP == 0:
-                scale, zero = grid(part[:, column : column + GROUP], top=top, symmetric=False)
-            codes = torch.clamp(torch.round(part[:, column] / scale + zero), min=0).minimum(top)
-            result[:, start + column] = (codes - zero) * scale
+                grid = Grid.of(part[:, column : column + GROUP], top=top, symmetric=False)
+            codes = torch.clamp(torch.round(part[:, column] / grid.scale + grid.zero), min=0).minimum(top)
+            result[:, start + column] = (codes - grid.zero) * grid.scale
             errors[:, column] = (part[:, column] - result[:, start + column]) / upper[start + column, start + column]
             part[:, column:] -= errors[:, column, None] * upper[start + column, start + column : stop]
         left[:, stop:] -= errors @ upper[start:stop, stop:]

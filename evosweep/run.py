@@ -26,7 +26,7 @@ from evosweep.core.checks import check_int
 from evosweep.core.errors import SettingError
 from evosweep.core.events import Progress, SearchResult
 from evosweep.core.files import write_json
-from evosweep.core.problem import Unit
+from evosweep.core.problem import Problem, Unit
 from evosweep.data.tokens import TokenSplit
 from evosweep.evaluate.memory import plan_memory
 from evosweep.evaluate.population import Evaluator
@@ -200,7 +200,7 @@ class Job:
     def search(self) -> SearchResult:
         """Open the store, measure what the sampler needs, search."""
         units, spent = self._measured(self.bench.store.units)
-        problem = self.budget.problem(units, fixed_bits=self.bench.store.fixed_bits)
+        problem = self._problem(units)
         recorder = self.recorder = StudyRecorder(
             storage=self.storage.open(), name=f"{self.name} {datetime.now():%Y-%m-%d %H:%M:%S.%f}"[:-3],
             record=self.storage.record, artifacts=self.storage.artifact_store(),
@@ -265,13 +265,16 @@ class Job:
         for listener in self.listeners:
             listener.wait()
 
+    def _problem(self, units: tuple[Unit, ...]) -> Problem:
+        return self.budget.problem(units, fixed_bits=self.bench.store.fixed_bits, planned=self.bench.planned)
+
     def _measured(self, units: tuple[Unit, ...]) -> tuple[tuple[Unit, ...], int]:
         """Return the units with the columns that must be measured on the model, and the tokens this took."""
         wanted = [column for column in self.columns if column in MEASURES]
         if not wanted:
             return units, 0
         tokens = self.config.evaluate.sensitivity_tokens
-        problem = self.budget.problem(units, fixed_bits=self.bench.store.fixed_bits)
+        problem = self._problem(units)
         with self.bench.timed("sensitivities"):
             measured = [
                 measure(

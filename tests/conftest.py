@@ -18,6 +18,8 @@ from evosweep.store.build import StoreBuilder
 from evosweep.store.manifest import LevelStore
 
 torch.set_num_threads(1)  # two pytest workers share two cores
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # before anything imports Triton: its kernels then run on the CPU
 
 PHRASE = "the layer that matters most is not always the first one but it often helps to look there before others do"
 WORDS = PHRASE.split()

@@ -61,7 +61,8 @@ def test_every_module_of_a_plug_in_package_has_a_choice() -> None:
     text = "\n".join(path.read_text() for path in CONF.rglob("*.yaml"))
     package = Path(CONF).parent / "evosweep"
     for folder, shared in {
-        "fitness": {"base"}, "allocators": {"base", "harm"}, "compressors": {"base", "compensate", "integer", "sparse"},
+        "fitness": {"base"}, "allocators": {"base", "harm"},
+        "compressors": {"base", "compensate", "grid", "integer", "kernels", "sparse"},
         "samplers": {"base", "dashboard", "levels", "record", "storage"}, "exporters": set(),
         "data": {"documents", "tokens"},
     }.items():

@@ -4,6 +4,7 @@ import importlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol
 
 import torch
@@ -21,6 +22,8 @@ class LevelPlan:
         value: Nominal number (bits, sparsity), for figures and for naming a level by number.
         kept: Weights that are not removed; 0 where the level removes none.
         group: M of an N:M pattern: of every M weights that follow each other in a row, as many are kept; 0: anywhere.
+        width: Bits a code, where a level may have one of several; 0 where that is not the plan's to say.
+        maker: Which of several compressors makes it.
     """
 
     name: str
@@ -28,6 +31,8 @@ class LevelPlan:
     value: float
     kept: int = 0
     group: int = 0
+    width: int = 0
+    maker: str = ""
 
 
 @dataclass(frozen=True)
@@ -38,13 +43,22 @@ class Payload:
         format: Module of ``compressors/formats`` that decodes it.
         parts: Tensors by name.
         meta: Whole numbers that decoding needs.
-        weight: What ``decode`` returns: fp32, shape (out, in).
+        error: What ``layer_error`` would measure of it, where the compressor knows that from its work.
     """
 
     format: str
     parts: Mapping[str, torch.Tensor]
     meta: Mapping[str, int]
-    weight: torch.Tensor
+    error: float | None = None
+
+    @cached_property
+    def weight(self) -> torch.Tensor:
+        """What it stands for: fp32, shape (out, in)."""
+        return decode(self.format, self.parts, self.meta)
+
+    def output_error(self, weight: torch.Tensor, gram: torch.Tensor) -> float:
+        """Return the layer's output error, measured where the compressor does not know it; arguments as it had."""
+        return layer_error(weight - self.weight, gram) if self.error is None else self.error
 
 
 Plans = Mapping[str, Sequence[LevelPlan]]
@@ -67,7 +81,9 @@ class Compressor(Protocol):
     def compress(
         self, weights: Mapping[str, torch.Tensor], gram: torch.Tensor, plans: Plans
     ) -> dict[str, dict[str, Payload]]:
-        """Return unit -> level name -> payload for layers that share one input.
+        """Return unit -> level name -> payload for layers that share one input, in the order of the ladders.
+
+        A level that is not worth offering may be left out, never a unit's cheapest.
 
         Args:
             weights: fp32 weights by unit name, each (out, in) with the same in.
@@ -94,6 +110,11 @@ def check_divides(setting: str, size: int, shapes: Mapping[str, tuple[int, int]]
             allowed=f"null or a divisor of every input width: {len(unfit)} layers ({unfit[0]} ...) have {widths}, and "
             f"what divides {common} fits all",
         )
+
+
+def layer_error(difference: torch.Tensor, gram: torch.Tensor) -> float:
+    """Return the mean over inputs x of w·‖D x‖², D = ``difference`` (out, in), from ``gram`` = mean of w·x xᵀ."""
+    return max(0.0, float(((difference @ gram) * difference).sum(dtype=torch.float64)))
 
 
 def decode(format_name: str, parts: Mapping[str, torch.Tensor], meta: Mapping[str, int]) -> torch.Tensor:

@@ -5,108 +5,136 @@ arXiv 2210.17323, section 3.3; Frantar and Alistarh, arXiv 2301.00774, section 3
 column of the weight is contiguous, and rows of several layers and levels go side by side.
 """
 
+import functools
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
+from types import ModuleType
 
 import torch
 
+from evosweep.compressors.grid import Grid
 from evosweep.core.errors import StoreError
 
 DAMPING_TRIES = 6
 logger = logging.getLogger(__name__)
 
 
-Settle = Callable[..., None]
-"""Settles a span in place: ``settle(part, errors, factor, *more)``, part and errors (columns, rows)."""
+@dataclass(frozen=True)
+class Factor:
+    """A layer's second moment, factorized.
+
+    Attributes:
+        upper: U, upper triangular, with UᵀU = (H + damping·1)⁻¹, shape (columns, columns).
+        damping: What was added to every entry of H's diagonal.
+    """
+
+    upper: torch.Tensor
+    damping: float
 
 
-def settle_columns(
-    part: torch.Tensor, errors: torch.Tensor, factor: torch.Tensor, choose: Callable[[int, torch.Tensor], torch.Tensor]
-) -> None:
+@dataclass(frozen=True)
+class Rules:
+    """What the weights of a span may become: rounded to a grid, removed where masked, or both.
+
+    Attributes:
+        grid: Grid of each row; None leaves values as they are.
+        codes: uint8, filled with the codes chosen, shape (columns, rows); there with a grid.
+        mask: True where a weight is kept, shape (columns, rows); None keeps all.
+    """
+
+    grid: Grid | None = None
+    codes: torch.Tensor | None = None
+    mask: torch.Tensor | None = None
+
+
+def settle(part: torch.Tensor, errors: torch.Tensor, factor: torch.Tensor, rules: Rules) -> None:
     """Settle the columns of a span one after the other, each compensated for those before it; in place.
 
     Args:
-        part: Weights transposed, shape (columns, rows); holds the settled values at the end.
+        part: Weights transposed, fp32, contiguous, shape (columns, rows); holds the settled values at the end.
         errors: Filled with what settling moved each column by, over its pivot; same shape.
-        factor: The span's block of the factor's diagonal, shape (columns, columns).
-        choose: Given a column's place and its compensated weights (rows,), returns its settled values (rows,).
+        factor: The span's block of U's diagonal, shape (columns, columns).
+        rules: What the weights may become.
     """
+    kernels = _kernels() if part.is_cuda else None
+    if kernels is not None:
+        kernels.settle(part, errors, factor, rules)
+        return
     for place in range(len(part)):
-        settled = choose(place, part[place])
+        settled = part[place]
+        if rules.grid is not None and rules.codes is not None:
+            chosen = rules.grid.codes(settled)
+            rules.codes[place] = chosen
+            settled = rules.grid.values(chosen)
+        if rules.mask is not None:
+            settled = torch.where(rules.mask[place], settled, 0.0)
         torch.sub(part[place], settled, out=errors[place]).div_(factor[place, place])
         part[place] = settled
         if place + 1 < len(part):
             part[place + 1 :].addr_(factor[place, place + 1 :], errors[place], alpha=-1)
 
 
+@functools.cache
+def _kernels() -> ModuleType | None:
+    """Return the GPU's kernels; None where there is no Triton, and the columns' operations run one by one."""
+    try:
+        from evosweep.compressors import kernels  # noqa: PLC0415 - Triton comes with torch for CUDA alone
+    except ImportError:
+        logger.warning("there is no Triton here; level stores are built much slower without it")
+        return None
+    return kernels
+
+
 def sweep(
     left: torch.Tensor,
-    upper: torch.Tensor,
+    factor: Factor,
     *,
     spans: Sequence[tuple[int, int]],
-    settle: Callable[[slice, torch.Tensor, torch.Tensor, torch.Tensor], None],
-) -> None:
+    rules: Callable[[slice], Rules],
+) -> torch.Tensor:
     """Settle all columns, in place.
 
+    What is settled tells the error made, too: with E the errors of all columns, W − Ŵ = E·U, so that the diagonal of
+    (W − Ŵ)(H + damping·1)(W − Ŵ)ᵀ is that of E·Eᵀ.
+
     Args:
-        left: Weights transposed, fp32, shape (columns, rows); holds the settled values at the end.
-        upper: What ``inverse_factor`` returns, shape (columns, columns).
+        left: Weights transposed, fp32, contiguous, shape (columns, rows); holds the settled values at the end.
+        factor: Of the layer's second moment H.
         spans: Columns [start, stop) whose effect on the columns after them is applied at once; together all columns.
-        settle: Settles one span, everything before it being settled and compensated: given its columns, and ``part``,
-            ``errors`` and ``factor`` as ``settle_columns``.
+        rules: Says what the weights of a span may become, everything before it being settled and compensated.
+
+    Returns:
+        Each row's error, the diagonal of (W − Ŵ)·H·(W − Ŵ)ᵀ, shape (rows,).
     """
+    upper, before = factor.upper, left.clone()
+    total = torch.zeros(left.shape[1], device=left.device)
     for start, stop in spans:
         columns = slice(start, stop)
         errors = torch.empty_like(left[columns])
-        settle(columns, left[columns], errors, upper[columns, columns])
+        settle(left[columns], errors, upper[columns, columns], rules(columns))
+        total += errors.square().sum(dim=0)
         left[stop:].addmm_(upper[columns, stop:].T, errors, alpha=-1)
+    return total.sub_(before.sub_(left).square_().sum(dim=0), alpha=factor.damping).clamp_(min=0)
 
 
-class Replayed:
-    """A span's settling as one CUDA graph: hundreds of small operations in one launch. On a CPU, just the function.
-
-    Args:
-        settle: Changes its first tensors in place, all of them tensors of one device.
-        changed: How many of its first arguments it changes.
-    """
-
-    def __init__(self, settle: Settle, *, changed: int) -> None:
-        self.settle, self.changed = settle, changed
-        self._graphs: dict[tuple[torch.Size, ...], tuple[torch.cuda.CUDAGraph, list[torch.Tensor]]] = {}
-
-    def __call__(self, *tensors: torch.Tensor) -> None:
-        """Call the function, or replay it on copies in the places where it was recorded."""
-        if tensors[0].device.type != "cuda":
-            self.settle(*tensors)
-            return
-        key = tuple(tensor.shape for tensor in tensors)
-        if key not in self._graphs:
-            self._graphs[key] = self._record(tensors)
-        graph, places = self._graphs[key]
-        for place, tensor in zip(places, tensors, strict=True):
-            place.copy_(tensor)
-        graph.replay()
-        for place, tensor in zip(places[: self.changed], tensors[: self.changed], strict=True):
-            tensor.copy_(place)
-
-    def _record(self, tensors: Sequence[torch.Tensor]) -> tuple[torch.cuda.CUDAGraph, list[torch.Tensor]]:
-        places = [tensor.clone() for tensor in tensors]
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            self.settle(*places)  # once for real: libraries set themselves up outside the recording
-        torch.cuda.current_stream().wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            self.settle(*places)
-        return graph, places
+def transposed(weights: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Return matrices (rows, columns) side by side, as a new contiguous fp32 (columns, all rows)."""
+    return torch.cat([weight.T.float() for weight in weights], dim=1)
 
 
-def inverse_factor(gram: torch.Tensor, *, damping: float) -> torch.Tensor:
-    """Return U, upper triangular, with UᵀU = (H + damping)⁻¹ and H = ``gram`` (GPTQ, section 3.3, step 3).
+def sums(total: torch.Tensor, sizes: Sequence[int]) -> list[float]:
+    """Return the sums over each matrix's rows, fetched from the device at once."""
+    found: list[float] = torch.stack([each.sum() for each in total.split(sizes)]).tolist()
+    return found
 
-    Damping is raised tenfold, a few times, where H is still singular.
+
+def factorize(gram: torch.Tensor, *, damping: float) -> Factor:
+    """Return the factor that GPTQ's step 3 (section 3.3) asks for, of H = ``gram``.
+
+    With the order of the columns reversed, H = RRᵀ for an upper triangular R, and U = R⁻¹: one factorization and one
+    triangular inverse. Damping is raised tenfold, a few times, where H is still singular.
 
     Args:
         gram: fp32, shape (columns, columns).
@@ -115,24 +143,26 @@ def inverse_factor(gram: torch.Tensor, *, damping: float) -> torch.Tensor:
     Raises:
         StoreError: H holds no finite numbers, or stays singular.
     """
-    hessian = gram.clone()
+    hessian = gram.flip(0, 1)
     diagonal = hessian.diagonal()
     diagonal[diagonal == 0] = 1
     mean, added = float(diagonal.mean()), 0.0
+    identity = torch.eye(len(gram), device=gram.device)
     for attempt in range(DAMPING_TRIES):
         step = damping * (10**attempt if attempt else 1)
         added += step
         diagonal += step * mean
         lower, failed = torch.linalg.cholesky_ex(hessian)
-        if not failed:
-            upper, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
-            if not failed:
-                if attempt:
-                    logger.warning(
-                        "a layer's second moment was singular; it was damped by %.3g of its mean diagonal instead of "
-                        "%.3g (more tokens.calibration helps)", added, damping,
-                    )
-                return upper
+        if failed:
+            continue
+        upper = torch.linalg.solve_triangular(lower.flip(0, 1), identity, upper=True)
+        if bool(upper.isfinite().all()):
+            if attempt:
+                logger.warning(
+                    "a layer's second moment was singular; it was damped by %.3g of its mean diagonal instead of %.3g "
+                    "(more tokens.calibration helps)", added, damping,
+                )
+            return Factor(upper.contiguous(), added * mean)
     raise StoreError(
         "the second moment of a layer's inputs could not be factorized; calibrate on more tokens "
         "(tokens.calibration) or raise compressor.damping"

@@ -10,15 +10,9 @@ from typing import Any
 import torch
 
 from evosweep.compressors.base import Payload, Plans
-from evosweep.compressors.compensate import (
-    Replayed,
-    Settle,
-    inverse_factor,
-    settle_columns,
-    spans_of,
-    sweep,
-)
-from evosweep.compressors.integer import IntegerLevels, grid
+from evosweep.compressors.compensate import Rules, factorize, spans_of, sums, sweep, transposed
+from evosweep.compressors.grid import Grid, largest
+from evosweep.compressors.integer import IntegerLevels
 from evosweep.core.checks import check_int, check_number
 
 
@@ -45,7 +39,6 @@ class GPTQ(IntegerLevels):
         super().__init__(bits=bits, group=group, symmetric=symmetric)
         self.damping = check_number("compressor.damping", damping, low=0, high=1, exclusive=True)
         self.column_block = check_int("compressor.column_block", column_block, low=1)
-        self._settle = Replayed(round_span, changed=3)
 
     def compress(
         self, weights: Mapping[str, torch.Tensor], gram: torch.Tensor, plans: Plans
@@ -57,21 +50,15 @@ class GPTQ(IntegerLevels):
         """
         del plans
         jobs = [(name, width) for name in weights for width in self.bits]
-        stacked = torch.cat([weights[name].float() for name, _ in jobs])
-        top = torch.cat(
-            [torch.full((len(weights[name]),), 2.0**width - 1, device=gram.device) for name, width in jobs]
-        )
-        codes, scales, zeros = quantize(
-            stacked, gram, top=top, group=self.group_of(stacked.shape[1]), symmetric=self.symmetric,
-            damping=self.damping, column_block=self.column_block, settle=self._settle,
+        rounded = quantize(
+            [weights[name] for name, _ in jobs], gram, widths=[width for _, width in jobs],
+            group=self.group_of(len(gram)), symmetric=self.symmetric, damping=self.damping,
+            column_block=self.column_block,
         )
         result: dict[str, dict[str, Payload]] = {name: {} for name in weights}
-        start = 0
-        for name, width in jobs:
-            rows = slice(start, start + len(weights[name]))
-            start = rows.stop
+        for (name, width), (codes, scales, zeros, error) in zip(jobs, rounded, strict=True):
             result[name][f"{width}bit"] = self.payload(
-                codes=codes[rows], scales=scales[rows], zeros=zeros[rows], width=width
+                codes=codes, scales=scales, zeros=zeros, width=width, error=error
             )
         return result
 
@@ -80,73 +67,47 @@ class GPTQ(IntegerLevels):
         return {**super().describe(), "damping": self.damping, "column_block": self.column_block}
 
 
+Rounded = tuple[torch.Tensor, torch.Tensor, torch.Tensor, float]
+"""Codes uint8 (rows, columns), scales fp32 (rows, groups), zeros fp32 (rows, groups), error under ``gram``."""
+
+
 def quantize(
-    weight: torch.Tensor,
+    weights: Sequence[torch.Tensor],
     gram: torch.Tensor,
     *,
-    top: torch.Tensor,
+    widths: Sequence[int],
     group: int,
     symmetric: bool,
     damping: float,
     column_block: int,
-    settle: Settle | None = None,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Quantize rows column by column, moving each column's error onto those that follow.
+) -> list[Rounded]:
+    """Quantize matrices that share an input column by column, moving each column's error onto those that follow.
 
     Args:
-        weight: fp32, shape (rows, columns); not changed.
+        weights: Each (rows, columns) with the same columns; not changed.
         gram: XᵀX up to a factor, fp32, shape (columns, columns).
-        top: Largest code of each row, shape (rows,).
+        widths: Bits a code, of each matrix.
         group: Columns a group; divides columns.
         symmetric: Whether the zero is the middle code.
         damping: Share of the mean diagonal added to the diagonal.
         column_block: Columns whose effect on later columns is applied at once.
-        settle: Stands in for ``round_span``.
-
-    Returns:
-        codes uint8 (rows, columns), scales fp32 (rows, groups), zeros fp32 (rows, groups).
 
     Raises:
         StoreError: The Hessian cannot be factorized.
     """
-    left = weight.T.contiguous().clone()
+    sizes = [len(weight) for weight in weights]
+    left = transposed(weights)
     left[gram.diagonal() == 0] = 0  # an input that is always zero: its weight may as well be zero
+    factor, top = factorize(gram, damping=damping), largest(widths, sizes, gram.device)
     codes = torch.empty(left.shape, dtype=torch.uint8, device=left.device)
-    scales: list[torch.Tensor] = []
-    zeros: list[torch.Tensor] = []
-    step = settle or round_span
+    grids: list[Grid] = []
 
-    def settle_span(
-        columns: slice, part: torch.Tensor, errors: torch.Tensor, factor: torch.Tensor
-    ) -> None:
+    def rules(columns: slice) -> Rules:
         if columns.start % group == 0:
-            scale, zero = grid(left[columns.start : columns.start + group].T, top=top, symmetric=symmetric)
-            scales.append(scale)
-            zeros.append(zero)
-        step(part, errors, codes[columns], factor, scales[-1], scales[-1].reciprocal(), zeros[-1], top)
+            grids.append(Grid.of(left[columns.start : columns.start + group].T, top=top, symmetric=symmetric))
+        return Rules(grids[-1], codes[columns])
 
-    spans = spans_of(len(left), edges=group, block=column_block)
-    sweep(left, inverse_factor(gram, damping=damping), spans=spans, settle=settle_span)
-    return codes.T.contiguous(), torch.stack(scales, dim=1), torch.stack(zeros, dim=1)
-
-
-def round_span(
-    part: torch.Tensor,
-    errors: torch.Tensor,
-    codes: torch.Tensor,
-    factor: torch.Tensor,
-    scale: torch.Tensor,
-    inverse: torch.Tensor,
-    zero: torch.Tensor,
-    top: torch.Tensor,
-) -> None:
-    """Round the columns of a span to their group's grid, in place; scale, its inverse, zero and top are (rows,)."""
-    bottom = torch.zeros_like(top)
-
-    def choose(place: int, weights: torch.Tensor) -> torch.Tensor:
-        # As to_codes and back, in place: a column is little work, and half of its time is starting operations.
-        chosen = torch.addcmul(zero, weights, inverse).round_().clamp_(bottom, top)
-        codes[place] = chosen
-        return chosen.sub_(zero).mul_(scale)
-
-    settle_columns(part, errors, factor, choose)
+    total = sweep(left, factor, spans=spans_of(len(left), edges=group, block=column_block), rules=rules)
+    scales, zeros = (torch.stack(each, dim=1) for each in zip(*((g.scale, g.zero) for g in grids), strict=True))
+    parts = (part.T for part in codes.split(sizes, 1))
+    return list(zip(parts, scales.split(sizes), zeros.split(sizes), sums(total, sizes), strict=True))

@@ -1,4 +1,4 @@
-"""What integer quantizers share: levels, costs, and the grid of scales and zeros."""
+"""What integer quantizers share: levels, costs, payloads."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -23,14 +23,7 @@ class IntegerLevels:
     """
 
     def __init__(self, *, bits: Sequence[int], group: int | None, symmetric: bool) -> None:
-        widths = list(bits) if isinstance(bits, Sequence) and not isinstance(bits, str) else [bits]
-        if not widths:
-            raise SettingError("compressor.bits", allowed="a list of widths from 2 to 8", got=widths)
-        for width in widths:
-            check_int("compressor.bits", width, low=WIDTHS.start, high=WIDTHS.stop - 1)
-        if widths != sorted(set(widths)):
-            raise SettingError("compressor.bits", allowed="rising, each width once", got=widths)
-        self.bits = widths
+        self.bits = check_widths(bits)
         self.group = None if group is None else check_int("compressor.group", group, low=1)
         self.symmetric = check_bool("compressor.symmetric", symmetric)
 
@@ -61,7 +54,13 @@ class IntegerLevels:
         ]
 
     def payload(
-        self, *, codes: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor, width: int
+        self,
+        *,
+        codes: torch.Tensor,
+        scales: torch.Tensor,
+        zeros: torch.Tensor,
+        width: int,
+        error: float | None = None,
     ) -> Payload:
         """Pack codes (rows, columns) with fp16-valued scales and integer zeros (rows, groups)."""
         rows, columns = codes.shape
@@ -69,40 +68,24 @@ class IntegerLevels:
         parts = grouped_int.encode(
             codes=codes, scales=scales, zeros=None if self.symmetric else zeros.to(torch.uint8), width=width
         )
-        return Payload("grouped_int", parts, meta, grouped_int.decode(parts, meta))
+        return Payload("grouped_int", parts, meta, error)
 
     def describe(self) -> dict[str, Any]:
         """Return the settings that decide payloads."""
         return {"bits": self.bits, "group": self.group, "symmetric": self.symmetric}
 
 
-def grid(
-    weight: torch.Tensor, *, top: torch.Tensor, symmetric: bool
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return min-max scale and zero of each row.
+def check_widths(bits: object) -> list[int]:
+    """Return the widths that ``compressor.bits`` lists, from 2 to 8, rising.
 
-    The scale is rounded to fp16 here, before any code is chosen, so that what is stored is what was optimized.
-
-    Args:
-        weight: Values of one group, shape (rows, group).
-        top: Largest code of each row, 2^width - 1, shape (rows,).
-        symmetric: Whether the zero is the middle code (top + 1) / 2.
-
-    Returns:
-        scale and zero, fp32, shape (rows,).
+    Raises:
+        SettingError: They are no such list.
     """
-    low = weight.amin(dim=1).clamp(max=0)
-    high = weight.amax(dim=1).clamp(min=0)
-    if symmetric:
-        reach = torch.maximum(-low, high)
-        low, high = -reach, reach
-    empty = (low == 0) & (high == 0)
-    low, high = torch.where(empty, -1.0, low), torch.where(empty, 1.0, high)
-    scale = ((high - low) / top).half().float().clamp(min=2.0**-24)
-    zero = (top + 1) / 2 if symmetric else torch.round(-low / scale).clamp(min=0).minimum(top)
-    return scale, zero
-
-
-def to_codes(weight: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor, top: torch.Tensor) -> torch.Tensor:
-    """Return the nearest codes of ``weight``, fp32; all arguments broadcast."""
-    return torch.round(weight / scale + zero).clamp(min=0).minimum(top)
+    widths: list[int] = list(bits) if isinstance(bits, Sequence) and not isinstance(bits, str) else [bits]  # type: ignore[list-item]
+    if not widths:
+        raise SettingError("compressor.bits", allowed="a list of widths from 2 to 8", got=widths)
+    for width in widths:
+        check_int("compressor.bits", width, low=WIDTHS.start, high=WIDTHS.stop - 1)
+    if widths != sorted(set(widths)):
+        raise SettingError("compressor.bits", allowed="rising, each width once", got=widths)
+    return widths

@@ -5,7 +5,8 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from evosweep.compressors.base import Payload, Plans
-from evosweep.compressors.integer import IntegerLevels, grid, to_codes
+from evosweep.compressors.grid import Grid
+from evosweep.compressors.integer import IntegerLevels
 
 
 class RoundToNearest(IntegerLevels):
@@ -36,8 +37,8 @@ class RoundToNearest(IntegerLevels):
         rows, columns = weight.shape
         grouped = weight.float().reshape(-1, self.group_of(columns))
         top = torch.full((len(grouped),), 2.0**width - 1, device=weight.device)
-        scale, zero = grid(grouped, top=top, symmetric=self.symmetric)
-        codes = to_codes(grouped, scale[:, None], zero[:, None], top[:, None])
+        grid = Grid.of(grouped, top=top, symmetric=self.symmetric)
         return self.payload(
-            codes=codes.view(rows, columns), scales=scale.view(rows, -1), zeros=zero.view(rows, -1), width=width
+            codes=grid.codes(grouped).view(rows, columns), scales=grid.scale.view(rows, -1),
+            zeros=grid.zero.view(rows, -1), width=width,
         )

@@ -82,12 +82,10 @@ class SparseLevels:
         return {"sparsity": self.sparsity, "window": self.window, "step": self.step, "patterns": self.patterns}
 
 
-def payload_of(weight: torch.Tensor, mask: torch.Tensor) -> Payload:
+def payload_of(weight: torch.Tensor, mask: torch.Tensor, *, error: float | None = None) -> Payload:
     """Pack a weight (rows, columns) of which ``mask`` is kept."""
     rows, columns = weight.shape
-    meta = {"rows": rows, "columns": columns}
-    parts = bitmask.encode(weight, mask)
-    return Payload("bitmask", parts, meta, bitmask.decode(parts, meta))
+    return Payload("bitmask", bitmask.encode(weight, mask), {"rows": rows, "columns": columns}, error)
 
 
 def parse_pattern(setting: str, pattern: object) -> tuple[int, int]:

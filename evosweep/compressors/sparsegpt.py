@@ -8,14 +8,7 @@ from typing import Any
 import torch
 
 from evosweep.compressors.base import LevelPlan, Payload, Plans
-from evosweep.compressors.compensate import (
-    Replayed,
-    Settle,
-    inverse_factor,
-    settle_columns,
-    spans_of,
-    sweep,
-)
+from evosweep.compressors.compensate import Factor, Rules, factorize, spans_of, sums, sweep, transposed
 from evosweep.compressors.sparse import SparseLevels, keep_in_groups, keep_largest, payload_of
 from evosweep.core.checks import check_int, check_number
 
@@ -48,7 +41,6 @@ class SparseGPT(SparseLevels):
         self.damping = check_number("compressor.damping", damping, low=0, high=1, exclusive=True)
         self.mask_block = check_int("compressor.mask_block", mask_block, low=1)
         self.column_block = check_int("compressor.column_block", column_block, low=1)
-        self._settle = Replayed(mask_span, changed=2)
 
     def compress(
         self, weights: Mapping[str, torch.Tensor], gram: torch.Tensor, plans: Plans
@@ -59,13 +51,13 @@ class SparseGPT(SparseLevels):
             StoreError: ``gram`` stays singular whatever the damping.
         """
         jobs = [(name, plan) for name in weights for plan in plans[name]]
-        pruned, masks = prune(
-            [weights[name].float() for name, _ in jobs], gram, plans=[plan for _, plan in jobs],
-            damping=self.damping, mask_block=self.mask_block, column_block=self.column_block, settle=self._settle,
+        pruned = prune(
+            [weights[name] for name, _ in jobs], gram, plans=[plan for _, plan in jobs],
+            damping=self.damping, mask_block=self.mask_block, column_block=self.column_block,
         )
         result: dict[str, dict[str, Payload]] = {name: {} for name in weights}
-        for (name, plan), weight, mask in zip(jobs, pruned, masks, strict=True):
-            result[name][plan.name] = payload_of(weight, mask)
+        for (name, plan), (weight, mask, error) in zip(jobs, pruned, strict=True):
+            result[name][plan.name] = payload_of(weight, mask, error=error)
         return result
 
     def describe(self) -> dict[str, Any]:
@@ -82,54 +74,82 @@ def prune(
     damping: float,
     mask_block: int,
     column_block: int,
-    settle: Settle | None = None,
-) -> tuple[Sequence[torch.Tensor], Sequence[torch.Tensor]]:
+) -> list[tuple[torch.Tensor, torch.Tensor, float]]:
     """Prune matrices that share an input, each to exactly as many weights as its plan keeps.
 
     Args:
-        weights: fp32, each (rows, columns) with the same columns; not changed.
+        weights: Each (rows, columns) with the same columns; not changed.
         gram: XᵀX up to a factor, fp32, shape (columns, columns).
         plans: Weights left in each matrix, and whether in an N:M pattern.
         damping: Share of the mean diagonal added to the diagonal.
         mask_block: Columns whose mask is chosen at once.
         column_block: Columns whose effect on later columns is applied at once.
-        settle: Stands in for ``mask_span``.
 
     Returns:
-        Pruned weights and masks (True where kept), each (rows, columns).
+        Of each matrix: pruned weight and mask (True where kept), both (rows, columns), and its error under ``gram``.
 
     Raises:
         StoreError: The Hessian cannot be factorized.
     """
-    left = torch.cat(list(weights)).T.contiguous().clone()
-    upper = inverse_factor(gram, damping=damping)
+    left, factor = transposed(weights), factorize(gram, damping=damping)
     sizes = [len(weight) for weight in weights]
-    mask = torch.zeros(left.shape, dtype=torch.bool, device=left.device)
-    columns, step = len(left), settle or mask_span
+    masks = Masks(left, factor, sizes=sizes, plans=plans, block=mask_block)
 
-    def begin(start: int) -> None:
-        scores = (left[start : start + mask_block] / upper.diagonal()[start : start + mask_block, None]).square()
-        for part, scored, plan in zip(mask[start:].split(sizes, 1), scores.split(sizes, 1), plans, strict=True):
-            stop = min(start + (plan.group or mask_block), columns)
+    def rules(columns: slice) -> Rules:
+        return Rules(mask=masks.at(columns))
+
+    total = sweep(left, factor, spans=spans_of(len(left), edges=masks.edges, block=column_block), rules=rules)
+    kept = zip(left.split(sizes, 1), masks.mask.split(sizes, 1), sums(total, sizes), strict=True)
+    return [(weight.T, mask.T, error) for weight, mask, error in kept]
+
+
+class Masks:
+    """Which weights stay, chosen block by block, from what compensation has made of them by then.
+
+    Args:
+        left: Weights transposed, as a sweep changes them, shape (columns, rows of all matrices).
+        factor: Of their second moment.
+        sizes: Rows of each matrix.
+        plans: Weights left in each matrix, and whether in an N:M pattern.
+        block: Columns whose mask is chosen at once; a pattern's at M.
+
+    Attributes:
+        mask: True where a weight stays, shape as ``left``.
+        edges: No span may cross a multiple of it.
+    """
+
+    def __init__(
+        self,
+        left: torch.Tensor,
+        factor: Factor,
+        *,
+        sizes: Sequence[int],
+        plans: Sequence[LevelPlan],
+        block: int,
+    ) -> None:
+        self.left, self.sizes, self.plans, self.block = left, sizes, plans, block
+        self.pivots = factor.upper.diagonal()[:, None]
+        self.mask = torch.zeros(left.shape, dtype=torch.bool, device=left.device)
+        self.edges = math.gcd(block, *(plan.group for plan in plans if plan.group))
+
+    def at(self, columns: slice) -> torch.Tensor:
+        """Return the mask of a span, chosen now where a block begins with it, shape (columns, rows)."""
+        start, width = columns.start, len(self.left)
+        scores = (self.left[start : start + self.block] / self.pivots[start : start + self.block]).square()
+        split = zip(self.mask[start:].split(self.sizes, 1), scores.split(self.sizes, 1), self.plans, strict=True)
+        for part, scored, plan in split:
+            stop = min(start + (plan.group or self.block), width)
             if plan.group and not start % plan.group:
                 # Transposed here: a group goes down the columns of the weight.
-                one = replace(plan, kept=plan.kept * plan.group // columns)
+                one = replace(plan, kept=plan.kept * plan.group // width)
                 part[: stop - start] = keep_in_groups(scored[: stop - start].T, one).T
-            elif not plan.group and not start % mask_block:
+            elif not plan.group and not start % self.block:
                 # Each block takes its share, rounded so that the whole comes out exactly.
-                quota = plan.kept * stop // columns - plan.kept * start // columns
+                quota = plan.kept * stop // width - plan.kept * start // width
                 part[: stop - start] = keep_largest(scored, quota)
+        return self.mask[columns]
 
-    def settle_span(columns: slice, part: torch.Tensor, errors: torch.Tensor, factor: torch.Tensor) -> None:
-        begin(columns.start)
-        step(part, errors, factor, mask[columns])
-
-    edges = math.gcd(mask_block, *(plan.group for plan in plans if plan.group))
-    spans = spans_of(columns, edges=edges, block=column_block)
-    sweep(left, upper, spans=spans, settle=settle_span)
-    return left.T.split(sizes), mask.T.split(sizes)
-
-
-def mask_span(part: torch.Tensor, errors: torch.Tensor, factor: torch.Tensor, mask: torch.Tensor) -> None:
-    """Remove what is not in the mask (columns, rows) from a span, in place."""
-    settle_columns(part, errors, factor, lambda place, weights: torch.where(mask[place], weights, 0.0))
+    def perhaps(self, columns: slice) -> torch.Tensor:
+        """Return what of some columns may yet stay, shape (columns, rows): what is not chosen yet, as in patterns."""
+        chosen = torch.tensor([not plan.group for plan in self.plans], device=self.mask.device)
+        return self.mask[columns] | ~chosen.repeat_interleave(torch.tensor(self.sizes, device=self.mask.device))

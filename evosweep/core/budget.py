@@ -49,15 +49,22 @@ class Budget:
     def __str__(self) -> str:
         return f"{self.kind}={self.value:g}" if isinstance(self.value, float) else f"{self.kind}={self.value}"
 
-    def problem(self, units: Sequence[Unit], *, fixed_bits: int = 0) -> Problem:
+    def problem(
+        self, units: Sequence[Unit], *, fixed_bits: int = 0, planned: Sequence[Unit] | None = None
+    ) -> Problem:
         """Return the problem of these units under this budget.
+
+        Args:
+            units: Units with the levels that there are.
+            fixed_bits: Bits of what belongs to no unit.
+            planned: The same units with all levels that the budget may name, where some were not worth making.
 
         Raises:
             BudgetError: The budget is below the least that the levels allow; says least and most.
             SettingError: ``as_uniform`` names a level that some unit lacks.
         """
-        widest = Problem(units=tuple(units), budget=sum(u.levels[-1].cost for u in units), fixed_bits=fixed_bits)
-        bits = self._bits(widest)
+        widest = _widest(units, fixed_bits)
+        bits = self._bits(widest if planned is None else _widest(planned, fixed_bits))
         if bits < widest.least:
             raise BudgetError(
                 f"budget.{self.kind} must be at least {self._say(widest, widest.least)} here "
@@ -84,6 +91,10 @@ class Budget:
         if self.kind == "megabytes":
             return f"{problem.megabytes(bits):.3f} MB"
         return f"{problem.bits_per_weight(bits):.4f} bits per weight"
+
+
+def _widest(units: Sequence[Unit], fixed_bits: int) -> Problem:
+    return Problem(units=tuple(units), budget=sum(unit.levels[-1].cost for unit in units), fixed_bits=fixed_bits)
 
 
 def kept_cost(problem: Problem, kept: float) -> int:

@@ -15,6 +15,7 @@ import gguf
 import torch
 import transformers
 from filelock import FileLock
+from safetensors import SafetensorError
 from torch import nn
 
 from evosweep.assets.cache import cache_folder
@@ -171,7 +172,7 @@ class WheelGguf(_Source):
         progress.say(f"loading {self.name}")
         try:
             model, tokenizer = self._pretrained(str(dense))
-        except Exception as error:
+        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
             shutil.rmtree(dense, ignore_errors=True)
             raise ModelError(f"the cached copy {dense} was damaged and has been removed; run again") from error
         return self._ready(self.name, model, tokenizer)

@@ -14,7 +14,7 @@ from filelock import FileLock
 from safetensors.torch import save_file
 
 from evosweep.assets.cache import cache_folder
-from evosweep.compressors.base import Compressor, LevelPlan, Payload, Plans
+from evosweep.compressors.base import Compressor, LevelPlan, Payload, Plans, layer_error
 from evosweep.core.checks import check_choice, check_int, check_number
 from evosweep.core.errors import SettingError, StoreError
 from evosweep.core.events import Progress, Silent
@@ -28,7 +28,7 @@ from evosweep.models.patch import replaced_weights
 from evosweep.store import shard
 from evosweep.store.drop import Drop
 from evosweep.store.manifest import MANIFEST, SCHEMA, LevelStore, tensor_name, unit_of
-from evosweep.store.moments import layer_error, moments_of, outlier_ratios
+from evosweep.store.moments import moments_of, outlier_ratios
 
 DISK_MARGIN = 1.05
 HIDDEN_SHARE, BATCH_SHARE = 0.4, 0.3  # of free memory
@@ -177,7 +177,8 @@ class StoreBuilder:
     ) -> torch.Tensor:
         if self.propagate is None:
             return site.weight.clone()
-        nearest = min(plans, key=lambda plan: abs(plan.value - float(self.propagate or 0)))
+        made = [plan for plan in plans if plan.name in payloads]
+        nearest = min(made, key=lambda plan: abs(plan.value - float(self.propagate or 0)))
         return payloads[nearest.name].weight
 
 
@@ -282,8 +283,10 @@ def _row(
     whole = layer_error(weight, gram)
     levels = []
     for plan in plans:
+        if plan.name not in payloads:
+            continue
         payload = payloads[plan.name]
-        error = layer_error(weight - payload.weight, gram)
+        error = payload.output_error(weight, gram)
         levels.append(
             {"name": plan.name, "cost": plan.cost, "value": plan.value, "error": error,
              "relative_error": error / whole if whole else 0.0, "format": payload.format,

@@ -1,17 +1,18 @@
 """What calibration measures of a block: second moments of its inputs, outliers, the error a level makes."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 
 import torch
-from torch.nn import functional
 
 from evosweep.allocators.owl import MULTIPLES
 from evosweep.models.anatomy import Anatomy
 from evosweep.models.device import tf32
 from evosweep.store import shard
 
+LEAST_NORM = 1e-12
 GRAM_COLUMNS = {"cpu": 192}  # so many columns of the (symmetric) Gram matrix at a time, down to the diagonal
 
 
@@ -33,10 +34,11 @@ class Moments:
     def add(self, inputs: torch.Tensor, *, weighting: str) -> None:
         """Count inputs of shape (..., in)."""
         rows = inputs.reshape(-1, inputs.shape[-1]).float()
-        self.square += rows.square().sum(dim=0)
+        squares = rows.square()
+        self.square += squares.sum(dim=0)
         self.tokens += len(rows)
         if weighting == "relative":
-            rows = functional.normalize(rows, dim=1)
+            rows = rows / squares.sum(dim=1, keepdim=True).sqrt_().clamp_(min=LEAST_NORM)
         with tf32(allowed=True):  # both factors round alike, so that the sum stays positive definite
             for start in range(0, width := rows.shape[1], step := GRAM_COLUMNS.get(rows.device.type, width)):
                 columns = slice(start, min(start + step, width))
@@ -50,30 +52,33 @@ class Moments:
         return Moments(gram, self.square / int(tokens), int(tokens))
 
 
+class _Seen(Exception):
+    """Ends a block's pass: what follows measures nothing more."""
+
+
 def moments_of(anatomy: Anatomy, block: int, hidden: Sequence[torch.Tensor], weighting: str) -> dict[str, Moments]:
     """Return the moments of each shared input of a block, by group name."""
+    leaders = [site for site in anatomy.sites_of(block) if site.group == site.name]
     found: dict[str, Moments] = {}
 
     def hook(group: str, module: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> None:
         del module
         width, device = args[0].shape[-1], args[0].device
-        empty = Moments(torch.zeros((width, width), device=device), torch.zeros(width, device=device))
-        found.setdefault(group, empty).add(args[0], weighting=weighting)
+        if group not in found:
+            found[group] = Moments(torch.zeros((width, width), device=device), torch.zeros(width, device=device))
+        found[group].add(args[0], weighting=weighting)
+        if group == leaders[-1].name:
+            raise _Seen
 
-    leaders = [site for site in anatomy.sites_of(block) if site.group == site.name]
     handles = [site.module.register_forward_pre_hook(partial(hook, site.group)) for site in leaders]
     try:
         for batch in hidden:
-            anatomy.run_block(block, batch)
+            with suppress(_Seen):
+                anatomy.run_block(block, batch)
     finally:
         for handle in handles:
             handle.remove()
     return {group: moments.mean() for group, moments in found.items()}
-
-
-def layer_error(difference: torch.Tensor, gram: torch.Tensor) -> float:
-    """Return the mean over inputs x of w·‖D x‖², D = ``difference`` (out, in), from ``gram`` = mean of w·x xᵀ."""
-    return max(0.0, float(((difference @ gram) * difference).sum(dtype=torch.float64)))
 
 
 def outlier_ratios(layers: Mapping[str, tuple[torch.Tensor, torch.Tensor]]) -> dict[str, dict[str, float]]:

@@ -1,0 +1,68 @@
+"""The grid that a group of weights is rounded to: codes from 0 up to a largest, a scale and a zero."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Codes 0 .. top stand for (code − zero)·scale.
+
+    Attributes:
+        scale: fp32 holding fp16 values, shape (rows,).
+        zero: Whole numbers, fp32, shape (rows,).
+        top: Largest code of each row, 2^width − 1, fp32, shape (rows,).
+    """
+
+    scale: torch.Tensor
+    zero: torch.Tensor
+    top: torch.Tensor
+
+    @classmethod
+    def of(cls, weight: torch.Tensor, *, top: torch.Tensor, symmetric: bool) -> "Grid":
+        """Return the min-max grid of each row; zero is always on it.
+
+        The scale is rounded to fp16 here, before any code is chosen, so that what is stored is what was optimized.
+
+        Args:
+            weight: Values of one group, shape (rows, group).
+            top: Largest code of each row, shape (rows,).
+            symmetric: Whether the zero is the middle code (top + 1) / 2.
+        """
+        low = weight.amin(dim=1).clamp(max=0)
+        high = weight.amax(dim=1).clamp(min=0)
+        if symmetric:
+            reach = torch.maximum(-low, high)
+            low, high = -reach, reach
+        empty = (low == 0) & (high == 0)
+        low, high = torch.where(empty, -1.0, low), torch.where(empty, 1.0, high)
+        scale = ((high - low) / top).half().float().clamp(min=2.0**-24)
+        zero = (top + 1) / 2 if symmetric else torch.round(-low / scale).clamp(min=0).minimum(top)
+        return cls(scale, zero, top)
+
+    @cached_property
+    def inverse(self) -> torch.Tensor:
+        """1 / scale."""
+        return self.scale.reciprocal()
+
+    def codes(self, weight: torch.Tensor) -> torch.Tensor:
+        """Return the nearest codes of weights (rows,) or (rows, columns), fp32, same shape."""
+        inverse, zero, top = (_beside(each, weight) for each in (self.inverse, self.zero, self.top))
+        return torch.addcmul(zero, weight, inverse).round_().clamp_(min=0).minimum(top)
+
+    def values(self, codes: torch.Tensor) -> torch.Tensor:
+        """Return what codes (rows,) or (rows, columns) stand for, fp32, same shape."""
+        return (codes - _beside(self.zero, codes)).mul_(_beside(self.scale, codes))
+
+
+def _beside(each: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
+    return each if table.dim() == 1 else each[:, None]
+
+
+def largest(widths: Sequence[int], sizes: Sequence[int], device: torch.device) -> torch.Tensor:
+    """Return the largest code of every row, fp32, for matrices of so many rows and bits a code."""
+    tops = torch.tensor([2.0**width - 1 for width in widths], device=device)
+    return tops.repeat_interleave(torch.tensor(sizes, device=device))

@@ -1,0 +1,94 @@
+import pytest
+import torch
+
+from evosweep.compressors.gptq import GPTQ
+from evosweep.compressors.rtn import RoundToNearest
+from evosweep.compressors.several import Several
+from evosweep.compressors.sparse_gptq import SparseGPTQ
+from evosweep.compressors.sparsegpt import SparseGPT
+from evosweep.core.budget import Budget
+from evosweep.core.errors import SettingError
+from evosweep.evaluate.population import Evaluator
+from evosweep.fitness.kl import KL
+from evosweep.models.patch import replaced_weights
+from evosweep.search.evopress import RandomSearch
+from evosweep.store.build import StoreBuilder, plan_units
+from tests.contracts.compressor import CompressorContract, gram_of
+
+
+def both(**settings: bool) -> Several:
+    joint = SparseGPTQ(sparsity=[0.75, 0.4], bits=[2, 4], group=16, mask_block=16)
+    return Several(parts={"quantized": GPTQ(bits=[2, 3, 4], group=16), "joint": joint}, **settings)
+
+
+class TestSeveral(CompressorContract):
+    def make(self) -> Several:
+        return both()
+
+    def offers(self, unit: str, level: str, payloads) -> bool:
+        return level in payloads[unit]
+
+    def test_only_what_another_part_beats_is_left_out(self, weights, plans, payloads) -> None:
+        everything = both(dominated=True).compress(weights, gram_of(32), plans)
+        left_out = 0
+        for unit, ladder in plans.items():
+            errors = {name: each.output_error(weights[unit], gram_of(32)) for name, each in everything[unit].items()}
+            assert list(everything[unit]) == [level.name for level in ladder]
+            for level in ladder:
+                beaten = any(
+                    other.maker != level.maker and other.cost <= level.cost and errors[other.name] <= errors[level.name]
+                    for other in ladder
+                )
+                assert (level.name in payloads[unit]) == (not beaten)
+                left_out += beaten
+        assert left_out
+
+
+def test_parts_with_levels_of_one_name_are_an_error() -> None:
+    compressor = Several(parts={"a": GPTQ(group=16), "b": RoundToNearest(group=16)})
+    with pytest.raises(SettingError, match=r"compressor\.parts .*different names.*2bit"):
+        compressor.plan({"layer": (8, 32)})
+
+
+@pytest.mark.parametrize("parts", [None, {}, [1]])
+def test_no_parts_are_an_error(parts: object) -> None:
+    with pytest.raises(SettingError, match=r"compressor\.parts"):
+        Several(parts=parts)  # type: ignore[arg-type]
+
+
+def test_one_search_over_two_kinds_of_levels(anatomy, splits) -> None:
+    compressor = Several(
+        parts={"quantized": GPTQ(bits=[2, 4], group=16), "sparse": SparseGPT(sparsity=0.75, window=0)}, dominated=True
+    )
+    store = StoreBuilder(propagate=4).open(anatomy, compressor, splits["calibration"], model_name="tiny")
+    problem = Budget(bits_per_weight=4.6).problem(store.units)
+    evaluator = Evaluator(anatomy=anatomy, store=store, splits=splits)
+    children = RandomSearch(problem, seed=0, offspring=6).draw(generation=0)
+    kinds = {unit.levels[level].name[-1] for child in children for unit, level in zip(store.units, child, strict=True)}
+    assert kinds == {"t", "%"}  # bits and shares
+    scores = evaluator.score(torch.tensor(children).numpy(), split="search", windows=[0], fitness=[KL()])["kl"]
+    sites = [site for site in anatomy.sites if site.name in {unit.name for unit in store.units}]
+    for child, score in zip(children, scores, strict=True):
+        weights = {
+            unit.name: store.weight(unit.name, unit.levels[level].name)
+            for unit, level in zip(store.units, child, strict=True)
+        }
+        with replaced_weights(sites, weights):
+            alone = evaluator.score(None, split="search", windows=[0], fitness=[KL()])["kl"]
+        assert score == pytest.approx(float(alone[0]), rel=1e-4, abs=1e-6)
+
+
+def test_a_budget_may_name_a_level_that_was_not_worth_making(anatomy, splits) -> None:
+    compressor = both()
+    store = StoreBuilder().open(anatomy, compressor, splits["calibration"], model_name="tiny")
+    planned = plan_units(anatomy, compressor)
+    name = next(
+        level.name for unit, plan in zip(store.units, planned, strict=True) for level in plan.levels
+        if level.name not in unit.level_names
+    )
+    with pytest.raises(SettingError, match=r"budget\.as_uniform"):
+        Budget(as_uniform=name).problem(store.units)
+    problem = Budget(as_uniform=name).problem(store.units, planned=planned)
+    assert problem.budget == sum(
+        level.cost for unit in planned for level in unit.levels if level.name == name
+    )

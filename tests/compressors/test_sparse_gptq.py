@@ -1,0 +1,113 @@
+import numpy as np
+import pytest
+import torch
+
+from evosweep.compressors.base import layer_error
+from evosweep.compressors.gptq import GPTQ
+from evosweep.compressors.rtn import RoundToNearest
+from evosweep.compressors.sparse_gptq import SparseGPTQ
+from evosweep.compressors.sparsegpt import SparseGPT
+from evosweep.core.errors import SettingError
+from tests.contracts.compressor import CompressorContract, gram_of
+
+
+class TestSparseGPTQ(CompressorContract):
+    def make(self) -> SparseGPTQ:
+        return SparseGPTQ(sparsity=[0.75, 0.5], bits=[3, 5], group=16, mask_block=16, column_block=4)
+
+
+class TestSymmetric(CompressorContract):
+    def make(self) -> SparseGPTQ:
+        return SparseGPTQ(sparsity=[0.25], bits=[2, 4], group=16, mask_block=32, symmetric=True)
+
+
+class TestPatterns(CompressorContract):
+    def make(self) -> SparseGPTQ:
+        return SparseGPTQ(sparsity=["2:4"], bits=[3, 6], group=16, mask_block=16)
+
+
+def joint_float64(weight, gram, *, kept: int, width: int, group: int, damping: float, block: int):
+    """Masks and rounding in one loop, straight from SparseGPT's Algorithm 1 and section 3.5, in float64."""
+    weight, gram = weight.double().numpy().copy(), gram.double().numpy().copy()
+    gram += damping * np.diag(gram).mean() * np.eye(len(gram))
+    upper = np.linalg.cholesky(np.linalg.inv(gram)).T
+    columns, top, mask = weight.shape[1], 2**width - 1, np.zeros(weight.shape, dtype=bool)
+    for column in range(columns):
+        if column % block == 0:
+            stop = min(column + block, columns)
+            scores = (weight[:, column:stop] / np.diag(upper)[column:stop]) ** 2
+            quota = kept * stop // columns - kept * column // columns
+            part = np.zeros(scores.shape, dtype=bool)
+            part.flat[np.argsort(-scores, axis=None)[:quota]] = True
+            mask[:, column:stop] = part
+        if column % group == 0:
+            there = np.where(mask[:, column : column + group], weight[:, column : column + group], 0)
+            low, high = np.minimum(there.min(1), 0), np.maximum(there.max(1), 0)
+            low, high = np.where(low == high, -1, low), np.where(low == high, 1, high)
+            scale = ((high - low) / top).astype(np.float16).astype(np.float64)
+            zero = np.clip(np.round(-low / scale), 0, top)
+        codes = np.clip(np.round(weight[:, column] / scale + zero), 0, top)
+        settled = np.where(mask[:, column], (codes - zero) * scale, 0)
+        error = (weight[:, column] - settled) / upper[column, column]
+        weight[:, column] = settled
+        weight[:, column + 1 :] -= np.outer(error, upper[column, column + 1 :])
+    return weight
+
+
+@pytest.mark.parametrize(("sparsity", "width", "block"), [(0.5, 3, 32), (0.75, 2, 64), (0.25, 4, 16)])
+def test_equals_a_float64_reference(sparsity: float, width: int, block: int) -> None:
+    weight, gram = torch.randn(48, 64, generator=torch.Generator().manual_seed(3)), gram_of(64)
+    compressor = SparseGPTQ(sparsity=[sparsity], bits=[width], group=16, mask_block=block, column_block=8)
+    (plan,) = compressor.plan({"a": (48, 64)})["a"]
+    made = compressor.compress({"a": weight}, gram, {"a": [plan]})["a"][plan.name].weight
+    expected = torch.from_numpy(
+        joint_float64(weight, gram, kept=plan.kept, width=width, group=16, damping=0.01, block=block)
+    )
+    assert torch.isclose(made.double(), expected, atol=1e-3).double().mean() >= 0.99
+    errors = [layer_error((weight - each).double(), gram.double()) for each in (made, expected)]
+    assert errors[0] == pytest.approx(errors[1], rel=0.01)
+
+
+def test_one_loop_for_both_beats_rounding_what_is_left() -> None:
+    weight, gram = torch.randn(64, 64, generator=torch.Generator().manual_seed(3)), gram_of(64, mixing=2.0)
+    joint, pruner = SparseGPTQ(sparsity=[0.5], bits=[2], group=16), SparseGPT(sparsity=0.5, window=0)
+    (level,) = joint.compress({"a": weight}, gram, joint.plan({"a": (64, 64)}))["a"].values()
+    (half,) = pruner.compress({"a": weight}, gram, pruner.plan({"a": (64, 64)}))["a"].values()
+    rounded = RoundToNearest(bits=[2], group=16).compress({"a": half.weight}, gram, {})["a"]["2bit"].weight
+    apart = torch.where(half.weight == 0, 0.0, rounded)
+    assert layer_error(weight - level.weight, gram) < 0.95 * layer_error(weight - apart, gram)
+
+
+def test_patterns_hold_in_every_group_of_a_row() -> None:
+    weight = torch.randn(16, 32, generator=torch.Generator().manual_seed(3))
+    compressor = SparseGPTQ(sparsity=["2:4"], bits=[8], group=16)
+    (made,) = compressor.compress({"a": weight}, gram_of(32), compressor.plan({"a": (16, 32)}))["a"].values()
+    assert ((made.weight.view(-1, 4) != 0).sum(dim=1) <= 2).all()
+
+
+def test_nothing_removed_costs_a_mask_more_than_gptq() -> None:
+    ((plan,),) = SparseGPTQ(sparsity=[1 / 576**2], bits=[3]).plan({"a": (576, 576)}).values()
+    ((dense,),) = GPTQ(bits=[3]).plan({"a": (576, 576)}).values()
+    assert plan.cost - dense.cost == pytest.approx(576**2, abs=24)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"sparsity": []}, r"compressor\.sparsity must be a list"),
+        ({"sparsity": "2:4"}, r"compressor\.sparsity must be a list"),
+        ({"sparsity": [0.5, 1.2]}, r"compressor\.sparsity\[1\].*1\.2"),
+        ({"sparsity": ["4:2"]}, r"compressor\.sparsity\[0\].*N:M"),
+        ({"bits": [9]}, "from 2 to 8"),
+        ({"group": 48}, r"compressor\.group must be a divisor of compressor\.mask_block=128"),
+        ({"damping": 0}, r"compressor\.damping"),
+    ],
+)
+def test_bad_settings_are_named(settings: dict, message: str) -> None:
+    with pytest.raises(SettingError, match=message):
+        SparseGPTQ(**settings)
+
+
+def test_a_pattern_that_does_not_divide_is_told_before_any_work() -> None:
+    with pytest.raises(SettingError, match=r"M of compressor\.sparsity must be .* 1 layers \(a .* 64, .*'2:5'"):
+        SparseGPTQ(sparsity=["2:5"]).plan({"a": (10, 64)})
