@@ -34,7 +34,7 @@ class GPTQ(IntegerLevels):
         group: int | None = 64,
         symmetric: bool = False,
         damping: float = 0.01,
-        column_block: int = 32,
+        column_block: int = 64,
     ) -> None:
         super().__init__(bits=bits, group=group, symmetric=symmetric)
         self.damping = check_number("compressor.damping", damping, low=0, high=1, exclusive=True)

@@ -43,7 +43,7 @@ class SparseGPTQ:
         symmetric: bool = False,
         damping: float = 0.01,
         mask_block: int = 128,
-        column_block: int = 32,
+        column_block: int = 64,
     ) -> None:
         if not isinstance(sparsity, Sequence) or isinstance(sparsity, str) or not sparsity:
             raise SettingError("compressor.sparsity", allowed="a list of shares or N:M patterns", got=sparsity)

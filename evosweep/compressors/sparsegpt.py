@@ -35,7 +35,7 @@ class SparseGPT(SparseLevels):
         patterns: Sequence[str] | None = None,
         damping: float = 0.01,
         mask_block: int = 128,
-        column_block: int = 32,
+        column_block: int = 64,
     ) -> None:
         super().__init__(sparsity=sparsity, window=window, step=step, patterns=patterns)
         self.damping = check_number("compressor.damping", damping, low=0, high=1, exclusive=True)

@@ -47,6 +47,7 @@ class StagedScorer:
         scores, alive, spent = np.full(len(genomes), np.nan), np.arange(len(genomes)), 0
         losses = np.empty((len(genomes), 0, seq_len - 1), dtype=np.float32)
         looks = racing.looks(len(windows), seq_len)
+        boundary = racing.boundary(looks)
         for look in looks:
             more = windows[losses.shape[1] : look.windows]
             found = self.evaluator.token_losses(
@@ -58,7 +59,7 @@ class StagedScorer:
                 losses = np.concatenate([losses, found], axis=1)
             known = losses if whole else found
             scores[alive] = [self.fitness.reduce(mean) for mean in known.mean(axis=(1, 2), dtype=np.float64)]
-            stays = ~racing.excluded(known, survivors, looks=len(looks))
+            stays = ~racing.excluded(known, survivors, boundary=boundary)
             alive, losses = alive[stays], losses[stays]
             if len(alive) <= survivors:
                 break
