@@ -302,6 +302,9 @@ def test_the_database_is_mlflows_own(finished: Path) -> None:
                     "sampler=evopress,ilp,owl,uniform,random"]),
         ("patterns", ["compressor=wanda", "compressor.patterns=['2:4','4:8']", "budget=bits_per_weight",
                       "budget.bits_per_weight=13", "sampler=evopress,uniform"]),
+        ("joint", ["compressor=several", "compressor.parts.quantized.group=16", "compressor.parts.sparse.group=16",
+                   "budget=bits_per_weight", "budget.bits_per_weight=3.6", "export=packed", "tracking.model=weights",
+                   "sampler=evopress,ilp,ilp_bare,owl,uniform"]),
     ],
 )
 def test_every_kind_of_compression_goes_from_model_to_export(

@@ -48,15 +48,15 @@ def layer_table(result: SearchResult) -> dict[str, list[Any]]:
     return columns
 
 
-def loading(*, weights: bool) -> str:
-    """Return how a logged winner is loaded, or made again where only its recipe was kept."""
-    code = (
-        "```python\nimport mlflow\nfrom transformers import AutoModelForCausalLM\n\n"
-        "folder = mlflow.artifacts.download_artifacts('models:/<the id of this model>')\n"
-        "model = AutoModelForCausalLM.from_pretrained(folder)\n```"
-    )
-    if weights:
-        return code
+def loading(code: str | None) -> str:
+    """Return how a logged winner is loaded, or made again where only its recipe was kept.
+
+    Args:
+        code: Makes a ``model`` of a ``folder``; None where there is no folder.
+    """
+    if code:
+        fetch = "import mlflow\n\nfolder = mlflow.artifacts.download_artifacts('models:/<the id of this model>')"
+        return f"```python\n{fetch}\n{code}\n```"
     return (
         "The recipe: `allocation.json` says the level of every layer; the first line of `config.yaml` is the command "
         "that found it. To have the model itself, run that command with `sampler=evopress "

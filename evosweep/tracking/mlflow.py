@@ -332,7 +332,8 @@ class MlflowTracker:
             folder = Path(name)
             for each in ("allocation.json", "config.yaml"):
                 shutil.copy(run / each, folder / each)
-            (folder / "README.md").write_text(f"{describe(result)}\n\n{loading(weights=weights)}\n", encoding="utf-8")
+            code = result.export.get("load") if weights else None
+            (folder / "README.md").write_text(f"{describe(result)}\n\n{loading(code)}\n", encoding="utf-8")
             if weights:
                 self.client.log_model_artifacts(made.model_id, str(run / "model"))
             self.client.log_model_artifacts(made.model_id, name)

@@ -8,6 +8,7 @@ from evosweep.compressors.sparsegpt import SparseGPT
 from evosweep.core.budget import Budget
 from evosweep.evaluate.population import Evaluator
 from evosweep.exporters.dense import DenseSafetensors
+from evosweep.exporters.packed import TENSORS, PackedSafetensors
 from evosweep.models.anatomy import Anatomy
 from evosweep.models.load import LoadedModel
 from evosweep.search.moves import random_feasible
@@ -28,8 +29,13 @@ def test_what_was_scored_is_what_reloads(family: str, compressor, tmp_path) -> N
     problem = Budget(bits_per_weight=6).problem(store.units, fixed_bits=store.fixed_bits)
     genome = random_feasible(problem, np.random.default_rng(0))
     genome[next(iter(store.drops))] = 0
-    facts = DenseSafetensors().export(
-        genome, problem=problem, evaluator=evaluator, folder=tmp_path / "model",
-        loaded=LoadedModel(family, anatomy.model, NoTokenizer()),
-    )
-    assert facts["max_logit_difference"] < 1e-5
+    for exporter in (DenseSafetensors(), PackedSafetensors()):
+        facts = exporter.export(
+            genome, problem=problem, evaluator=evaluator, folder=tmp_path / type(exporter).__name__,
+            loaded=LoadedModel(family, anatomy.model, NoTokenizer()),
+        )
+        assert facts["max_logit_difference"] < 1e-5
+    counted = 1e6 * problem.megabytes(problem.cost(genome))
+    file = tmp_path / "PackedSafetensors" / TENSORS
+    header = 8 + int.from_bytes(file.read_bytes()[:8], "little")
+    assert file.stat().st_size - header == pytest.approx(counted, rel=0.01)

@@ -105,6 +105,28 @@ def test_a_build_that_dies_leaves_nothing(anatomy, splits, fresh_cache, monkeypa
     assert "built" in opened(anatomy, splits)[1][-1]
 
 
+def test_inputs_that_are_no_numbers_name_their_layer_and_leave_nothing(anatomy, splits, fresh_cache) -> None:
+    site = anatomy.sites_of(1)[0]
+    weight = anatomy.sites_of(0)[-1].module.weight
+    before = weight[0, 0].clone()
+    with torch.no_grad():
+        weight[0, 0] = float("nan")
+    try:
+        with pytest.raises(StoreError, match=f"calibration inputs of {site.name} hold NaN"):
+            opened(anatomy, splits, builder=StoreBuilder(propagate=None))
+    finally:
+        with torch.no_grad():
+            weight[0, 0] = before
+    assert not [path for path in (fresh_cache / "stores").iterdir() if path.is_dir()]
+
+
+def test_a_full_disk_is_told_before_any_work(anatomy, splits, fresh_cache, monkeypatch) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**6, 10**6 - 1000, 1000))
+    with pytest.raises(StoreError, match=r"needs about .* MB in .* 0 MB are free; make room, or set EVOSWEEP_CACHE"):
+        opened(anatomy, splits)
+    assert not [path for path in (fresh_cache / "stores").iterdir() if path.is_dir()]
+
+
 def test_another_schema_is_not_read(anatomy, splits, fresh_cache) -> None:
     store, _ = opened(anatomy, splits)
     path = store.folder / "manifest.json"

@@ -55,7 +55,7 @@ def _image(path: Path) -> str:
 
 def _loading(result: SearchResult, run: Path) -> str:
     if result.export:
-        return f"from transformers import AutoModelForCausalLM\nAutoModelForCausalLM.from_pretrained('{run}/model')"
+        return f"folder = '{run}/model'\n\n{result.export['load']}"
     return f"# not exported; the allocation is in {run}/allocation.json:\n# sampler.start={run}/allocation.json"
 
 

@@ -1,0 +1,45 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from evosweep.core.errors import ExportError
+from evosweep.exporters.packed import INDEX, TENSORS, PackedSafetensors, load
+from tests.contracts.exporter import ExporterContract
+
+
+class TestPackedSafetensors(ExporterContract):
+    def make(self) -> PackedSafetensors:
+        return PackedSafetensors(check_tokens=16)
+
+    def test_its_weights_are_the_levels(self, exported, store, tmp_path) -> None:
+        weights = dict(load(tmp_path / "model").named_parameters())
+        for place, unit in enumerate(store.units):
+            assert torch.equal(weights[f"{unit.name}.weight"], store.weight(unit.name, unit.levels[place % 2].name))
+
+    def test_it_says_what_was_scored(self, exported, evaluator, splits, tmp_path) -> None:
+        tokens = torch.from_numpy(splits["search"].windows[:1])
+        genome = np.arange(len(evaluator.store.units)) % 2
+        with torch.no_grad():
+            logits = load(tmp_path / "model")(input_ids=tokens).logits[0]
+        assert torch.allclose(logits, evaluator.logits(genome, tokens), atol=1e-5)
+
+    def test_its_file_is_as_large_as_the_budget_counts(self, exported, store, make_store_problem, tmp_path) -> None:
+        problem = make_store_problem(store)
+        counted = 1e6 * problem.megabytes(problem.cost(np.arange(len(problem.units)) % 2))
+        file = tmp_path / "model" / TENSORS
+        header = 8 + int.from_bytes(file.read_bytes()[:8], "little")
+        assert file.stat().st_size - header == pytest.approx(counted, abs=64)
+
+    def test_what_is_no_packed_model_is_told(self, exported, tmp_path) -> None:
+        folder = tmp_path / "model"
+        with pytest.raises(ExportError, match="is no packed model"):
+            load(tmp_path)
+        index = json.loads((folder / INDEX).read_text())
+        (folder / INDEX).write_text(json.dumps({**index, "version": 99}))
+        with pytest.raises(ExportError, match="version 99"):
+            load(folder)
+        (folder / TENSORS).write_bytes((folder / TENSORS).read_bytes()[:100])
+        with pytest.raises(ExportError, match="missing or damaged"):
+            load(folder)
