@@ -9,6 +9,15 @@ from collections.abc import Mapping
 import torch
 
 SCALE_BITS = 16
+ONES, GATHER, DIAGONAL, CARRY = (
+    int.from_bytes(bytes(each), "little", signed=True)
+    for each in (
+        [1] * 8,
+        [1 << (7 - place) for place in range(8)],
+        [1 << place for place in range(8)],
+        [0x80 - (1 << place) for place in range(8)],
+    )
+)
 
 
 def bits(*, rows: int, columns: int, width: int, group: int, symmetric: bool) -> int:
@@ -61,18 +70,23 @@ def decode(parts: Mapping[str, torch.Tensor], meta: Mapping[str, int]) -> torch.
 
 
 def pack(codes: torch.Tensor, width: int) -> torch.Tensor:
-    """Pack codes below 2^width into bit planes, uint8 of shape (width, ceil(codes / 8))."""
+    """Pack codes below 2^width into bit planes, uint8 of shape (width, ceil(codes / 8)).
+
+    Eight codes are one 64-bit word. Of a word with a bit in each byte, multiplying by ``GATHER`` brings them together
+    in the top byte, the first code's lowest.
+    """
     flat = codes.reshape(-1).to(torch.uint8)
-    flat = torch.nn.functional.pad(flat, (0, -len(flat) % 8)).view(-1, 8)
-    places = torch.arange(8, dtype=torch.uint8, device=flat.device)
-    planes = [(((flat >> bit) & 1) << places).sum(dim=1, dtype=torch.uint8) for bit in range(width)]
+    words = torch.nn.functional.pad(flat, (0, -len(flat) % 8)).view(torch.int64)
+    planes = [((((words >> bit) & ONES) * GATHER) >> 56).to(torch.uint8) for bit in range(width)]
     return torch.stack(planes)
 
 
 def unpack(planes: torch.Tensor, width: int, count: int) -> torch.Tensor:
-    """Return the first ``count`` codes of bit planes, uint8, shape (count,)."""
-    places = torch.arange(8, dtype=torch.uint8, device=planes.device)
-    codes = torch.zeros((planes.shape[1], 8), dtype=torch.uint8, device=planes.device)
+    """Return the first ``count`` codes of bit planes, uint8, shape (count,).
+
+    A byte eight times in a word, of which byte i keeps its bit i; what is added carries that bit to the byte's top.
+    """
+    words = torch.zeros(planes.shape[1], dtype=torch.int64, device=planes.device)
     for bit in range(width):
-        codes |= ((planes[bit][:, None] >> places) & 1) << bit
-    return codes.view(-1)[:count]
+        words |= (((((planes[bit].to(torch.int64) * ONES) & DIAGONAL) + CARRY) >> 7) & ONES) << bit
+    return words.view(torch.uint8)[:count]
