@@ -317,6 +317,8 @@ def test_every_kind_of_compression_goes_from_model_to_export(
     for row in rows:
         assert row["bits_per_weight"] <= largest and row["val_kl"] >= 0
         assert row["export"]["max_logit_difference"] < 1e-4
+        if name == "sparse":
+            assert row["sparsity"] == pytest.approx(0.5, abs=0.03)
     runs = client.search_runs([client.get_experiment_by_name(name).experiment_id])
     assert {run.info.status for run in runs} == {"FINISHED"}
 

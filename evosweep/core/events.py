@@ -114,6 +114,7 @@ class SearchResult:
             "seed": self.seed,
             "bits_per_weight": self.problem.bits_per_weight(self.cost),
             "megabytes": self.problem.megabytes(self.cost),
+            "sparsity": self.problem.sparsity(self.problem.encode(self.allocation)),
             "val_kl": self.validation["kl"],
             "val_ppl": self.validation["ppl"],
             "dense_ppl": self.dense["ppl"],

@@ -27,6 +27,7 @@ class Level:
         error: Layer-output error ‖(W−Ŵ)x‖², (weighted) mean over the calibration tokens x, if known.
         relative_error: The same over the mean of ‖Wx‖².
         value: What a heatmap colours by (bits per weight's nominal part, sparsity ...).
+        removed: Share of the unit's weights that are not there any more.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Level:
     error: float | None = None
     relative_error: float | None = None
     value: float | None = None
+    removed: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -275,6 +277,14 @@ class Problem:
     def bits_per_weight(self, bits: int) -> float:
         """Bits over all weights of the units."""
         return bits / int(self.numels.sum())
+
+    def sparsity(self, genome: Genome) -> float:
+        """Share of all units' weights that are removed, one by one or with what is dropped: dense-equivalent sparsity.
+
+        Beside it, a genome's cost says what that is worth: masks take space too.
+        """
+        removed = np.array([unit.levels[level].removed for unit, level in zip(self.units, genome, strict=True)])
+        return float(np.where(self.alive(genome), removed, 1.0) @ self.numels / self.numels.sum())
 
     def megabytes(self, bits: int) -> float:
         """Size of the whole model in 10⁶ bytes: the units at ``bits`` plus everything that is not compressed."""

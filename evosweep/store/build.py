@@ -288,7 +288,7 @@ def _row(
         payload = payloads[plan.name]
         error = payload.output_error(weight, gram)
         levels.append(
-            {"name": plan.name, "cost": plan.cost, "value": plan.value, "error": error,
+            {**_level(plan, site.shape), "error": error,
              "relative_error": error / whole if whole else 0.0, "format": payload.format,
              "meta": dict(payload.meta), "parts": sorted(payload.parts)}
         )
@@ -297,9 +297,14 @@ def _row(
 
 def _planned(site: Site, plans: Sequence[LevelPlan]) -> dict[str, Any]:
     """Return what is known of a layer before it is compressed."""
-    levels = [{"name": plan.name, "cost": plan.cost, "value": plan.value} for plan in plans]
+    levels = [_level(plan, site.shape) for plan in plans]
     return {"name": site.name, "first": site.name, "block": site.block, "shape": list(site.shape),
             "numel": site.shape[0] * site.shape[1], "group": site.group, "levels": levels}
+
+
+def _level(plan: LevelPlan, shape: tuple[int, int]) -> dict[str, Any]:
+    removed = 1 - plan.kept / (shape[0] * shape[1]) if plan.kept else 0.0
+    return {"name": plan.name, "cost": plan.cost, "value": plan.value, "removed": removed}
 
 
 def _tensors(unit: str, payloads: Mapping[str, Payload]) -> dict[str, torch.Tensor]:

@@ -75,8 +75,9 @@ class Drop:
             gates = [name for name in part.sites if name in compressed]
             units = {id(site.module.weight) for site in anatomy.sites if site.name in gates}
             own = {id(p): p for p in part.parameters if id(p) not in units}.values()
-            kept = {"name": KEPT, "cost": sum(p.numel() * p.element_size() * 8 for p in own), "value": 1.0}
-            levels = [{"name": DROPPED, "cost": 0, "value": 0.0}, kept]
+            bits = sum(p.numel() * p.element_size() * 8 for p in own)
+            levels = [{"name": DROPPED, "cost": 0, "value": 0.0, "removed": 1.0},
+                      {"name": KEPT, "cost": bits, "value": 1.0, "removed": 0.0}]
             writer = None if part.writer is None else part.writer.name
             rows.append({
                 "name": part.name, "first": part.sites[0], "block": part.blocks[0],

@@ -15,7 +15,7 @@ from evosweep.core.errors import StoreError
 from evosweep.core.files import sha256_file
 from evosweep.core.problem import Level, Unit
 
-SCHEMA = 2  # raise when payloads or columns change meaning: older stores then are not reused
+SCHEMA = 3  # raise when payloads or columns change meaning: older stores then are not reused
 MANIFEST = "manifest.json"
 
 
@@ -127,7 +127,7 @@ def unit_of(row: Mapping[str, Any]) -> Unit:
         levels=tuple(
             Level(
                 name=level["name"], cost=level["cost"], error=level.get("error"),
-                relative_error=level.get("relative_error"), value=level["value"],
+                relative_error=level.get("relative_error"), value=level["value"], removed=level["removed"],
             )
             for level in row["levels"]
         ),

@@ -74,6 +74,7 @@ COLUMNS = {
     "run": ("run", "{}"),
     "bits_per_weight": ("bits/weight", "{:.3f}"),
     "megabytes": ("MB", "{:.1f}"),
+    "sparsity": ("removed", "{:.1%}"),
     "val_kl": ("val KL", "{:.4f}"),
     "val_ppl": ("val PPL", "{:.2f}"),
     "tokens": ("tokens scored", "{:,.0f}"),
@@ -85,7 +86,8 @@ COLUMNS = {
 def summary(rows: Sequence[Mapping[str, Any]], *, title: str) -> Table:
     """Return a table of results, best validation KL first, under the dense model."""
     table = Table(title=title)
-    for key, (heading, _) in COLUMNS.items():
+    columns = {key: form for key, form in COLUMNS.items() if key != "sparsity" or any(row["sparsity"] for row in rows)}
+    for key, (heading, _) in columns.items():
         number = key not in {"run", "mlflow_run"}
         table.add_column(heading, justify="right" if number else "left", no_wrap=number, overflow="fold")
     dense = {"run": "dense", "val_ppl": rows[0]["dense_ppl"], "bits_per_weight": rows[0]["dense_bits_per_weight"],
@@ -94,6 +96,6 @@ def summary(rows: Sequence[Mapping[str, Any]], *, title: str) -> Table:
     own = [[each for each in row["overrides"] if each not in shared and not each.startswith("budget")] for row in rows]
     named = [{**row, "run": " ".join([row["run"], *words])} for row, words in zip(rows, own, strict=True)]
     for row in [dense, *sorted(named, key=lambda each: each["val_kl"])]:
-        cells = [form.format(row[key]) if row.get(key) is not None else "" for key, (_, form) in COLUMNS.items()]
+        cells = [form.format(row[key]) if row.get(key) is not None else "" for key, (_, form) in columns.items()]
         table.add_row(*map(escape, cells))
     return table

@@ -14,7 +14,7 @@ def describe(result: SearchResult) -> str:
     lines = [
         f"**{result.sampler}**, seed {result.seed}: validation KL **{row['val_kl']:.4f}**, "
         f"PPL **{row['val_ppl']:.2f}** (dense {row['dense_ppl']:.2f}) at "
-        f"**{row['bits_per_weight']:.3f} bits a weight**, {row['megabytes']:.1f} MB.",
+        f"**{row['bits_per_weight']:.3f} bits a weight**, {row['megabytes']:.1f} MB{_removed(row['sparsity'])}.",
         "",
         f"{len(result.generations) - 1} generations after the start (KL {first['kl']:.4f}, PPL {first['ppl']:.2f}), "
         f"{row['tokens']:,} tokens scored, {row['seconds']:.0f} s; ended: {result.stopped}.",
@@ -30,6 +30,10 @@ def describe(result: SearchResult) -> str:
         for kind, counts in chosen.items()
     ]
     return "\n".join(lines)
+
+
+def _removed(share: float) -> str:
+    return f", {share:.1%} of the weights removed" if share else ""
 
 
 def layer_table(result: SearchResult) -> dict[str, list[Any]]:

@@ -1,5 +1,5 @@
+import numpy as np
 import pytest
-import torch
 
 from evosweep.compressors.gptq import GPTQ
 from evosweep.compressors.rtn import RoundToNearest
@@ -66,7 +66,7 @@ def test_one_search_over_two_kinds_of_levels(anatomy, splits) -> None:
     children = RandomSearch(problem, seed=0, offspring=6).draw(generation=0)
     kinds = {unit.levels[level].name[-1] for child in children for unit, level in zip(store.units, child, strict=True)}
     assert kinds == {"t", "%"}  # bits and shares
-    scores = evaluator.score(torch.tensor(children).numpy(), split="search", windows=[0], fitness=[KL()])["kl"]
+    scores = evaluator.score(np.stack(children), split="search", windows=[0], fitness=[KL()])["kl"]
     sites = [site for site in anatomy.sites if site.name in {unit.name for unit in store.units}]
     for child, score in zip(children, scores, strict=True):
         weights = {

@@ -41,6 +41,16 @@ def test_problem_rejects_ladders_that_do_not_rise() -> None:
         Problem(units=(Unit("a", 10, 0, levels[::-1]),), budget=1000)
 
 
+def test_what_is_removed_counts_weights_and_what_is_dropped_whole() -> None:
+    half, whole = Level("50%", 10, removed=0.5), Level("dense", 20)
+    inside = tuple(Unit(f"b.0.{name}", 100, 0, (half, whole)) for name in "ab")
+    gate = Unit("b.0.mlp", 40, 0, (Level("dropped", 0, removed=1.0), Level("kept", 5)), gates=("b.0.b",))
+    problem = Problem(units=(*inside, gate), budget=45)
+    assert problem.sparsity(np.array([1, 1, 1])) == 0
+    assert problem.sparsity(np.array([0, 1, 1])) == pytest.approx(50 / 240)
+    assert problem.sparsity(np.array([0, 1, 0])) == pytest.approx(190 / 240)
+
+
 def test_fingerprint_changes_with_budget_only_when_it_should() -> None:
     assert make_problem().fingerprint == make_problem(kl_per_error=3.0).fingerprint
     assert make_problem().fingerprint != make_problem(make_problem().budget - 1).fingerprint

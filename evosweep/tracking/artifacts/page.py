@@ -41,6 +41,7 @@ def _table(result: SearchResult) -> str:
         ("validation PPL", f"{row['val_ppl']:.2f}", f"{start['ppl']:.2f}", f"{row['dense_ppl']:.2f}"),
         ("true bits a weight", f"{row['bits_per_weight']:.3f}", f"{result.generations[0].bits_per_weight:.3f}", ""),
         ("megabytes", f"{row['megabytes']:.1f}", "", ""),
+        ("weights removed", f"{row['sparsity']:.1%}", "", "0.0%"),
         ("tokens scored", f"{row['tokens']:,}", "", ""),
         ("seconds", f"{row['seconds']:.0f}", "", ""),
     ]
