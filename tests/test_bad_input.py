@@ -95,6 +95,7 @@ CASES = {
     "curvature of what has no weight": (["sampler=hawq_v2", "drop=sublayers"], "sampler.allocator.harm", "hawq_v2"),
     "parents": (["sampler.population_size=0"], "sampler.population_size", "0"),
     "a text as journal": (["storage.path=corpus.jsonl"], "storage.path must be a journal file", "something else"),
+    "zeros where the format has none": (["export=compressed_tensors"], "export must be one of", "symmetric=true"),
     "launcher": (["hydra/launcher=jobleb"], "hydra/launcher must be one of basic, joblib, got", "mean 'joblib'"),
     "what is recorded": (["storage.record=elite"], "storage.record must be one of", "did you mean 'elites'"),
     "in a multirun": (["-m", "seed=0,x"], "seed must be an integer", "'x'"),

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 import torch
 
+from evosweep.compressors.base import Compressor
 from evosweep.core.checks import check_bool, check_int
 from evosweep.core.errors import ExportError
 from evosweep.core.files import new_folder
@@ -17,6 +18,7 @@ from evosweep.evaluate.population import Evaluator
 from evosweep.models.anatomy import Site
 from evosweep.models.load import LoadedModel
 from evosweep.models.shrink import without_blocks, zeroed
+from evosweep.store.drop import Drop
 
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 1e-2, torch.float16: 1e-3}
 
@@ -82,6 +84,9 @@ class Exporter:
     def __post_init__(self) -> None:
         check_bool("export.enabled", self.enabled)
         check_int("export.check_tokens", self.check_tokens, low=1)
+
+    def check(self, compressor: Compressor, drop: Drop) -> None:
+        """Raise SettingError, before any work, where what a search may choose cannot be written."""
 
     def write(self, winner: Winner, loaded: LoadedModel, folder: Path) -> None:
         """Write all but tokenizer and allocation."""

@@ -1,0 +1,126 @@
+"""compressed-tensors checkpoints, one scheme a bit-width: plain transformers loads them at their true size."""
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from safetensors.torch import save_file
+from transformers.pytorch_utils import Conv1D
+
+from evosweep.compressors.base import Compressor
+from evosweep.compressors.formats.grouped_int import unpack
+from evosweep.compressors.integer import IntegerLevels
+from evosweep.core.errors import ExportError, SettingError
+from evosweep.core.files import write_json
+from evosweep.exporters.base import Exporter, Winner
+from evosweep.models.load import LoadedModel
+from evosweep.store.drop import Drop
+
+Packed = dict[str, torch.Tensor]
+
+
+class CompressedTensors(Exporter):
+    """Writes ``pack-quantized`` integers: codes packed to the bit, a scale a group, no zeros.
+
+    So levels must be symmetric bit-widths, and whole blocks are all that may be dropped. transformers unpacks any
+    mixture; vLLM, which reads the format too, has kernels for some widths only, and fuses query, key and value, and
+    gate and up, for which it wants one width each (not tried here).
+    """
+
+    loading = (
+        "from transformers import AutoModelForCausalLM  # needs compressed-tensors\n\n"
+        "model = AutoModelForCausalLM.from_pretrained(folder)"
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.enabled and importlib.util.find_spec("compressed_tensors") is None:
+            raise SettingError(
+                "export", allowed=["dense", "packed", "none"], got="compressed_tensors",
+                hint="pip install compressed-tensors",
+            )
+
+    def check(self, compressor: Compressor, drop: Drop) -> None:
+        """Raise SettingError where the format has no place for what a search may choose."""
+        if not isinstance(compressor, IntegerLevels) or not compressor.symmetric:
+            raise SettingError(
+                "export", allowed=["dense", "packed", "none"], got="compressed_tensors",
+                hint="it holds symmetric bit-widths: compressor=gptq compressor.symmetric=true",
+            )
+        if drop.granularity == "sublayers":
+            raise SettingError(
+                "export", allowed=["dense", "packed", "none"], got="compressed_tensors",
+                hint="it has no place for a block without its attention or MLP: drop=blocks",
+            )
+
+    def write(self, winner: Winner, loaded: LoadedModel, folder: Path) -> None:
+        """Write ``model.safetensors`` and the config with its quantization.
+
+        Raises:
+            ExportError: A layer keeps its weight transposed, for which compressed-tensors has no layout.
+        """
+        model: Any = loaded.model
+        with winner.in_place():
+            paths = {id(module): path for path, module in model.named_modules()}
+            tensors: Packed = {}
+            groups: dict[tuple[int, int], list[str]] = {}
+            for site, place in winner.levels.items():
+                path = paths.get(id(site.module))
+                if isinstance(site.module, Conv1D):
+                    raise ExportError(f"compressed-tensors has no layout for {site.name}, a transposed layer")
+                if path is not None:
+                    width, group, packed = _packed(winner, place)
+                    tensors |= {f"{path}.{name}": value for name, value in packed.items()}
+                    groups.setdefault((width, group), []).append(path)
+            seen: set[int] = set()
+            for name, value in model.state_dict().items():
+                if f"{name}_packed" not in tensors and value.data_ptr() not in seen:
+                    seen.add(value.data_ptr())
+                    tensors[name] = value
+            values = {name: value.cpu().contiguous() for name, value in tensors.items()}
+            save_file(values, folder / "model.safetensors", metadata={"format": "pt"})
+            write_json(folder / "config.json", {**model.config.to_dict(), "quantization_config": _scheme(groups)})
+            if model.can_generate():
+                model.generation_config.save_pretrained(folder)
+
+    def reload(self, folder: Path, *, dtype: torch.dtype) -> torch.nn.Module:
+        """Return the model through ``from_pretrained``."""
+        model: torch.nn.Module = transformers.AutoModelForCausalLM.from_pretrained(str(folder), dtype=dtype)
+        return model
+
+
+def _packed(winner: Winner, place: int) -> tuple[int, int, Packed]:
+    """Return a layer's width, group and tensors, its codes shifted to be signed and packed row by row."""
+    from compressed_tensors.compressors.pack_quantized.helpers import pack_to_int32  # noqa: PLC0415 - an extra
+
+    unit = winner.problem.units[place]
+    stored = winner.evaluator.store.payload(unit.name, unit.levels[int(winner.genome[place])].name)
+    rows, columns, width, group = (stored.meta[key] for key in ("rows", "columns", "width", "group"))
+    parts = stored.parts()
+    codes = unpack(parts["codes"], width, rows * columns).view(rows, columns)
+    signed = (codes.to(torch.int16) - 2 ** (width - 1)).to(torch.int8)
+    return width, group, {
+        "weight_packed": pack_to_int32(signed, width),
+        "weight_scale": parts["scales"].to(winner.evaluator.anatomy.dtype),
+        "weight_shape": torch.tensor([rows, columns]),
+    }
+
+
+def _scheme(groups: dict[tuple[int, int], list[str]]) -> dict[str, Any]:
+    """Return the quantization config: a group of layers a (width, group size)."""
+    return {
+        "quant_method": "compressed-tensors",
+        "format": "pack-quantized",
+        "quantization_status": "compressed",
+        "ignore": [],
+        "config_groups": {
+            f"group_{number}": {
+                "targets": paths,
+                "weights": {"num_bits": width, "type": "int", "symmetric": True, "strategy": "group",
+                            "group_size": group, "dynamic": False},
+            }
+            for number, ((width, group), paths) in enumerate(sorted(groups.items()))
+        },
+    }

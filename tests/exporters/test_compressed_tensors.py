@@ -1,0 +1,96 @@
+import numpy as np
+import pytest
+import torch
+import transformers
+
+from evosweep.compressors.gptq import GPTQ
+from evosweep.compressors.sparsegpt import SparseGPT
+from evosweep.core.budget import Budget
+from evosweep.core.errors import ExportError, SettingError
+from evosweep.evaluate.population import Evaluator
+from evosweep.exporters.compressed_tensors import CompressedTensors
+from evosweep.models.anatomy import Anatomy
+from evosweep.models.load import LoadedModel
+from evosweep.store.build import StoreBuilder
+from evosweep.store.drop import Drop
+from tests.contracts.exporter import ExporterContract
+from tests.models.test_anatomy import FAMILIES, small
+from tests.store.test_drop import NoTokenizer, splits
+
+
+@pytest.fixture(scope="module")
+def store(anatomy, splits):
+    compressor = GPTQ(bits=[2, 3, 4, 8], group=16, symmetric=True)
+    return StoreBuilder().open(anatomy, compressor, splits["calibration"], model_name="tiny")
+
+
+@pytest.fixture(scope="module")
+def evaluator(anatomy, splits, store):
+    return Evaluator(anatomy=anatomy, store=store, splits=splits)
+
+
+class TestCompressedTensors(ExporterContract):
+    def make(self) -> CompressedTensors:
+        return CompressedTensors(check_tokens=16)
+
+    def test_transformers_loads_what_was_scored(self, exported, evaluator, splits, tmp_path) -> None:
+        model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "model").eval()
+        assert model.config.quantization_config.quant_method == "compressed-tensors"
+        tokens = torch.from_numpy(splits["search"].windows[:1])
+        genome = np.arange(len(evaluator.store.units)) % 2
+        with torch.no_grad():
+            logits = model(input_ids=tokens).logits[0]
+        assert torch.allclose(logits, evaluator.logits(genome, tokens), atol=1e-4)
+
+    def test_codes_are_packed_to_the_bit(self, exported, store, tmp_path) -> None:
+        from safetensors.torch import load_file
+
+        tensors = load_file(tmp_path / "model" / "model.safetensors")
+        for place, unit in enumerate(store.units):
+            bits = sum(
+                8 * tensors[f"{unit.name}.{part}"].numel() * size for part, size in
+                (("weight_packed", 4), ("weight_scale", 2))  # the store's scales are fp16, this model's are fp32
+            )
+            assert bits == unit.levels[place % 2].cost
+
+
+@pytest.mark.parametrize("family", ["mistral", "qwen3", "opt"])
+def test_other_decoders_with_a_block_dropped(family: str, tmp_path) -> None:
+    anatomy, texts = Anatomy(small(family, **FAMILIES[family])), splits()
+    compressor, drop = GPTQ(bits=[3, 8], group=16, symmetric=True), Drop(granularity="blocks", keep=[0])
+    store = StoreBuilder().open(anatomy, compressor, texts["calibration"], drop=drop, model_name=family)
+    problem = Budget(bits_per_weight=9).problem(store.units, fixed_bits=store.fixed_bits)
+    genome = np.arange(len(problem.units)) % 2
+    genome[next(iter(store.drops))] = 0
+    facts = CompressedTensors().export(
+        genome, problem=problem, evaluator=Evaluator(anatomy=anatomy, store=store, splits=texts),
+        folder=tmp_path / "model", loaded=LoadedModel(family, anatomy.model, NoTokenizer()),
+    )
+    assert facts["max_logit_difference"] < 1e-4
+
+
+def test_transposed_layers_are_told(tmp_path) -> None:
+    anatomy, texts = Anatomy(small("gpt2", **FAMILIES["gpt2"])), splits()
+    store = StoreBuilder().open(
+        anatomy, GPTQ(bits=[3, 8], group=16, symmetric=True), texts["calibration"], model_name="gpt2"
+    )
+    with pytest.raises(ExportError, match=r"no layout for .*, a transposed layer"):
+        CompressedTensors().export(
+            np.zeros(len(store.units), dtype=np.int64), problem=Budget(as_uniform=8).problem(store.units),
+            evaluator=Evaluator(anatomy=anatomy, store=store, splits=texts), folder=tmp_path / "model",
+            loaded=LoadedModel("gpt2", anatomy.model, NoTokenizer()),
+        )
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("compressor", "drop", "message"),
+    [
+        (GPTQ(), Drop(), r"export must be one of .*compressor\.symmetric=true"),
+        (SparseGPT(), Drop(), r"export must be one of .*compressor\.symmetric=true"),
+        (GPTQ(symmetric=True), Drop(granularity="sublayers"), "drop=blocks"),
+    ],
+)
+def test_what_has_no_place_in_the_format_is_told_before_any_work(compressor, drop, message: str) -> None:
+    with pytest.raises(SettingError, match=message):
+        CompressedTensors().check(compressor, drop)
