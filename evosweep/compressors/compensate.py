@@ -58,7 +58,7 @@ def settle(part: torch.Tensor, errors: torch.Tensor, factor: torch.Tensor, rules
         factor: The span's block of U's diagonal, shape (columns, columns).
         rules: What the weights may become.
     """
-    kernels = _kernels() if part.is_cuda else None
+    kernels = working_kernels(part.device) if part.is_cuda else None
     if kernels is not None:
         kernels.settle(part, errors, factor, rules)
         return
@@ -77,12 +77,18 @@ def settle(part: torch.Tensor, errors: torch.Tensor, factor: torch.Tensor, rules
 
 
 @functools.cache
-def _kernels() -> ModuleType | None:
-    """Return the GPU's kernels; None where there is no Triton, and the columns' operations run one by one."""
+def working_kernels(device: torch.device) -> ModuleType | None:
+    """Return the GPU's kernels if they run on a device; None, with a warning, where the plain loop must do.
+
+    Triton comes with torch for CUDA, and needs a C compiler on the machine.
+    """
     try:
-        from evosweep.compressors import kernels  # noqa: PLC0415 - Triton comes with torch for CUDA alone
-    except ImportError:
-        logger.warning("there is no Triton here; level stores are built much slower without it")
+        from evosweep.compressors import kernels  # noqa: PLC0415 - there is no Triton beside torch for CPUs
+
+        one = torch.ones(1, 1, device=device)
+        kernels.settle(one.clone(), one.clone(), one, Rules())
+    except Exception as error:  # the compiler's failures are of many kinds
+        logger.warning("Triton does not work here (%s); level stores are built much slower", type(error).__name__)
         return None
     return kernels
 

@@ -23,6 +23,7 @@ class GPTQ(IntegerLevels):
         bits: Code widths, each from 2 to 8, rising.
         group: Columns that share scale and zero; null means a whole row.
         symmetric: Whether the zero is the middle code.
+        coarse_scales: Whether scales are values of bfloat16, too.
         damping: Share of the Hessian's mean diagonal that is added to its diagonal.
         column_block: Columns between two updates of the columns that follow.
     """
@@ -33,10 +34,11 @@ class GPTQ(IntegerLevels):
         bits: Sequence[int] = (2, 3, 4, 5, 6),
         group: int | None = 64,
         symmetric: bool = False,
+        coarse_scales: bool = False,
         damping: float = 0.01,
         column_block: int = 64,
     ) -> None:
-        super().__init__(bits=bits, group=group, symmetric=symmetric)
+        super().__init__(bits=bits, group=group, symmetric=symmetric, coarse_scales=coarse_scales)
         self.damping = check_number("compressor.damping", damping, low=0, high=1, exclusive=True)
         self.column_block = check_int("compressor.column_block", column_block, low=1)
 
@@ -52,8 +54,8 @@ class GPTQ(IntegerLevels):
         jobs = [(name, width) for name in weights for width in self.bits]
         rounded = quantize(
             [weights[name] for name, _ in jobs], gram, widths=[width for _, width in jobs],
-            group=self.group_of(len(gram)), symmetric=self.symmetric, damping=self.damping,
-            column_block=self.column_block,
+            group=self.group_of(len(gram)), symmetric=self.symmetric, coarse=self.coarse_scales,
+            damping=self.damping, column_block=self.column_block,
         )
         result: dict[str, dict[str, Payload]] = {name: {} for name in weights}
         for (name, width), (codes, scales, zeros, error) in zip(jobs, rounded, strict=True):
@@ -78,6 +80,7 @@ def quantize(
     widths: Sequence[int],
     group: int,
     symmetric: bool,
+    coarse: bool,
     damping: float,
     column_block: int,
 ) -> list[Rounded]:
@@ -89,6 +92,7 @@ def quantize(
         widths: Bits a code, of each matrix.
         group: Columns a group; divides columns.
         symmetric: Whether the zero is the middle code.
+        coarse: Whether scales are values of bfloat16, too.
         damping: Share of the mean diagonal added to the diagonal.
         column_block: Columns whose effect on later columns is applied at once.
 
@@ -104,7 +108,8 @@ def quantize(
 
     def rules(columns: slice) -> Rules:
         if columns.start % group == 0:
-            grids.append(Grid.of(left[columns.start : columns.start + group].T, top=top, symmetric=symmetric))
+            members = left[columns.start : columns.start + group].T
+            grids.append(Grid.of(members, top=top, symmetric=symmetric, coarse=coarse))
         return Rules(grids[-1], codes[columns])
 
     total = sweep(left, factor, spans=spans_of(len(left), edges=group, block=column_block), rules=rules)

@@ -22,7 +22,7 @@ class Grid:
     top: torch.Tensor
 
     @classmethod
-    def of(cls, weight: torch.Tensor, *, top: torch.Tensor, symmetric: bool) -> "Grid":
+    def of(cls, weight: torch.Tensor, *, top: torch.Tensor, symmetric: bool, coarse: bool = False) -> "Grid":
         """Return the min-max grid of each row; zero is always on it.
 
         The scale is rounded to fp16 here, before any code is chosen, so that what is stored is what was optimized.
@@ -31,6 +31,7 @@ class Grid:
             weight: Values of one group, shape (rows, group).
             top: Largest code of each row, shape (rows,).
             symmetric: Whether the zero is the middle code (top + 1) / 2.
+            coarse: Whether scales are bfloat16's values, too: what programs see that keep scales in a model's type.
         """
         low = weight.amin(dim=1).clamp(max=0)
         high = weight.amax(dim=1).clamp(min=0)
@@ -40,6 +41,7 @@ class Grid:
         empty = (low == 0) & (high == 0)
         low, high = torch.where(empty, -1.0, low), torch.where(empty, 1.0, high)
         scale = ((high - low) / top).half().float().clamp(min=2.0**-24)
+        scale = scale.bfloat16().float() if coarse else scale  # at most fp16's digits are left of it
         zero = (top + 1) / 2 if symmetric else torch.round(-low / scale).clamp(min=0).minimum(top)
         return cls(scale, zero, top)
 

@@ -20,12 +20,16 @@ class IntegerLevels:
         bits: Code widths, each from 2 to 8, rising.
         group: Columns that share scale and zero; null means a whole row.
         symmetric: Whether the zero is the middle code (and so costs nothing).
+        coarse_scales: Whether scales are values of bfloat16, too, for programs that keep them in the model's type.
     """
 
-    def __init__(self, *, bits: Sequence[int], group: int | None, symmetric: bool) -> None:
+    def __init__(
+        self, *, bits: Sequence[int], group: int | None, symmetric: bool, coarse_scales: bool = False
+    ) -> None:
         self.bits = check_widths(bits)
         self.group = None if group is None else check_int("compressor.group", group, low=1)
         self.symmetric = check_bool("compressor.symmetric", symmetric)
+        self.coarse_scales = check_bool("compressor.coarse_scales", coarse_scales)
 
     def group_of(self, columns: int) -> int:
         """Return the group size for a layer with so many input features."""
@@ -72,7 +76,8 @@ class IntegerLevels:
 
     def describe(self) -> dict[str, Any]:
         """Return the settings that decide payloads."""
-        return {"bits": self.bits, "group": self.group, "symmetric": self.symmetric}
+        return {"bits": self.bits, "group": self.group, "symmetric": self.symmetric,
+                "coarse_scales": self.coarse_scales}
 
 
 def check_widths(bits: object) -> list[int]:

@@ -16,12 +16,18 @@ class RoundToNearest(IntegerLevels):
         bits: Code widths, each from 2 to 8, rising.
         group: Columns that share scale and zero; null means a whole row.
         symmetric: Whether the zero is the middle code.
+        coarse_scales: Whether scales are values of bfloat16, too.
     """
 
     def __init__(
-        self, *, bits: Sequence[int] = (2, 3, 4, 5, 6), group: int | None = 64, symmetric: bool = False
+        self,
+        *,
+        bits: Sequence[int] = (2, 3, 4, 5, 6),
+        group: int | None = 64,
+        symmetric: bool = False,
+        coarse_scales: bool = False,
     ) -> None:
-        super().__init__(bits=bits, group=group, symmetric=symmetric)
+        super().__init__(bits=bits, group=group, symmetric=symmetric, coarse_scales=coarse_scales)
 
     def compress(
         self, weights: Mapping[str, torch.Tensor], gram: torch.Tensor, plans: Plans
@@ -37,7 +43,7 @@ class RoundToNearest(IntegerLevels):
         rows, columns = weight.shape
         grouped = weight.float().reshape(-1, self.group_of(columns))
         top = torch.full((len(grouped),), 2.0**width - 1, device=weight.device)
-        grid = Grid.of(grouped, top=top, symmetric=self.symmetric)
+        grid = Grid.of(grouped, top=top, symmetric=self.symmetric, coarse=self.coarse_scales)
         return self.payload(
             codes=grid.codes(grouped).view(rows, columns), scales=grid.scale.view(rows, -1),
             zeros=grid.zero.view(rows, -1), width=width,

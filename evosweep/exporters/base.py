@@ -85,7 +85,7 @@ class Exporter:
         check_bool("export.enabled", self.enabled)
         check_int("export.check_tokens", self.check_tokens, low=1)
 
-    def check(self, compressor: Compressor, drop: Drop) -> None:
+    def check(self, compressor: Compressor, drop: Drop, dtype: torch.dtype) -> None:
         """Raise SettingError, before any work, where what a search may choose cannot be written."""
 
     def write(self, winner: Winner, loaded: LoadedModel, folder: Path) -> None:

@@ -1,6 +1,8 @@
 """compressed-tensors checkpoints, one scheme a bit-width: plain transformers loads them at their true size."""
 
+import contextlib
 import importlib.util
+import io
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,8 @@ Packed = dict[str, torch.Tensor]
 class CompressedTensors(Exporter):
     """Writes ``pack-quantized`` integers: codes packed to the bit, a scale a group, no zeros.
 
-    So levels must be symmetric bit-widths, and whole blocks are all that may be dropped. transformers unpacks any
+    So levels must be symmetric bit-widths, their scales such as the model's type can hold, and whole blocks are all
+    that may be dropped. transformers unpacks any
     mixture; vLLM, which reads the format too, has kernels for some widths only, and fuses query, key and value, and
     gate and up, for which it wants one width each (not tried here).
     """
@@ -42,12 +45,17 @@ class CompressedTensors(Exporter):
                 hint="pip install compressed-tensors",
             )
 
-    def check(self, compressor: Compressor, drop: Drop) -> None:
+    def check(self, compressor: Compressor, drop: Drop, dtype: torch.dtype) -> None:
         """Raise SettingError where the format has no place for what a search may choose."""
         if not isinstance(compressor, IntegerLevels) or not compressor.symmetric:
             raise SettingError(
                 "export", allowed=["dense", "packed", "none"], got="compressed_tensors",
                 hint="it holds symmetric bit-widths: compressor=gptq compressor.symmetric=true",
+            )
+        if dtype is torch.bfloat16 and not compressor.coarse_scales:
+            raise SettingError(
+                "export", allowed=["dense", "packed", "none"], got="compressed_tensors",
+                hint="it keeps scales in the model's type, bfloat16: compressor.coarse_scales=true, or model.dtype",
             )
         if drop.granularity == "sublayers":
             raise SettingError(
@@ -87,7 +95,8 @@ class CompressedTensors(Exporter):
 
     def reload(self, folder: Path, *, dtype: torch.dtype) -> torch.nn.Module:
         """Return the model through ``from_pretrained``."""
-        model: torch.nn.Module = transformers.AutoModelForCausalLM.from_pretrained(str(folder), dtype=dtype)
+        with contextlib.redirect_stderr(io.StringIO()):  # bars of its own, whatever transformers' verbosity
+            model: torch.nn.Module = transformers.AutoModelForCausalLM.from_pretrained(str(folder), dtype=dtype)
         return model
 
 

@@ -32,3 +32,13 @@ def test_settles_as_the_plain_loop_does(columns: int, rows: int, rounds: bool, m
         found.append([each.cpu() for each in (part, errors, codes)])
     for plain, kernel in zip(*found, strict=True):
         assert torch.allclose(plain.float(), kernel.float(), atol=1e-5)
+
+
+def test_kernels_that_run_are_used_and_others_give_way_with_a_word(monkeypatch, caplog) -> None:
+    from evosweep.compressors import kernels
+
+    find = compensate.working_kernels.__wrapped__
+    assert find(torch.device(DEVICE)) is kernels
+    monkeypatch.setattr(kernels, "settle", lambda *_: (_ for _ in ()).throw(RuntimeError("no C compiler")))
+    assert find(torch.device(DEVICE)) is None
+    assert "Triton does not work here (RuntimeError)" in caplog.text

@@ -15,7 +15,8 @@ from evosweep.store.build import StoreBuilder
 from evosweep.store.drop import Drop
 from tests.contracts.exporter import ExporterContract
 from tests.models.test_anatomy import FAMILIES, small
-from tests.store.test_drop import NoTokenizer, splits
+from tests.store.test_drop import NoTokenizer
+from tests.store.test_drop import splits as two_splits
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +57,7 @@ class TestCompressedTensors(ExporterContract):
 
 @pytest.mark.parametrize("family", ["mistral", "qwen3", "opt"])
 def test_other_decoders_with_a_block_dropped(family: str, tmp_path) -> None:
-    anatomy, texts = Anatomy(small(family, **FAMILIES[family])), splits()
+    anatomy, texts = Anatomy(small(family, **FAMILIES[family])), two_splits()
     compressor, drop = GPTQ(bits=[3, 8], group=16, symmetric=True), Drop(granularity="blocks", keep=[0])
     store = StoreBuilder().open(anatomy, compressor, texts["calibration"], drop=drop, model_name=family)
     problem = Budget(bits_per_weight=9).problem(store.units, fixed_bits=store.fixed_bits)
@@ -70,7 +71,7 @@ def test_other_decoders_with_a_block_dropped(family: str, tmp_path) -> None:
 
 
 def test_transposed_layers_are_told(tmp_path) -> None:
-    anatomy, texts = Anatomy(small("gpt2", **FAMILIES["gpt2"])), splits()
+    anatomy, texts = Anatomy(small("gpt2", **FAMILIES["gpt2"])), two_splits()
     store = StoreBuilder().open(
         anatomy, GPTQ(bits=[3, 8], group=16, symmetric=True), texts["calibration"], model_name="gpt2"
     )
@@ -84,13 +85,32 @@ def test_transposed_layers_are_told(tmp_path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("compressor", "drop", "message"),
+    ("compressor", "drop", "dtype", "message"),
     [
-        (GPTQ(), Drop(), r"export must be one of .*compressor\.symmetric=true"),
-        (SparseGPT(), Drop(), r"export must be one of .*compressor\.symmetric=true"),
-        (GPTQ(symmetric=True), Drop(granularity="sublayers"), "drop=blocks"),
+        (GPTQ(), Drop(), "float32", r"export must be one of .*compressor\.symmetric=true"),
+        (SparseGPT(), Drop(), "float32", r"export must be one of .*compressor\.symmetric=true"),
+        (GPTQ(symmetric=True), Drop(), "bfloat16", r"compressor\.coarse_scales=true"),
+        (GPTQ(symmetric=True), Drop(granularity="sublayers"), "float16", "drop=blocks"),
     ],
 )
-def test_what_has_no_place_in_the_format_is_told_before_any_work(compressor, drop, message: str) -> None:
+def test_what_has_no_place_in_the_format_is_told_before_any_work(compressor, drop, dtype: str, message: str) -> None:
     with pytest.raises(SettingError, match=message):
-        CompressedTensors().check(compressor, drop)
+        CompressedTensors().check(compressor, drop, getattr(torch, dtype))
+
+
+def test_a_bfloat16_model_loads_as_it_was_scored(tmp_path) -> None:
+    model = small("llama").to(torch.bfloat16)
+    anatomy, texts = Anatomy(model), two_splits()
+    compressor = GPTQ(bits=[3, 4], group=16, symmetric=True, coarse_scales=True)
+    store = StoreBuilder().open(anatomy, compressor, texts["calibration"], model_name="llama")
+    evaluator = Evaluator(anatomy=anatomy, store=store, splits=texts)
+    genome = np.arange(len(store.units)) % 2
+    CompressedTensors().export(
+        genome, problem=Budget(as_uniform=4).problem(store.units), evaluator=evaluator, folder=tmp_path / "model",
+        loaded=LoadedModel("llama", model, NoTokenizer()),
+    )
+    reloaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "model", dtype=torch.bfloat16)
+    reloaded(input_ids=torch.zeros((1, 4), dtype=torch.long))  # only now are weights unpacked
+    weights = dict(reloaded.named_parameters())
+    for place, unit in enumerate(store.units):
+        assert torch.equal(weights[f"{unit.name}.weight"], evaluator.weight(place, int(genome[place])))
