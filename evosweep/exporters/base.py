@@ -1,7 +1,8 @@
 """What exporters share: the winner as the model holds it, and the proof that what was written says the same."""
 
+import io
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -120,9 +121,10 @@ class Exporter:
         window = evaluator.splits["validation"].windows[0][: self.check_tokens]
         tokens = torch.from_numpy(window)[None].to(anatomy.device)
         scored = evaluator.logits(genome, tokens)
-        reloaded = self.reload(folder, dtype=anatomy.dtype)
-        with torch.inference_mode():
-            logits = reloaded.to(anatomy.device).eval()(input_ids=tokens).logits[0].float()
+        # Some loaders draw bars of their own, whatever transformers' verbosity; some of them in the first pass.
+        with torch.inference_mode(), redirect_stderr(io.StringIO()):
+            reloaded = self.reload(folder, dtype=anatomy.dtype).to(anatomy.device).eval()
+            logits = reloaded(input_ids=tokens).logits[0].float()
         difference = float((logits - scored).abs().max())
         scale = float(scored.abs().max())
         if not difference <= TOLERANCE[anatomy.dtype] * max(scale, 1.0):

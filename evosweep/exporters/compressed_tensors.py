@@ -1,8 +1,6 @@
 """compressed-tensors checkpoints, one scheme a bit-width: plain transformers loads them at their true size."""
 
-import contextlib
 import importlib.util
-import io
 from pathlib import Path
 from typing import Any
 
@@ -95,8 +93,7 @@ class CompressedTensors(Exporter):
 
     def reload(self, folder: Path, *, dtype: torch.dtype) -> torch.nn.Module:
         """Return the model through ``from_pretrained``."""
-        with contextlib.redirect_stderr(io.StringIO()):  # bars of its own, whatever transformers' verbosity
-            model: torch.nn.Module = transformers.AutoModelForCausalLM.from_pretrained(str(folder), dtype=dtype)
+        model: torch.nn.Module = transformers.AutoModelForCausalLM.from_pretrained(str(folder), dtype=dtype)
         return model
 
 
