@@ -149,4 +149,7 @@ def _share(setting: str, value: object) -> float | str:
     if isinstance(value, str):
         parse_pattern(setting, value)
         return value
-    return check_number(setting, value, low=0, high=1, exclusive=True)
+    share = check_number(setting, value, low=0, high=1, exclusive=True)
+    if share == 1:
+        raise SettingError(setting, allowed="above 0 and below 1, or N:M", got=value)
+    return share

@@ -40,7 +40,10 @@ class Budget:
                   "sparsity": sparsity, "blocks_kept": blocks_kept}
         given = {kind: value for kind, value in values.items() if value is not None}
         if len(given) != 1:
-            raise SettingError("budget", allowed=f"exactly one of {', '.join(KINDS)}", got=given or None)
+            raise SettingError(
+                "budget", allowed=f"exactly one of {', '.join(KINDS)}", got=given or None,
+                hint=f"the others are null, as in budget.{list(given)[-1]}=null" if len(given) > 1 else "",
+            )
         ((self.kind, self.value),) = given.items()
         if self.kind != "as_uniform":
             high = 1 if self.kind in ("sparsity", "blocks_kept") else None

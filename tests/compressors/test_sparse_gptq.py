@@ -97,6 +97,7 @@ def test_nothing_removed_costs_a_mask_more_than_gptq() -> None:
         ({"sparsity": []}, r"compressor\.sparsity must be a list"),
         ({"sparsity": "2:4"}, r"compressor\.sparsity must be a list"),
         ({"sparsity": [0.5, 1.2]}, r"compressor\.sparsity\[1\].*1\.2"),
+        ({"sparsity": [1]}, r"compressor\.sparsity\[0\].*below 1"),
         ({"sparsity": ["4:2"]}, r"compressor\.sparsity\[0\].*N:M"),
         ({"bits": [9]}, "from 2 to 8"),
         ({"group": 48}, r"compressor\.group must be a divisor of compressor\.mask_block=128"),
