@@ -125,9 +125,14 @@ def sweep(
     return total.sub_(before.sub_(left).square_().sum(dim=0), alpha=factor.damping).clamp_(min=0)
 
 
-def transposed(weights: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Return matrices (rows, columns) side by side, as a new contiguous fp32 (columns, all rows)."""
-    return torch.cat([weight.T.float() for weight in weights], dim=1)
+def transposed(weights: Sequence[torch.Tensor], gram: torch.Tensor) -> torch.Tensor:
+    """Return matrices (rows, columns) side by side, as a new contiguous fp32 (columns, all rows).
+
+    Columns whose input is always zero are zero: they may as well be.
+    """
+    left = torch.cat([weight.T.float() for weight in weights], dim=1)
+    left[gram.diagonal() == 0] = 0
+    return left
 
 
 def sums(total: torch.Tensor, sizes: Sequence[int]) -> list[float]:

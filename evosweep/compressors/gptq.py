@@ -100,8 +100,7 @@ def quantize(
         StoreError: The Hessian cannot be factorized.
     """
     sizes = [len(weight) for weight in weights]
-    left = transposed(weights)
-    left[gram.diagonal() == 0] = 0  # an input that is always zero: its weight may as well be zero
+    left = transposed(weights, gram)
     factor, top = factorize(gram, damping=damping), largest(widths, sizes, gram.device)
     codes = torch.empty(left.shape, dtype=torch.uint8, device=left.device)
     grids: list[Grid] = []

@@ -96,7 +96,7 @@ class SparseGPTQ:
         """
         jobs = [(name, plan) for name in weights for plan in plans[name]]
         sizes = [len(weights[name]) for name, _ in jobs]
-        left, factor = transposed([weights[name] for name, _ in jobs]), factorize(gram, damping=self.damping)
+        left, factor = transposed([weights[name] for name, _ in jobs], gram), factorize(gram, damping=self.damping)
         masks = Masks(left, factor, sizes=sizes, plans=[plan for _, plan in jobs], block=self.mask_block)
         top = largest([plan.width for _, plan in jobs], sizes, gram.device)
         codes = torch.empty(left.shape, dtype=torch.uint8, device=left.device)

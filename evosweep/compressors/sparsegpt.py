@@ -91,7 +91,7 @@ def prune(
     Raises:
         StoreError: The Hessian cannot be factorized.
     """
-    left, factor = transposed(weights), factorize(gram, damping=damping)
+    left, factor = transposed(weights, gram), factorize(gram, damping=damping)
     sizes = [len(weight) for weight in weights]
     masks = Masks(left, factor, sizes=sizes, plans=plans, block=mask_block)
 

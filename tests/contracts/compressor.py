@@ -83,6 +83,16 @@ class CompressorContract:
                 errors.append(layer_error(difference, gram))
             assert errors == sorted(errors, reverse=True)
 
+    def test_inputs_that_are_always_zero_do_no_harm(self, weights, plans) -> None:
+        gram = gram_of(32)
+        gram[5], gram[:, 5] = 0, 0
+        for name, levels in self.make().compress(weights, gram, plans).items():
+            whole = layer_error(weights[name], gram)
+            for payload in levels.values():
+                assert torch.isfinite(payload.weight).all()
+                measured = layer_error(weights[name] - payload.weight, gram)
+                assert payload.output_error(weights[name], gram) == pytest.approx(measured, rel=2e-3, abs=1e-5 * whole)
+
     def test_layers_do_not_influence_each_other(self, weights, plans, payloads) -> None:
         alone = self.make().compress({"layer_1": weights["layer_1"]}, gram_of(32), plans)["layer_1"]
         for level, payload in alone.items():
