@@ -64,12 +64,13 @@ def exchange(problem: Problem, genome: Genome, rng: np.random.Generator) -> bool
     Returns:
         False, with the genome as it was, if no unit could be raised so.
     """
-    before = genome.copy()
-    for raised in rng.permutation(_where(steps_up(problem, genome) >= 0)):
+    before, up = genome.copy(), steps_up(problem, genome)
+    slack = problem.budget - problem.cost(genome)
+    for raised in rng.permutation(_where(up >= 0)):
         genome[raised] += 1
-        if repair(problem, genome, rng, keep=(int(raised),)):
-            lowered = np.flatnonzero(genome < before)
-            fill(problem, genome, rng, keep=tuple(map(int, lowered)))
+        left = _repair(problem, genome, rng, slack=slack - int(up[raised]), keep=(int(raised),))
+        if left >= 0:
+            _fill(problem, genome, rng, slack=left, free=genome >= before)
             return True
         genome[:] = before
     return False
@@ -77,23 +78,33 @@ def exchange(problem: Problem, genome: Genome, rng: np.random.Generator) -> bool
 
 def repair(problem: Problem, genome: Genome, rng: np.random.Generator, *, keep: tuple[int, ...] = ()) -> bool:
     """Lower random units (not those in ``keep``) one level at a time until the budget holds, in place."""
-    free, excess = _all_but(keep, len(genome)), problem.cost(genome) - problem.budget
+    return _repair(problem, genome, rng, slack=problem.budget - problem.cost(genome), keep=keep) >= 0
+
+
+def _repair(problem: Problem, genome: Genome, rng: np.random.Generator, *, slack: int, keep: tuple[int, ...]) -> int:
+    """Do the same for a genome that leaves ``slack`` of the budget; return what is left then, negative if too little."""
+    free = _all_but(keep, len(genome))
     for _ in range(problem.rungs):
-        if excess <= 0:
-            return True
+        if slack >= 0:
+            break
         down = steps_down(problem, genome)
         lowerable = _where((down > 0) & free)
         if not len(lowerable):
-            return False
+            break
         lowered = _pick(lowerable, rng)
         genome[lowered] -= 1
-        excess -= down[lowered]
-    return bool(excess <= 0)
+        slack += int(down[lowered])
+    return slack
 
 
 def fill(problem: Problem, genome: Genome, rng: np.random.Generator, *, keep: tuple[int, ...] = ()) -> None:
     """Raise random units (not those in ``keep``) while what is left of the budget allows it, in place."""
-    free, slack = _all_but(keep, len(genome)), problem.budget - problem.cost(genome)
+    _fill(problem, genome, rng, slack=problem.budget - problem.cost(genome), free=_all_but(keep, len(genome)))
+
+
+def _fill(
+    problem: Problem, genome: Genome, rng: np.random.Generator, *, slack: int, free: npt.NDArray[np.bool_]
+) -> None:
     for _ in range(problem.rungs):
         up = steps_up(problem, genome)
         affordable = _where((up >= 0) & (up <= slack) & free)
@@ -101,7 +112,7 @@ def fill(problem: Problem, genome: Genome, rng: np.random.Generator, *, keep: tu
             return
         raised = _pick(affordable, rng)
         genome[raised] += 1
-        slack -= up[raised]
+        slack -= int(up[raised])
 
 
 def _all_but(keep: tuple[int, ...], units: int) -> npt.NDArray[np.bool_]:

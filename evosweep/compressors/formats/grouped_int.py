@@ -77,7 +77,7 @@ def pack(codes: torch.Tensor, width: int) -> torch.Tensor:
     """
     flat = codes.reshape(-1).to(torch.uint8)
     words = torch.nn.functional.pad(flat, (0, -len(flat) % 8)).view(torch.int64)
-    planes = [((((words >> bit) & ONES) * GATHER) >> 56).to(torch.uint8) for bit in range(width)]
+    planes = [(((((words >> bit) & ONES) * GATHER) >> 56) & 255).to(torch.uint8) for bit in range(width)]
     return torch.stack(planes)
 
 
