@@ -82,7 +82,7 @@ def repair(problem: Problem, genome: Genome, rng: np.random.Generator, *, keep: 
 
 
 def _repair(problem: Problem, genome: Genome, rng: np.random.Generator, *, slack: int, keep: tuple[int, ...]) -> int:
-    """Do the same for a genome that leaves ``slack`` of the budget; return what is left then, negative if too little."""
+    """Do the same for a genome that leaves ``slack`` of the budget; return what is left then; negative: it failed."""
     free = _all_but(keep, len(genome))
     for _ in range(problem.rungs):
         if slack >= 0:
