@@ -85,8 +85,8 @@ def working_kernels(device: torch.device) -> ModuleType | None:
     try:
         from evosweep.compressors import kernels  # noqa: PLC0415 - there is no Triton beside torch for CPUs
 
-        one = torch.ones(1, 1, device=device)
-        kernels.settle(one.clone(), one.clone(), one, Rules())
+        trial = torch.eye(32, device=device)
+        kernels.settle(trial.clone(), trial.clone(), trial, Rules())
     except Exception as error:  # the compiler's failures are of many kinds
         logger.warning("Triton does not work here (%s); level stores are built much slower", type(error).__name__)
         return None

@@ -7,6 +7,7 @@ import triton.language as tl
 from evosweep.compressors.compensate import Rules
 
 ROWS = 32  # a program; so that small layers, too, keep a GPU's processors busy
+LEAST_SPAN = 16  # columns that a program has room for
 
 
 @triton.jit
@@ -53,6 +54,6 @@ def settle(part: torch.Tensor, errors: torch.Tensor, factor: torch.Tensor, rules
         part if rules.codes is None else rules.codes, scale, zero, top,
         part if mask is None else mask.view(torch.uint8),
         rows, factor.stride(0), COLUMNS=columns,
-        SPAN=triton.next_power_of_2(columns), ROWS=ROWS, ROUNDS=grid is not None, MASKS=mask is not None,
+        SPAN=max(LEAST_SPAN, triton.next_power_of_2(columns)), ROWS=ROWS, ROUNDS=grid is not None, MASKS=mask is not None,
         num_warps=1,
     )
