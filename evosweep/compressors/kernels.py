@@ -53,7 +53,6 @@ def settle(part: torch.Tensor, errors: torch.Tensor, factor: torch.Tensor, rules
         part, errors, factor,
         part if rules.codes is None else rules.codes, scale, zero, top,
         part if mask is None else mask.view(torch.uint8),
-        rows, factor.stride(0), COLUMNS=columns,
-        SPAN=max(LEAST_SPAN, triton.next_power_of_2(columns)), ROWS=ROWS, ROUNDS=grid is not None, MASKS=mask is not None,
-        num_warps=1,
+        rows, factor.stride(0), COLUMNS=columns, SPAN=max(LEAST_SPAN, triton.next_power_of_2(columns)), ROWS=ROWS,
+        ROUNDS=grid is not None, MASKS=mask is not None, num_warps=1,
     )
