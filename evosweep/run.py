@@ -304,7 +304,7 @@ def prepare(config: DictConfig, bench: Workbench) -> Job:
         bench.splits["search"].count(f"search.stages[{place}].tokens", stage.tokens)
     check_together(parts["storage"], parts["tracking"], parts["export"])
     if parts["export"].enabled:
-        parts["export"].check(build(config, "compressor"), build(config, "drop"), bench.anatomy.dtype)
+        parts["export"].check(build(config, "compressor"), build(config, "drop"), bench.anatomy)
     problem = parts["budget"].problem(bench.planned, fixed_bits=bench.fixed_bits)
     longest = max(split.seq_len for split in bench.splits.values())
     plan_memory(parts["evaluate"], bench.anatomy, bench.planned, seq_len=longest)

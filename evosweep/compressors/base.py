@@ -112,6 +112,11 @@ def check_divides(setting: str, size: int, shapes: Mapping[str, tuple[int, int]]
         )
 
 
+def identity(compressor: Compressor) -> dict[str, Any]:
+    """Return which compressor it is, and its settings."""
+    return {"kind": f"{type(compressor).__module__}.{type(compressor).__qualname__}", **compressor.describe()}
+
+
 def layer_error(difference: torch.Tensor, gram: torch.Tensor) -> float:
     """Return the mean over inputs x of w·‖D x‖², D = ``difference`` (out, in), from ``gram`` = mean of w·x xᵀ."""
     return max(0.0, float(((difference @ gram) * difference).sum(dtype=torch.float64)))

@@ -11,7 +11,7 @@ import torch
 
 from evosweep.compressors.base import Payload, Plans
 from evosweep.compressors.compensate import Rules, factorize, spans_of, sums, sweep, transposed
-from evosweep.compressors.grid import Grid, largest
+from evosweep.compressors.grid import Grid, largest, stacked
 from evosweep.compressors.integer import IntegerLevels
 from evosweep.core.checks import check_int, check_number
 
@@ -112,6 +112,6 @@ def quantize(
         return Rules(grids[-1], codes[columns])
 
     total = sweep(left, factor, spans=spans_of(len(left), edges=group, block=column_block), rules=rules)
-    scales, zeros = (torch.stack(each, dim=1) for each in zip(*((g.scale, g.zero) for g in grids), strict=True))
+    scales, zeros = stacked(grids)
     parts = (part.T for part in codes.split(sizes, 1))
     return list(zip(parts, scales.split(sizes), zeros.split(sizes), sums(total, sizes), strict=True))

@@ -64,6 +64,11 @@ def _beside(each: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
     return each if table.dim() == 1 else each[:, None]
 
 
+def stacked(grids: Sequence[Grid]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return scales and zeros of groups that follow each other, both (rows, groups)."""
+    return torch.stack([each.scale for each in grids], dim=1), torch.stack([each.zero for each in grids], dim=1)
+
+
 def largest(widths: Sequence[int], sizes: Sequence[int], device: torch.device) -> torch.Tensor:
     """Return the largest code of every row, fp32, for matrices of so many rows and bits a code."""
     tops = torch.tensor([2.0**width - 1 for width in widths], device=device)

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from evosweep.compressors.base import Compressor, LevelPlan, Payload, Plans
+from evosweep.compressors.base import Compressor, LevelPlan, Payload, Plans, identity
 from evosweep.core.checks import check_bool
 from evosweep.core.errors import SettingError
 
@@ -66,10 +66,7 @@ class Several:
 
     def describe(self) -> dict[str, Any]:
         """Return the settings that decide payloads."""
-        parts = {
-            maker: {"kind": f"{type(part).__module__}.{type(part).__qualname__}", **part.describe()}
-            for maker, part in self.parts.items()
-        }
+        parts = {maker: identity(part) for maker, part in self.parts.items()}
         return {"parts": parts, "dominated": self.dominated}
 
 

@@ -13,7 +13,7 @@ import torch
 from evosweep.compressors.base import LevelPlan, Payload, Plans, check_divides
 from evosweep.compressors.compensate import Rules, factorize, spans_of, sums, sweep, transposed
 from evosweep.compressors.formats import sparse_int
-from evosweep.compressors.grid import Grid, largest
+from evosweep.compressors.grid import Grid, largest, stacked
 from evosweep.compressors.integer import check_widths
 from evosweep.compressors.sparse import parse_pattern
 from evosweep.compressors.sparsegpt import Masks
@@ -112,7 +112,7 @@ class SparseGPTQ:
 
         spans = spans_of(len(left), edges=math.gcd(masks.edges, self.group), block=self.column_block)
         total = sweep(left, factor, spans=spans, rules=rules)
-        scales, zeros = (torch.stack(each, dim=1) for each in zip(*((g.scale, g.zero) for g in grids), strict=True))
+        scales, zeros = stacked(grids)
         result: dict[str, dict[str, Payload]] = {name: {} for name in weights}
         parts = zip(
             codes.split(sizes, 1), masks.mask.split(sizes, 1), scales.split(sizes), zeros.split(sizes),

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -151,5 +152,9 @@ class Masks:
 
     def perhaps(self, columns: slice) -> torch.Tensor:
         """Return what of some columns may yet stay, shape (columns, rows): what is not chosen yet, as in patterns."""
-        chosen = torch.tensor([not plan.group for plan in self.plans], device=self.mask.device)
-        return self.mask[columns] | ~chosen.repeat_interleave(torch.tensor(self.sizes, device=self.mask.device))
+        return self.mask[columns] | self._patterned
+
+    @cached_property
+    def _patterned(self) -> torch.Tensor:
+        patterned = torch.tensor([bool(plan.group) for plan in self.plans])
+        return patterned.repeat_interleave(torch.tensor(self.sizes)).to(self.mask.device)

@@ -1,7 +1,7 @@
 """What exporters share: the winner as the model holds it, and the proof that what was written says the same."""
 
 import io
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,7 +16,7 @@ from evosweep.core.errors import ExportError
 from evosweep.core.files import new_folder
 from evosweep.core.problem import Genome, Problem
 from evosweep.evaluate.population import Evaluator
-from evosweep.models.anatomy import Site
+from evosweep.models.anatomy import Anatomy, Site
 from evosweep.models.load import LoadedModel
 from evosweep.models.shrink import without_blocks, zeroed
 from evosweep.store.drop import Drop
@@ -63,6 +63,26 @@ class Winner:
         with torch.no_grad(), zeroed(self.silent), without_blocks(self.evaluator.anatomy, self.blocks):
             yield
 
+    def layers(self) -> dict[str, tuple[Site, int]]:
+        """Return the layers that are units and still there, by their path while ``in_place``, with their places."""
+        paths = {id(module): path for path, module in self.evaluator.anatomy.model.named_modules()}
+        return {
+            paths[id(site.module)]: (site, place) for site, place in self.levels.items() if id(site.module) in paths
+        }
+
+    def others(self, *, without: Collection[int] = ()) -> dict[str, torch.Tensor]:
+        """Return the model's other tensors by name, tied ones once; none of the parameters with these ids."""
+        model = self.evaluator.anatomy.model
+        owners = dict(model.named_parameters(remove_duplicate=False))
+        absent = {id(site.module.weight) for site in self.levels} | set(without)
+        tensors: dict[str, torch.Tensor] = {}
+        seen: set[int] = set()
+        for name, value in model.state_dict().items():
+            if id(owners.get(name)) not in absent and value.data_ptr() not in seen:
+                seen.add(value.data_ptr())
+                tensors[name] = value
+        return tensors
+
     @property
     def _dropped(self) -> list[dict[str, Any]]:
         return [drop for place, drop in self.evaluator.store.drops.items() if self.genome[place] == 0]
@@ -86,7 +106,7 @@ class Exporter:
         check_bool("export.enabled", self.enabled)
         check_int("export.check_tokens", self.check_tokens, low=1)
 
-    def check(self, compressor: Compressor, drop: Drop, dtype: torch.dtype) -> None:
+    def check(self, compressor: Compressor, drop: Drop, anatomy: Anatomy) -> None:
         """Raise SettingError, before any work, where what a search may choose cannot be written."""
 
     def write(self, winner: Winner, loaded: LoadedModel, folder: Path) -> None:

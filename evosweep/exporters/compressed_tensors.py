@@ -7,18 +7,19 @@ from typing import Any
 import torch
 import transformers
 from safetensors.torch import save_file
-from transformers.pytorch_utils import Conv1D
 
 from evosweep.compressors.base import Compressor
 from evosweep.compressors.formats.grouped_int import unpack
 from evosweep.compressors.integer import IntegerLevels
-from evosweep.core.errors import ExportError, SettingError
+from evosweep.core.errors import SettingError
 from evosweep.core.files import write_json
 from evosweep.exporters.base import Exporter, Winner
+from evosweep.models.anatomy import Anatomy
 from evosweep.models.load import LoadedModel
 from evosweep.store.drop import Drop
 
 Packed = dict[str, torch.Tensor]
+OTHERS = ("dense", "packed", "none")
 
 
 class CompressedTensors(Exporter):
@@ -39,52 +40,33 @@ class CompressedTensors(Exporter):
         super().__post_init__()
         if self.enabled and importlib.util.find_spec("compressed_tensors") is None:
             raise SettingError(
-                "export", allowed=["dense", "packed", "none"], got="compressed_tensors",
-                hint="pip install compressed-tensors",
+                "export", allowed=OTHERS, got="compressed_tensors", hint="pip install compressed-tensors"
             )
 
-    def check(self, compressor: Compressor, drop: Drop, dtype: torch.dtype) -> None:
+    def check(self, compressor: Compressor, drop: Drop, anatomy: Anatomy) -> None:
         """Raise SettingError where the format has no place for what a search may choose."""
+        hint = ""
         if not isinstance(compressor, IntegerLevels) or not compressor.symmetric:
-            raise SettingError(
-                "export", allowed=["dense", "packed", "none"], got="compressed_tensors",
-                hint="it holds symmetric bit-widths: compressor=gptq compressor.symmetric=true",
-            )
-        if dtype is torch.bfloat16 and not compressor.coarse_scales:
-            raise SettingError(
-                "export", allowed=["dense", "packed", "none"], got="compressed_tensors",
-                hint="it keeps scales in the model's type, bfloat16: compressor.coarse_scales=true, or model.dtype",
-            )
-        if drop.granularity == "sublayers":
-            raise SettingError(
-                "export", allowed=["dense", "packed", "none"], got="compressed_tensors",
-                hint="it has no place for a block without its attention or MLP: drop=blocks",
-            )
+            hint = "it holds symmetric bit-widths: compressor=gptq compressor.symmetric=true"
+        elif anatomy.dtype is torch.bfloat16 and not compressor.coarse_scales:
+            hint = "it keeps scales in the model's type, bfloat16: compressor.coarse_scales=true, or model.dtype"
+        elif drop.granularity == "sublayers":
+            hint = "it has no place for a block without its attention or MLP: drop=blocks"
+        elif any(site.transposed for site in anatomy.sites):
+            hint = "it has no layout for this model's transposed layers"
+        if hint:
+            raise SettingError("export", allowed=OTHERS, got="compressed_tensors", hint=hint)
 
     def write(self, winner: Winner, loaded: LoadedModel, folder: Path) -> None:
-        """Write ``model.safetensors`` and the config with its quantization.
-
-        Raises:
-            ExportError: A layer keeps its weight transposed, for which compressed-tensors has no layout.
-        """
+        """Write ``model.safetensors`` and the config with its quantization."""
         model: Any = loaded.model
         with winner.in_place():
-            paths = {id(module): path for path, module in model.named_modules()}
-            tensors: Packed = {}
+            tensors: Packed = winner.others()
             groups: dict[tuple[int, int], list[str]] = {}
-            for site, place in winner.levels.items():
-                path = paths.get(id(site.module))
-                if isinstance(site.module, Conv1D):
-                    raise ExportError(f"compressed-tensors has no layout for {site.name}, a transposed layer")
-                if path is not None:
-                    width, group, packed = _packed(winner, place)
-                    tensors |= {f"{path}.{name}": value for name, value in packed.items()}
-                    groups.setdefault((width, group), []).append(path)
-            seen: set[int] = set()
-            for name, value in model.state_dict().items():
-                if f"{name}_packed" not in tensors and value.data_ptr() not in seen:
-                    seen.add(value.data_ptr())
-                    tensors[name] = value
+            for path, (_, place) in winner.layers().items():
+                width, group, packed = _packed(winner, place)
+                tensors |= {f"{path}.{name}": value for name, value in packed.items()}
+                groups.setdefault((width, group), []).append(path)
             values = {name: value.cpu().contiguous() for name, value in tensors.items()}
             save_file(values, folder / "model.safetensors", metadata={"format": "pt"})
             write_json(folder / "config.json", {**model.config.to_dict(), "quantization_config": _scheme(groups)})

@@ -31,24 +31,16 @@ class PackedSafetensors(Exporter):
         model: Any = loaded.model
         gone = _gone(winner)
         with winner.in_place():
-            paths = {id(module): path for path, module in model.named_modules()}
-            there = {
-                paths[id(site.module)]: place
-                for site, place in winner.levels.items()
-                if id(site.module) in paths and id(site.module.weight) not in gone
+            packed = {
+                path: _payload(winner, place) for path, (site, place) in winner.layers().items()
+                if id(site.module.weight) not in gone
             }
-            packed = {path: _payload(winner, place) for path, place in there.items()}
             tensors = {f"{path}|{part}": value for path, (_, parts) in packed.items() for part, value in parts.items()}
-            absent = gone | {id(site.module.weight) for site in winner.levels}
-            owners = dict(model.named_parameters(remove_duplicate=False))
-            seen: set[int] = set()
-            for name, value in model.state_dict().items():
-                if id(owners.get(name)) not in absent and value.data_ptr() not in seen:
-                    seen.add(value.data_ptr())
-                    tensors[name] = value
+            tensors |= winner.others(without=gone)
+            dropped = [name for name, each in model.named_parameters() if id(each) in gone]
             save_file({name: value.cpu().contiguous() for name, value in tensors.items()}, folder / TENSORS)
             units = {path: unit for path, (unit, _) in packed.items()}
-            write_json(folder / INDEX, {"version": VERSION, "units": units})
+            write_json(folder / INDEX, {"version": VERSION, "units": units, "dropped": dropped})
             model.config.save_pretrained(folder)
             if model.can_generate():
                 model.generation_config.save_pretrained(folder)
@@ -78,15 +70,22 @@ def load(folder: str | Path, *, dtype: torch.dtype | None = None) -> Any:
         raise ExportError(f"{folder} has version {index.get('version')}, this evosweep reads {VERSION}")
     config = transformers.AutoConfig.from_pretrained(str(folder))
     model = transformers.AutoModelForCausalLM.from_config(config, dtype=dtype or config.dtype).eval()
-    with torch.no_grad():
-        _fill(model, index["units"], tensors)
+    try:
+        with torch.no_grad():
+            _fill(model, index, tensors)
+    except KeyError as error:
+        raise ExportError(f"{folder} is no packed model: {error} of {TENSORS} is missing or damaged") from error
     return model
 
 
-def _fill(model: Any, units: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
-    """Put tensors into a model where they belong; what has none was dropped, and is zero."""
+def _fill(model: Any, index: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
+    """Put tensors into a model where they belong, zeros where something was dropped.
+
+    Raises:
+        ExportError: The model has a tensor that is neither there nor dropped, or lacks a layer that is.
+    """
     state, filled = model.state_dict(), set()
-    for path, unit in units.items():
+    for path, unit in index["units"].items():
         if f"{path}.weight" not in state:
             raise ExportError(f"the packed model has a layer {path} that its config has not")
         parts = {part: tensors[f"{path}|{part}"] for part in unit["parts"]}
@@ -95,12 +94,12 @@ def _fill(model: Any, units: dict[str, Any], tensors: dict[str, torch.Tensor]) -
         state[f"{path}.weight"].copy_(weight.T if transposed else weight)
         filled.add(state[f"{path}.weight"].data_ptr())
     for name, value in state.items():
-        if name in tensors:
-            value.copy_(tensors[name])
+        if name in tensors or name in index["dropped"]:
+            value.copy_(tensors[name]) if name in tensors else value.zero_()
             filled.add(value.data_ptr())
-    for value in state.values():
-        if value.data_ptr() not in filled:  # tied weights are filled under one of their names
-            value.zero_()
+    missing = [name for name, value in state.items() if value.data_ptr() not in filled]  # tied ones are there once
+    if missing:
+        raise ExportError(f"the packed model lacks {missing[0]} and {len(missing) - 1} more tensors")
 
 
 def _payload(winner: Winner, place: int) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:

@@ -14,7 +14,7 @@ from filelock import FileLock
 from safetensors.torch import save_file
 
 from evosweep.assets.cache import cache_folder
-from evosweep.compressors.base import Compressor, LevelPlan, Payload, Plans, layer_error
+from evosweep.compressors.base import Compressor, LevelPlan, Payload, Plans, identity, layer_error
 from evosweep.core.checks import check_choice, check_int, check_number
 from evosweep.core.errors import SettingError, StoreError
 from evosweep.core.events import Progress, Silent
@@ -71,17 +71,16 @@ class StoreBuilder:
             StoreError: It cannot be built; nothing half-built is left then.
         """
         progress, drop = progress or Silent(), drop or Drop()
-        identity = {
+        address = {
             "schema": SCHEMA,
             "model": weights_hash(anatomy.model),
             "calibration": calibration.hash,
-            "compressor": {"kind": f"{type(compressor).__module__}.{type(compressor).__qualname__}",
-                           **compressor.describe()},
+            "compressor": identity(compressor),
             "drop": drop.describe(),
             "propagate": self.propagate,
             "token_weighting": self.token_weighting,
         }
-        key = digest(identity)
+        key = digest(address)
         target = cache_folder("stores") / key
         with FileLock(target.with_suffix(".lock")) if shard.leads() else nullcontext():
             found = _reopen(target, progress) if shard.leads() else None
@@ -97,7 +96,7 @@ class StoreBuilder:
                          "fixed_bits": fixed_bits(anatomy, compressor, drop)}
                 units = self._build(anatomy, compressor, drop, calibration, folder, progress)
                 files = {path.name: sha256_file(path) for path in sorted(folder.glob("*.safetensors"))}
-                write_json(folder / MANIFEST, {**identity, **facts, "files": files, "units": units})
+                write_json(folder / MANIFEST, {**address, **facts, "files": files, "units": units})
             shard.agree(leader=True)  # only now is it where the others look
             built = LevelStore(target)
         progress.say(f"level store {key} built, {built.size / 1e6:.0f} MB")

@@ -6,7 +6,7 @@ import transformers
 from evosweep.compressors.gptq import GPTQ
 from evosweep.compressors.sparsegpt import SparseGPT
 from evosweep.core.budget import Budget
-from evosweep.core.errors import ExportError, SettingError
+from evosweep.core.errors import SettingError
 from evosweep.evaluate.population import Evaluator
 from evosweep.exporters.compressed_tensors import CompressedTensors
 from evosweep.models.anatomy import Anatomy
@@ -70,32 +70,22 @@ def test_other_decoders_with_a_block_dropped(family: str, tmp_path) -> None:
     assert facts["max_logit_difference"] < 1e-4
 
 
-def test_transposed_layers_are_told(tmp_path) -> None:
-    anatomy, texts = Anatomy(small("gpt2", **FAMILIES["gpt2"])), two_splits()
-    store = StoreBuilder().open(
-        anatomy, GPTQ(bits=[3, 8], group=16, symmetric=True), texts["calibration"], model_name="gpt2"
-    )
-    with pytest.raises(ExportError, match=r"no layout for .*, a transposed layer"):
-        CompressedTensors().export(
-            np.zeros(len(store.units), dtype=np.int64), problem=Budget(as_uniform=8).problem(store.units),
-            evaluator=Evaluator(anatomy=anatomy, store=store, splits=texts), folder=tmp_path / "model",
-            loaded=LoadedModel("gpt2", anatomy.model, NoTokenizer()),
-        )
-    assert list(tmp_path.iterdir()) == []
-
-
 @pytest.mark.parametrize(
-    ("compressor", "drop", "dtype", "message"),
+    ("compressor", "drop", "family", "dtype", "message"),
     [
-        (GPTQ(), Drop(), "float32", r"export must be one of .*compressor\.symmetric=true"),
-        (SparseGPT(), Drop(), "float32", r"export must be one of .*compressor\.symmetric=true"),
-        (GPTQ(symmetric=True), Drop(), "bfloat16", r"compressor\.coarse_scales=true"),
-        (GPTQ(symmetric=True), Drop(granularity="sublayers"), "float16", "drop=blocks"),
+        (GPTQ(), Drop(), "llama", "float32", r"export must be one of .*compressor\.symmetric=true"),
+        (SparseGPT(), Drop(), "llama", "float32", r"export must be one of .*compressor\.symmetric=true"),
+        (GPTQ(symmetric=True), Drop(), "llama", "bfloat16", r"compressor\.coarse_scales=true"),
+        (GPTQ(symmetric=True), Drop(granularity="sublayers"), "llama", "float16", "drop=blocks"),
+        (GPTQ(symmetric=True), Drop(), "gpt2", "float32", "transposed layers"),
     ],
 )
-def test_what_has_no_place_in_the_format_is_told_before_any_work(compressor, drop, dtype: str, message: str) -> None:
+def test_what_has_no_place_in_the_format_is_told_before_any_work(
+    compressor, drop, family: str, dtype: str, message: str
+) -> None:
+    anatomy = Anatomy(small(family, **FAMILIES[family]).to(getattr(torch, dtype)))
     with pytest.raises(SettingError, match=message):
-        CompressedTensors().check(compressor, drop, getattr(torch, dtype))
+        CompressedTensors().check(compressor, drop, anatomy)
 
 
 def test_a_bfloat16_model_loads_as_it_was_scored(tmp_path) -> None:

@@ -3,6 +3,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from evosweep.core.errors import ExportError
 from evosweep.exporters.packed import INDEX, TENSORS, PackedSafetensors, load
@@ -30,13 +31,20 @@ class TestPackedSafetensors(ExporterContract):
         counted = 1e6 * problem.megabytes(problem.cost(np.arange(len(problem.units)) % 2))
         file = tmp_path / "model" / TENSORS
         header = 8 + int.from_bytes(file.read_bytes()[:8], "little")
-        assert file.stat().st_size - header == pytest.approx(counted, abs=64)
+        assert file.stat().st_size - header == pytest.approx(counted, abs=1)
 
     def test_what_is_no_packed_model_is_told(self, exported, tmp_path) -> None:
         folder = tmp_path / "model"
         with pytest.raises(ExportError, match="is no packed model"):
             load(tmp_path)
         index = json.loads((folder / INDEX).read_text())
+        whole = load_file(folder / TENSORS)
+        save_file({name: tensor for name, tensor in whole.items() if "norm" not in name}, folder / TENSORS)
+        with pytest.raises(ExportError, match=r"lacks model\.layers\.0\.input_layernorm\.weight and 4 more"):
+            load(folder)
+        save_file({name: tensor for name, tensor in whole.items() if "scales" not in name}, folder / TENSORS)
+        with pytest.raises(ExportError, match=r"missing or damaged"):
+            load(folder)
         (folder / INDEX).write_text(json.dumps({**index, "version": 99}))
         with pytest.raises(ExportError, match="version 99"):
             load(folder)

@@ -40,7 +40,7 @@ def encode(
     """Pack a quantized weight.
 
     Args:
-        codes: uint8, shape (rows, columns), below 2^width.
+        codes: uint8, any shape, below 2^width.
         scales: fp16, shape (rows, groups).
         zeros: uint8, shape (rows, groups), or None for the middle code 2^(width-1).
         width: Bits a code.

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 import torch
 
+from evosweep.compressors.formats import grouped_int
 from evosweep.compressors.formats.grouped_int import SCALE_BITS, pack, unpack
 
 
@@ -38,10 +39,7 @@ def encode(
         zeros: uint8, shape (rows, groups), or None for the middle code 2^(width-1).
         width: Bits a code.
     """
-    parts = {"mask": pack(mask, 1), "codes": pack(codes[mask], width), "scales": scales.half().contiguous()}
-    if zeros is not None:
-        parts["zeros"] = pack(zeros, width)
-    return parts
+    return {"mask": pack(mask, 1), **grouped_int.encode(codes=codes[mask], scales=scales, zeros=zeros, width=width)}
 
 
 def decode(parts: Mapping[str, torch.Tensor], meta: Mapping[str, int]) -> torch.Tensor:
