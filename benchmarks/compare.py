@@ -49,8 +49,10 @@ def main() -> None:
             tracker = MlflowTracker(experiment="compare")
             tracker.start(" ".join(folder.name for folder in options.folders), params={}, tags={})
             data = {"columns": comparison.COLUMNS, "data": comparison.table(everything)}
-            for path in [write_json(Path(name) / "comparison.json", data),
-                         *(path for draw in FIGURES for path in draw(everything, Path(name)))]:
+            for path in [
+                write_json(Path(name) / "comparison.json", data),
+                *(path for draw in FIGURES for path in draw(everything, Path(name))),
+            ]:
                 tracker.file(path)
             tracker.close("FINISHED")
 

@@ -28,8 +28,11 @@ def log(study: optuna.Study, *, experiment: str, multirun: str, folder: Path) ->
     tracker = MlflowTracker(experiment=experiment)
     shown = {key: result[key] for key in COLUMNS if key in result}
     tracker.start(
-        study.study_name, params={"sampler": result["sampler"], "seed": result["seed"]},
-        tags={"study": study.study_name}, config="", multirun=multirun,
+        study.study_name,
+        params={"sampler": result["sampler"], "seed": result["seed"]},
+        tags={"study": study.study_name},
+        config="",
+        multirun=multirun,
     )
     for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
         steps = {key: trial.user_attrs[key] for key in STEPS if key in trial.user_attrs}

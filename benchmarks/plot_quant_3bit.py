@@ -1,6 +1,6 @@
 """The figure of the README from the studies that benchmarks/quant_3bit.py left.
 
-    python benchmarks/plot_quant_3bit.py studies/quant_3bit.journal docs/quant_3bit.png
+python benchmarks/plot_quant_3bit.py studies/quant_3bit.journal docs/quant_3bit.png
 """
 
 import sys
@@ -32,14 +32,21 @@ def main(source: str, target: str) -> None:
             values = [trial.user_attrs["val_ppl"] for trial in elites]
             left.step(steps, values, where="post", label=f"evopress, seed {result['seed']}")
         elif result["sampler"] in {"uniform", "ilp"}:
-            left.axhline(result["val_ppl"], linestyle="--", linewidth=1, color={"uniform": "black"}.get(
-                result["sampler"], "grey"), label=result["sampler"])
+            left.axhline(
+                result["val_ppl"],
+                linestyle="--",
+                linewidth=1,
+                color={"uniform": "black"}.get(result["sampler"], "grey"),
+                label=result["sampler"],
+            )
     left.plot(*zip(*EVOPRESS_SCRIPTS.items(), strict=True), "x", color="tab:red", label="EvoPress's own scripts")
     left.set(xlabel="generation of 64 offspring", ylabel="held-out PPL")
     left.set_title("SmolLM2-135M, 3.297 true bits per weight")
     left.legend(fontsize=8)
-    best = min((s for s in studies if s.user_attrs["result"]["sampler"] == "evopress"),
-               key=lambda study: study.user_attrs["result"]["val_ppl"])
+    best = min(
+        (s for s in studies if s.user_attrs["result"]["sampler"] == "evopress"),
+        key=lambda study: study.user_attrs["result"]["val_ppl"],
+    )
     draw_levels(right, best.user_attrs["winner"])
     figure.savefig(target, dpi=110)
 

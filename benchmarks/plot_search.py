@@ -1,7 +1,7 @@
 """The evaluator's figure of the README, from what benchmarks/search.py printed.
 
-    python benchmarks/search.py --device cuda ... > search.json
-    python benchmarks/plot_search.py search.json docs/search.png
+python benchmarks/search.py --device cuda ... > search.json
+python benchmarks/plot_search.py search.json docs/search.png
 """
 
 import json

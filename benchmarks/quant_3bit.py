@@ -27,9 +27,7 @@ def by_generation(study: optuna.Study) -> dict[int, float]:
         for trial in study.trials
         if trial.state is optuna.trial.TrialState.COMPLETE
     }
-    return {
-        shown: round(elites[max(generation for generation in elites if generation <= shown)], 2) for shown in SHOWN
-    }
+    return {shown: round(elites[max(generation for generation in elites if generation <= shown)], 2) for shown in SHOWN}
 
 
 def main() -> None:

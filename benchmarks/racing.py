@@ -52,9 +52,16 @@ def main() -> None:
     if options.audit:
         evosweep.run.StagedScorer = Audited  # type: ignore[misc]
     sys.argv = [
-        "evosweep", "-m", "+experiment=quant_3bit", "sampler=evopress", "tracking=none", "export=none",
-        f"search.generations={options.generations}", f"seed={','.join(map(str, options.seeds))}",
-        f"search.racing={','.join(['null', *map(str, options.errors)])}", *options.overrides,
+        "evosweep",
+        "-m",
+        "+experiment=quant_3bit",
+        "sampler=evopress",
+        "tracking=none",
+        "export=none",
+        f"search.generations={options.generations}",
+        f"seed={','.join(map(str, options.seeds))}",
+        f"search.racing={','.join(['null', *map(str, options.errors)])}",
+        *options.overrides,
     ]
     evosweep_main()
     rows = defaultdict(list)

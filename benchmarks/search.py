@@ -65,7 +65,8 @@ class Repeated(LevelStore):
         first = LevelStore(self.folder).units
         return tuple(
             replace(unit, name=unit.name.replace(".0.", f".{block}.", 1), block=block)
-            for block in range(self.blocks) for unit in first
+            for block in range(self.blocks)
+            for unit in first
         )
 
     @property
@@ -120,7 +121,11 @@ def load(device: str, dtype: str) -> LoadedModel:
 def llama_7b(device: str, dtype: str, vocabulary: int) -> torch.nn.Module:
     """Return random weights in Llama-7B's shape."""
     config = transformers.LlamaConfig(
-        vocab_size=vocabulary, hidden_size=4096, intermediate_size=11008, num_hidden_layers=32, num_attention_heads=32,
+        vocab_size=vocabulary,
+        hidden_size=4096,
+        intermediate_size=11008,
+        num_hidden_layers=32,
+        num_attention_heads=32,
     )
     with torch.device(device):
         model = transformers.AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype)).eval()
@@ -178,8 +183,12 @@ class Bench:
     def __init__(self, options: argparse.Namespace) -> None:
         self.options = options
         model = load(options.device, options.dtype)
-        windows = Windows(seq_len=options.seq_len, calibration=max(4096, options.seq_len), validation=options.seq_len,
-                          shares={"validation": 0.06, "search": 0.44, "calibration": 0.5})
+        windows = Windows(
+            seq_len=options.seq_len,
+            calibration=max(4096, options.seq_len),
+            validation=options.seq_len,
+            shares={"validation": 0.06, "search": 0.44, "calibration": 0.5},
+        )
         self.splits = windows.split(Wikipedia(), model.tokenizer)
         self.large = options.shape == "7b"
         self.small = model.model.config
@@ -246,8 +255,12 @@ class Bench:
         with tempfile.TemporaryDirectory() as name:
             if self.large:
                 far = self.evaluator(compile=False)
-                far.levels = Levels(self.store, device=self.anatomy.device, dtype=self.anatomy.dtype,
-                                    plan=replace(far.plan, packed="host", dense=HOSTED_DENSE))
+                far.levels = Levels(
+                    self.store,
+                    device=self.anatomy.device,
+                    dtype=self.anatomy.dtype,
+                    plan=replace(far.plan, packed="host", dense=HOSTED_DENSE),
+                )
                 works["ours, packed levels in host memory, uncompiled"] = lambda: far.score(
                     offspring, split="search", windows=windows, fitness=[KL()]
                 )
@@ -268,7 +281,9 @@ class Bench:
         }
         rates = {"ours": rates["ours, uncompiled"], **rates}
         return {
-            "plan": repr(ours.levels.plan), "largest difference from one by one, relative": difference, "peak_gb": peak,
+            "plan": repr(ours.levels.plan),
+            "largest difference from one by one, relative": difference,
+            "peak_gb": peak,
             "tokens_per_second": {name: round(rate) for name, rate in rates.items()},
             "ratio": {name: round(rates["ours"] / rate, 2) for name, rate in rates.items()},
         }
@@ -307,8 +322,13 @@ class Bench:
             return ours.token_losses(genomes, split="search", windows=windows, fitness=[KL()], length=length)
 
         taken = best_of(self.options.repeat, {"it": work}, [])["it"]
-        return {"by": what, "value": value, "candidates": len(genomes), "tokens": tokens,
-                "tokens_per_second": round(len(genomes) * tokens / taken)}
+        return {
+            "by": what,
+            "value": value,
+            "candidates": len(genomes),
+            "tokens": tokens,
+            "tokens_per_second": round(len(genomes) * tokens / taken),
+        }
 
 
 def main() -> None:

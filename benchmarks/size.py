@@ -39,8 +39,13 @@ def main() -> None:
         figure = Figure(figsize=(6.4, 4), layout="constrained")
         axis = figure.subplots()
         for label, found in points.items():
-            axis.plot([each[0] for each in sorted(found)], [each[2] for each in sorted(found)], marker="o",
-                      markersize=4, label=label)
+            axis.plot(
+                [each[0] for each in sorted(found)],
+                [each[2] for each in sorted(found)],
+                marker="o",
+                markersize=4,
+                label=label,
+            )
         axis.axhline(dense, linestyle="--", linewidth=1, color="grey", label="dense, 16 bits")
         axis.set(xlabel="true bits per weight", ylabel="held-out PPL", yscale="log")
         axis.grid(alpha=0.3, which="both")

@@ -117,7 +117,11 @@ def load(device: str, dtype: str) -> LoadedModel:
 def shaped(device: str, dtype: str, blocks: int) -> torch.nn.Module:
     """Return random weights in Llama-7B's shape, with SmolLM2's vocabulary."""
     config = transformers.LlamaConfig(
-        vocab_size=49152, hidden_size=4096, intermediate_size=11008, num_hidden_layers=blocks, num_attention_heads=32,
+        vocab_size=49152,
+        hidden_size=4096,
+        intermediate_size=11008,
+        num_hidden_layers=blocks,
+        num_attention_heads=32,
     )
     with torch.device(device):
         return transformers.AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype)).eval()
@@ -137,7 +141,9 @@ def main() -> None:
     options = parser.parse_args()
     model = load(options.device, options.dtype)
     windows = Windows(
-        seq_len=options.seq_len, calibration=options.calibration, validation=options.seq_len,
+        seq_len=options.seq_len,
+        calibration=options.calibration,
+        validation=options.seq_len,
         shares={"validation": 0.06, "search": 0.10, "calibration": 0.84},
     )
     split = windows.split(Wikipedia(), model.tokenizer)["calibration"]
@@ -168,9 +174,13 @@ def compared(anatomy: Anatomy, split: TokenSplit, folder: Path, blocks: int, bat
         plain_seconds, plain = _timed(lambda: plain_store(few, split, copies, batch))
         dense = sum(path.stat().st_size for path in copies.iterdir())
         return {
-            "seconds": seconds, "plain_seconds": plain_seconds, "ratio": plain_seconds / seconds,
+            "seconds": seconds,
+            "plain_seconds": plain_seconds,
+            "ratio": plain_seconds / seconds,
             "same": agreement(store, plain, few.sites_of(0)),
-            "mb": store.size / 1e6, "plain_mb": dense / 1e6, "size_ratio": store.size / dense,
+            "mb": store.size / 1e6,
+            "plain_mb": dense / 1e6,
+            "size_ratio": store.size / dense,
         }
 
 

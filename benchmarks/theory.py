@@ -33,8 +33,9 @@ def linear_problem(units: int, upper: int) -> Problem:
 def generations_needed(*, units: int, upper: int, offspring: int, seed: int, most: int = 100_000) -> int:
     """Return after how many generations the best choice of ``upper`` units is found, on random weights."""
     weights = np.random.default_rng([seed, units]).normal(size=units)
-    search = EvoPress(linear_problem(units, upper), seed=seed, offspring=offspring, max_flips=1, cross=0.0,
-                      start_candidates=1)
+    search = EvoPress(
+        linear_problem(units, upper), seed=seed, offspring=offspring, max_flips=1, cross=0.0, start_candidates=1
+    )
     best = float(np.sort(weights)[:upper].sum())
     parent = search.start()[0]
     for generation in range(1, most + 1):

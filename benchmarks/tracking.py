@@ -30,8 +30,15 @@ from evosweep.samplers.storage import Journal
 from evosweep.tracking.behind import Behind
 from evosweep.tracking.mlflow import MlflowTracker
 
-KINDS = {"self_attn.q_proj": 331776, "self_attn.k_proj": 110592, "self_attn.v_proj": 110592,
-         "self_attn.o_proj": 331776, "mlp.gate_proj": 884736, "mlp.up_proj": 884736, "mlp.down_proj": 884736}
+KINDS = {
+    "self_attn.q_proj": 331776,
+    "self_attn.k_proj": 110592,
+    "self_attn.v_proj": 110592,
+    "self_attn.o_proj": 331776,
+    "mlp.gate_proj": 884736,
+    "mlp.up_proj": 884736,
+    "mlp.down_proj": 884736,
+}
 
 
 class Timed:
@@ -71,9 +78,14 @@ class Waiting:
 def problem() -> Problem:
     """Return SmolLM2's shape with five levels."""
     units = [
-        Unit(f"model.layers.{block}.{kind}", numel, block,
-             tuple(Level(f"{bits}bit", numel * bits, value=bits) for bits in range(2, 7)))
-        for block in range(30) for kind, numel in KINDS.items()
+        Unit(
+            f"model.layers.{block}.{kind}",
+            numel,
+            block,
+            tuple(Level(f"{bits}bit", numel * bits, value=bits) for bits in range(2, 7)),
+        )
+        for block in range(30)
+        for kind, numel in KINDS.items()
     ]
     return Problem(tuple(units), budget=sum(unit.levels[1].cost for unit in units))
 
@@ -84,8 +96,12 @@ def searched(listeners: list[Any], options: argparse.Namespace) -> float:
     plan = Plan.of(generations=options.generations, stages=stages)
     began = time.perf_counter()
     run_search(
-        name="tracked", sampler=EvoPressSampler(problem(), seed=0, offspring=128), plan=plan,
-        scorer=Waiting(210, options.second), dense={"kl": 0.0, "ppl": 1.0}, listeners=listeners,
+        name="tracked",
+        sampler=EvoPressSampler(problem(), seed=0, offspring=128),
+        plan=plan,
+        scorer=Waiting(210, options.second),
+        dense={"kl": 0.0, "ppl": 1.0},
+        listeners=listeners,
     )
     for listener in listeners:
         listener.wait()
@@ -110,9 +126,15 @@ def dashboard(path: Path) -> dict[str, float]:
         poll = time.perf_counter() - began
         began = time.perf_counter()
         importance = len(_fetched(f"http://127.0.0.1:{port}/api/studies/{study}/param_importances"))
-        return {"list_seconds": opened, "study_seconds": first, "poll_seconds": poll, "megabytes": size / 1e6,
-                "trials": trials, "importance_seconds": time.perf_counter() - began,
-                "importance_bytes": importance}
+        return {
+            "list_seconds": opened,
+            "study_seconds": first,
+            "poll_seconds": poll,
+            "megabytes": size / 1e6,
+            "trials": trials,
+            "importance_seconds": time.perf_counter() - began,
+            "importance_bytes": importance,
+        }
     finally:
         server.terminate()
         server.wait()
@@ -143,9 +165,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         journal = Journal(path=str(folder / "study.journal"), artifacts=str(folder / "pictures"))
-        study = Timed(
-            StudyRecorder(storage=journal.open(), name="tracked", artifacts=journal.artifact_store())
-        )
+        study = Timed(StudyRecorder(storage=journal.open(), name="tracked", artifacts=journal.artifact_store()))
         tracker = MlflowTracker(experiment="tracked", uri=f"sqlite:///{folder / 'mlflow.db'}")
         tracker.client.create_experiment("tracked", artifact_location=str(folder / "mlruns"))
         tracker.start("tracked", params={}, tags={})
@@ -155,12 +175,21 @@ def main() -> None:
         shown = dashboard(folder / "study.journal")
         for name in ("mlruns", "pictures"):
             sizes[name] = sum(path.stat().st_size for path in (folder / name).rglob("*") if path.is_file()) / 1e6
-    print(json.dumps({
-        **vars(options), "seconds_without": alone, "seconds_with_both": both,
-        "overhead_percent": 100 * (both / alone - 1),
-        "optuna_ms_a_generation": 1000 * study.seconds / options.generations,
-        "mlflow_ms_a_generation": 1000 * mlflow.seconds / options.generations, "megabytes": sizes, "dashboard": shown,
-    }, indent=1))
+    print(
+        json.dumps(
+            {
+                **vars(options),
+                "seconds_without": alone,
+                "seconds_with_both": both,
+                "overhead_percent": 100 * (both / alone - 1),
+                "optuna_ms_a_generation": 1000 * study.seconds / options.generations,
+                "mlflow_ms_a_generation": 1000 * mlflow.seconds / options.generations,
+                "megabytes": sizes,
+                "dashboard": shown,
+            },
+            indent=1,
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -227,7 +227,12 @@ class _Search:
         self.parents: tuple[Genome, ...] = ()
         surrogate = None if plan.surrogate is None else Surrogate(sampler.problem, share=plan.surrogate)
         self.arena = _Arena(
-            sampler.problem, scorer, plan, progress, surrogate, same_tokens=sampler.same_tokens,
+            sampler.problem,
+            scorer,
+            plan,
+            progress,
+            surrogate,
+            same_tokens=sampler.same_tokens,
             parents=sampler.population_size,
         )
 
@@ -269,9 +274,12 @@ class _Search:
 def _note(record: GenerationRecord) -> dict[str, str]:
     """Return what a user watching a search should see of a generation."""
     return {
-        "generation": str(record.generation), "val KL": f"{record.validation['kl']:.4f}",
-        "val PPL": f"{record.validation['ppl']:.2f}", "changed": str(record.changed),
-        "tokens/s": f"{record.tokens_per_second:,.0f}", "tokens": f"{record.tokens:,}",
+        "generation": str(record.generation),
+        "val KL": f"{record.validation['kl']:.4f}",
+        "val PPL": f"{record.validation['ppl']:.2f}",
+        "changed": str(record.changed),
+        "tokens/s": f"{record.tokens_per_second:,.0f}",
+        "tokens": f"{record.tokens:,}",
     }
 
 
@@ -308,9 +316,7 @@ class _Arena:
                 told.append(replace(each, scores=scored.scores, duplicate_of=original) if twin else scored)
         return replace(selection, candidates=tuple(told))
 
-    def _screened(
-        self, candidates: Sequence[Candidate], parents: Sequence[Genome], generation: int
-    ) -> _Selection:
+    def _screened(self, candidates: Sequence[Candidate], parents: Sequence[Genome], generation: int) -> _Selection:
         if self.surrogate is None:
             return self.select(candidates, parents, generation)
         kept = self.surrogate.promising([each.genome for each in candidates])
@@ -319,9 +325,7 @@ class _Arena:
         self.surrogate.learn([each.genome for each in scored], [each.scores[min(each.scores)] for each in scored])
         return selection
 
-    def select(
-        self, candidates: Sequence[Candidate], parents: Sequence[Genome], generation: int
-    ) -> _Selection:
+    def select(self, candidates: Sequence[Candidate], parents: Sequence[Genome], generation: int) -> _Selection:
         """Thin a generation out, stage by stage; in the last, its parents compete on the same tokens.
 
         A tie goes to the better parent, then to the lower slot. A single candidate without rival is not scored.
@@ -344,7 +348,10 @@ class _Arena:
             tokens, saved = tokens + raced.tokens, saved + stage.tokens * len(alive) - raced.tokens
             records.append(
                 StageRecord(
-                    scored=len(alive), tokens=stage.tokens, best=float(scores.min()), median=float(np.median(scores)),
+                    scored=len(alive),
+                    tokens=stage.tokens,
+                    best=float(scores.min()),
+                    median=float(np.median(scores)),
                     worst=float(scores.max()),
                 )
             )
@@ -363,7 +370,11 @@ class _Arena:
         stage, generation = self.plan.stages[index], 0 if self.same_tokens else generation
         if self.plan.racing is not None:
             return self.scorer.race(
-                genomes, generation=generation, stage=index, tokens=stage.tokens, survivors=survivors,
+                genomes,
+                generation=generation,
+                stage=index,
+                tokens=stage.tokens,
+                survivors=survivors,
                 racing=self.plan.racing,
             )
         scores = self.scorer.score(genomes, generation=generation, stage=index, tokens=stage.tokens)

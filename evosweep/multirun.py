@@ -75,8 +75,12 @@ class Summary(Callback):
         assert self.config is not None and self.multirun is not None
         columns = [*COLUMNS, "dense_ppl"]
         with tempfile.TemporaryDirectory() as folder:
-            files = [write_json(Path(folder) / "summary.json",
-                                {"columns": columns, "data": [[row.get(key) for key in columns] for row in rows]})]
+            files = [
+                write_json(
+                    Path(folder) / "summary.json",
+                    {"columns": columns, "data": [[row.get(key) for key in columns] for row in rows]},
+                )
+            ]
             note = ""
             if table is not None:
                 compared = {"columns": comparison.COLUMNS, "data": comparison.table(rows)}

@@ -100,8 +100,12 @@ class Workbench:
         compressor, anatomy, splits = build(self.config, "compressor"), self.anatomy, self.splits
         with self.timed("store"):
             return builder.open(
-                anatomy, compressor, splits["calibration"], drop=build(self.config, "drop"),
-                model_name=self.loaded.name, progress=self.progress,
+                anatomy,
+                compressor,
+                splits["calibration"],
+                drop=build(self.config, "drop"),
+                model_name=self.loaded.name,
+                progress=self.progress,
             )
 
     @cached_property
@@ -150,11 +154,17 @@ def run(config: DictConfig) -> dict[str, Any]:
     command = shlex.join(["python", "-m", "evosweep", *HydraConfig.get().overrides.task])
     settings = f"# {command}\n{OmegaConf.to_yaml(config, resolve=True)}"
     job.tracker.start(
-        job.name, params=_params(config, job), config=settings, multirun=os.environ.get(MULTIRUN),
+        job.name,
+        params=_params(config, job),
+        config=settings,
+        multirun=os.environ.get(MULTIRUN),
         tags={"folder": str(job.folder), "overrides": " ".join(_overrides())},
         inputs=[
             job.tracker.dataset(
-                name=f"{config.name} {split.name}", digest=split.hash, context=split.name, tokens=split.tokens,
+                name=f"{config.name} {split.name}",
+                digest=split.hash,
+                context=split.name,
+                tokens=split.tokens,
                 source=OmegaConf.to_yaml(config.data, resolve=True),
             )
             for split in bench.splits.values()
@@ -202,8 +212,10 @@ class Job:
         units, spent = self._measured(self.bench.store.units)
         problem = self._problem(units)
         recorder = self.recorder = StudyRecorder(
-            storage=self.storage.open(), name=f"{self.name} {datetime.now():%Y-%m-%d %H:%M:%S.%f}"[:-3],
-            record=self.storage.record, artifacts=self.storage.artifact_store(),
+            storage=self.storage.open(),
+            name=f"{self.name} {datetime.now():%Y-%m-%d %H:%M:%S.%f}"[:-3],
+            record=self.storage.record,
+            artifacts=self.storage.artifact_store(),
         )
         self.listeners = (Behind(recorder), Behind(self.tracker))
         return run_search(
@@ -214,7 +226,9 @@ class Job:
             dense=self.bench.dense,
             listeners=self.listeners,
             facts={
-                "study": recorder.study.study_name, "store": self.bench.store.key, "mlflow_run": self.tracker.run_id,
+                "study": recorder.study.study_name,
+                "store": self.bench.store.key,
+                "mlflow_run": self.tracker.run_id,
                 "evosweep": __version__,
             },
             tokens_spent=spent,
@@ -229,8 +243,11 @@ class Job:
         self.bench.progress.say(f"exporting to {self.folder / 'model'}")
         with self.bench.timed("export"):
             facts = self.exporter.export(
-                result.problem.encode(result.allocation), problem=result.problem, evaluator=self.bench.evaluator,
-                loaded=self.bench.loaded, folder=self.folder / "model",
+                result.problem.encode(result.allocation),
+                problem=result.problem,
+                evaluator=self.bench.evaluator,
+                loaded=self.bench.loaded,
+                folder=self.folder / "model",
             )
         return replace(result, export=facts)
 
@@ -312,9 +329,19 @@ def prepare(config: DictConfig, bench: Workbench) -> Job:
     if set(MEASURES) & set(sampler.columns):
         bench.splits["search"].count("evaluate.sensitivity_tokens", config.evaluate.sensitivity_tokens)
     return Job(
-        name=f"{sampler.name} {parts['budget']} s{seed}", config=config, bench=bench, plan=plan, seed=seed,
-        budget=parts["budget"], make_sampler=parts["sampler"], fitness=parts["fitness"], exporter=parts["export"],
-        tracker=parts["tracking"], storage=parts["storage"], report=parts["report"], columns=sampler.columns,
+        name=f"{sampler.name} {parts['budget']} s{seed}",
+        config=config,
+        bench=bench,
+        plan=plan,
+        seed=seed,
+        budget=parts["budget"],
+        make_sampler=parts["sampler"],
+        fitness=parts["fitness"],
+        exporter=parts["export"],
+        tracker=parts["tracking"],
+        storage=parts["storage"],
+        report=parts["report"],
+        columns=sampler.columns,
         folder=Path(HydraConfig.get().runtime.output_dir),
     )
 

@@ -103,7 +103,8 @@ class Tuner(Sweeper):
                 "hydra.sweeper.params", allowed="at least one range, as search.offspring: 'choice(16,64)'", got="none"
             )
         study = optuna.create_study(
-            study_name=f"tuning {datetime.now():%Y-%m-%d %H:%M:%S.%f}"[:-3], storage=build(config, "storage").open(),
+            study_name=f"tuning {datetime.now():%Y-%m-%d %H:%M:%S.%f}"[:-3],
+            storage=build(config, "storage").open(),
             sampler=optuna.samplers.TPESampler(seed=self.seeds[0], multivariate=True, n_startup_trials=8),
         )
         choices = config.hydra.runtime.choices
@@ -157,8 +158,13 @@ class Tuner(Sweeper):
         best = min(complete, key=lambda trial: (trial.value, trial.number))
         present = next((trial.value for trial in complete if "settings" in trial.user_attrs), None)
         told = {
-            "study": study.study_name, "settings": best.params, VALUE: best.value, "as_they_are": present,
-            "trials": len(study.trials), "complete": len(complete), "seeds": self.seeds,
+            "study": study.study_name,
+            "settings": best.params,
+            VALUE: best.value,
+            "as_they_are": present,
+            "trials": len(study.trials),
+            "complete": len(complete),
+            "seeds": self.seeds,
         }
         write_json(folder / "tuned.json", told)
         seeds = f"mean of {len(self.seeds)} seeds" if len(self.seeds) > 1 else "one seed"
@@ -204,7 +210,9 @@ def distribution(override: Override) -> optuna.distributions.BaseDistribution:
     except (ValueError, TypeError) as error:
         raise SettingError(
             f"hydra.sweeper.params.{override.get_key_element()}",
-            allowed="choice(..), range(..) or interval(low, high)", got=override.input_line, hint=str(error),
+            allowed="choice(..), range(..) or interval(low, high)",
+            got=override.input_line,
+            hint=str(error),
         ) from error
 
 
@@ -223,6 +231,7 @@ def _plain(value: Any) -> Any:
 
 def _said(ranges: Mapping[str, Any], params: Mapping[str, Any]) -> list[str]:
     """Return settings as overrides."""
+
     def text(value: Any) -> str:
         return "null" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
 

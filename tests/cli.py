@@ -15,9 +15,16 @@ from evosweep.run import workbench
 from tests.conftest import WORDS
 
 TINY = [
-    "model=tiny", "data=text", "data.path=corpus.jsonl", "tokens.seq_len=64", "tokens.calibration=1024",
-    "tokens.validation=512", "search.generations=2", "search.offspring=4",
-    "search.stages=[{survivors:2,tokens:64},{survivors:1,tokens:128}]", "evaluate.sensitivity_tokens=64",
+    "model=tiny",
+    "data=text",
+    "data.path=corpus.jsonl",
+    "tokens.seq_len=64",
+    "tokens.calibration=1024",
+    "tokens.validation=512",
+    "search.generations=2",
+    "search.offspring=4",
+    "search.stages=[{survivors:2,tokens:64},{survivors:1,tokens:128}]",
+    "evaluate.sensitivity_tokens=64",
 ]
 
 

@@ -25,7 +25,6 @@ PHRASE = "the layer that matters most is not always the first one but it often h
 WORDS = PHRASE.split()
 
 
-
 class Prose:
     """Documents of random words: enough to count, split and tokenize."""
 
@@ -46,8 +45,15 @@ def _cache(tmp_path_factory: pytest.TempPathFactory) -> None:
 def tiny_config(**changes: int) -> object:
     import transformers
 
-    sizes = {"vocab_size": 256, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
-             "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 256}
+    sizes = {
+        "vocab_size": 256,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 256,
+    }
     return transformers.LlamaConfig(**{**sizes, **changes})
 
 
@@ -95,10 +101,19 @@ def problem() -> Problem:
 
 def make_problem(budget: int | None = None, **columns: float) -> Problem:
     units = tuple(
-        Unit(f"blocks.{n // 3}.linear_{n % 3}", numel, n // 3, ladder(numel),
-             {"outlier_ratio_m5": 0.01 * (n // 3), "kl_per_error": 1.0 + n, "hill_exponent": 3.0 - 0.1 * n,
-              **{f"kl_around_top/{level.name}": (1.0 + n) * float(level.error or 0) for level in ladder(numel)},
-              **columns})
+        Unit(
+            f"blocks.{n // 3}.linear_{n % 3}",
+            numel,
+            n // 3,
+            ladder(numel),
+            {
+                "outlier_ratio_m5": 0.01 * (n // 3),
+                "kl_per_error": 1.0 + n,
+                "hill_exponent": 3.0 - 0.1 * n,
+                **{f"kl_around_top/{level.name}": (1.0 + n) * float(level.error or 0) for level in ladder(numel)},
+                **columns,
+            },
+        )
         for n, numel in enumerate((100, 100, 300) * 4)
     )
     bits = sum(unit.levels[1].cost for unit in units) if budget is None else budget

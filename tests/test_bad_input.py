@@ -24,41 +24,63 @@ CASES = {
     "added unknown key": (["+compressor.grup=8"], "a setting of compressor", "did you mean 'group'"),
     "override that is none": (["search.generations"], "search.generations", ""),
     "budget too small": (
-        ["budget=bits_per_weight", "budget.bits_per_weight=1.5"], "budget.bits_per_weight must be at least", "the most"
+        ["budget=bits_per_weight", "budget.bits_per_weight=1.5"],
+        "budget.bits_per_weight must be at least",
+        "the most",
     ),
     "budget too small in MB": (
-        ["budget=megabytes", "budget.megabytes=0.01"], "budget.megabytes must be at least", "MB"
+        ["budget=megabytes", "budget.megabytes=0.01"],
+        "budget.megabytes must be at least",
+        "MB",
     ),
     "budget no number": (["budget=bits_per_weight", "budget.bits_per_weight=lots"], "budget.bits_per_weight", "lots"),
     "two budgets": (["budget.megabytes=10"], "exactly one of", "megabytes"),
     "level that no unit has": (["budget.as_uniform=7"], "budget.as_uniform must be one of 2, 3, 4, 5, 6", "7"),
     "bits out of range": (["compressor.bits=[1,3]"], "compressor.bits", "from 2 to 8"),
     "group that does not divide": (
-        ["compressor.group=48"], "compressor.group must be null or a divisor of every input width", "q_proj", "48"
+        ["compressor.group=48"],
+        "compressor.group must be null or a divisor of every input width",
+        "q_proj",
+        "48",
     ),
     "sparsity of 1.2": (
-        ["compressor=sparsegpt", "budget=sparsity", "budget.sparsity=1.2"], "budget.sparsity", "at most 1", "1.2"
+        ["compressor=sparsegpt", "budget=sparsity", "budget.sparsity=1.2"],
+        "budget.sparsity",
+        "at most 1",
+        "1.2",
     ),
     "sparse level of 1.2": (["compressor=wanda", "compressor.sparsity=1.2"], "compressor.sparsity", "1.2"),
     "sparsity that no level reaches": (
-        ["compressor=sparsegpt", "budget=sparsity", "budget.sparsity=0.95"], "budget.sparsity must be from", "window"
+        ["compressor=sparsegpt", "budget=sparsity", "budget.sparsity=0.95"],
+        "budget.sparsity must be from",
+        "window",
     ),
     "sparsity of bit-widths": (["budget=sparsity"], "budget.sparsity must be used with sparse levels", ""),
     "N:M with N not below M": (
-        ["compressor=magnitude", "compressor.patterns=['4:2']"], "compressor.patterns[0]", "0 < N < M", "4:2"
+        ["compressor=magnitude", "compressor.patterns=['4:2']"],
+        "compressor.patterns[0]",
+        "0 < N < M",
+        "4:2",
     ),
     "M that does not divide": (
-        ["compressor=magnitude", "compressor.patterns=['2:5']"], "M of compressor.patterns must be", "q_proj", "2:5"
+        ["compressor=magnitude", "compressor.patterns=['2:5']"],
+        "M of compressor.patterns must be",
+        "q_proj",
+        "2:5",
     ),
     "misspelt granularity": (["drop.granularity=block"], "drop.granularity must be one of", "did you mean 'blocks'"),
     "block to keep that is none": (["drop=blocks", "drop.keep=[7]"], "drop.keep[0]", "7"),
     "more dropped than there is": (
-        ["compressor=none", "drop=blocks", "budget=blocks_kept", "budget.blocks_kept=-1"], "budget.blocks_kept", "-1"
+        ["compressor=none", "drop=blocks", "budget=blocks_kept", "budget.blocks_kept=-1"],
+        "budget.blocks_kept",
+        "-1",
     ),
     "blocks kept where none is dropped": (["budget=blocks_kept"], "budget.blocks_kept must be used where", ""),
     "nothing to choose": (["compressor=none", "budget=megabytes"], "compressor must be something else", ""),
     "uniform dropping": (
-        ["compressor=none", "drop=blocks", "budget=blocks_kept", "sampler=uniform"], "sampler must be", "leave_one_out"
+        ["compressor=none", "drop=blocks", "budget=blocks_kept", "sampler=uniform"],
+        "sampler must be",
+        "leave_one_out",
     ),
     "ranking without dropping": (["sampler=block_influence"], "sampler must be one that chooses levels", "drop"),
     "model path that is none": (["model=hf", "model.path=folder"], "model.path", "config.json"),
@@ -68,7 +90,9 @@ CASES = {
     "dtype": (["model.dtype=float23"], "model.dtype must be one of", "float32"),
     "more calibration tokens than text": (["tokens.calibration=6400000"], "tokens.calibration must be at most", ""),
     "more search tokens than text": (
-        ["search.stages=[{survivors:1,tokens:6400000}]"], "search.stages[0].tokens must be at most", ""
+        ["search.stages=[{survivors:1,tokens:6400000}]"],
+        "search.stages[0].tokens must be at most",
+        "",
     ),
     "part of a window": (["search.stages=[{survivors:1,tokens:100}]"], "multiple of tokens.seq_len=64", "100"),
     "stages that do not end in one": (["search.stages=[{survivors:2,tokens:64}]"], "search.stages", "fall to 1"),

@@ -85,8 +85,15 @@ def test_a_run_has_its_summary_and_its_pictures(page, mlflow_url: str, rows: dic
 
 
 def test_the_report_needs_no_network(finished: Path, rows: dict) -> None:
-    path = next(path.parent for path in finished.glob("runs/seen/*/*/result.json")
-                if json.loads(path.read_text())["sampler"] == "evopress") / "report" / "report.html"
+    path = (
+        next(
+            path.parent
+            for path in finished.glob("runs/seen/*/*/result.json")
+            if json.loads(path.read_text())["sampler"] == "evopress"
+        )
+        / "report"
+        / "report.html"
+    )
     asked: list[str] = []
     with browser.chromium(offline=True) as page:
         page.on("request", lambda request: asked.append(request.url))

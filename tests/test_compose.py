@@ -13,8 +13,20 @@ from evosweep.loop import Plan
 from evosweep.settings import check_keys
 
 SECTIONS = (
-    "model", "data", "tokens", "compressor", "drop", "budget", "sampler", "fitness", "storage", "tracking", "report",
-    "export", "store", "evaluate",
+    "model",
+    "data",
+    "tokens",
+    "compressor",
+    "drop",
+    "budget",
+    "sampler",
+    "fitness",
+    "storage",
+    "tracking",
+    "report",
+    "export",
+    "store",
+    "evaluate",
 )
 GROUPS = {
     folder.name: sorted(path.stem for path in folder.glob("*.yaml"))
@@ -61,9 +73,11 @@ def test_every_module_of_a_plug_in_package_has_a_choice() -> None:
     text = "\n".join(path.read_text() for path in CONF.rglob("*.yaml"))
     package = Path(CONF).parent / "evosweep"
     for folder, shared in {
-        "fitness": {"base"}, "allocators": {"base", "harm"},
+        "fitness": {"base"},
+        "allocators": {"base", "harm"},
         "compressors": {"base", "compensate", "grid", "integer", "kernels", "sparse"},
-        "samplers": {"base", "dashboard", "levels", "record", "storage"}, "exporters": {"base"},
+        "samplers": {"base", "dashboard", "levels", "record", "storage"},
+        "exporters": {"base"},
         "data": {"documents", "tokens"},
     }.items():
         for path in (package / folder).glob("*.py"):

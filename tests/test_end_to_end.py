@@ -88,7 +88,10 @@ def test_artifacts_are_there(client: MlflowClient, runs: dict) -> None:
     generations = {artifact.path for artifact in client.list_artifacts(run, "generations")}
     assert generations == {f"generations/{n:04d}" for n in range(3)}
     assert {a.path for a in client.list_artifacts(runs["parent"].info.run_id)} >= {
-        "summary.json", "summary.txt", "comparison.json", "convergence.png",
+        "summary.json",
+        "summary.txt",
+        "comparison.json",
+        "convergence.png",
     }
 
 
@@ -123,7 +126,7 @@ def test_a_run_names_its_texts_and_its_study(runs: dict) -> None:
 
 def test_the_report_is_one_page_that_needs_no_network(finished: Path) -> None:
     page = next(finished.glob("runs/whole/*/3/report/report.html")).read_text()
-    assert page.count("<img ") == page.count("src=\"data:image/png;base64,") == 4
+    assert page.count("<img ") == page.count('src="data:image/png;base64,') == 4
     assert "http" not in page.split("<details>")[0] and "python -m evosweep" in page and "from_pretrained(" in page
 
 
@@ -144,9 +147,11 @@ def test_the_winner_is_a_logged_model_with_its_lineage(client: MlflowClient, run
     row = results(finished)["ilp"]
     assert made.params["store"] == runs["ilp"].data.tags["store"] and made.params["sampler"] == "ilp"
     assert {metric.key: metric.value for metric in made.metrics}["result/val_kl"] == pytest.approx(row["val_kl"])
-    folder = Path(mlflow.artifacts.download_artifacts(
-        f"models:/{made.model_id}", tracking_uri=f"sqlite:///{finished / 'mlflow.db'}"
-    ))
+    folder = Path(
+        mlflow.artifacts.download_artifacts(
+            f"models:/{made.model_id}", tracking_uri=f"sqlite:///{finished / 'mlflow.db'}"
+        )
+    )
     assert {path.name for path in folder.iterdir()} >= {"allocation.json", "config.yaml", "README.md"}
     assert Allocation.load(folder / "allocation.json") == Allocation.load(
         next(finished.glob("runs/whole/*/2/allocation.json"))
@@ -200,8 +205,14 @@ def test_the_dashboard_shows_the_study(finished: Path) -> None:
 
     app = wsgi(Journal(path=str(finished / "studies" / "whole.journal")).open())
     status: list[str] = []
-    environ = {"REQUEST_METHOD": "GET", "PATH_INFO": "/api/studies", "QUERY_STRING": "", "SERVER_NAME": "x",
-               "SERVER_PORT": "80", "wsgi.url_scheme": "http"}
+    environ = {
+        "REQUEST_METHOD": "GET",
+        "PATH_INFO": "/api/studies",
+        "QUERY_STRING": "",
+        "SERVER_NAME": "x",
+        "SERVER_PORT": "80",
+        "wsgi.url_scheme": "http",
+    }
     body = b"".join(app(environ, lambda code, *_: status.append(code)))
     assert status == ["200 OK"] and len(json.loads(body)["study_summaries"]) == len(SAMPLERS)
 
@@ -295,16 +306,49 @@ def test_the_database_is_mlflows_own(finished: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "arguments"),
     [
-        ("drop", ["compressor=none", "drop=sublayers", "budget=blocks_kept", "budget.blocks_kept=0.6",
-                  "sampler=evopress,block_influence,leave_one_out,random"]),
+        (
+            "drop",
+            [
+                "compressor=none",
+                "drop=sublayers",
+                "budget=blocks_kept",
+                "budget.blocks_kept=0.6",
+                "sampler=evopress,block_influence,leave_one_out,random",
+            ],
+        ),
         ("mixed", ["drop=sublayers", "sampler=evopress,ilp,owl,uniform"]),
-        ("sparse", ["compressor=sparsegpt", "budget=sparsity", "store.propagate=0.5",
-                    "sampler=evopress,ilp,owl,uniform,random"]),
-        ("patterns", ["compressor=wanda", "compressor.patterns=['2:4','4:8']", "budget=bits_per_weight",
-                      "budget.bits_per_weight=13", "sampler=evopress,uniform"]),
-        ("joint", ["compressor=several", "compressor.parts.quantized.group=16", "compressor.parts.sparse.group=16",
-                   "budget=bits_per_weight", "budget.bits_per_weight=3.6", "export=packed", "tracking.model=weights",
-                   "sampler=evopress,ilp,ilp_bare,owl,uniform"]),
+        (
+            "sparse",
+            [
+                "compressor=sparsegpt",
+                "budget=sparsity",
+                "store.propagate=0.5",
+                "sampler=evopress,ilp,owl,uniform,random",
+            ],
+        ),
+        (
+            "patterns",
+            [
+                "compressor=wanda",
+                "compressor.patterns=['2:4','4:8']",
+                "budget=bits_per_weight",
+                "budget.bits_per_weight=13",
+                "sampler=evopress,uniform",
+            ],
+        ),
+        (
+            "joint",
+            [
+                "compressor=several",
+                "compressor.parts.quantized.group=16",
+                "compressor.parts.sparse.group=16",
+                "budget=bits_per_weight",
+                "budget.bits_per_weight=3.6",
+                "export=packed",
+                "tracking.model=weights",
+                "sampler=evopress,ilp,ilp_bare,owl,uniform",
+            ],
+        ),
     ],
 )
 def test_every_kind_of_compression_goes_from_model_to_export(
@@ -343,5 +387,6 @@ def test_experiments_can_be_swept(in_tmp: Path) -> None:
     swept = ["+experiment=glob(quant_*)", "sampler=uniform", "export=none", "tracking=none", "storage=memory"]
     assert evosweep("-m", *TINY, *swept) == 0
     assert {path.parts[1] for path in (p.relative_to(in_tmp) for p in in_tmp.glob("runs/*/*/*/result.json"))} == {
-        "quant_3bit", "quant_2.25bit",
+        "quant_3bit",
+        "quant_2.25bit",
     }

@@ -9,8 +9,15 @@ ROOT = Path(evosweep.__file__).parent
 RANK = {
     "core": 0,
     "assets": 1,
-    "search": 2, "allocators": 2, "data": 2, "models": 2, "compressors": 2, "tracking": 2,
-    "fitness": 3, "store": 3, "samplers": 3,
+    "search": 2,
+    "allocators": 2,
+    "data": 2,
+    "models": 2,
+    "compressors": 2,
+    "tracking": 2,
+    "fitness": 3,
+    "store": 3,
+    "samplers": 3,
     "evaluate": 4,
     "exporters": 5,
 }

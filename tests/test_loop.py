@@ -58,9 +58,7 @@ def test_stages_thin_out_and_the_parent_competes_in_the_last(problem: Problem) -
     scorer = Quadratic(problem)
     result = search(problem, scorer=scorer)
     distinct = [len({each.genome.tobytes() for each in record.candidates}) for record in result.generations]
-    expected = [
-        call for n in range(1, 7) for call in ((n, 0, distinct[n], 10), (n, 1, 4, 100))
-    ]
+    expected = [call for n in range(1, 7) for call in ((n, 0, distinct[n], 10), (n, 1, 4, 100))]
     assert scorer.calls == expected and max(distinct) == 8
     assert result.tokens == sum(count * tokens for _, _, count, tokens in scorer.calls)
 
@@ -94,8 +92,13 @@ def test_a_static_allocation_is_validated_without_a_token_of_search(problem: Pro
 def test_listeners_hear_start_and_every_generation(problem: Problem) -> None:
     heard = Heard()
     run_search(
-        name="x", sampler=EvoPressSampler(problem, seed=0, offspring=4), scorer=Quadratic(problem), plan=PLAN,
-        dense={"kl": 0, "ppl": 1}, listeners=[heard], facts={"a": 1},
+        name="x",
+        sampler=EvoPressSampler(problem, seed=0, offspring=4),
+        scorer=Quadratic(problem),
+        plan=PLAN,
+        dense={"kl": 0, "ppl": 1},
+        listeners=[heard],
+        facts={"a": 1},
     )
     assert isinstance(heard.events[0], SearchStarted) and heard.events[0].facts == {"a": 1}
     records = heard.events[1:]
@@ -223,7 +226,12 @@ def several(problem: Problem, count: int = 3, **more) -> EvoPressSampler:
 def test_several_parents_all_compete_in_the_last_stage(problem: Problem) -> None:
     scorer, heard = Quadratic(problem), Heard()
     result = run_search(
-        name="x", sampler=several(problem), scorer=scorer, plan=PLAN, dense={"kl": 0, "ppl": 1}, listeners=[heard],
+        name="x",
+        sampler=several(problem),
+        scorer=scorer,
+        plan=PLAN,
+        dense={"kl": 0, "ppl": 1},
+        listeners=[heard],
     )
     last = [size for _, stage, size, _ in scorer.calls if stage == 1]
     assert last[0] == 4 and set(last[2:]) <= {4, 5, 6} and max(last) == 6  # 1 parent and 3, then up to 3 and 3
@@ -255,7 +263,11 @@ def test_a_parent_that_is_the_best_again_is_a_trial(problem: Problem, tmp_path) 
             return self.true(genomes) + genomes @ noise
 
     result = run_search(
-        name="x", sampler=several(problem), scorer=Moody(problem), plan=plan, dense={"kl": 0, "ppl": 1},
+        name="x",
+        sampler=several(problem),
+        scorer=Moody(problem),
+        plan=plan,
+        dense={"kl": 0, "ppl": 1},
         listeners=[recorder],
     )
     again = [trial for trial in recorder.study.trials if trial.user_attrs["slot"] == -1]

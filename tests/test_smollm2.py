@@ -23,9 +23,16 @@ def real_cache(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_main_job_on_smollm2(real_cache, in_tmp) -> None:
     threads = torch.get_num_threads()
     code = evosweep(
-        "+experiment=quickstart", "sampler=uniform,evopress", "compressor=rtn", "compressor.bits=[2,3,4]",
-        "tokens.seq_len=64", "tokens.calibration=256", "tokens.validation=512",
-        "search.generations=1", "search.offspring=3", "search.stages=[{survivors:1,tokens:64}]",
+        "+experiment=quickstart",
+        "sampler=uniform,evopress",
+        "compressor=rtn",
+        "compressor.bits=[2,3,4]",
+        "tokens.seq_len=64",
+        "tokens.calibration=256",
+        "tokens.validation=512",
+        "search.generations=1",
+        "search.offspring=3",
+        "search.stages=[{survivors:1,tokens:64}]",
     )
     assert code == 0 and torch.get_num_threads() == threads
     rows = {}

@@ -26,8 +26,13 @@ def test_the_wheel_works_outside_the_checkout(tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(site), "EVOSWEEP_CACHE": str(tmp_path / "cache")}
     arguments = [*TINY, "sampler=uniform", "tracking=none", "export=none"]
     done = subprocess.run(
-        [sys.executable, "-m", "evosweep", *arguments], cwd=home, env=environment, capture_output=True, text=True,
-        timeout=300, check=False,
+        [sys.executable, "-m", "evosweep", *arguments],
+        cwd=home,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     assert "uniform" in done.stdout
@@ -35,18 +40,34 @@ def test_the_wheel_works_outside_the_checkout(tmp_path: Path) -> None:
     mine = home / "my_conf" / "experiment" / "mine.yaml"  # an experiment of the user's own, beside those in the wheel
     mine.parent.mkdir(parents=True)
     mine.write_text("# @package _global_\ndefaults:\n  - override /sampler: ilp\nname: mine\nseed: 7\n")
-    own = ["--config-dir", "my_conf", "+experiment=mine", *TINY, "tracking=none", "export=none",
-           "hydra.verbose=[evosweep]"]
+    own = [
+        "--config-dir",
+        "my_conf",
+        "+experiment=mine",
+        *TINY,
+        "tracking=none",
+        "export=none",
+        "hydra.verbose=[evosweep]",
+    ]
     done = subprocess.run(
-        [sys.executable, "-m", "evosweep", *own], cwd=home, env=environment, capture_output=True, text=True,
-        timeout=300, check=False,
+        [sys.executable, "-m", "evosweep", *own],
+        cwd=home,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     assert "ilp as_uniform=3 s7" in done.stdout and (home / "studies" / "mine.journal").is_file()
     assert "evosweep.run DEBUG: store: " in done.stderr and "tokens at once" in done.stderr
     assert (site / "hydra_plugins" / "evosweep_tuner.py").is_file()
     shown = subprocess.run(
-        [sys.executable, "-c", "import evosweep; print(evosweep.__file__)"], cwd=home, env=environment,
-        capture_output=True, text=True, check=True,
+        [sys.executable, "-c", "import evosweep; print(evosweep.__file__)"],
+        cwd=home,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert str(site) in shown.stdout

@@ -57,7 +57,8 @@ class DP:
         width = (problem.budget - int(problem.costs[:, 0].sum())) // size
         if width > self.states:
             raise SettingError(
-                "sampler.allocator.states", got=self.states,
+                "sampler.allocator.states",
+                got=self.states,
                 allowed=f"at least {width} for these costs, whose greatest common divisor is {size}",
                 hint="sampler=ilp finds the same optimum",
             )

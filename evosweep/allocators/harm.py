@@ -51,7 +51,9 @@ class Harm:
         weightless = self.kind == "hawq_v2" and bool(problem.gating.any())
         if weightless or (not problem.least and not problem.gated and self.kind in ("scaled", "bare", "hawq_v2")):
             raise SettingError(
-                "sampler.allocator.harm", allowed=["around_top", "around_uniform"], got=self.kind,
+                "sampler.allocator.harm",
+                allowed=["around_top", "around_uniform"],
+                got=self.kind,
                 hint="units that are kept or dropped have no layer error, and no weight of their own",
             )
 

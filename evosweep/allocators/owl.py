@@ -41,9 +41,7 @@ class OWL:
         return block_targets(problem, column(problem, self.columns[0]), spread=self.spread)
 
 
-def block_targets(
-    problem: Problem, merit: npt.NDArray[np.float64], *, spread: float
-) -> npt.NDArray[np.float64]:
+def block_targets(problem: Problem, merit: npt.NDArray[np.float64], *, spread: float) -> npt.NDArray[np.float64]:
     """Return block targets that rise linearly with the blocks' weighted mean merit.
 
     Args:
@@ -67,9 +65,7 @@ def block_places(problem: Problem) -> npt.NDArray[np.int64]:
     return np.unique([unit.block for unit in problem.units], return_inverse=True)[1]
 
 
-def snap(
-    problem: Problem, targets: npt.NDArray[np.float64], *, priority: npt.NDArray[np.float64]
-) -> Genome:
+def snap(problem: Problem, targets: npt.NDArray[np.float64], *, priority: npt.NDArray[np.float64]) -> Genome:
     """Return levels that come as near to block targets as the ladders and the exact budget allow.
 
     All units of a block get the highest level that they can share within its target; what is left of it raises single

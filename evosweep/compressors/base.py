@@ -106,7 +106,8 @@ def check_divides(setting: str, size: int, shapes: Mapping[str, tuple[int, int]]
         widths = ", ".join(map(str, sorted({shapes[name][1] for name in unfit})))
         common = math.gcd(*(columns for _, columns in shapes.values()))
         raise SettingError(
-            setting, got=size if got is None else got,
+            setting,
+            got=size if got is None else got,
             allowed=f"null or a divisor of every input width: {len(unfit)} layers ({unfit[0]} ...) have {widths}, and "
             f"what divides {common} fits all",
         )

@@ -171,7 +171,9 @@ def factorize(gram: torch.Tensor, *, damping: float) -> Factor:
             if attempt:
                 logger.warning(
                     "a layer's second moment was singular; it was damped by %.3g of its mean diagonal instead of %.3g "
-                    "(more tokens.calibration helps)", added, damping,
+                    "(more tokens.calibration helps)",
+                    added,
+                    damping,
                 )
             return Factor(upper.contiguous(), added * mean)
     raise StoreError(

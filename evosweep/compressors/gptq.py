@@ -53,9 +53,14 @@ class GPTQ(IntegerLevels):
         del plans
         jobs = [(name, width) for name in weights for width in self.bits]
         rounded = quantize(
-            [weights[name] for name, _ in jobs], gram, widths=[width for _, width in jobs],
-            group=self.group_of(len(gram)), symmetric=self.symmetric, coarse=self.coarse_scales,
-            damping=self.damping, column_block=self.column_block,
+            [weights[name] for name, _ in jobs],
+            gram,
+            widths=[width for _, width in jobs],
+            group=self.group_of(len(gram)),
+            symmetric=self.symmetric,
+            coarse=self.coarse_scales,
+            damping=self.damping,
+            column_block=self.column_block,
         )
         result: dict[str, dict[str, Payload]] = {name: {} for name in weights}
         for (name, width), (codes, scales, zeros, error) in zip(jobs, rounded, strict=True):

@@ -23,9 +23,7 @@ class IntegerLevels:
         coarse_scales: Whether scales are values of bfloat16, too, for programs that keep them in the model's type.
     """
 
-    def __init__(
-        self, *, bits: Sequence[int], group: int | None, symmetric: bool, coarse_scales: bool = False
-    ) -> None:
+    def __init__(self, *, bits: Sequence[int], group: int | None, symmetric: bool, coarse_scales: bool = False) -> None:
         self.bits = check_widths(bits)
         self.group = None if group is None else check_int("compressor.group", group, low=1)
         self.symmetric = check_bool("compressor.symmetric", symmetric)
@@ -49,9 +47,7 @@ class IntegerLevels:
         return [
             LevelPlan(
                 name=f"{width}bit",
-                cost=grouped_int.bits(
-                    rows=rows, columns=columns, width=width, group=group, symmetric=self.symmetric
-                ),
+                cost=grouped_int.bits(rows=rows, columns=columns, width=width, group=group, symmetric=self.symmetric),
                 value=float(width),
             )
             for width in self.bits
@@ -76,8 +72,12 @@ class IntegerLevels:
 
     def describe(self) -> dict[str, Any]:
         """Return the settings that decide payloads."""
-        return {"bits": self.bits, "group": self.group, "symmetric": self.symmetric,
-                "coarse_scales": self.coarse_scales}
+        return {
+            "bits": self.bits,
+            "group": self.group,
+            "symmetric": self.symmetric,
+            "coarse_scales": self.coarse_scales,
+        }
 
 
 def check_widths(bits: object) -> list[int]:

@@ -12,9 +12,21 @@ LEAST_SPAN = 16  # columns that a program has room for
 
 @triton.jit
 def _settle(  # type: ignore[no-untyped-def]
-    part, errors, factor, codes, scale, zero, top, mask,
-    rows, stride,
-    COLUMNS: tl.constexpr, SPAN: tl.constexpr, ROWS: tl.constexpr, ROUNDS: tl.constexpr, MASKS: tl.constexpr,
+    part,
+    errors,
+    factor,
+    codes,
+    scale,
+    zero,
+    top,
+    mask,
+    rows,
+    stride,
+    COLUMNS: tl.constexpr,
+    SPAN: tl.constexpr,
+    ROWS: tl.constexpr,
+    ROUNDS: tl.constexpr,
+    MASKS: tl.constexpr,
 ):
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     column = tl.arange(0, SPAN)
@@ -50,9 +62,20 @@ def settle(part: torch.Tensor, errors: torch.Tensor, factor: torch.Tensor, rules
     grid, mask, (columns, rows) = rules.grid, rules.mask, part.shape
     scale, zero, top = (part,) * 3 if grid is None else (grid.scale, grid.zero, grid.top)
     _settle[(triton.cdiv(rows, ROWS),)](
-        part, errors, factor,
-        part if rules.codes is None else rules.codes, scale, zero, top,
+        part,
+        errors,
+        factor,
+        part if rules.codes is None else rules.codes,
+        scale,
+        zero,
+        top,
         part if mask is None else mask.view(torch.uint8),
-        rows, factor.stride(0), COLUMNS=columns, SPAN=max(LEAST_SPAN, triton.next_power_of_2(columns)), ROWS=ROWS,
-        ROUNDS=grid is not None, MASKS=mask is not None, num_warps=1,
+        rows,
+        factor.stride(0),
+        COLUMNS=columns,
+        SPAN=max(LEAST_SPAN, triton.next_power_of_2(columns)),
+        ROWS=ROWS,
+        ROUNDS=grid is not None,
+        MASKS=mask is not None,
+        num_warps=1,
     )

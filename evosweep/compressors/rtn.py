@@ -35,8 +35,7 @@ class RoundToNearest(IntegerLevels):
         """Return unit -> level name -> payload; ``gram`` is not looked at."""
         del gram, plans
         return {
-            name: {f"{width}bit": self._round(weight, width) for width in self.bits}
-            for name, weight in weights.items()
+            name: {f"{width}bit": self._round(weight, width) for width in self.bits} for name, weight in weights.items()
         }
 
     def _round(self, weight: torch.Tensor, width: int) -> Payload:
@@ -45,6 +44,8 @@ class RoundToNearest(IntegerLevels):
         top = torch.full((len(grouped),), 2.0**width - 1, device=weight.device)
         grid = Grid.of(grouped, top=top, symmetric=self.symmetric, coarse=self.coarse_scales)
         return self.payload(
-            codes=grid.codes(grouped).view(rows, columns), scales=grid.scale.view(rows, -1),
-            zeros=grid.zero.view(rows, -1), width=width,
+            codes=grid.codes(grouped).view(rows, columns),
+            scales=grid.scale.view(rows, -1),
+            zeros=grid.zero.view(rows, -1),
+            width=width,
         )

@@ -28,15 +28,15 @@ class SparseLevels:
             weights that follow each other in a row, N are kept.
     """
 
-    def __init__(
-        self, *, sparsity: float, window: float, step: int | None, patterns: Sequence[str] | None
-    ) -> None:
+    def __init__(self, *, sparsity: float, window: float, step: int | None, patterns: Sequence[str] | None) -> None:
         self.sparsity = check_number("compressor.sparsity", sparsity, low=0, high=1)
         self.window = check_number("compressor.window", window, low=0, high=1)
         self.step = None if step is None else check_int("compressor.step", step, low=1)
-        self.patterns = None if patterns is None else [
-            parse_pattern(f"compressor.patterns[{place}]", pattern) for place, pattern in enumerate(patterns)
-        ]
+        self.patterns = (
+            None
+            if patterns is None
+            else [parse_pattern(f"compressor.patterns[{place}]", pattern) for place, pattern in enumerate(patterns)]
+        )
 
     def plan(self, shapes: Mapping[str, tuple[int, int]]) -> dict[str, list[LevelPlan]]:
         """Return the ladder of every unit, densest last, named by sparsity: ``62.5%``.
@@ -61,8 +61,10 @@ class SparseLevels:
             )
         return [
             LevelPlan(
-                name=f"{100 * (1 - count / numel):.6g}%", cost=bitmask.bits(numel=numel, kept=count),
-                value=1 - count / numel, kept=count,
+                name=f"{100 * (1 - count / numel):.6g}%",
+                cost=bitmask.bits(numel=numel, kept=count),
+                value=1 - count / numel,
+                kept=count,
             )
             for count in kept
         ]

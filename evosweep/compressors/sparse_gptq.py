@@ -56,7 +56,9 @@ class SparseGPTQ:
         self.column_block = check_int("compressor.column_block", column_block, low=1)
         if self.mask_block % self.group:
             raise SettingError(
-                "compressor.group", allowed=f"a divisor of compressor.mask_block={self.mask_block}", got=self.group,
+                "compressor.group",
+                allowed=f"a divisor of compressor.mask_block={self.mask_block}",
+                got=self.group,
                 hint="a group's grid is made for the weights that its mask keeps",
             )
 
@@ -115,8 +117,12 @@ class SparseGPTQ:
         scales, zeros = stacked(grids)
         result: dict[str, dict[str, Payload]] = {name: {} for name in weights}
         parts = zip(
-            codes.split(sizes, 1), masks.mask.split(sizes, 1), scales.split(sizes), zeros.split(sizes),
-            sums(total, sizes), strict=True,
+            codes.split(sizes, 1),
+            masks.mask.split(sizes, 1),
+            scales.split(sizes),
+            zeros.split(sizes),
+            sums(total, sizes),
+            strict=True,
         )
         for (name, plan), (code, mask, scale, zero, error) in zip(jobs, parts, strict=True):
             result[name][plan.name] = self._payload(plan, code.T, mask.T, scale, zero, error)
@@ -133,11 +139,19 @@ class SparseGPTQ:
     ) -> Payload:
         rows, columns = codes.shape
         parts = sparse_int.encode(
-            codes=codes, mask=mask, scales=scales, zeros=None if self.symmetric else zeros.to(torch.uint8),
+            codes=codes,
+            mask=mask,
+            scales=scales,
+            zeros=None if self.symmetric else zeros.to(torch.uint8),
             width=plan.width,
         )
-        meta = {"rows": rows, "columns": columns, "kept": plan.kept, "width": plan.width,
-                "group": columns // scales.shape[1]}
+        meta = {
+            "rows": rows,
+            "columns": columns,
+            "kept": plan.kept,
+            "width": plan.width,
+            "group": columns // scales.shape[1],
+        }
         return Payload("sparse_int", parts, meta, error)
 
     def describe(self) -> dict[str, Any]:

@@ -53,8 +53,12 @@ class SparseGPT(SparseLevels):
         """
         jobs = [(name, plan) for name in weights for plan in plans[name]]
         pruned = prune(
-            [weights[name] for name, _ in jobs], gram, plans=[plan for _, plan in jobs],
-            damping=self.damping, mask_block=self.mask_block, column_block=self.column_block,
+            [weights[name] for name, _ in jobs],
+            gram,
+            plans=[plan for _, plan in jobs],
+            damping=self.damping,
+            mask_block=self.mask_block,
+            column_block=self.column_block,
         )
         result: dict[str, dict[str, Payload]] = {name: {} for name in weights}
         for (name, plan), (weight, mask, error) in zip(jobs, pruned, strict=True):

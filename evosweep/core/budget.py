@@ -36,12 +36,19 @@ class Budget:
         sparsity: float | None = None,
         blocks_kept: float | None = None,
     ) -> None:
-        values = {"as_uniform": as_uniform, "bits_per_weight": bits_per_weight, "megabytes": megabytes,
-                  "sparsity": sparsity, "blocks_kept": blocks_kept}
+        values = {
+            "as_uniform": as_uniform,
+            "bits_per_weight": bits_per_weight,
+            "megabytes": megabytes,
+            "sparsity": sparsity,
+            "blocks_kept": blocks_kept,
+        }
         given = {kind: value for kind, value in values.items() if value is not None}
         if len(given) != 1:
             raise SettingError(
-                "budget", allowed=f"exactly one of {', '.join(KINDS)}", got=given or None,
+                "budget",
+                allowed=f"exactly one of {', '.join(KINDS)}",
+                got=given or None,
                 hint=f"the others are null, as in budget.{list(given)[-1]}=null" if len(given) > 1 else "",
             )
         ((self.kind, self.value),) = given.items()
@@ -52,9 +59,7 @@ class Budget:
     def __str__(self) -> str:
         return f"{self.kind}={self.value:g}" if isinstance(self.value, float) else f"{self.kind}={self.value}"
 
-    def problem(
-        self, units: Sequence[Unit], *, fixed_bits: int = 0, planned: Sequence[Unit] | None = None
-    ) -> Problem:
+    def problem(self, units: Sequence[Unit], *, fixed_bits: int = 0, planned: Sequence[Unit] | None = None) -> Problem:
         """Return the problem of these units under this budget.
 
         Args:
@@ -123,8 +128,10 @@ def uniform_level_cost(unit: Unit, wanted: int | float | str) -> int:
         if level.name == str(wanted) or (isinstance(wanted, int | float) and level.value == wanted):
             return level.cost
     raise SettingError(
-        "budget.as_uniform", allowed=[v.name if v.value is None else f"{v.value:g}" for v in unit.levels],
-        got=wanted, hint=f"these are the levels of {unit.name}",
+        "budget.as_uniform",
+        allowed=[v.name if v.value is None else f"{v.value:g}" for v in unit.levels],
+        got=wanted,
+        hint=f"these are the levels of {unit.name}",
     )
 
 

@@ -10,18 +10,23 @@ class EvosweepError(Exception):
 
 
 class SettingError(EvosweepError):
-    """A setting has a value that it may not have.
+    """An argument or a setting has a value that it may not have.
+
+    A library raises it with the name of its own argument (``group``). The command line knows at which path of the
+    configuration the object was built (``compressor``) and shows ``compressor.group``: see ``at``.
 
     Args:
-        setting: Name as typed on the command line, e.g. ``search.offspring``.
-        got: The offending value.
+        setting: Name of the argument; a name with a dot in it (``tokens.seq_len``) is already a full path.
+        got: The value that was refused.
         allowed: What it may be, as a phrase or as the list of choices. For a list, the nearest match to
             ``got`` is suggested.
         hint: What else would help, one clause.
+        owner: The object whose argument it is, for errors raised after construction.
     """
 
-    def __init__(self, setting: str, *, got: object, allowed: str | Iterable[object], hint: str = "") -> None:
-        self.setting = setting
+    def __init__(
+        self, setting: str, *, got: object, allowed: str | Iterable[object], hint: str = "", owner: object = None
+    ) -> None:
         if isinstance(allowed, str):
             phrase, suggestion = allowed, ""
         else:
@@ -29,11 +34,21 @@ class SettingError(EvosweepError):
             phrase = "one of " + ", ".join(options) if options else "nothing here"
             suggestion = did_you_mean(str(got), options)
         tail = f"; {hint}" if hint else ""
-        super().__init__(f"{setting} must be {phrase}, got {got!r}{suggestion}{tail}")
+        self.setting, self.owner = setting, owner
+        self._rest = f" must be {phrase}, got {got!r}{suggestion}{tail}"
+        super().__init__(f"{setting}{self._rest}")
+
+    def at(self, path: str) -> "SettingError":
+        """Return the same error with the setting named by its full path, ``path.setting``.
+
+        A setting that is a full path already stays as it is.
+        """
+        full = "." in self.setting.split("[")[0] or not path
+        return _same(type(self), self.setting if full else f"{path}.{self.setting}", self._rest)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Return how another process says the same: a launcher's worker sends its errors home."""
-        return _same, (type(self), self.setting, str(self))
+        """Return how another process rebuilds the error: a launcher's worker sends its errors to its parent."""
+        return _same, (type(self), self.setting, self._rest)
 
 
 class BudgetError(EvosweepError):
@@ -60,9 +75,9 @@ class ExportError(EvosweepError):
     """An exported model that does not reload as what was scored."""
 
 
-def _same(kind: type[SettingError], setting: str, message: str) -> SettingError:
-    error = kind.__new__(kind, message)
-    error.setting = setting
+def _same(kind: type[SettingError], setting: str, rest: str) -> SettingError:
+    error = kind.__new__(kind, f"{setting}{rest}")
+    error.setting, error.owner, error._rest = setting, None, rest
     return error
 
 

@@ -127,8 +127,11 @@ class SearchResult:
         """What was found after every generation: tokens and seconds spent, true size, validation figures."""
         return [
             {
-                "generation": each.generation, "tokens": each.tokens, "seconds": each.elapsed,
-                "bits_per_weight": each.bits_per_weight, "val_kl": each.validation["kl"],
+                "generation": each.generation,
+                "tokens": each.tokens,
+                "seconds": each.elapsed,
+                "bits_per_weight": each.bits_per_weight,
+                "val_kl": each.validation["kl"],
                 "val_ppl": each.validation["ppl"],
             }
             for each in self.generations

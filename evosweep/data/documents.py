@@ -43,9 +43,7 @@ def check_shares(shares: Mapping[str, float]) -> dict[str, float]:
     return checked
 
 
-def split_documents(
-    documents: Sequence[Document], *, shares: Mapping[str, float]
-) -> dict[str, list[Document]]:
+def split_documents(documents: Sequence[Document], *, shares: Mapping[str, float]) -> dict[str, list[Document]]:
     """Divide documents among the splits, by characters, in an order that their ids alone decide.
 
     Validation takes its share first, so that it stays the same when only the other shares change.

@@ -83,7 +83,12 @@ class HubDataset:
     """
 
     def __init__(
-        self, *, path: str, name: str | None = None, split: str = "train", column: str = "text",
+        self,
+        *,
+        path: str,
+        name: str | None = None,
+        split: str = "train",
+        column: str = "text",
         max_documents: int = 2000,
     ) -> None:
         if not isinstance(path, str) or not path:

@@ -48,9 +48,7 @@ class Wikipedia:
         cached = cache_folder("text") / f"wikipedia-{DUMP.sha256[:12]}-{CLEANING}.json"
         if not cached.exists():
             pages = list(_pages(dump))
-            cleaned = {
-                page: clean(markup) for page, markup in progress.track(pages, description="cleaning Wikipedia")
-            }
+            cleaned = {page: clean(markup) for page, markup in progress.track(pages, description="cleaning Wikipedia")}
             write_json(cached, {page: text for page, text in cleaned.items() if len(text) >= _MIN_CHARACTERS})
         try:
             texts = json.loads(cached.read_text(encoding="utf-8"))

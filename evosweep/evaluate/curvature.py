@@ -64,7 +64,9 @@ def hawq_v2(
     for place, (unit, site, trace) in enumerate(zip(problem.units, mine, traces, strict=True)):
         dense = site.weight.float()
         columns[unit.name] = {
-            f"{HAWQ}/{level.name}": 0.5 * trace / unit.numel
+            f"{HAWQ}/{level.name}": 0.5
+            * trace
+            / unit.numel
             * float((evaluator.weight(place, number).float() - dense).square().sum())
             for number, level in enumerate(unit.levels)
         }

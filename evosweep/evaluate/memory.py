@@ -38,8 +38,8 @@ class Resources:
         tf32: bool = True,
         sensitivity_tokens: int = 1024,
     ) -> None:
-        self.memory = None if memory_gb is None else 1e9 * check_number(
-            "evaluate.memory_gb", memory_gb, low=0, exclusive=True
+        self.memory = (
+            None if memory_gb is None else 1e9 * check_number("evaluate.memory_gb", memory_gb, low=0, exclusive=True)
         )
         self.compile = None if compile is None else check_bool("evaluate.compile", compile)
         self.tf32 = check_bool("evaluate.tf32", tf32)
@@ -95,7 +95,8 @@ class MemoryPlan:
             least = candidate / (1 - TARGETS_SHARE - WEIGHTS_SHARE)
             gigabytes = f"{memory / 1e9:.3g}"
             raise SettingError(
-                "evaluate.memory_gb", got=f"{gigabytes} (free)" if resources.memory is None else float(gigabytes),
+                "evaluate.memory_gb",
+                got=f"{gigabytes} (free)" if resources.memory is None else float(gigabytes),
                 allowed=f"at least {least / 1e9:.3g}, for one candidate on one window (or a smaller tokens.seq_len)",
             )
         return cls(weights, where, min(left, MOST_ACTIVATIONS[device.type]), targets)
@@ -110,7 +111,9 @@ def plan_memory(resources: Resources, anatomy: Anatomy, units: Sequence[Unit], *
     """Return the plan for some units, made or only planned, on windows of so many tokens."""
     layers = [unit for unit in units if not unit.gates]
     return MemoryPlan.of(
-        resources, anatomy.device, candidate=per_token(anatomy) * seq_len,
+        resources,
+        anatomy.device,
+        candidate=per_token(anatomy) * seq_len,
         dense=sum(unit.numel * len(unit.levels) for unit in layers) * anatomy.dtype.itemsize,
         packed=sum(level.cost for unit in layers for level in unit.levels) // 8,
     )

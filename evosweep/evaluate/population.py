@@ -216,9 +216,7 @@ class Evaluator:
         final = anatomy.finish(tokens.repeat(len(states), 1), states.flatten(0, 1))
         return final.unflatten(0, states.shape[:2]), rows
 
-    def _run_block(
-        self, block: int, states: torch.Tensor, levels: Mapping[int, npt.NDArray[np.int64]]
-    ) -> torch.Tensor:
+    def _run_block(self, block: int, states: torch.Tensor, levels: Mapping[int, npt.NDArray[np.int64]]) -> torch.Tensor:
         """Run one block on states (rows, windows, seq_len, hidden), each row at its own levels (by unit's place)."""
         units = self._blocks[block]
         there = np.ones(len(states), dtype=bool)
@@ -231,9 +229,7 @@ class Evaluator:
         with ExitStack() as routes:
             if units.sites:
                 wanted = np.stack([levels[place][there] for place in units.sites.values()])
-                for (site, place), groups in zip(
-                    units.sites.items(), groups_of(wanted, states.device), strict=True
-                ):
+                for (site, place), groups in zip(units.sites.items(), groups_of(wanted, states.device), strict=True):
                     weights = {level: self.levels.weight((place, level)) for level in groups.levels}
                     routes.enter_context(replaced_forward(site.module, routed(site.module, groups, weights)))
             for site, place in units.writers.items():

@@ -77,7 +77,9 @@ class StagedScorer:
         if key not in self.evaluator.validated:  # several searches of one evaluator start from the same allocation
             windows = range(len(self.evaluator.splits["validation"].windows))
             scores = self.evaluator.score(
-                None if genome is None else genome[None], split="validation", windows=windows,
+                None if genome is None else genome[None],
+                split="validation",
+                windows=windows,
                 fitness=[KL(), Perplexity()],
             )
             self.evaluator.validated[key] = {name: float(values[0]) for name, values in scores.items()}

@@ -30,9 +30,7 @@ SHRINKAGE = 512  # tokens at which a unit's own measurement and its kind's mean 
 METHOD = 5  # raise when the measurement changes: cached ones then are not reused
 
 
-def kl_per_error(
-    evaluator: Evaluator, problem: Problem, *, tokens: int, seed: int, progress: Progress
-) -> Columns:
+def kl_per_error(evaluator: Evaluator, problem: Problem, *, tokens: int, seed: int, progress: Progress) -> Columns:
     """Return each unit's KL per unit of layer error, measured around the budget's uniform allocation.
 
     Every unit alone is lowered one level (raised one, where it is at the bottom); what the KL gains by it, over what
@@ -62,9 +60,7 @@ def kl_per_error(
     return _scales(problem, base, probed, kl[:-1] - kl[-1], trust=tokens / (tokens + SHRINKAGE))
 
 
-def loss_alone(
-    evaluator: Evaluator, problem: Problem, *, tokens: int, seed: int, progress: Progress
-) -> Columns:
+def loss_alone(evaluator: Evaluator, problem: Problem, *, tokens: int, seed: int, progress: Progress) -> Columns:
     """Return the perplexity with each unit alone at its lowest level, all others at their highest.
 
     Args:
@@ -83,9 +79,7 @@ def loss_alone(
     return {unit.name: {LOSS_ALONE: float(score)} for unit, score in zip(problem.units, scores, strict=True)}
 
 
-def around_uniform(
-    evaluator: Evaluator, problem: Problem, *, tokens: int, seed: int, progress: Progress
-) -> Columns:
+def around_uniform(evaluator: Evaluator, problem: Problem, *, tokens: int, seed: int, progress: Progress) -> Columns:
     """Return by how much the KL rises where one unit alone takes one level, all others as in the uniform allocation."""
     return _rises(AROUND_UNIFORM, problem.uniform(), evaluator, problem, tokens=tokens, seed=seed, progress=progress)
 
@@ -95,9 +89,7 @@ def around_top(evaluator: Evaluator, problem: Problem, *, tokens: int, seed: int
     return _rises(AROUND_TOP, problem.sizes - 1, evaluator, problem, tokens=tokens, seed=seed, progress=progress)
 
 
-def hill_exponents(
-    evaluator: Evaluator, problem: Problem, *, tokens: int, seed: int, progress: Progress
-) -> Columns:
+def hill_exponents(evaluator: Evaluator, problem: Problem, *, tokens: int, seed: int, progress: Progress) -> Columns:
     """Return the Hill exponent of every unit's dense weight; units without one (drop units) have none."""
     del tokens, seed
     sites = {site.name: site for site in evaluator.anatomy.sites}
@@ -185,9 +177,7 @@ def _windows(evaluator: Evaluator, tokens: int, seed: int) -> list[int]:
     return [int(window) for window in generator(seed, "sensitivity").choice(len(split.windows), count, replace=False)]
 
 
-def _scales(
-    problem: Problem, base: Genome, probed: Genome, kl: npt.NDArray[np.float64], *, trust: float
-) -> Columns:
+def _scales(problem: Problem, base: Genome, probed: Genome, kl: npt.NDArray[np.float64], *, trust: float) -> Columns:
     """Return KL differences over layer-error differences by unit name, shrunk towards the mean of their kind."""
     errors = np.array(
         [

@@ -89,11 +89,15 @@ def _packed(winner: Winner, place: int) -> tuple[int, int, Packed]:
     parts = stored.parts()
     codes = unpack(parts["codes"], width, rows * columns).view(rows, columns)
     signed = (codes.to(torch.int16) - 2 ** (width - 1)).to(torch.int8)
-    return width, group, {
-        "weight_packed": pack_to_int32(signed, width),
-        "weight_scale": parts["scales"].to(winner.evaluator.anatomy.dtype),
-        "weight_shape": torch.tensor([rows, columns]),
-    }
+    return (
+        width,
+        group,
+        {
+            "weight_packed": pack_to_int32(signed, width),
+            "weight_scale": parts["scales"].to(winner.evaluator.anatomy.dtype),
+            "weight_shape": torch.tensor([rows, columns]),
+        },
+    )
 
 
 def _scheme(groups: dict[tuple[int, int], list[str]]) -> dict[str, Any]:
@@ -106,8 +110,14 @@ def _scheme(groups: dict[tuple[int, int], list[str]]) -> dict[str, Any]:
         "config_groups": {
             f"group_{number}": {
                 "targets": paths,
-                "weights": {"num_bits": width, "type": "int", "symmetric": True, "strategy": "group",
-                            "group_size": group, "dynamic": False},
+                "weights": {
+                    "num_bits": width,
+                    "type": "int",
+                    "symmetric": True,
+                    "strategy": "group",
+                    "group_size": group,
+                    "dynamic": False,
+                },
             }
             for number, ((width, group), paths) in enumerate(sorted(groups.items()))
         },

@@ -17,9 +17,7 @@ class DenseSafetensors(Exporter):
     Dropped blocks are left out. Dropped sub-blocks have no place in the model's own layout: theirs are zeros.
     """
 
-    loading = (
-        "from transformers import AutoModelForCausalLM\n\nmodel = AutoModelForCausalLM.from_pretrained(folder)"
-    )
+    loading = "from transformers import AutoModelForCausalLM\n\nmodel = AutoModelForCausalLM.from_pretrained(folder)"
 
     def write(self, winner: Winner, loaded: LoadedModel, folder: Path) -> None:
         """Write what ``save_pretrained`` writes."""

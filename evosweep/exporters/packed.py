@@ -32,7 +32,8 @@ class PackedSafetensors(Exporter):
         gone = _gone(winner)
         with winner.in_place():
             packed = {
-                path: _payload(winner, place) for path, (site, place) in winner.layers().items()
+                path: _payload(winner, place)
+                for path, (site, place) in winner.layers().items()
                 if id(site.module.weight) not in gone
             }
             tensors = {f"{path}|{part}": value for path, (_, parts) in packed.items() for part, value in parts.items()}
@@ -118,6 +119,7 @@ def _gone(winner: Winner) -> set[int]:
     parts = parts_of(winner.evaluator.anatomy, "sublayers")
     return {
         id(parameter)
-        for part in parts if part.writer is not None and part.writer.name in silent
+        for part in parts
+        if part.writer is not None and part.writer.name in silent
         for parameter in part.parameters
     }

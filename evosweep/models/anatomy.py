@@ -116,9 +116,7 @@ class Anatomy:
             self._contexts[seq_len] = heard
         return self._contexts[seq_len]
 
-    def _through_base(
-        self, tokens: torch.Tensor, last: torch.Tensor | None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def _through_base(self, tokens: torch.Tensor, last: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
         """Run the base model with blocks that pass on what they are given; the last one returns ``last``."""
         first: list[torch.Tensor] = []
 

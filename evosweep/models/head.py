@@ -42,9 +42,7 @@ class Head:
         tokens = torch.arange(PROBE_TOKENS, device=layer.weight.device)[None]
         with torch.no_grad():
             output = base(input_ids=tokens, use_cache=False)
-            head = cls(
-                model=model, base=base, weight=layer.weight, bias=layer.bias, linear=False, output=output
-            )
+            head = cls(model=model, base=base, weight=layer.weight, bias=layer.bias, linear=False, output=output)
             hidden = output[0][0]
             # Loud enough to reach any cap.
             hidden = hidden * (PROBE_LOGIT / float(functional.linear(hidden, layer.weight).abs().max().clamp(min=1e-6)))

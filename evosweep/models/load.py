@@ -151,7 +151,14 @@ class WheelGguf(_Source):
     """
 
     def __init__(
-        self, *, name: str, requirement: str, member: str, sha256: str, dtype: str = "auto", device: str = "auto",
+        self,
+        *,
+        name: str,
+        requirement: str,
+        member: str,
+        sha256: str,
+        dtype: str = "auto",
+        device: str = "auto",
         offload: bool = False,
     ) -> None:
         super().__init__(dtype=dtype, device=device, offload=offload)
@@ -185,7 +192,9 @@ class WheelGguf(_Source):
             # The GGUF reader draws bars of its own, whatever transformers' verbosity.
             with contextlib.redirect_stderr(io.StringIO()), _parsed_once():
                 model = transformers.AutoModelForCausalLM.from_pretrained(
-                    folder, **options, dtype=torch.float32,
+                    folder,
+                    **options,
+                    dtype=torch.float32,
                     quantization_config=transformers.GgufConfig(dequantize=True),
                 )
                 tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **options)

@@ -76,8 +76,10 @@ class PopulationSampler(optuna.samplers.BaseSampler):
         hashes = [self.problem.decode(parent).hash for parent in parents]
         return [
             Candidate(
-                slot=slot, genome=genome,
-                parent=hashes[self.parent_place(generation=generation, slot=slot, count=len(hashes))] if hashes
+                slot=slot,
+                genome=genome,
+                parent=hashes[self.parent_place(generation=generation, slot=slot, count=len(hashes))]
+                if hashes
                 else None,
             )
             for slot, genome in enumerate(self.genomes(generation=generation, parents=parents))
@@ -177,7 +179,9 @@ class PopulationSampler(optuna.samplers.BaseSampler):
         trials = [
             trial
             for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-            if trial.number < before and names <= trial.params.keys() and trial.value is not None
+            if trial.number < before
+            and names <= trial.params.keys()
+            and trial.value is not None
             and all(value <= 0 for value in trial.constraints.values())
         ]
         sign = -1 if study.direction == optuna.study.StudyDirection.MAXIMIZE else 1

@@ -61,8 +61,14 @@ class EvoPressSampler(PopulationSampler):
             self._allocator, self.columns = start, tuple(start.columns)
             self.name = f"{self.name}+{getattr(start, 'name', type(start).__name__.lower())}"
         self.search = EvoPress(
-            problem, seed=seed, offspring=offspring, max_flips=max_flips, cross=cross,
-            start_candidates=start_candidates, flips=flips, group=group,
+            problem,
+            seed=seed,
+            offspring=offspring,
+            max_flips=max_flips,
+            cross=cross,
+            start_candidates=start_candidates,
+            flips=flips,
+            group=group,
         )
 
     def genomes(self, *, generation: int, parents: Sequence[Genome]) -> list[Genome]:
@@ -89,7 +95,8 @@ def _read(problem: Problem, path: Path) -> Genome:
     genome = problem.encode(Allocation.load(path))
     if not problem.feasible(genome):
         raise SettingError(
-            "sampler.start", allowed=f"an allocation of at most {problem.budget} bits",
+            "sampler.start",
+            allowed=f"an allocation of at most {problem.budget} bits",
             got=f"{path} with {problem.cost(genome)} bits",
         )
     return genome

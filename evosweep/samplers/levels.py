@@ -49,9 +49,9 @@ def allocation_of(study: optuna.Study, trial: FrozenTrial) -> Allocation:
     units, ladders = attributes[UNITS], attributes[LADDERS]
     width = _width(max(len(ladders[place]) for place in units.values()))
     places = [int(text[start : start + width], len(DIGITS)) for start in range(0, len(text), width)]
-    return Allocation({
-        name: ladders[ladder][place] for (name, ladder), place in zip(units.items(), places, strict=True)
-    })
+    return Allocation(
+        {name: ladders[ladder][place] for (name, ladder), place in zip(units.items(), places, strict=True)}
+    )
 
 
 def _width(levels: int) -> int:

@@ -86,8 +86,13 @@ class StudyRecorder:
         problem = self._problem = event.problem
         if event.facts.get(RUN) is not None:
             self._run = {RUN: event.facts[RUN]}
-        facts = {**event.facts, **levels.key(problem), "seed": event.seed, "budget_bits": problem.budget,
-                 "problem": problem.fingerprint}
+        facts = {
+            **event.facts,
+            **levels.key(problem),
+            "seed": event.seed,
+            "budget_bits": problem.budget,
+            "problem": problem.fingerprint,
+        }
         for key, value in facts.items():
             self.study.set_user_attr(key, value)
         self.study.set_metric_names(["val_kl"])

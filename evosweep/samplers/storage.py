@@ -45,7 +45,9 @@ class Journal:
             return JournalStorage(JournalFileBackend(str(self.path), lock_obj=JournalFileOpenLock(str(self.path))))
         except OSError as error:
             raise SettingError(
-                "storage.path", allowed="a file that can be written", got=str(self.path),
+                "storage.path",
+                allowed="a file that can be written",
+                got=str(self.path),
                 hint=error.strerror or str(error),
             ) from error
 
@@ -57,7 +59,9 @@ class Journal:
             Path(self.artifacts).mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise SettingError(
-                "storage.artifacts", allowed="a folder that can be written", got=self.artifacts,
+                "storage.artifacts",
+                allowed="a folder that can be written",
+                got=self.artifacts,
                 hint=error.strerror or str(error),
             ) from error
         return FileSystemArtifactStore(self.artifacts)

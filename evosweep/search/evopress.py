@@ -67,9 +67,13 @@ class EvoPress:
         """Return the λ offspring of a generation (1, 2, ...), each within the budget."""
         return [
             mutate(
-                self.problem, parents[self.parent_place(generation=generation, slot=slot, count=len(parents))],
+                self.problem,
+                parents[self.parent_place(generation=generation, slot=slot, count=len(parents))],
                 generator(self.seed, "offspring", generation, slot),
-                max_flips=self.max_flips, cross=self.cross, flips=self.flips, group=self.group,
+                max_flips=self.max_flips,
+                cross=self.cross,
+                flips=self.flips,
+                group=self.group,
             )
             for slot in range(self.size)
         ]
@@ -92,8 +96,5 @@ class RandomSearch:
     def draw(self, *, generation: int) -> list[Genome]:
         """Return the genomes of a generation."""
         return [
-            random_feasible(self.problem, generator(self.seed, "random", generation, slot))
-            for slot in range(self.size)
+            random_feasible(self.problem, generator(self.seed, "random", generation, slot)) for slot in range(self.size)
         ]
-
-

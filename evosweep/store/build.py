@@ -91,9 +91,13 @@ class StoreBuilder:
             _check_room(plan_units(anatomy, compressor, drop), target.parent)
             with new_folder(target) if shard.leads() else TemporaryDirectory() as name:
                 folder = Path(name)
-                facts = {"key": key, "model_name": model_name, "calibration_tokens": calibration.tokens,
-                         "calibration_documents": list(calibration.documents),
-                         "fixed_bits": fixed_bits(anatomy, compressor, drop)}
+                facts = {
+                    "key": key,
+                    "model_name": model_name,
+                    "calibration_tokens": calibration.tokens,
+                    "calibration_documents": list(calibration.documents),
+                    "fixed_bits": fixed_bits(anatomy, compressor, drop),
+                }
                 units = self._build(anatomy, compressor, drop, calibration, folder, progress)
                 files = {path.name: sha256_file(path) for path in sorted(folder.glob("*.safetensors"))}
                 write_json(folder / MANIFEST, {**address, **facts, "files": files, "units": units})
@@ -171,9 +175,7 @@ class StoreBuilder:
             hidden[:] = [anatomy.run_block(block, batch).to(batch.device) for batch in hidden]
         return rows, tensors
 
-    def _passed_on(
-        self, site: Site, plans: Sequence[LevelPlan], payloads: Mapping[str, Payload]
-    ) -> torch.Tensor:
+    def _passed_on(self, site: Site, plans: Sequence[LevelPlan], payloads: Mapping[str, Payload]) -> torch.Tensor:
         if self.propagate is None:
             return site.weight.clone()
         made = [plan for plan in plans if plan.name in payloads]
@@ -287,9 +289,14 @@ def _row(
         payload = payloads[plan.name]
         error = payload.output_error(weight, gram)
         levels.append(
-            {**_level(plan, site.shape), "error": error,
-             "relative_error": error / whole if whole else 0.0, "format": payload.format,
-             "meta": dict(payload.meta), "parts": sorted(payload.parts)}
+            {
+                **_level(plan, site.shape),
+                "error": error,
+                "relative_error": error / whole if whole else 0.0,
+                "format": payload.format,
+                "meta": dict(payload.meta),
+                "parts": sorted(payload.parts),
+            }
         )
     return {**_planned(site, plans), "file": _file(site.block), "columns": ratios, "levels": levels}
 
@@ -297,8 +304,15 @@ def _row(
 def _planned(site: Site, plans: Sequence[LevelPlan]) -> dict[str, Any]:
     """Return what is known of a layer before it is compressed."""
     levels = [_level(plan, site.shape) for plan in plans]
-    return {"name": site.name, "first": site.name, "block": site.block, "shape": list(site.shape),
-            "numel": site.shape[0] * site.shape[1], "group": site.group, "levels": levels}
+    return {
+        "name": site.name,
+        "first": site.name,
+        "block": site.block,
+        "shape": list(site.shape),
+        "numel": site.shape[0] * site.shape[1],
+        "group": site.group,
+        "levels": levels,
+    }
 
 
 def _level(plan: LevelPlan, shape: tuple[int, int]) -> dict[str, Any]:

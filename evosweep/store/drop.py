@@ -28,9 +28,7 @@ class Drop:
     """
 
     def __init__(self, *, granularity: str | None = None, keep: Sequence[int] = ()) -> None:
-        self.granularity = None if granularity is None else check_choice(
-            "drop.granularity", granularity, GRANULARITIES
-        )
+        self.granularity = None if granularity is None else check_choice("drop.granularity", granularity, GRANULARITIES)
         if isinstance(keep, str) or not isinstance(keep, Sequence):
             raise SettingError("drop.keep", allowed="a list of block indices", got=keep)
         self.keep = tuple(check_int(f"drop.keep[{place}]", index) for place, index in enumerate(keep))
@@ -76,15 +74,23 @@ class Drop:
             units = {id(site.module.weight) for site in anatomy.sites if site.name in gates}
             own = {id(p): p for p in part.parameters if id(p) not in units}.values()
             bits = sum(p.numel() * p.element_size() * 8 for p in own)
-            levels = [{"name": DROPPED, "cost": 0, "value": 0.0, "removed": 1.0},
-                      {"name": KEPT, "cost": bits, "value": 1.0, "removed": 0.0}]
+            levels = [
+                {"name": DROPPED, "cost": 0, "value": 0.0, "removed": 1.0},
+                {"name": KEPT, "cost": bits, "value": 1.0, "removed": 0.0},
+            ]
             writer = None if part.writer is None else part.writer.name
-            rows.append({
-                "name": part.name, "first": part.sites[0], "block": part.blocks[0],
-                "numel": sum(p.numel() for p in own), "levels": levels, "gates": gates,
-                "drop": {"blocks": list(part.blocks), "whole": part.whole, "writer": writer},
-                "columns": {} if hidden is None else {"influence": influence(anatomy, part, hidden)},
-            })
+            rows.append(
+                {
+                    "name": part.name,
+                    "first": part.sites[0],
+                    "block": part.blocks[0],
+                    "numel": sum(p.numel() for p in own),
+                    "levels": levels,
+                    "gates": gates,
+                    "drop": {"blocks": list(part.blocks), "whole": part.whole, "writer": writer},
+                    "columns": {} if hidden is None else {"influence": influence(anatomy, part, hidden)},
+                }
+            )
         return rows
 
 

@@ -126,8 +126,12 @@ def unit_of(row: Mapping[str, Any]) -> Unit:
         block=row["block"],
         levels=tuple(
             Level(
-                name=level["name"], cost=level["cost"], error=level.get("error"),
-                relative_error=level.get("relative_error"), value=level["value"], removed=level["removed"],
+                name=level["name"],
+                cost=level["cost"],
+                error=level.get("error"),
+                relative_error=level.get("relative_error"),
+                value=level["value"],
+                removed=level["removed"],
             )
             for level in row["levels"]
         ),

@@ -95,9 +95,6 @@ def outlier_ratios(layers: Mapping[str, tuple[torch.Tensor, torch.Tensor]]) -> d
         score.numel() for score in scores.values()
     )
     return {
-        name: {
-            f"outlier_ratio_m{multiple}": float((score > multiple * mean).float().mean())
-            for multiple in MULTIPLES
-        }
+        name: {f"outlier_ratio_m{multiple}": float((score > multiple * mean).float().mean()) for multiple in MULTIPLES}
         for name, score in scores.items()
     }

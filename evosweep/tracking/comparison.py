@@ -43,8 +43,10 @@ def entries(rows: Sequence[Row]) -> list[Entry]:
         own = [each for each in row["overrides"] if each not in shared and not each.startswith("budget")]
         groups.setdefault((row["budget"], " ".join([row["sampler"], *own])), []).append(row)
     found = [Entry(name, budget, tuple(members)) for (budget, name), members in groups.items()]
-    sizes = {budget: min(each.mean("bits_per_weight") for each in found if each.budget == budget)
-             for budget in {each.budget for each in found}}
+    sizes = {
+        budget: min(each.mean("bits_per_weight") for each in found if each.budget == budget)
+        for budget in {each.budget for each in found}
+    }
     return sorted(found, key=lambda each: (sizes[each.budget], each.budget, each.mean("val_kl")))
 
 
@@ -63,8 +65,19 @@ def verdict(entry: Entry, best: Entry) -> str:
     return f"behind (p = {chance:.2g})" if chance < NOISE else f"within seed noise (p = {chance:.2g})"
 
 
-COLUMNS = ("budget", "sampler", "seeds", "bits_per_weight", "val_kl", "val_kl_sd", "val_ppl", "val_ppl_sd", "tokens",
-           "seconds", "verdict")
+COLUMNS = (
+    "budget",
+    "sampler",
+    "seeds",
+    "bits_per_weight",
+    "val_kl",
+    "val_kl_sd",
+    "val_ppl",
+    "val_ppl_sd",
+    "tokens",
+    "seconds",
+    "verdict",
+)
 
 
 def table(rows: Sequence[Row]) -> list[list[Any]]:
@@ -75,8 +88,15 @@ def table(rows: Sequence[Row]) -> list[list[Any]]:
         best.setdefault(each.budget, each)
     return [
         [
-            each.budget, each.name, len(each.rows), each.mean("bits_per_weight"),
-            each.mean("val_kl"), each.sd("val_kl"), each.mean("val_ppl"), each.sd("val_ppl"), each.mean("tokens"),
+            each.budget,
+            each.name,
+            len(each.rows),
+            each.mean("bits_per_weight"),
+            each.mean("val_kl"),
+            each.sd("val_kl"),
+            each.mean("val_ppl"),
+            each.sd("val_ppl"),
+            each.mean("tokens"),
             each.mean("seconds"),
             verdict(each, best[each.budget]),
         ]

@@ -46,8 +46,12 @@ class RichProgress:
     def track(self, items: Sequence[T], *, description: str) -> Iterable[T]:
         """Yield ``items`` under a bar with time left."""
         columns = (
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-            TextColumn("left"), TimeRemainingColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
         )
         with _Bars(*columns, console=self.console) as bars:
             bars.notes = deque(maxlen=NOTES)
@@ -90,8 +94,13 @@ def summary(rows: Sequence[Mapping[str, Any]], *, title: str) -> Table:
     for key, (heading, _) in columns.items():
         number = key not in {"run", "mlflow_run"}
         table.add_column(heading, justify="right" if number else "left", no_wrap=number, overflow="fold")
-    dense = {"run": "dense", "val_ppl": rows[0]["dense_ppl"], "bits_per_weight": rows[0]["dense_bits_per_weight"],
-             "megabytes": rows[0]["dense_megabytes"], "val_kl": 0.0}
+    dense = {
+        "run": "dense",
+        "val_ppl": rows[0]["dense_ppl"],
+        "bits_per_weight": rows[0]["dense_bits_per_weight"],
+        "megabytes": rows[0]["dense_megabytes"],
+        "val_kl": 0.0,
+    }
     shared = set.intersection(*(set(row["overrides"]) for row in rows))
     own = [[each for each in row["overrides"] if each not in shared and not each.startswith("budget")] for row in rows]
     named = [{**row, "run": " ".join([row["run"], *words])} for row, words in zip(rows, own, strict=True)]

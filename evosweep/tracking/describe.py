@@ -45,8 +45,15 @@ def layer_table(result: SearchResult) -> dict[str, list[Any]]:
     }
     for place, unit in enumerate(result.problem.units):
         level = unit.levels[int(genome[place])]
-        values = (unit.block, unit.kind, level.name if alive[place] else "dropped", unit.numel,
-                  float(bits[place]) / max(unit.numel, 1), level.relative_error, unit.name)
+        values = (
+            unit.block,
+            unit.kind,
+            level.name if alive[place] else "dropped",
+            unit.numel,
+            float(bits[place]) / max(unit.numel, 1),
+            level.relative_error,
+            unit.name,
+        )
         for column, value in zip(columns.values(), values, strict=True):
             column.append(value)
     return columns

@@ -45,8 +45,14 @@ KIND_TAG = "mlflow.experimentKind"  # which pages the UI opens with; its guess i
 VIEW = "evosweep"
 VIEW_TAG = f"mlflow.sharedViewState.{VIEW}"  # a view of the runs' table that a link can name
 SHOWN_PARAMS = ("sampler", "budget", "compressor", "seed")
-SHOWN_METRICS = ("result/val_kl", "result/val_ppl", "result/bits_per_weight", "result/megabytes", "result/tokens",
-                 "result/seconds")
+SHOWN_METRICS = (
+    "result/val_kl",
+    "result/val_ppl",
+    "result/bits_per_weight",
+    "result/megabytes",
+    "result/tokens",
+    "result/seconds",
+)
 
 
 class MlflowTracker:
@@ -100,8 +106,10 @@ class MlflowTracker:
                 self._client = MlflowClient(tracking_uri=self.uri)
             except UNUSABLE as error:
                 raise SettingError(
-                    "tracking.uri", allowed="an MLflow tracking URI that can be written, as sqlite:///mlflow.db",
-                    got=self.uri or resolved_uri(), hint=_hint(error),
+                    "tracking.uri",
+                    allowed="an MLflow tracking URI that can be written, as sqlite:///mlflow.db",
+                    got=self.uri or resolved_uri(),
+                    hint=_hint(error),
                 ) from error
         return self._client
 
@@ -148,9 +156,15 @@ class MlflowTracker:
         if isinstance(event, SearchStarted):
             problem, self._facts = event.problem, dict(event.facts)
             self._problem = problem
-            self.tag({"units": len(problem.units), "problem": problem.fingerprint, "budget_bits": problem.budget,
-                      "budget_bits_per_weight": f"{problem.bits_per_weight(problem.budget):.6f}",
-                      **{key: value for key, value in event.facts.items() if key != "mlflow_run"}})
+            self.tag(
+                {
+                    "units": len(problem.units),
+                    "problem": problem.fingerprint,
+                    "budget_bits": problem.budget,
+                    "budget_bits_per_weight": f"{problem.bits_per_weight(problem.budget):.6f}",
+                    **{key: value for key, value in event.facts.items() if key != "mlflow_run"},
+                }
+            )
         elif isinstance(event, GenerationRecord):
             self._generation(event)
         elif isinstance(event, SearchEnded):
@@ -243,7 +257,9 @@ class MlflowTracker:
             raise SettingError(RUN_ID, allowed="a run of this store", got=name, hint="or unset it") from error
         if status not in OPEN:
             raise SettingError(
-                RUN_ID, allowed="a run that is not over", got=f"{name}, which is {status}",
+                RUN_ID,
+                allowed="a run that is not over",
+                got=f"{name}, which is {status}",
                 hint=f"unset {RUN_ID} to log a new one",
             )
         return name
@@ -287,7 +303,9 @@ class MlflowTracker:
             return str(found.experiment_id)
         except MlflowException as error:
             raise SettingError(
-                "tracking.uri", allowed="an MLflow tracking URI that answers", got=self.uri or resolved_uri(),
+                "tracking.uri",
+                allowed="an MLflow tracking URI that answers",
+                got=self.uri or resolved_uri(),
                 hint=str(error).splitlines()[0],
             ) from error
 
@@ -311,7 +329,8 @@ class MlflowTracker:
         self.metrics(values, step=record.generation)
         facts = {"generation": record.generation, "bits": record.cost, "validation": dict(record.validation)}
         self.client.log_dict(
-            self._run, {**facts, "allocation": dict(record.elite)},
+            self._run,
+            {**facts, "allocation": dict(record.elite)},
             f"generations/{record.generation:04d}/allocation.json",
         )
         if self.images and self._problem is not None and (record.changed or record.generation == 0):
@@ -324,9 +343,12 @@ class MlflowTracker:
         lineage = {key: self._facts.get(key) for key in ("store", "study", "evosweep")}
         known = {**lineage, **row, "problem": result.problem.fingerprint}
         made = self.client.create_logged_model(
-            self._experiment_id(), name=f"{result.sampler}-s{result.seed}", source_run_id=self._run,
+            self._experiment_id(),
+            name=f"{result.sampler}-s{result.seed}",
+            source_run_id=self._run,
             model_type="evosweep",
-            params={key: str(value) for key, value in known.items()}, tags={"weights": str(weights).lower()},
+            params={key: str(value) for key, value in known.items()},
+            tags={"weights": str(weights).lower()},
         )
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
@@ -370,7 +392,9 @@ def experiment_tags() -> dict[str, str]:
     """Return what makes the UI open an experiment with a table of its searches, best first, figures in columns."""
     columns = [*(f"params.`{key}`" for key in SHOWN_PARAMS), *(f"metrics.`{key}`" for key in SHOWN_METRICS)]
     view = {
-        "selectedColumns": columns, "orderByKey": f"metrics.`{SHOWN_METRICS[0]}`", "orderByAsc": True,
+        "selectedColumns": columns,
+        "orderByKey": f"metrics.`{SHOWN_METRICS[0]}`",
+        "orderByAsc": True,
         "searchFilter": "params.sampler != ''",  # a multirun's parent has none
     }
     return {KIND_TAG: "custom_model_development", VIEW_TAG: json.dumps(view)}

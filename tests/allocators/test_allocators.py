@@ -52,8 +52,10 @@ def test_dp_finds_what_ilp_finds_and_greedy_comes_near(seed: int) -> None:
         for n, size in enumerate(rng.integers(50, 400, 30).tolist())
     )
     problem = Problem(units=units, budget=sum(unit.levels[1].cost for unit in units))
-    harm = {type(each).__name__: float(Harm("scaled").table(problem)[np.arange(30), each.allocate(problem)].sum())
-            for each in (kind(harm="scaled") for kind in (ILP, DP, Greedy))}
+    harm = {
+        type(each).__name__: float(Harm("scaled").table(problem)[np.arange(30), each.allocate(problem)].sum())
+        for each in (kind(harm="scaled") for kind in (ILP, DP, Greedy))
+    }
     assert harm["DP"] == pytest.approx(harm["ILP"], rel=1e-6)
     assert harm["ILP"] <= harm["Greedy"] + 1e-9 and harm["Greedy"] <= 1.2 * harm["ILP"]
 
@@ -150,9 +152,7 @@ class TestHarm:
 
 def test_alpha_pruning_gives_heavy_tails_more() -> None:
     heavy = make_problem()
-    units = tuple(
-        dataclasses.replace(unit, columns={"hill_exponent": 2.0 + (unit.block != 2)}) for unit in heavy.units
-    )
+    units = tuple(dataclasses.replace(unit, columns={"hill_exponent": 2.0 + (unit.block != 2)}) for unit in heavy.units)
     problem = dataclasses.replace(heavy, units=units)
     spent = problem.costs[np.arange(12), AlphaPruning(spread=0.5).allocate(problem)].reshape(4, 3).sum(1)
     assert spent.argmax() == 2 and np.ptp(np.delete(spent, 2)) <= 100

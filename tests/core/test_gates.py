@@ -18,8 +18,10 @@ def problem(budget: int = 1820, sublayers: int = 3) -> Problem:
     units: list[Unit] = []
     for block in range(sublayers):
         inside = [Unit(name=f"b.{block}.{name}", numel=100, block=block, levels=WIDTHS) for name in "xy"]
-        units += [Unit(name=f"b.{block}", numel=10, block=block, levels=DROP, gates=tuple(u.name for u in inside)),
-                  *inside]
+        units += [
+            Unit(name=f"b.{block}", numel=10, block=block, levels=DROP, gates=tuple(u.name for u in inside)),
+            *inside,
+        ]
     return Problem(units=tuple(units), budget=budget)
 
 

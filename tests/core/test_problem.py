@@ -77,8 +77,12 @@ class TestBudget:
     def test_three_ways_to_say_one_budget(self) -> None:
         bits = make_problem().budget
         weights = sum(unit.numel for unit in self.units)
-        for budget in (Budget(as_uniform=3), Budget(as_uniform="3bit"), Budget(bits_per_weight=bits / weights),
-                       Budget(megabytes=(bits + 800) / 8e6)):
+        for budget in (
+            Budget(as_uniform=3),
+            Budget(as_uniform="3bit"),
+            Budget(bits_per_weight=bits / weights),
+            Budget(megabytes=(bits + 800) / 8e6),
+        ):
             assert budget.problem(self.units, fixed_bits=800).budget == bits
 
     def test_too_small_names_least_and_most(self) -> None:

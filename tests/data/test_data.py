@@ -79,9 +79,14 @@ class TestWindows:
 
     @pytest.mark.parametrize(
         "changes",
-        [{"seq_len": 1}, {"seq_len": 2.5}, {"calibration": 0}, {"shares": {"search": 1.0}},
-         {"shares": {"validation": 0.5, "search": 0.5, "calibration": 0.5}},
-         {"shares": {"validation": 0, "search": 0.5, "calibration": 0.5}}],
+        [
+            {"seq_len": 1},
+            {"seq_len": 2.5},
+            {"calibration": 0},
+            {"shares": {"search": 1.0}},
+            {"shares": {"validation": 0.5, "search": 0.5, "calibration": 0.5}},
+            {"shares": {"validation": 0, "search": 0.5, "calibration": 0.5}},
+        ],
     )
     def test_bad_settings_are_named(self, changes: dict) -> None:
         with pytest.raises(SettingError, match="tokens"):

@@ -79,7 +79,9 @@ def test_splitting_for_memory_changes_nothing(anatomy, store, splits, evaluator)
     genomes = genomes_of(store, 7)
     whole = evaluator.score(genomes, split="search", windows=[0, 1, 2, 3], fitness=[KL()])["kl"]
     starved = Evaluator(
-        anatomy=anatomy, store=store, splits=splits,
+        anatomy=anatomy,
+        store=store,
+        splits=splits,
         resources=Resources(memory_gb=4e-4),
     )
     assert len(starved._parts(7, (4, 32))) > 4
@@ -196,9 +198,7 @@ def test_every_level_is_measured_alone(
 
 def test_spectra_are_read_without_a_token(evaluator, store, make_store_problem, tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("EVOSWEEP_CACHE", str(tmp_path))
-    exponents, spent = measure(
-        HILL, evaluator, make_store_problem(store), tokens=64, seed=0, progress=Silent()
-    )
+    exponents, spent = measure(HILL, evaluator, make_store_problem(store), tokens=64, seed=0, progress=Silent())
     assert spent == 0 and len(exponents) == len(store.units)
     assert all(1 < columns[HILL] < 20 for columns in exponents.values())
 

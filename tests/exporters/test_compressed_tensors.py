@@ -49,8 +49,11 @@ class TestCompressedTensors(ExporterContract):
         tensors = load_file(tmp_path / "model" / "model.safetensors")
         for place, unit in enumerate(store.units):
             bits = sum(
-                8 * tensors[f"{unit.name}.{part}"].numel() * size for part, size in
-                (("weight_packed", 4), ("weight_scale", 2))  # the store's scales are fp16, this model's are fp32
+                8 * tensors[f"{unit.name}.{part}"].numel() * size
+                for part, size in (
+                    ("weight_packed", 4),
+                    ("weight_scale", 2),
+                )  # the store's scales are fp16, this model's are fp32
             )
             assert bits == unit.levels[place % 2].cost
 
@@ -64,8 +67,11 @@ def test_other_decoders_with_a_block_dropped(family: str, tmp_path) -> None:
     genome = np.arange(len(problem.units)) % 2
     genome[next(iter(store.drops))] = 0
     facts = CompressedTensors().export(
-        genome, problem=problem, evaluator=Evaluator(anatomy=anatomy, store=store, splits=texts),
-        folder=tmp_path / "model", loaded=LoadedModel(family, anatomy.model, NoTokenizer()),
+        genome,
+        problem=problem,
+        evaluator=Evaluator(anatomy=anatomy, store=store, splits=texts),
+        folder=tmp_path / "model",
+        loaded=LoadedModel(family, anatomy.model, NoTokenizer()),
     )
     assert facts["max_logit_difference"] < 1e-4
 
@@ -96,7 +102,10 @@ def test_a_bfloat16_model_loads_as_it_was_scored(tmp_path) -> None:
     evaluator = Evaluator(anatomy=anatomy, store=store, splits=texts)
     genome = np.arange(len(store.units)) % 2
     CompressedTensors().export(
-        genome, problem=Budget(as_uniform=4).problem(store.units), evaluator=evaluator, folder=tmp_path / "model",
+        genome,
+        problem=Budget(as_uniform=4).problem(store.units),
+        evaluator=evaluator,
+        folder=tmp_path / "model",
         loaded=LoadedModel("llama", model, NoTokenizer()),
     )
     reloaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "model", dtype=torch.bfloat16)

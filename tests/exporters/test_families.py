@@ -31,7 +31,10 @@ def test_what_was_scored_is_what_reloads(family: str, compressor, tmp_path) -> N
     genome[next(iter(store.drops))] = 0
     for exporter in (DenseSafetensors(), PackedSafetensors()):
         facts = exporter.export(
-            genome, problem=problem, evaluator=evaluator, folder=tmp_path / type(exporter).__name__,
+            genome,
+            problem=problem,
+            evaluator=evaluator,
+            folder=tmp_path / type(exporter).__name__,
             loaded=LoadedModel(family, anatomy.model, NoTokenizer()),
         )
         assert facts["max_logit_difference"] < 1e-5

@@ -21,8 +21,12 @@ def head_of(*, bias: bool, linear: bool = True) -> Head:
     draws = torch.Generator().manual_seed(9)
     weight = torch.randn(50, 16, generator=draws)
     return Head(
-        model=torch.nn.Identity(), base=torch.nn.Identity(), weight=weight,
-        bias=torch.randn(50, generator=draws) if bias else None, linear=linear, output=None,
+        model=torch.nn.Identity(),
+        base=torch.nn.Identity(),
+        weight=weight,
+        bias=torch.randn(50, generator=draws) if bias else None,
+        linear=linear,
+        output=None,
     )
 
 
@@ -45,7 +49,8 @@ def test_kl_is_the_plain_formula(bias: bool, monkeypatch) -> None:
 def test_kl_remembers_hidden_size_not_vocabulary() -> None:
     dense = outputs_of(head_of(bias=False), 0)
     assert {name: tuple(value.shape) for name, value in KL().targets(dense).items()} == {
-        "mean_row": (9, 16), "constant": (9,)
+        "mean_row": (9, 16),
+        "constant": (9,),
     }
 
 

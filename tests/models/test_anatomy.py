@@ -7,8 +7,15 @@ from evosweep.models.anatomy import Anatomy
 
 
 def small(kind: str, **more):
-    sizes = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3,
-             "num_attention_heads": 4, "num_key_value_heads": 2, "pad_token_id": 0}
+    sizes = {
+        "vocab_size": 64,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "pad_token_id": 0,
+    }
     config = transformers.AutoConfig.for_model(kind, **{**sizes, **more})
     torch.manual_seed(0)
     return transformers.AutoModelForCausalLM.from_config(config).eval()
@@ -75,8 +82,12 @@ def test_query_key_value_share_their_input() -> None:
     groups: dict[str, list[str]] = {}
     for site in Anatomy(small("llama")).sites_of(1):
         groups.setdefault(site.group.rsplit(".", 1)[1], []).append(site.name.rsplit(".", 1)[1])
-    assert groups == {"q_proj": ["q_proj", "k_proj", "v_proj"], "o_proj": ["o_proj"],
-                      "gate_proj": ["gate_proj", "up_proj"], "down_proj": ["down_proj"]}
+    assert groups == {
+        "q_proj": ["q_proj", "k_proj", "v_proj"],
+        "o_proj": ["o_proj"],
+        "gate_proj": ["gate_proj", "up_proj"],
+        "down_proj": ["down_proj"],
+    }
 
 
 def test_soft_capped_heads_take_the_general_path() -> None:

@@ -15,8 +15,14 @@ from evosweep.models.load import Random
 from evosweep.store import build
 from evosweep.store.build import StoreBuilder, rooms
 
-CONFIG = {"vocab_size": 256, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3,
-          "num_attention_heads": 2, "num_key_value_heads": 1}
+CONFIG = {
+    "vocab_size": 256,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+}
 
 
 def scored(offload: bool) -> tuple[Anatomy, list[float], str]:

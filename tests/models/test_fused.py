@@ -45,6 +45,7 @@ def test_rotary_embeddings_are_compiled_for_a_while(loaded, monkeypatch) -> None
         def call(*args, **kwargs):
             ran.append(args[0].shape)
             return function(*args, **kwargs)
+
         return call
 
     monkeypatch.setattr(torch, "compile", compiled)

@@ -22,9 +22,19 @@ optuna.logging.set_verbosity(optuna.logging.ERROR)
 def record_of(problem: Problem, generation: int, candidates: list[Candidate], winner: int | None) -> GenerationRecord:
     elite = candidates[winner or 0].genome
     return GenerationRecord(
-        generation=generation, elite=problem.decode(elite), elite_slot=winner, cost=problem.cost(elite),
-        bits_per_weight=1.0, stages=(), candidates=tuple(candidates), validation={"kl": 0.5, "ppl": 9.0}, tokens=10,
-        tokens_per_second=1.0, changed=0, seconds=1.0, elapsed=1.0,
+        generation=generation,
+        elite=problem.decode(elite),
+        elite_slot=winner,
+        cost=problem.cost(elite),
+        bits_per_weight=1.0,
+        stages=(),
+        candidates=tuple(candidates),
+        validation={"kl": 0.5, "ppl": 9.0},
+        tokens=10,
+        tokens_per_second=1.0,
+        changed=0,
+        seconds=1.0,
+        elapsed=1.0,
     )
 
 
@@ -111,13 +121,15 @@ def test_deep_models_share_a_parameter_among_neighbours() -> None:
 
 def test_elites_have_pictures_in_optuna_s_own_store(tmp_path: Path, problem: Problem) -> None:
     study = search(problem, tmp_path, pictures=True)
-    first, culled, winner = (optuna.artifacts.get_all_artifact_meta(trial, storage=study._storage)
-                             for trial in study.trials)
+    first, culled, winner = (
+        optuna.artifacts.get_all_artifact_meta(trial, storage=study._storage) for trial in study.trials
+    )
     assert [len(each) for each in (first, culled, winner)] == [1, 0, 1]
     assert winner[0].filename == "levels_0001.png" and winner[0].mimetype == "image/png"
     optuna.artifacts.download_artifact(
         artifact_store=optuna.artifacts.FileSystemArtifactStore(str(tmp_path / "pictures")),
-        file_path=str(tmp_path / "seen.png"), artifact_id=winner[0].artifact_id,
+        file_path=str(tmp_path / "seen.png"),
+        artifact_id=winner[0].artifact_id,
     )
     assert Image.open(tmp_path / "seen.png").size == (4 * CELL, 3 * CELL)
 

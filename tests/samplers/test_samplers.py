@@ -48,7 +48,6 @@ class TestEvoPressSampler(SamplerContract):
         sampler = EvoPressSampler(unfilled_problem(), seed=0, offspring=4, start_candidates=6)
         assert sampler.size(0) == 6 == len(sampler.population(generation=0, parents=()))
 
-
     def test_generation_and_parent_are_noted(self, problem: Problem) -> None:
         study = self._optimize(problem, trials=9)
         notes = [trial.system_attrs for trial in study.trials]

@@ -44,7 +44,8 @@ def test_equals_are_given_up_as_often_as_the_error_says(error: float) -> None:
 
 
 @pytest.mark.parametrize(
-    ("looks", "boundary"), [(1, 1.645), (2, 1.875), (3, 1.992), (5, 2.122)]  # Jennison and Turnbull's tables
+    ("looks", "boundary"),
+    [(1, 1.645), (2, 1.875), (3, 1.992), (5, 2.122)],  # Jennison and Turnbull's tables
 )
 def test_boundaries_of_evenly_spaced_looks_are_pococks(looks: int, boundary: float) -> None:
     fractions = tuple((place + 1) / looks for place in range(looks))

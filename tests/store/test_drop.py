@@ -84,7 +84,10 @@ def test_dropped_parts_are_as_if_not_there(anatomy: Anatomy, granularity: str, t
     assert len(set(scores.round(9))) == len({tuple(genome) for genome in genomes})
     problem = Budget(blocks_kept=0.7).problem(store.units, fixed_bits=store.fixed_bits)
     facts = DenseSafetensors().export(
-        genomes[1], problem=problem, evaluator=evaluator, folder=tmp_path / "model",
+        genomes[1],
+        problem=problem,
+        evaluator=evaluator,
+        folder=tmp_path / "model",
         loaded=LoadedModel("family", anatomy.model, NoTokenizer()),
     )
     assert facts["max_logit_difference"] < 1e-5
@@ -105,8 +108,11 @@ def test_costs_are_all_parameters_once(anatomy: Anatomy) -> None:
 
 
 def test_sublayers_are_attention_and_mlp_even_without_a_module_of_their_own() -> None:
-    names = [part.name.split(".1.")[1] for part in parts_of(Anatomy(small("opt", **FAMILIES["opt"])), "sublayers")
-             if part.blocks == (1,)]
+    names = [
+        part.name.split(".1.")[1]
+        for part in parts_of(Anatomy(small("opt", **FAMILIES["opt"])), "sublayers")
+        if part.blocks == (1,)
+    ]
     assert names == ["self_attn", "fc1+fc2"]
 
 

@@ -15,8 +15,18 @@ def manifest(folder: Path, *launcher: str) -> dict:
     """Run the command line in processes of its own, with a cache of its own; return the manifest of its store."""
     cache = folder / "cache"
     environment = {**os.environ, "EVOSWEEP_CACHE": str(cache), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, *launcher, "-m", "evosweep", *TINY, "sampler=uniform", "drop=sublayers",
-               "tracking=none", "export=none", "model.device=cpu"]
+    command = [
+        sys.executable,
+        *launcher,
+        "-m",
+        "evosweep",
+        *TINY,
+        "sampler=uniform",
+        "drop=sublayers",
+        "tracking=none",
+        "export=none",
+        "model.device=cpu",
+    ]
     done = subprocess.run(
         command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300, check=False
     )

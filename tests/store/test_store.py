@@ -29,9 +29,7 @@ def fresh_cache(tmp_path, monkeypatch):
 def opened(anatomy, splits, *, builder: StoreBuilder | None = None, compressor=None) -> tuple[LevelStore, list[str]]:
     heard = Heard()
     compressor = compressor or RoundToNearest(bits=[2, 4], group=16)
-    store = (builder or StoreBuilder()).open(
-        anatomy, compressor, splits["calibration"], model_name="t", progress=heard
-    )
+    store = (builder or StoreBuilder()).open(anatomy, compressor, splits["calibration"], model_name="t", progress=heard)
     return store, heard.lines
 
 

@@ -28,8 +28,12 @@ class Scorer:
 def searched(problem: Problem, sign: float):
     plan = Plan.of(generations=3, stages=[{"survivors": 1, "tokens": 8}])
     return run_search(
-        name="x", sampler=RandomFeasibleSampler(problem, offspring=8), scorer=Scorer(problem, sign), plan=plan,
-        dense={"kl": 0.0, "ppl": 1.0}, listeners=[],
+        name="x",
+        sampler=RandomFeasibleSampler(problem, offspring=8),
+        scorer=Scorer(problem, sign),
+        plan=plan,
+        dense={"kl": 0.0, "ppl": 1.0},
+        listeners=[],
     )
 
 

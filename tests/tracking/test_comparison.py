@@ -7,8 +7,20 @@ from evosweep.tracking.artifacts.compared import FIGURES
 
 def row(sampler: str, seed: int, kl: float, *, budget: str = "as_uniform=3", bits: float = 3.3, steps: int = 1, **more):
     history = [{"tokens": 100 * n, "val_kl": kl + steps - n, "val_ppl": 9.0} for n in range(1, steps + 1)]
-    return {"sampler": sampler, "seed": seed, "budget": budget, "overrides": [], "val_kl": kl, "val_ppl": 10 * kl,
-            "bits_per_weight": bits, "tokens": 100, "seconds": 2.0, "dense_ppl": 5.0, "history": history, **more}
+    return {
+        "sampler": sampler,
+        "seed": seed,
+        "budget": budget,
+        "overrides": [],
+        "val_kl": kl,
+        "val_ppl": 10 * kl,
+        "bits_per_weight": bits,
+        "tokens": 100,
+        "seconds": 2.0,
+        "dense_ppl": 5.0,
+        "history": history,
+        **more,
+    }
 
 
 CLEAR = [row("evopress", s, kl, steps=3) for s, kl in enumerate((0.60, 0.61, 0.62))]
@@ -40,11 +52,16 @@ def test_what_does_not_vary_is_compared_as_it_is() -> None:
 
 
 def test_budgets_are_compared_apart_and_settings_named() -> None:
-    rows = [*CLEAR, row("evopress", 0, 0.3, budget="as_uniform=4", bits=4.3, overrides=["budget.as_uniform=4"]),
-            row("ilp", 0, 0.7, overrides=["search.racing=0.2"])]
+    rows = [
+        *CLEAR,
+        row("evopress", 0, 0.3, budget="as_uniform=4", bits=4.3, overrides=["budget.as_uniform=4"]),
+        row("ilp", 0, 0.7, overrides=["search.racing=0.2"]),
+    ]
     found = comparison.entries(rows)
     assert [(each.budget, each.name) for each in found] == [
-        ("as_uniform=3", "evopress"), ("as_uniform=3", "ilp search.racing=0.2"), ("as_uniform=4", "evopress"),
+        ("as_uniform=3", "evopress"),
+        ("as_uniform=3", "ilp search.racing=0.2"),
+        ("as_uniform=4", "evopress"),
     ]
     assert comparison.markdown(rows).count("\n") == 4
 

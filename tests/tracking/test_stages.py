@@ -14,16 +14,32 @@ from evosweep.tracking.artifacts.stages import Stages, ranks
 def record(problem: Problem, scores: list[dict[int, float]], generation: int = 1) -> GenerationRecord:
     genome = problem.uniform()
     return GenerationRecord(
-        generation=generation, elite=problem.decode(genome), elite_slot=0, cost=problem.cost(genome),
-        bits_per_weight=1.0, stages=(), candidates=tuple(Candidate(n, genome, each) for n, each in enumerate(scores)),
-        validation={"kl": 0.5, "ppl": 9.0}, tokens=10, tokens_per_second=1.0, changed=0, seconds=1.0, elapsed=1.0,
+        generation=generation,
+        elite=problem.decode(genome),
+        elite_slot=0,
+        cost=problem.cost(genome),
+        bits_per_weight=1.0,
+        stages=(),
+        candidates=tuple(Candidate(n, genome, each) for n, each in enumerate(scores)),
+        validation={"kl": 0.5, "ppl": 9.0},
+        tokens=10,
+        tokens_per_second=1.0,
+        changed=0,
+        seconds=1.0,
+        elapsed=1.0,
     )
 
 
 def result(problem: Problem, records: list[GenerationRecord]) -> SearchResult:
     return SearchResult(
-        sampler="evopress", seed=0, allocation=problem.decode(problem.uniform()), problem=problem,
-        generations=tuple(records), validation={"kl": 0.5, "ppl": 9.0}, dense={"kl": 0.0, "ppl": 8.0}, tokens=10,
+        sampler="evopress",
+        seed=0,
+        allocation=problem.decode(problem.uniform()),
+        problem=problem,
+        generations=tuple(records),
+        validation={"kl": 0.5, "ppl": 9.0},
+        dense={"kl": 0.0, "ppl": 8.0},
+        tokens=10,
         seconds=1.0,
     )
 

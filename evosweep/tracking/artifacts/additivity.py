@@ -55,7 +55,8 @@ class Additivity:
         axis.set_ylabel("fitness, less the generation's mean")
         axis.set_title(
             f"Pearson {figures['pearson']:.2f}, Spearman {figures['spearman']:.2f}; "
-            f"{figures['violations_percent']:.0f} % of pairs in the wrong order", fontsize=10,
+            f"{figures['violations_percent']:.0f} % of pairs in the wrong order",
+            fontsize=10,
         )
         axis.grid(alpha=0.3)
         figure.savefig(folder / "additivity.png", dpi=120)

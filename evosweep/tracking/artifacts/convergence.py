@@ -15,8 +15,12 @@ class Convergence:
         figure = Figure(figsize=(12, 3.6), layout="constrained")
         axes = figure.subplots(1, 3)
         steps = result.history()
-        labels = {"val_kl": "validation KL (nats/token)", "val_ppl": "validation PPL",
-                  "tokens": "tokens scored by the search", "seconds": "seconds"}
+        labels = {
+            "val_kl": "validation KL (nats/token)",
+            "val_ppl": "validation PPL",
+            "tokens": "tokens scored by the search",
+            "seconds": "seconds",
+        }
         panels = (("tokens", "val_kl"), ("seconds", "val_kl"), ("tokens", "val_ppl"))
         for axis, (spent, key) in zip(axes, panels, strict=True):
             axis.step(

@@ -11,16 +11,20 @@ def convergence(result: SearchResult) -> graph_objects.Figure:
     steps = result.history()
     figure = graph_objects.Figure(
         graph_objects.Scatter(
-            x=[step["tokens"] for step in steps], y=[step["val_kl"] for step in steps], line={"shape": "hv"},
+            x=[step["tokens"] for step in steps],
+            y=[step["val_kl"] for step in steps],
+            line={"shape": "hv"},
             mode="lines+markers",
             text=[
                 f"generation {step['generation']}<br>PPL {step['val_ppl']:.2f}<br>{step['bits_per_weight']:.3f} "
-                f"bits a weight<br>{step['seconds']:.0f} s" for step in steps
+                f"bits a weight<br>{step['seconds']:.0f} s"
+                for step in steps
             ],
         )
     )
     return figure.update_layout(
-        title=f"{result.sampler}: validation KL by tokens scored", xaxis_title="tokens scored by the search",
+        title=f"{result.sampler}: validation KL by tokens scored",
+        xaxis_title="tokens scored by the search",
         yaxis_title="validation KL (nats/token)",
     )
 
@@ -33,7 +37,11 @@ def levels(result: SearchResult) -> graph_objects.Figure:
     values = [[None if value != value else float(value) for value in line] for line in table]  # noqa: PLR0124 - NaN
     figure = graph_objects.Figure(
         graph_objects.Heatmap(
-            z=values, x=blocks, y=rows, text=text, colorscale="Viridis",
+            z=values,
+            x=blocks,
+            y=rows,
+            text=text,
+            colorscale="Viridis",
             hovertemplate="block %{x}<br>%{y}<br>%{text}<extra></extra>",
         )
     )

@@ -21,14 +21,21 @@ class ReportPage:
         run = folder.parent
         settings = run / "config.yaml"
         parts = [
-            f"<h1>{html.escape(result.sampler)}, seed {result.seed}</h1>", _table(result),
+            f"<h1>{html.escape(result.sampler)}, seed {result.seed}</h1>",
+            _table(result),
             *(f"<h2>{path.stem.replace('_', ' ')}</h2>{_image(path)}" for path in sorted(folder.glob("*.png"))),
-            "<h2>Load it</h2>", _code(_loading(result, run)),
+            "<h2>Load it</h2>",
+            _code(_loading(result, run)),
         ]
         if settings.exists():
             command, _, values = settings.read_text(encoding="utf-8").partition("\n")
-            parts += ["<h2>Get it again</h2>", _code(command.lstrip("# ")),
-                      "<details><summary>all settings</summary>", _code(values), "</details>"]
+            parts += [
+                "<h2>Get it again</h2>",
+                _code(command.lstrip("# ")),
+                "<details><summary>all settings</summary>",
+                _code(values),
+                "</details>",
+            ]
         page = f"<!doctype html><html lang=en><meta charset=utf-8><title>evosweep</title><style>{STYLE}</style>"
         (folder / "report.html").write_text(page + "".join(parts) + "</html>", encoding="utf-8")
 

@@ -27,9 +27,13 @@ class Stages:
         table = np.full((len(found), count, 2), np.nan)
         for row, line in enumerate(found):
             table[row, : len(line)] = line
-        write_json(folder / "stages.json", {
-            "columns": ["stage", "scored", "survived_percent", "median_rank_of_best"], "data": _lines(table),
-        })
+        write_json(
+            folder / "stages.json",
+            {
+                "columns": ["stage", "scored", "survived_percent", "median_rank_of_best"],
+                "data": _lines(table),
+            },
+        )
         self._draw(table, result, folder / "stages.png")
 
     @staticmethod
@@ -76,7 +80,11 @@ def _passed(table: npt.NDArray[np.float64], stage: int) -> float:
 def _lines(table: npt.NDArray[np.float64]) -> list[list[Any]]:
     last = table.shape[1] - 1
     return [
-        [stage, float(np.nanmean(table[:, stage, 0])), None if stage == last else 100 * _passed(table, stage),
-         100 * float(np.nanmedian(table[:, stage, 1]))]
+        [
+            stage,
+            float(np.nanmean(table[:, stage, 0])),
+            None if stage == last else 100 * _passed(table, stage),
+            100 * float(np.nanmedian(table[:, stage, 1])),
+        ]
         for stage in range(last + 1)
     ]

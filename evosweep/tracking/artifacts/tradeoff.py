@@ -17,8 +17,14 @@ class TradeOff:
             if record.generation == 0 or record.changed:
                 bits = record.cost
                 rows.append(
-                    [f"{result.sampler}, generation {record.generation}", result.problem.bits_per_weight(bits),
-                     result.problem.megabytes(bits), record.validation["kl"], record.validation["ppl"], record.tokens]
+                    [
+                        f"{result.sampler}, generation {record.generation}",
+                        result.problem.bits_per_weight(bits),
+                        result.problem.megabytes(bits),
+                        record.validation["kl"],
+                        record.validation["ppl"],
+                        record.tokens,
+                    ]
                 )
         columns = ["model", "bits_per_weight", "megabytes", "val_kl", "val_ppl", "tokens"]
         write_json(folder / "trade_off.json", {"columns": columns, "data": rows})
