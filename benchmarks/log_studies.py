@@ -13,13 +13,13 @@ from pathlib import Path
 import optuna
 from optuna.trial import TrialState
 
+from evosweep.core.allocation import Allocation
 from evosweep.core.files import write_json
-from evosweep.core.problem import Allocation
 from evosweep.samplers.storage import Journal
 from evosweep.tracking.mlflow import MlflowTracker
 
-COLUMNS = ("sampler", "seed", "bits_per_weight", "megabytes", "val_kl", "val_ppl", "dense_ppl", "tokens", "seconds")
-STEPS = ("val_kl", "val_ppl", "bits_per_weight")
+COLUMNS = ("sampler", "seed", "bits_per_weight", "megabytes", "kl", "ppl", "dense_ppl", "tokens", "seconds")
+STEPS = ("kl", "ppl", "bits_per_weight")
 
 
 def log(study: optuna.Study, *, experiment: str, multirun: str, folder: Path) -> list[object]:

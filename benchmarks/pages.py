@@ -25,12 +25,12 @@ def mlflow_pages(folder: Path, name: str, screens: Path | None) -> dict[str, flo
     """Return seconds by page of MLflow's UI."""
     client = MlflowClient(tracking_uri=f"sqlite:///{folder / 'mlflow.db'}")
     experiment = client.get_experiment_by_name(name).experiment_id
-    runs = client.search_runs([experiment], "params.sampler != ''", order_by=["metrics.`result/val_kl`"])
+    runs = client.search_runs([experiment], "params.sampler != ''", order_by=["metrics.`result/kl`"])
     ids = json.dumps([run.info.run_id for run in runs[:4]])
     with mlflow_server(folder) as base:
         top = f"{base}/#/experiments/{experiment}"
         pages = {
-            "runs": (f"{top}/runs?viewStateShareKey=evosweep", ["result/val_kl", f"{len(runs)} matching runs"]),
+            "runs": (f"{top}/runs?viewStateShareKey=evosweep", ["result/kl", f"{len(runs)} matching runs"]),
             "run": (f"{top}/runs/{runs[0].info.run_id}", ["generations after the start", "val/kl"]),
             "artifacts": (f"{top}/runs/{runs[0].info.run_id}/artifacts", ["allocation.png"]),
             "compare": (f'{base}/#/compare-runs?runs={ids}&experiments=["{experiment}"]', ["Parallel Coordinates"]),

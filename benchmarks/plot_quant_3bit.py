@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from optuna.trial import TrialState
 
-from evosweep.core.problem import Unit
+from evosweep.core.unit import Unit
 from evosweep.samplers.storage import Journal
 
 EVOPRESS_SCRIPTS = {0: 46.53, 5: 39.3, 12: 36.0}
@@ -29,11 +29,11 @@ def main(source: str, target: str) -> None:
         if result["sampler"] == "evopress":
             elites = [trial for trial in study.trials if trial.state is TrialState.COMPLETE]
             steps = [trial.user_attrs["generation"] for trial in elites]
-            values = [trial.user_attrs["val_ppl"] for trial in elites]
+            values = [trial.user_attrs["ppl"] for trial in elites]
             left.step(steps, values, where="post", label=f"evopress, seed {result['seed']}")
         elif result["sampler"] in {"uniform", "ilp"}:
             left.axhline(
-                result["val_ppl"],
+                result["ppl"],
                 linestyle="--",
                 linewidth=1,
                 color={"uniform": "black"}.get(result["sampler"], "grey"),
@@ -45,7 +45,7 @@ def main(source: str, target: str) -> None:
     left.legend(fontsize=8)
     best = min(
         (s for s in studies if s.user_attrs["result"]["sampler"] == "evopress"),
-        key=lambda study: study.user_attrs["result"]["val_ppl"],
+        key=lambda study: study.user_attrs["result"]["ppl"],
     )
     draw_levels(right, best.user_attrs["winner"])
     figure.savefig(target, dpi=110)

@@ -23,7 +23,7 @@ SHOWN = (0, 5, 12, 30)
 def by_generation(study: optuna.Study) -> dict[int, float]:
     """Return the elite's validation perplexity after each generation of interest."""
     elites = {
-        trial.user_attrs["generation"]: trial.user_attrs["val_ppl"]
+        trial.user_attrs["generation"]: trial.user_attrs["ppl"]
         for trial in study.trials
         if trial.state is optuna.trial.TrialState.COMPLETE
     }

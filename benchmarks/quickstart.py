@@ -42,8 +42,8 @@ def run_once(seed: int, *, cold: bool) -> dict[str, object]:
         "phases": {key: value for row in rows for key, value in row["phases"].items()},
         "search_seconds": {row["sampler"]: round(row["seconds"], 1) for row in rows},
         "dense_ppl": round(rows[0]["dense_ppl"], 2),
-        "val_ppl": {row["sampler"]: round(row["val_ppl"], 2) for row in rows},
-        "val_kl": {row["sampler"]: round(row["val_kl"], 4) for row in rows},
+        "ppl": {row["sampler"]: round(row["ppl"], 2) for row in rows},
+        "kl": {row["sampler"]: round(row["kl"], 4) for row in rows},
         "bits_per_weight": {row["sampler"]: round(row["bits_per_weight"], 4) for row in rows},
     }
 

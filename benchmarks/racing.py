@@ -21,7 +21,7 @@ from evosweep.__main__ import main as evosweep_main
 from evosweep.evaluate.scorer import StagedScorer
 from evosweep.search.racing import Raced
 
-SHOWN = ("seed", "val_kl", "val_ppl", "tokens", "tokens_saved", "seconds")
+SHOWN = ("seed", "kl", "ppl", "tokens", "tokens_saved", "seconds")
 same: dict[tuple[float, int], list[bool]] = defaultdict(list)
 
 

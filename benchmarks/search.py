@@ -33,7 +33,8 @@ from safetensors.torch import load_file, save_file
 from evosweep.__main__ import CONF
 from evosweep.compressors.rtn import RoundToNearest
 from evosweep.core.events import Silent
-from evosweep.core.problem import Problem, Unit
+from evosweep.core.problem import Problem
+from evosweep.core.unit import Unit
 from evosweep.data.tokens import TokenSplit, Windows
 from evosweep.data.wikipedia import Wikipedia
 from evosweep.evaluate import routing

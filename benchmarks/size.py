@@ -29,7 +29,7 @@ def main() -> None:
         label, _, folder = line.partition("=")
         for path in Path(folder).rglob("result.json"):
             row = json.loads(path.read_text(encoding="utf-8"))
-            points[label].append((row["bits_per_weight"], row["val_kl"], row["val_ppl"]))
+            points[label].append((row["bits_per_weight"], row["kl"], row["ppl"]))
             dense = row["dense_ppl"]
     print("| levels | bits/weight | val KL | val PPL |\n|---|---|---|---|")
     for label, found in points.items():

@@ -18,7 +18,8 @@ import numpy as np
 from evosweep.allocators.base import allocate
 from evosweep.allocators.harm import AROUND_TOP
 from evosweep.allocators.ilp import ILP
-from evosweep.core.problem import Level, Problem, Unit
+from evosweep.core.problem import Problem
+from evosweep.core.unit import Level, Nominal, Unit
 from evosweep.search.evopress import EvoPress
 
 ILP_UNITS, ILP_LEVELS = 210, 7
@@ -52,7 +53,9 @@ def ilp_seconds(seed: int) -> float:
     units = []
     for place in range(ILP_UNITS):
         numel = int(rng.choice([110592, 331776, 884736]))
-        ladder = tuple(Level(f"{bits}bit", numel * bits, value=bits) for bits in range(2, 2 + ILP_LEVELS))
+        ladder = tuple(
+            Level(f"{bits}bit", numel * bits, nominal=Nominal("bits", bits)) for bits in range(2, 2 + ILP_LEVELS)
+        )
         harms = {f"{AROUND_TOP}/{level.name}": float(rng.lognormal()) * 4.0**-level.value for level in ladder}
         units.append(Unit(f"blocks.{place // 7}.linear_{place % 7}", numel, place // 7, ladder, harms))
     problem = Problem(tuple(units), budget=sum(unit.levels[1].cost for unit in units))

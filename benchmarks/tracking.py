@@ -21,7 +21,8 @@ from typing import Any
 import numpy as np
 
 from evosweep.core.events import Event, Listener
-from evosweep.core.problem import Level, Problem, Unit
+from evosweep.core.problem import Problem
+from evosweep.core.unit import Level, Nominal, Unit
 from evosweep.loop import Plan, run_search
 from evosweep.run import quiet_libraries
 from evosweep.samplers.evopress import EvoPressSampler
@@ -82,7 +83,7 @@ def problem() -> Problem:
             f"model.layers.{block}.{kind}",
             numel,
             block,
-            tuple(Level(f"{bits}bit", numel * bits, value=bits) for bits in range(2, 7)),
+            tuple(Level(f"{bits}bit", numel * bits, nominal=Nominal("bits", bits)) for bits in range(2, 7)),
         )
         for block in range(30)
         for kind, numel in KINDS.items()

@@ -13,6 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 from evosweep import messages
 from evosweep.core.errors import EvosweepError
 from evosweep.multirun import Summary
+from evosweep.settings import with_path
 
 PACKAGE = Path(__file__).parent
 CHECKOUT = PACKAGE.parent / "conf"
@@ -31,8 +32,8 @@ def job(config: DictConfig) -> Any:
         return run(config)
     except EvosweepError as error:
         if os.environ.get(MAIN) != str(os.getpid()):  # a launcher's worker: its parent must hear of it
-            raise
-        _failures.append(error)
+            raise with_path(error) from error
+        _failures.append(with_path(error))
         return None
 
 

@@ -26,7 +26,8 @@ from evosweep.core.checks import check_int
 from evosweep.core.errors import SettingError
 from evosweep.core.events import Progress, SearchResult
 from evosweep.core.files import write_json
-from evosweep.core.problem import Problem, Unit
+from evosweep.core.problem import Problem
+from evosweep.core.unit import Unit
 from evosweep.data.tokens import TokenSplit
 from evosweep.evaluate.memory import plan_memory
 from evosweep.evaluate.population import Evaluator
@@ -267,7 +268,7 @@ class Job:
             "budget": str(self.budget),
             **result.row(),
             "dense_bits_per_weight": float(width),
-            "dense_megabytes": (dense_bits + fixed) / 8e6,
+            "dense_size_mb": (dense_bits + fixed) / 8e6,
             "mlflow_run": self.tracker.run_id,
             "mlflow_link": self.tracker.link,
             "export": dict(result.export),

@@ -1,6 +1,8 @@
 """From configuration to objects, with errors that name the setting."""
 
 import inspect
+import re
+from collections import deque
 from typing import Any
 
 from hydra.errors import InstantiationException
@@ -9,6 +11,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from evosweep.core.errors import EvosweepError, SettingError
+
+_BUILT: deque[tuple[Any, str]] = deque(maxlen=256)  # objects and the groups that they were built from
 
 
 def build(config: DictConfig, group: str, **extra: Any) -> Any:
@@ -28,13 +32,43 @@ def build(config: DictConfig, group: str, **extra: Any) -> Any:
         missing = sorted(OmegaConf.missing_keys(section))
         if missing:
             raise SettingError(f"{group}.{missing[0]}", allowed="given", got="nothing")
-        return instantiate(section, **extra, _convert_="all")
+        made = instantiate(section, **extra, _convert_="all")
+        _BUILT.append((made, group))
+        return made
     except (InstantiationException, OmegaConfBaseException) as error:
         cause = user_error(error)
+        if isinstance(cause, SettingError):
+            cause = cause.at(_origin(config, _failed_path(error, group), cause.setting))
         if cause is not None:
             raise cause from error
         got = _first_line(error.__cause__ or error)
         raise SettingError(group, allowed="settings that fit together", got=got) from error
+
+
+def with_path(error: EvosweepError) -> EvosweepError:
+    """Return an error raised after construction with the path at which its owner stands in the configuration."""
+    if isinstance(error, SettingError) and error.owner is not None:
+        for made, path in reversed(_BUILT):
+            if made is error.owner or error.owner in getattr(made, "__dict__", {}).values():
+                return error.at(path)
+    return error
+
+
+def _failed_path(error: BaseException, group: str) -> str:
+    """Return the path of the object that Hydra could not make: ``sampler.allocator`` inside of ``sampler``."""
+    found = re.search(r"full_key: (\S+)", str(error))
+    return found[1] if found else group
+
+
+def _origin(config: DictConfig, path: str, setting: str) -> str:
+    """Return the group in which users type a setting that one group takes from another: ``search.offspring``."""
+    section = OmegaConf.select(config, path)
+    raw = OmegaConf.to_container(section, resolve=False) if isinstance(section, DictConfig) else {}
+    value = raw.get(setting) if isinstance(raw, dict) else None
+    found = re.fullmatch(rf"\$\{{([\w.]+)\.{re.escape(setting)}\}}", str(value))
+    if found:
+        return found[1]
+    return path
 
 
 def check_keys(section: Any, path: str) -> None:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import optuna
     from hydra.plugins.launcher import Launcher
 
-VALUE = "val_kl"  # of a search's result; lower is better
+VALUE = "kl"  # of a search's result; lower is better
 MOST_TRIALS = 10_000
 
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from evosweep.compressors.gptq import GPTQ
-from evosweep.core.problem import Level, Problem, Unit
+from evosweep.core.problem import Problem
+from evosweep.core.unit import Level, Nominal, Unit
 from evosweep.data.documents import Document
 from evosweep.data.tokens import Windows
 from evosweep.evaluate.population import Evaluator
@@ -88,7 +89,13 @@ def evaluator(anatomy: Anatomy, splits: dict, store: LevelStore) -> Evaluator:
 
 def ladder(numel: int, bits: tuple[int, ...] = (2, 3, 4)) -> tuple[Level, ...]:
     return tuple(
-        Level(f"{b}bit", cost=numel * b + 19, error=numel * 4.0**-b, relative_error=4.0**-b, value=float(b))
+        Level(
+            f"{b}bit",
+            cost=numel * b + 19,
+            error=numel * 4.0**-b,
+            relative_error=4.0**-b,
+            nominal=Nominal("bits", float(b)),
+        )
         for b in bits
     )
 

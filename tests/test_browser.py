@@ -53,12 +53,12 @@ def experiment(finished: Path) -> str:
 def test_the_printed_link_opens_a_table_of_all_searches_best_first(page, mlflow_url: str, rows: dict) -> None:
     page.goto(rows["ilp"]["mlflow_link"].replace("http://127.0.0.1:5000", mlflow_url))
     browser.close_assistant(page)
-    browser.see(page, ["result/val_kl", "result/val_ppl", "result/bits_per_weight", "result/tokens", "4 matching runs"])
-    order = sorted(rows.values(), key=lambda row: row["val_kl"])
+    browser.see(page, ["result/kl", "result/ppl", "result/bits_per_weight", "result/tokens", "4 matching runs"])
+    order = sorted(rows.values(), key=lambda row: row["kl"])
     names = page.locator("[role=row] a", has_text="as_uniform=3").all_inner_texts()
     assert names[0].split()[0] == order[0]["sampler"] and len(names) == 4
     shown = page.inner_text("body")
-    assert all(str(row["val_kl"])[:7] in shown for row in rows.values())
+    assert all(str(row["kl"])[:7] in shown for row in rows.values())
 
 
 def test_runs_are_compared_by_what_they_chose(page, mlflow_url: str, rows: dict, finished: Path) -> None:
@@ -100,7 +100,7 @@ def test_the_report_needs_no_network(finished: Path, rows: dict) -> None:
         page.goto(path.as_uri())
         widths = page.evaluate("[...document.images].map(image => image.complete ? image.naturalWidth : 0)")
         assert len(widths) == 4 and min(widths) > 300
-        browser.see(page, [f"{rows['evopress']['val_kl']:.4f}"])
+        browser.see(page, [f"{rows['evopress']['kl']:.4f}"])
     assert [url for url in asked if not url.startswith(("file:", "data:"))] == []
 
 

@@ -15,7 +15,7 @@ from optuna_dashboard import get_note
 from optuna_dashboard._custom_plot_data import get_plotly_graph_objects
 from PIL import Image
 
-from evosweep.core.problem import Allocation
+from evosweep.core.allocation import Allocation
 from evosweep.evaluate.scorer import StagedScorer
 from evosweep.samplers.levels import allocation_of
 from evosweep.samplers.storage import Journal
@@ -108,7 +108,7 @@ def test_the_elite_can_be_watched_as_pictures(client: MlflowClient, runs: dict) 
 def test_notes_say_what_was_found(client: MlflowClient, runs: dict, finished: Path) -> None:
     row = results(finished)["evopress"]
     note = runs["evopress"].data.tags["mlflow.note.content"]
-    assert f"{row['val_kl']:.4f}" in note and "| self_attn.q_proj |" in note
+    assert f"{row['kl']:.4f}" in note and "| self_attn.q_proj |" in note
     assert "| as_uniform=3 | evopress | 1 |" in runs["parent"].data.tags["mlflow.note.content"]
     storage = Journal(path=str(finished / "studies" / "whole.journal")).open()
     name = next(each.study_name for each in optuna.get_all_study_summaries(storage) if "evopress as" in each.study_name)
@@ -146,7 +146,7 @@ def test_the_winner_is_a_logged_model_with_its_lineage(client: MlflowClient, run
     made = client.get_logged_model(runs["ilp"].outputs.model_outputs[0].model_id)
     row = results(finished)["ilp"]
     assert made.params["store"] == runs["ilp"].data.tags["store"] and made.params["sampler"] == "ilp"
-    assert {metric.key: metric.value for metric in made.metrics}["result/val_kl"] == pytest.approx(row["val_kl"])
+    assert {metric.key: metric.value for metric in made.metrics}["result/kl"] == pytest.approx(row["kl"])
     folder = Path(
         mlflow.artifacts.download_artifacts(
             f"models:/{made.model_id}", tracking_uri=f"sqlite:///{finished / 'mlflow.db'}"
@@ -182,7 +182,7 @@ def test_params_are_the_resolved_config(runs: dict) -> None:
 
 def test_result_metrics_are_what_the_file_says(finished: Path, runs: dict) -> None:
     for name, row in results(finished).items():
-        assert runs[name].data.metrics["result/val_kl"] == pytest.approx(row["val_kl"])
+        assert runs[name].data.metrics["result/kl"] == pytest.approx(row["kl"])
         assert row["mlflow_run"] == runs[name].info.run_id
 
 
@@ -359,7 +359,7 @@ def test_every_kind_of_compression_goes_from_model_to_export(
     assert len(rows) == len(arguments[-1].split(","))
     largest = max(row["bits_per_weight"] for row in rows)
     for row in rows:
-        assert row["bits_per_weight"] <= largest and row["val_kl"] >= 0
+        assert row["bits_per_weight"] <= largest and row["kl"] >= 0
         assert row["export"]["max_logit_difference"] < 1e-4
         if name == "sparse":
             assert row["sparsity"] == pytest.approx(0.5, abs=0.03)

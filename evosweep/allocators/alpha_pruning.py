@@ -25,7 +25,7 @@ class AlphaPruning:
     columns = (HILL,)
 
     def __init__(self, *, spread: float = 0.5) -> None:
-        self.spread = check_number("sampler.allocator.spread", spread, low=0)
+        self.spread = check_number("spread", spread, low=0)
 
     def check(self, problem: Problem) -> None:
         """Have nothing against any problem."""

@@ -22,10 +22,11 @@ class DP:
     def __init__(self, *, harm: str = DEFAULT, states: int = 2_000_000) -> None:
         self.harm = Harm(harm)
         self.name, self.columns = self.harm.named("dp"), self.harm.columns
-        self.states = check_int("sampler.allocator.states", states, low=1)
+        self.states = check_int("states", states, low=1)
 
     def check(self, problem: Problem) -> None:
-        """Raise a SettingError where the budget is too many states."""
+        """Raise a SettingError where its model of harm says nothing, or the budget is too many states."""
+        self.harm.check(problem, owner=self)
         self._size(problem)
 
     def allocate(self, problem: Problem) -> Genome:
@@ -57,7 +58,8 @@ class DP:
         width = (problem.budget - int(problem.costs[:, 0].sum())) // size
         if width > self.states:
             raise SettingError(
-                "sampler.allocator.states",
+                "states",
+                owner=self,
                 got=self.states,
                 allowed=f"at least {width} for these costs, whose greatest common divisor is {size}",
                 hint="sampler=ilp finds the same optimum",

@@ -21,7 +21,7 @@ class Greedy:
 
     def check(self, problem: Problem) -> None:
         """Raise a SettingError where its harm says nothing about such a problem."""
-        self.harm.check(problem)
+        self.harm.check(problem, owner=self)
 
     def allocate(self, problem: Problem) -> Genome:
         """Return the genome that no affordable step improves."""

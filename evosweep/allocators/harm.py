@@ -39,19 +39,20 @@ class Harm:
     """
 
     def __init__(self, kind: str = DEFAULT) -> None:
-        self.kind = check_choice("sampler.allocator.harm", kind, COLUMNS)
+        self.kind = check_choice("harm", kind, COLUMNS)
         self.columns = COLUMNS[self.kind]
 
     def named(self, allocator: str) -> str:
         """Return the name of an allocator that uses it."""
         return allocator if self.kind == DEFAULT else f"{allocator}_{self.kind}"
 
-    def check(self, problem: Problem) -> None:
+    def check(self, problem: Problem, *, owner: object = None) -> None:
         """Raise a SettingError where units drop: they have no layer error, and no weight."""
         weightless = self.kind == "hawq_v2" and bool(problem.gating.any())
         if weightless or (not problem.least and not problem.gated and self.kind in ("scaled", "bare", "hawq_v2")):
             raise SettingError(
-                "sampler.allocator.harm",
+                "harm",
+                owner=owner,
                 allowed=["around_top", "around_uniform"],
                 got=self.kind,
                 hint="units that are kept or dropped have no layer error, and no weight of their own",

@@ -21,11 +21,11 @@ class ILP:
     def __init__(self, *, harm: str = DEFAULT, node_limit: int = 100_000) -> None:
         self.harm = Harm(harm)
         self.name, self.columns = self.harm.named("ilp"), self.harm.columns
-        self.node_limit = check_int("sampler.allocator.node_limit", node_limit, low=1)
+        self.node_limit = check_int("node_limit", node_limit, low=1)
 
     def check(self, problem: Problem) -> None:
         """Raise a SettingError where its harm says nothing about such a problem."""
-        self.harm.check(problem)
+        self.harm.check(problem, owner=self)
 
     def allocate(self, problem: Problem) -> Genome:
         """Return the optimum of the additive model.

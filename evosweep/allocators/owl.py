@@ -23,10 +23,10 @@ class OWL:
     """
 
     def __init__(self, *, multiple: int = 5, spread: float = 0.5) -> None:
-        self.multiple = check_int("sampler.allocator.multiple", multiple)
+        self.multiple = check_int("multiple", multiple)
         if multiple not in MULTIPLES:
-            raise SettingError("sampler.allocator.multiple", allowed=MULTIPLES, got=multiple)
-        self.spread = check_number("sampler.allocator.spread", spread, low=0)
+            raise SettingError("multiple", allowed=MULTIPLES, got=multiple)
+        self.spread = check_number("spread", spread, low=0)
         self.columns = (f"outlier_ratio_m{self.multiple}",)
 
     def check(self, problem: Problem) -> None:

@@ -19,7 +19,8 @@ class _Ranking:
         """Raise a SettingError where some unit cannot be dropped, and so has no rank."""
         if problem.least or problem.gating.any():
             raise SettingError(
-                "sampler",
+                "",
+                owner=self,
                 allowed="one that chooses levels (this one only drops: compressor=none drop=sublayers)",
                 got=self.name,
             )

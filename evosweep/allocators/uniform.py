@@ -13,7 +13,8 @@ class Uniform:
         """Raise a SettingError where only dropping everything treats all units alike."""
         if not problem.cost(problem.uniform()):
             raise SettingError(
-                "sampler",
+                "",
+                owner=self,
                 allowed="block_influence, leave_one_out, random or evopress where units are dropped",
                 got="uniform",
             )

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import torch
 
 from evosweep.core.errors import SettingError, StoreError
+from evosweep.core.unit import Nominal
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,7 @@ class LevelPlan:
     Attributes:
         name: Short, unique within the unit.
         cost: Exact size in bits.
-        value: Nominal number (bits, sparsity), for figures and for naming a level by number.
+        nominal: The number that users name it by, and of what kind that is.
         kept: Weights that are not removed; 0 where the level removes none.
         group: M of an N:M pattern: of every M weights that follow each other in a row, as many are kept; 0: anywhere.
         width: Bits a code, where a level may have one of several; 0 where that is not the plan's to say.
@@ -28,7 +29,7 @@ class LevelPlan:
 
     name: str
     cost: int
-    value: float
+    nominal: Nominal
     kept: int = 0
     group: int = 0
     width: int = 0
@@ -95,7 +96,9 @@ class Compressor(Protocol):
         """Return every setting that changes a payload; part of the store's address."""
 
 
-def check_divides(setting: str, size: int, shapes: Mapping[str, tuple[int, int]], *, got: object = None) -> None:
+def check_divides(
+    setting: str, size: int, shapes: Mapping[str, tuple[int, int]], *, got: object = None, owner: object = None
+) -> None:
     """Raise unless ``size`` divides every layer's input width.
 
     Raises:
@@ -107,6 +110,7 @@ def check_divides(setting: str, size: int, shapes: Mapping[str, tuple[int, int]]
         common = math.gcd(*(columns for _, columns in shapes.values()))
         raise SettingError(
             setting,
+            owner=owner,
             got=size if got is None else got,
             allowed=f"null or a divisor of every input width: {len(unfit)} layers ({unfit[0]} ...) have {widths}, and "
             f"what divides {common} fits all",

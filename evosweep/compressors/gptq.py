@@ -39,8 +39,8 @@ class GPTQ(IntegerLevels):
         column_block: int = 64,
     ) -> None:
         super().__init__(bits=bits, group=group, symmetric=symmetric, coarse_scales=coarse_scales)
-        self.damping = check_number("compressor.damping", damping, low=0, high=1, exclusive=True)
-        self.column_block = check_int("compressor.column_block", column_block, low=1)
+        self.damping = check_number("damping", damping, low=0, high=1, exclusive=True)
+        self.column_block = check_int("column_block", column_block, low=1)
 
     def compress(
         self, weights: Mapping[str, torch.Tensor], gram: torch.Tensor, plans: Plans

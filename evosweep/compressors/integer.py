@@ -9,6 +9,7 @@ from evosweep.compressors.base import LevelPlan, Payload, check_divides
 from evosweep.compressors.formats import grouped_int
 from evosweep.core.checks import check_bool, check_int
 from evosweep.core.errors import SettingError
+from evosweep.core.unit import Nominal
 
 WIDTHS = range(2, 9)
 
@@ -25,9 +26,9 @@ class IntegerLevels:
 
     def __init__(self, *, bits: Sequence[int], group: int | None, symmetric: bool, coarse_scales: bool = False) -> None:
         self.bits = check_widths(bits)
-        self.group = None if group is None else check_int("compressor.group", group, low=1)
-        self.symmetric = check_bool("compressor.symmetric", symmetric)
-        self.coarse_scales = check_bool("compressor.coarse_scales", coarse_scales)
+        self.group = None if group is None else check_int("group", group, low=1)
+        self.symmetric = check_bool("symmetric", symmetric)
+        self.coarse_scales = check_bool("coarse_scales", coarse_scales)
 
     def group_of(self, columns: int) -> int:
         """Return the group size for a layer with so many input features."""
@@ -39,7 +40,7 @@ class IntegerLevels:
         Raises:
             SettingError: The group size does not divide some layer's input width.
         """
-        check_divides("compressor.group", self.group or 1, shapes)
+        check_divides("group", self.group or 1, shapes, owner=self)
         return {name: self._ladder(*shape) for name, shape in shapes.items()}
 
     def _ladder(self, rows: int, columns: int) -> list[LevelPlan]:
@@ -48,7 +49,7 @@ class IntegerLevels:
             LevelPlan(
                 name=f"{width}bit",
                 cost=grouped_int.bits(rows=rows, columns=columns, width=width, group=group, symmetric=self.symmetric),
-                value=float(width),
+                nominal=Nominal("bits", float(width)),
             )
             for width in self.bits
         ]
@@ -88,9 +89,9 @@ def check_widths(bits: object) -> list[int]:
     """
     widths: list[int] = list(bits) if isinstance(bits, Sequence) and not isinstance(bits, str) else [bits]  # type: ignore[list-item]
     if not widths:
-        raise SettingError("compressor.bits", allowed="a list of widths from 2 to 8", got=widths)
+        raise SettingError("bits", allowed="a list of widths from 2 to 8", got=widths)
     for width in widths:
-        check_int("compressor.bits", width, low=WIDTHS.start, high=WIDTHS.stop - 1)
+        check_int("bits", width, low=WIDTHS.start, high=WIDTHS.stop - 1)
     if widths != sorted(set(widths)):
-        raise SettingError("compressor.bits", allowed="rising, each width once", got=widths)
+        raise SettingError("bits", allowed="rising, each width once", got=widths)
     return widths

@@ -22,9 +22,9 @@ class Several:
 
     def __init__(self, *, parts: Mapping[str, Compressor], dominated: bool = False) -> None:
         if not isinstance(parts, Mapping) or not parts:
-            raise SettingError("compressor.parts", allowed="compressors by name", got=parts)
+            raise SettingError("parts", allowed="compressors by name", got=parts)
         self.parts = dict(parts)
-        self.dominated = check_bool("compressor.dominated", dominated)
+        self.dominated = check_bool("dominated", dominated)
 
     def plan(self, shapes: Mapping[str, tuple[int, int]]) -> dict[str, list[LevelPlan]]:
         """Return every unit's levels of all parts by rising cost, each with the name of its maker.
@@ -40,7 +40,7 @@ class Several:
             names = [level.name for level in ladder]
             twice = sorted({name for name in names if names.count(name) > 1})
             if twice:
-                raise SettingError("compressor.parts", allowed="compressors with levels of different names", got=twice)
+                raise SettingError("parts", owner=self, allowed="compressors with levels of different names", got=twice)
             ladders[unit] = sorted(ladder, key=lambda level: level.cost)
         return ladders
 

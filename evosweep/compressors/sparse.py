@@ -10,6 +10,7 @@ from evosweep.compressors.base import LevelPlan, Payload, check_divides
 from evosweep.compressors.formats import bitmask
 from evosweep.core.checks import check_int, check_number
 from evosweep.core.errors import SettingError
+from evosweep.core.unit import Nominal
 
 STEPS_IN_SMALLEST = 4
 
@@ -29,13 +30,13 @@ class SparseLevels:
     """
 
     def __init__(self, *, sparsity: float, window: float, step: int | None, patterns: Sequence[str] | None) -> None:
-        self.sparsity = check_number("compressor.sparsity", sparsity, low=0, high=1)
-        self.window = check_number("compressor.window", window, low=0, high=1)
-        self.step = None if step is None else check_int("compressor.step", step, low=1)
+        self.sparsity = check_number("sparsity", sparsity, low=0, high=1)
+        self.window = check_number("window", window, low=0, high=1)
+        self.step = None if step is None else check_int("step", step, low=1)
         self.patterns = (
             None
             if patterns is None
-            else [parse_pattern(f"compressor.patterns[{place}]", pattern) for place, pattern in enumerate(patterns)]
+            else [parse_pattern(f"patterns[{place}]", pattern) for place, pattern in enumerate(patterns)]
         )
 
     def plan(self, shapes: Mapping[str, tuple[int, int]]) -> dict[str, list[LevelPlan]]:
@@ -57,13 +58,13 @@ class SparseLevels:
         kept = [count for count in kept if 0 < count <= numel]
         if not kept:
             raise SettingError(
-                "compressor.step", allowed=f"small enough for {name}, which has {numel} weights", got=step
+                "step", owner=self, allowed=f"small enough for {name}, which has {numel} weights", got=step
             )
         return [
             LevelPlan(
                 name=f"{100 * (1 - count / numel):.6g}%",
                 cost=bitmask.bits(numel=numel, kept=count),
-                value=1 - count / numel,
+                nominal=Nominal("sparsity", 1 - count / numel),
                 kept=count,
             )
             for count in kept
@@ -71,12 +72,18 @@ class SparseLevels:
 
     def _patterned(self, shapes: Mapping[str, tuple[int, int]], name: str) -> list[LevelPlan]:
         numel = shapes[name][0] * shapes[name][1]
-        ladder = [LevelPlan(name="dense", cost=bitmask.bits(numel=numel, kept=numel), value=0.0, kept=numel)]
+        ladder = [
+            LevelPlan(
+                name="dense", cost=bitmask.bits(numel=numel, kept=numel), nominal=Nominal("sparsity", 0.0), kept=numel
+            )
+        ]
         for few, many in self.patterns or ():
-            check_divides("M of compressor.patterns", many, shapes, got=f"{few}:{many}")
+            check_divides("M of patterns", many, shapes, got=f"{few}:{many}", owner=self)
             kept = numel // many * few
             cost = bitmask.bits(numel=numel, kept=kept)
-            ladder.append(LevelPlan(f"{few}:{many}", cost, value=1 - few / many, kept=kept, group=many))
+            ladder.append(
+                LevelPlan(f"{few}:{many}", cost, nominal=Nominal("sparsity", 1 - few / many), kept=kept, group=many)
+            )
         return sorted(ladder, key=lambda plan: plan.cost)
 
     def describe(self) -> dict[str, Any]:

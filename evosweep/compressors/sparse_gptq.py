@@ -19,6 +19,7 @@ from evosweep.compressors.sparse import parse_pattern
 from evosweep.compressors.sparsegpt import Masks
 from evosweep.core.checks import check_bool, check_int, check_number
 from evosweep.core.errors import SettingError
+from evosweep.core.unit import Nominal
 
 
 class SparseGPTQ:
@@ -46,17 +47,17 @@ class SparseGPTQ:
         column_block: int = 64,
     ) -> None:
         if not isinstance(sparsity, Sequence) or isinstance(sparsity, str) or not sparsity:
-            raise SettingError("compressor.sparsity", allowed="a list of shares or N:M patterns", got=sparsity)
-        self.sparsity = [_share(f"compressor.sparsity[{place}]", each) for place, each in enumerate(sparsity)]
+            raise SettingError("sparsity", allowed="a list of shares or N:M patterns", got=sparsity)
+        self.sparsity = [_share(f"sparsity[{place}]", each) for place, each in enumerate(sparsity)]
         self.bits = check_widths(bits)
-        self.group = check_int("compressor.group", group, low=1)
-        self.symmetric = check_bool("compressor.symmetric", symmetric)
-        self.damping = check_number("compressor.damping", damping, low=0, high=1, exclusive=True)
-        self.mask_block = check_int("compressor.mask_block", mask_block, low=1)
-        self.column_block = check_int("compressor.column_block", column_block, low=1)
+        self.group = check_int("group", group, low=1)
+        self.symmetric = check_bool("symmetric", symmetric)
+        self.damping = check_number("damping", damping, low=0, high=1, exclusive=True)
+        self.mask_block = check_int("mask_block", mask_block, low=1)
+        self.column_block = check_int("column_block", column_block, low=1)
         if self.mask_block % self.group:
             raise SettingError(
-                "compressor.group",
+                "group",
                 allowed=f"a divisor of compressor.mask_block={self.mask_block}",
                 got=self.group,
                 hint="a group's grid is made for the weights that its mask keeps",
@@ -68,10 +69,10 @@ class SparseGPTQ:
         Raises:
             SettingError: The group size, or M of a pattern, does not divide some layer's input width.
         """
-        check_divides("compressor.group", self.group, shapes)
+        check_divides("group", self.group, shapes, owner=self)
         for share in self.sparsity:
             if isinstance(share, str):
-                check_divides("M of compressor.sparsity", parse_pattern("", share)[1], shapes, got=share)
+                check_divides("M of sparsity", parse_pattern("", share)[1], shapes, got=share, owner=self)
         return {name: self._ladder(*shape) for name, shape in shapes.items()}
 
     def _ladder(self, rows: int, columns: int) -> list[LevelPlan]:
@@ -84,7 +85,14 @@ class SparseGPTQ:
                 cost = sparse_int.bits(
                     rows=rows, columns=columns, kept=kept, width=width, group=self.group, symmetric=self.symmetric
                 )
-                plan = LevelPlan(f"{word}@{width}bit", cost, value=cost / numel, kept=kept, group=many, width=width)
+                plan = LevelPlan(
+                    f"{word}@{width}bit",
+                    cost,
+                    nominal=Nominal("bits_per_weight", cost / numel),
+                    kept=kept,
+                    group=many,
+                    width=width,
+                )
                 ladder.append(plan)
         return sorted(ladder, key=lambda plan: plan.cost)
 

@@ -39,9 +39,9 @@ class SparseGPT(SparseLevels):
         column_block: int = 64,
     ) -> None:
         super().__init__(sparsity=sparsity, window=window, step=step, patterns=patterns)
-        self.damping = check_number("compressor.damping", damping, low=0, high=1, exclusive=True)
-        self.mask_block = check_int("compressor.mask_block", mask_block, low=1)
-        self.column_block = check_int("compressor.column_block", column_block, low=1)
+        self.damping = check_number("damping", damping, low=0, high=1, exclusive=True)
+        self.mask_block = check_int("mask_block", mask_block, low=1)
+        self.column_block = check_int("column_block", column_block, low=1)
 
     def compress(
         self, weights: Mapping[str, torch.Tensor], gram: torch.Tensor, plans: Plans

@@ -8,7 +8,8 @@ import numpy as np
 
 from evosweep.core.checks import check_number
 from evosweep.core.errors import BudgetError, SettingError
-from evosweep.core.problem import Problem, Unit
+from evosweep.core.problem import Problem
+from evosweep.core.unit import Unit
 
 KINDS = ("as_uniform", "bits_per_weight", "megabytes", "sparsity", "blocks_kept")
 
@@ -46,7 +47,8 @@ class Budget:
         given = {kind: value for kind, value in values.items() if value is not None}
         if len(given) != 1:
             raise SettingError(
-                "budget",
+                "",
+                owner=self,
                 allowed=f"exactly one of {', '.join(KINDS)}",
                 got=given or None,
                 hint=f"the others are null, as in budget.{list(given)[-1]}=null" if len(given) > 1 else "",
@@ -54,7 +56,7 @@ class Budget:
         ((self.kind, self.value),) = given.items()
         if self.kind != "as_uniform":
             high = 1 if self.kind in ("sparsity", "blocks_kept") else None
-            self.value = check_number(f"budget.{self.kind}", self.value, low=0, high=high, exclusive=True)
+            self.value = check_number(f"{self.kind}", self.value, low=0, high=high, exclusive=True)
 
     def __str__(self) -> str:
         return f"{self.kind}={self.value:g}" if isinstance(self.value, float) else f"{self.kind}={self.value}"
@@ -72,7 +74,11 @@ class Budget:
             SettingError: ``as_uniform`` names a level that some unit lacks.
         """
         widest = _widest(units, fixed_bits)
-        bits = self._bits(widest if planned is None else _widest(planned, fixed_bits))
+        try:
+            bits = self._bits(widest if planned is None else _widest(planned, fixed_bits))
+        except SettingError as error:
+            error.owner = self
+            raise
         if bits < widest.least:
             raise BudgetError(
                 f"budget.{self.kind} must be at least {self._say(widest, widest.least)} here "
@@ -113,38 +119,39 @@ def kept_cost(problem: Problem, kept: float) -> int:
     """
     if problem.least:
         raise SettingError(
-            "budget.blocks_kept", allowed="used where everything can be dropped (drop=blocks and the like)", got=kept
+            "blocks_kept", allowed="used where everything can be dropped (drop=blocks and the like)", got=kept
         )
     return math.floor(kept * problem.most + 1e-6)
 
 
 def uniform_level_cost(unit: Unit, wanted: int | float | str) -> int:
-    """Return the cost of a unit's level called ``wanted`` or with that nominal value.
+    """Return the cost of a unit's level called ``wanted`` or with that nominal number.
 
     Raises:
         SettingError: The unit has no such level.
     """
     for level in unit.levels:
-        if level.name == str(wanted) or (isinstance(wanted, int | float) and level.value == wanted):
+        number = None if level.nominal is None else level.nominal.number
+        if level.name == str(wanted) or (isinstance(wanted, int | float) and number == wanted):
             return level.cost
     raise SettingError(
-        "budget.as_uniform",
-        allowed=[v.name if v.value is None else f"{v.value:g}" for v in unit.levels],
+        "as_uniform",
+        allowed=[v.name if v.nominal is None else f"{v.nominal.number:g}" for v in unit.levels],
         got=wanted,
         hint=f"these are the levels of {unit.name}",
     )
 
 
 def sparse_cost(unit: Unit, sparsity: float) -> int:
-    """Return what a unit costs at a sparsity, between its levels in proportion.
+    """Return what a unit costs at a sparsity, interpolated between its levels.
 
     Raises:
         SettingError: Its levels are no sparsities, or do not reach this one.
     """
-    values = [level.value for level in unit.levels if level.value is not None]
-    if len(values) != len(unit.levels) or values != sorted(values, reverse=True) or max(values) > 1:
-        raise SettingError("budget.sparsity", allowed="used with sparse levels (compressor=sparsegpt)", got=sparsity)
+    values = [level.nominal.number for level in unit.levels if level.nominal and level.nominal.kind == "sparsity"]
+    if len(values) != len(unit.levels) or values != sorted(values, reverse=True):
+        raise SettingError("sparsity", allowed="used with sparse levels (compressor=sparsegpt)", got=sparsity)
     if not values[-1] - 1e-9 <= sparsity <= values[0] + 1e-9:
         reach = f"from {values[-1]:.4g} to {values[0]:.4g}, the levels of {unit.name} (see compressor.window)"
-        raise SettingError("budget.sparsity", got=sparsity, allowed=reach)
+        raise SettingError("sparsity", got=sparsity, allowed=reach)
     return math.floor(np.interp(sparsity, values[::-1], [level.cost for level in unit.levels][::-1]) + 1e-6)

@@ -16,7 +16,8 @@ class SettingError(EvosweepError):
     configuration the object was built (``compressor``) and shows ``compressor.group``: see ``at``.
 
     Args:
-        setting: Name of the argument; a name with a dot in it (``tokens.seq_len``) is already a full path.
+        setting: Name of the argument; a name with a dot in it (``tokens.seq_len``) is already a full path, and an
+            empty one means the owner itself.
         got: The value that was refused.
         allowed: What it may be, as a phrase or as the list of choices. For a list, the nearest match to
             ``got`` is suggested.
@@ -36,15 +37,16 @@ class SettingError(EvosweepError):
         tail = f"; {hint}" if hint else ""
         self.setting, self.owner = setting, owner
         self._rest = f" must be {phrase}, got {got!r}{suggestion}{tail}"
-        super().__init__(f"{setting}{self._rest}")
+        super().__init__(f"{setting or type(owner).__name__}{self._rest}")
 
     def at(self, path: str) -> "SettingError":
         """Return the same error with the setting named by its full path, ``path.setting``.
 
         A setting that is a full path already stays as it is.
         """
-        full = "." in self.setting.split("[")[0] or not path
-        return _same(type(self), self.setting if full else f"{path}.{self.setting}", self._rest)
+        if "." in self.setting.split("[")[0] or not path:
+            return self
+        return _same(type(self), f"{path}.{self.setting}" if self.setting else path, self._rest)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Return how another process rebuilds the error: a launcher's worker sends its errors to its parent."""

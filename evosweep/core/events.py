@@ -4,7 +4,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
-from evosweep.core.problem import Allocation, Genome, Problem
+from evosweep.core.allocation import Allocation
+from evosweep.core.problem import Genome, Problem
 
 T = TypeVar("T")
 
@@ -87,7 +88,11 @@ class SearchEnded:
 
 @dataclass(frozen=True)
 class SearchResult:
-    """A search's outcome: the elite of its last generation, and how it came about."""
+    """A search's outcome: the winner, and how it came about.
+
+    Attributes:
+        winner_generation: Generation whose elite the winner is; -1: the last one.
+    """
 
     sampler: str
     seed: int
@@ -100,6 +105,7 @@ class SearchResult:
     seconds: float
     tokens_saved: int = 0
     stopped: str = "finished"
+    winner_generation: int = -1
     export: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -113,10 +119,10 @@ class SearchResult:
             "sampler": self.sampler,
             "seed": self.seed,
             "bits_per_weight": self.problem.bits_per_weight(self.cost),
-            "megabytes": self.problem.megabytes(self.cost),
+            "size_mb": self.problem.megabytes(self.cost),
             "sparsity": self.problem.sparsity(self.problem.encode(self.allocation)),
-            "val_kl": self.validation["kl"],
-            "val_ppl": self.validation["ppl"],
+            "kl": self.validation["kl"],
+            "ppl": self.validation["ppl"],
             "dense_ppl": self.dense["ppl"],
             "tokens": self.tokens,
             "tokens_saved": self.tokens_saved,
@@ -131,8 +137,8 @@ class SearchResult:
                 "tokens": each.tokens,
                 "seconds": each.elapsed,
                 "bits_per_weight": each.bits_per_weight,
-                "val_kl": each.validation["kl"],
-                "val_ppl": each.validation["ppl"],
+                "kl": each.validation["kl"],
+                "ppl": each.validation["ppl"],
             }
             for each in self.generations
         ]

@@ -1,125 +1,19 @@
-"""Unit, level, problem and allocation: all that a search needs to know, and no torch."""
+"""Units, their levels and a budget: all that a search needs to know, and no torch."""
 
 import functools
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
+from evosweep.core.allocation import Allocation
 from evosweep.core.errors import BudgetError, EvosweepError, SettingError, did_you_mean
-from evosweep.core.files import digest, write_json
+from evosweep.core.files import digest
+from evosweep.core.unit import Unit
 
 Genome = npt.NDArray[np.int64]
 """Level index of every unit, shape (units,); index 0 is the cheapest level of that unit."""
-
-
-@dataclass(frozen=True)
-class Level:
-    """One setting that a unit can take.
-
-    Attributes:
-        name: Short and unique within the unit, e.g. ``3bit``; what Optuna and allocation.json show.
-        cost: Size in bits of the exported form: codes, scales, zeros, masks.
-        error: Layer-output error ‖(W−Ŵ)x‖², (weighted) mean over the calibration tokens x, if known.
-        relative_error: The same over the mean of ‖Wx‖².
-        value: What a heatmap colours by (bits per weight's nominal part, sparsity ...).
-        removed: Share of the unit's weights that are not there any more.
-    """
-
-    name: str
-    cost: int
-    error: float | None = None
-    relative_error: float | None = None
-    value: float | None = None
-    removed: float = 0.0
-
-
-@dataclass(frozen=True)
-class Unit:
-    """What gets a setting of its own.
-
-    Attributes:
-        name: Path of the module in the model.
-        numel: Weights in it.
-        block: Index of the decoder block that holds it.
-        levels: Its ladder, by rising cost.
-        columns: Numbers about it that allocators read (outlier ratios, sensitivities ...).
-        gates: Names of units that are gone, cost and all, while this one is at its lowest level: what is inside a
-            dropped sub-block.
-    """
-
-    name: str
-    numel: int
-    block: int
-    levels: tuple[Level, ...]
-    columns: Mapping[str, float] = field(default_factory=dict)
-    gates: tuple[str, ...] = ()
-
-    @property
-    def kind(self) -> str:
-        """Its path inside the block, the same for its siblings in other blocks: ``self_attn.q_proj``."""
-        return self.name.split(f".{self.block}.", 1)[-1]
-
-    @property
-    def level_names(self) -> tuple[str, ...]:
-        """Names of the ladder, cheapest first."""
-        return tuple(level.name for level in self.levels)
-
-
-class Allocation(Mapping[str, str]):
-    """An immutable, hashable map of unit name to level name."""
-
-    __slots__ = ("_items", "_levels")
-
-    def __init__(self, levels: Mapping[str, str]) -> None:
-        self._levels = dict(levels)
-        self._items = tuple(sorted(self._levels.items()))
-
-    def __getitem__(self, unit: str) -> str:
-        return self._levels[unit]
-
-    def __iter__(self):  # type: ignore[no-untyped-def]
-        return iter(self._levels)
-
-    def __len__(self) -> int:
-        return len(self._levels)
-
-    def __hash__(self) -> int:
-        return hash(self._items)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Allocation) and self._items == other._items
-
-    def __repr__(self) -> str:
-        return f"Allocation({len(self)} units, {digest(self._items, length=8)})"
-
-    @property
-    def hash(self) -> str:
-        """Content hash, the same in every process."""
-        return digest(self._items)
-
-    def save(self, path: Path, **facts: Any) -> Path:
-        """Write allocation.json: ``facts`` beside the levels."""
-        return write_json(path, {**facts, "allocation": self._levels})
-
-    @classmethod
-    def load(cls, path: Path) -> "Allocation":
-        """Read what ``save`` wrote.
-
-        Raises:
-            EvosweepError: The file is not there or holds no allocation.
-        """
-        try:
-            value = json.loads(path.read_text(encoding="utf-8"))
-            return cls({str(unit): str(level) for unit, level in value["allocation"].items()})
-        except OSError as error:
-            raise EvosweepError(f"allocation file {path} cannot be read: {error.strerror}") from error
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise EvosweepError(f"{path} is not an allocation.json (a JSON object with 'allocation')") from error
 
 
 @dataclass(frozen=True)

@@ -34,12 +34,10 @@ class DocumentSource(Protocol):
 def check_shares(shares: Mapping[str, float]) -> dict[str, float]:
     """Return the splits' shares of the text if they name each split, are positive and sum to at most 1."""
     if set(shares) != set(SPLITS):
-        raise SettingError("tokens.shares", allowed=f"one share for each of {', '.join(SPLITS)}", got=dict(shares))
-    checked = {
-        name: check_number(f"tokens.shares.{name}", shares[name], low=0, high=1, exclusive=True) for name in SPLITS
-    }
+        raise SettingError("shares", allowed=f"one share for each of {', '.join(SPLITS)}", got=dict(shares))
+    checked = {name: check_number(f"shares.{name}", shares[name], low=0, high=1, exclusive=True) for name in SPLITS}
     if sum(checked.values()) > 1 + 1e-9:
-        raise SettingError("tokens.shares", allowed="shares that sum to at most 1", got=checked)
+        raise SettingError("shares", allowed="shares that sum to at most 1", got=checked)
     return checked
 
 

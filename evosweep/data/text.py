@@ -28,7 +28,7 @@ class TextFiles:
 
     def __init__(self, *, path: str, column: str = "text") -> None:
         if not isinstance(path, str) or not path:
-            raise SettingError("data.path", allowed="a .txt, .jsonl or .parquet file, or a folder of them", got=path)
+            raise SettingError("path", allowed="a .txt, .jsonl or .parquet file, or a folder of them", got=path)
         self.path = Path(path).expanduser()
         self.column = column
 
@@ -57,7 +57,7 @@ class TextFiles:
             siblings = [item.name for item in self.path.parent.iterdir()] if self.path.parent.is_dir() else []
             raise DataError(f"data.path: there is no file {self.path}{did_you_mean(self.path.name, siblings)}")
         if self.path.suffix.lower() not in KINDS:
-            raise SettingError("data.path", allowed=f"a file ending in {', '.join(KINDS)}", got=str(self.path))
+            raise SettingError("path", owner=self, allowed=f"a file ending in {', '.join(KINDS)}", got=str(self.path))
         return [self.path]
 
     def _read(self, file: Path, *, whole: bool) -> list[Document]:
@@ -92,9 +92,9 @@ class HubDataset:
         max_documents: int = 2000,
     ) -> None:
         if not isinstance(path, str) or not path:
-            raise SettingError("data.path", allowed="the id of a hub dataset, e.g. org/name", got=path)
+            raise SettingError("path", allowed="the id of a hub dataset, e.g. org/name", got=path)
         self.path, self.name, self.split, self.column = path, name, split, column
-        self.max_documents = check_int("data.max_documents", max_documents, low=3)
+        self.max_documents = check_int("max_documents", max_documents, low=3)
 
     def documents(self, *, progress: Progress) -> list[Document]:
         """Stream the first ``max_documents`` rows.

@@ -86,10 +86,10 @@ class Windows:
     """
 
     def __init__(self, *, seq_len: int, calibration: int, validation: int, shares: Mapping[str, float]) -> None:
-        self.seq_len = check_int("tokens.seq_len", seq_len, low=2)
+        self.seq_len = check_int("seq_len", seq_len, low=2)
         self.limits = {"calibration": calibration, "validation": validation}
         for name, tokens in self.limits.items():
-            check_int(f"tokens.{name}", tokens, low=self.seq_len)
+            check_int(f"{name}", tokens, low=self.seq_len)
         self.shares = check_shares(shares)
 
     def split(

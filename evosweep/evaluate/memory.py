@@ -7,7 +7,7 @@ import torch
 
 from evosweep.core.checks import check_bool, check_int, check_number
 from evosweep.core.errors import SettingError
-from evosweep.core.problem import Unit
+from evosweep.core.unit import Unit
 from evosweep.models.anatomy import Anatomy
 from evosweep.models.device import free_bytes
 
@@ -38,12 +38,10 @@ class Resources:
         tf32: bool = True,
         sensitivity_tokens: int = 1024,
     ) -> None:
-        self.memory = (
-            None if memory_gb is None else 1e9 * check_number("evaluate.memory_gb", memory_gb, low=0, exclusive=True)
-        )
-        self.compile = None if compile is None else check_bool("evaluate.compile", compile)
-        self.tf32 = check_bool("evaluate.tf32", tf32)
-        self.sensitivity_tokens = check_int("evaluate.sensitivity_tokens", sensitivity_tokens, low=1)
+        self.memory = None if memory_gb is None else 1e9 * check_number("memory_gb", memory_gb, low=0, exclusive=True)
+        self.compile = None if compile is None else check_bool("compile", compile)
+        self.tf32 = check_bool("tf32", tf32)
+        self.sensitivity_tokens = check_int("sensitivity_tokens", sensitivity_tokens, low=1)
 
     def compiles(self, device: torch.device) -> bool:
         """Return whether to compile on a device."""
@@ -95,7 +93,8 @@ class MemoryPlan:
             least = candidate / (1 - TARGETS_SHARE - WEIGHTS_SHARE)
             gigabytes = f"{memory / 1e9:.3g}"
             raise SettingError(
-                "evaluate.memory_gb",
+                "memory_gb",
+                owner=resources,
                 got=f"{gigabytes} (free)" if resources.memory is None else float(gigabytes),
                 allowed=f"at least {least / 1e9:.3g}, for one candidate on one window (or a smaller tokens.seq_len)",
             )

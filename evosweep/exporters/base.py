@@ -103,8 +103,8 @@ class Exporter:
     """Code that makes a ``model`` of a ``folder``."""
 
     def __post_init__(self) -> None:
-        check_bool("export.enabled", self.enabled)
-        check_int("export.check_tokens", self.check_tokens, low=1)
+        check_bool("enabled", self.enabled)
+        check_int("check_tokens", self.check_tokens, low=1)
 
     def check(self, compressor: Compressor, drop: Drop, anatomy: Anatomy) -> None:
         """Raise SettingError, before any work, where what a search may choose cannot be written."""

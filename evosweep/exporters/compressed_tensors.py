@@ -40,7 +40,7 @@ class CompressedTensors(Exporter):
         super().__post_init__()
         if self.enabled and importlib.util.find_spec("compressed_tensors") is None:
             raise SettingError(
-                "export", allowed=OTHERS, got="compressed_tensors", hint="pip install compressed-tensors"
+                "", owner=self, allowed=OTHERS, got="compressed_tensors", hint="pip install compressed-tensors"
             )
 
     def check(self, compressor: Compressor, drop: Drop, anatomy: Anatomy) -> None:
@@ -55,7 +55,7 @@ class CompressedTensors(Exporter):
         elif any(site.transposed for site in anatomy.sites):
             hint = "it has no layout for this model's transposed layers"
         if hint:
-            raise SettingError("export", allowed=OTHERS, got="compressed_tensors", hint=hint)
+            raise SettingError("", owner=self, allowed=OTHERS, got="compressed_tensors", hint=hint)
 
     def write(self, winner: Winner, loaded: LoadedModel, folder: Path) -> None:
         """Write ``model.safetensors`` and the config with its quantization."""

@@ -19,7 +19,7 @@ class TopKKL:
     """
 
     def __init__(self, *, k: int = 64) -> None:
-        self.k = check_int("fitness.k", k, low=1)
+        self.k = check_int("k", k, low=1)
         self.name = f"top{self.k}_kl"  # what is remembered under one name must not serve another k
 
     def targets(self, dense: Outputs) -> dict[str, torch.Tensor]:

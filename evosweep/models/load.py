@@ -55,7 +55,7 @@ def pick_dtype(dtype: str, device: torch.device) -> torch.dtype:
 
     Native means CUDA from compute capability 8, and CPUs with AVX512-BF16 or AMX; there it is about twice as fast.
     """
-    if check_choice("model.dtype", dtype, ("auto", *DTYPES)) != "auto":
+    if check_choice("dtype", dtype, ("auto", *DTYPES)) != "auto":
         return DTYPES[dtype]
     if device.type == "cuda":
         native = torch.cuda.get_device_capability(device) >= (8, 0)
@@ -78,9 +78,9 @@ class _Source:
     """What the sources share: type, device, and whether blocks stay in host memory."""
 
     def __init__(self, *, dtype: str, device: str, offload: bool) -> None:
-        self.device = pick_device("model.device", device)
+        self.device = pick_device("device", device)
         self.dtype = pick_dtype(dtype, self.device)
-        self.offload = check_bool("model.offload", offload)
+        self.offload = check_bool("offload", offload)
 
     def _ready(self, name: str, model: nn.Module, tokenizer: Any) -> LoadedModel:
         model = model.eval()
@@ -112,7 +112,7 @@ class HuggingFace(_Source):
     def __init__(self, *, path: str, dtype: str = "auto", device: str = "auto", offload: bool = False) -> None:
         super().__init__(dtype=dtype, device=device, offload=offload)
         if not isinstance(path, str) or not path:
-            raise SettingError("model.path", allowed="a model folder or a hub id org/name", got=path)
+            raise SettingError("path", allowed="a model folder or a hub id org/name", got=path)
         self.path = path
 
     def load(self, *, progress: Progress) -> LoadedModel:
@@ -240,8 +240,8 @@ class Random(_Source):
     ) -> None:
         super().__init__(dtype=dtype, device=device, offload=offload)
         self.name, self.config = name, config
-        self.seed = check_int("model.seed", seed)
-        self.spread = check_number("model.spread", spread, low=0, exclusive=True)
+        self.seed = check_int("seed", seed)
+        self.spread = check_number("spread", spread, low=0, exclusive=True)
 
     def load(self, *, progress: Progress) -> LoadedModel:
         """Build the model; the same seed gives the same weights."""

@@ -46,7 +46,7 @@ def parts_of(anatomy: Anatomy, granularity: str) -> tuple[Part, ...]:
     Raises:
         SettingError: Unknown granularity.
     """
-    check_choice("drop.granularity", granularity, GRANULARITIES)
+    check_choice("granularity", granularity, GRANULARITIES)
     blocks = range(len(anatomy.blocks))
     if granularity == "sublayers":
         return tuple(part for block in blocks for part in _sublayers(anatomy, block))

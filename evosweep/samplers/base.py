@@ -15,10 +15,11 @@ import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.trial import FrozenTrial, TrialState
 
+from evosweep.core.allocation import Allocation
 from evosweep.core.checks import check_int
 from evosweep.core.errors import EvosweepError, SettingError
 from evosweep.core.events import Candidate
-from evosweep.core.problem import Allocation, Genome, Problem
+from evosweep.core.problem import Genome, Problem
 from evosweep.core.seeds import generator
 from evosweep.search.moves import fill, repair
 

@@ -4,9 +4,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from evosweep.allocators.base import Allocator, allocate
+from evosweep.core.allocation import Allocation
 from evosweep.core.checks import check_int
 from evosweep.core.errors import SettingError
-from evosweep.core.problem import Allocation, Genome, Problem
+from evosweep.core.problem import Genome, Problem
 from evosweep.samplers.base import PopulationSampler
 from evosweep.search.evopress import EvoPress
 
@@ -50,13 +51,13 @@ class EvoPressSampler(PopulationSampler):
         start: str | Path | Allocator | None = None,
     ) -> None:
         super().__init__(problem, seed=seed)
-        self.population_size = check_int("sampler.population_size", population_size, low=1)
+        self.population_size = check_int("population_size", population_size, low=1)
         self._allocator, self._first = None, None
         if isinstance(start, str | Path):
             self._first = _read(problem, Path(start))
         elif start is not None:
             if not hasattr(start, "allocate"):
-                raise SettingError("sampler.start", allowed="null, an allocation.json or an allocator", got=start)
+                raise SettingError("start", allowed="null, an allocation.json or an allocator", got=start)
             start.check(problem)
             self._allocator, self.columns = start, tuple(start.columns)
             self.name = f"{self.name}+{getattr(start, 'name', type(start).__name__.lower())}"
@@ -95,7 +96,7 @@ def _read(problem: Problem, path: Path) -> Genome:
     genome = problem.encode(Allocation.load(path))
     if not problem.feasible(genome):
         raise SettingError(
-            "sampler.start",
+            "start",
             allowed=f"an allocation of at most {problem.budget} bits",
             got=f"{path} with {problem.cost(genome)} bits",
         )

@@ -7,8 +7,9 @@ import numpy as np
 import optuna
 from optuna.trial import FrozenTrial
 
+from evosweep.core.allocation import Allocation
 from evosweep.core.errors import EvosweepError
-from evosweep.core.problem import Allocation, Genome, Problem
+from evosweep.core.problem import Genome, Problem
 
 DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
 LEVELS, UNITS, LADDERS = "levels", "units", "ladders"  # attributes: of a trial; of its study, what they mean

@@ -44,8 +44,8 @@ class OptunaSampler(PopulationSampler):
 
     def __init__(self, problem: Problem, *, kind: str, seed: int = 0, offspring: int = 64) -> None:
         super().__init__(problem, seed=seed)
-        self.name = check_choice("sampler.kind", kind, KINDS)
-        self.offspring = check_int("search.offspring", offspring, low=1)
+        self.name = check_choice("kind", kind, KINDS)
+        self.offspring = check_int("offspring", offspring, low=1)
         self._space: dict[str, BaseDistribution] = {
             unit.name: IntDistribution(0, len(unit.levels) - 1) for unit in problem.units
         }

@@ -95,7 +95,7 @@ class StudyRecorder:
         }
         for key, value in facts.items():
             self.study.set_user_attr(key, value)
-        self.study.set_metric_names(["val_kl"])
+        self.study.set_metric_names(["kl"])
         if self.record == "compact":
             self._parameters, self._distributions = aggregates(problem)
         else:

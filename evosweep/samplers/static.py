@@ -64,7 +64,7 @@ class SweptAllocatorSampler(PopulationSampler):
     ) -> None:
         super().__init__(problem, seed=seed)
         if not sweep or not all(sweep.values()):
-            raise SettingError("sampler.sweep", allowed="a list of values for each setting of the allocator", got=sweep)
+            raise SettingError("sweep", allowed="a list of values for each setting of the allocator", got=sweep)
         self.allocators = [
             allocator(**dict(zip(sweep, values, strict=True))) for values in itertools.product(*sweep.values())
         ]

@@ -31,11 +31,11 @@ class Journal:
 
     def __init__(self, *, path: str, record: str = "compact", artifacts: str | None = None) -> None:
         self.path = Path(path)
-        self.record = check_choice("storage.record", record, RECORD)
+        self.record = check_choice("record", record, RECORD)
         self.artifacts = artifacts
         found = _foreign(self.path) if self.path.is_file() else ""
         if found:
-            raise SettingError("storage.path", allowed="a journal file", got=path, hint=f"that is {found}")
+            raise SettingError("path", allowed="a journal file", got=path, hint=f"that is {found}")
 
     def open(self) -> BaseStorage:
         """Return the storage, its file and folder made if they are not there."""
@@ -45,7 +45,8 @@ class Journal:
             return JournalStorage(JournalFileBackend(str(self.path), lock_obj=JournalFileOpenLock(str(self.path))))
         except OSError as error:
             raise SettingError(
-                "storage.path",
+                "path",
+                owner=self,
                 allowed="a file that can be written",
                 got=str(self.path),
                 hint=error.strerror or str(error),
@@ -59,7 +60,8 @@ class Journal:
             Path(self.artifacts).mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise SettingError(
-                "storage.artifacts",
+                "artifacts",
+                owner=self,
                 allowed="a folder that can be written",
                 got=self.artifacts,
                 hint=error.strerror or str(error),
@@ -75,7 +77,7 @@ class Memory:
     """
 
     def __init__(self, *, record: str = "compact") -> None:
-        self.record = check_choice("storage.record", record, RECORD)
+        self.record = check_choice("record", record, RECORD)
 
     def open(self) -> BaseStorage:
         """Return a new one."""

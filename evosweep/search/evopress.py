@@ -40,12 +40,12 @@ class EvoPress:
     ) -> None:
         self.problem = problem
         self.seed = check_int("seed", seed)
-        self.size = check_int("search.offspring", offspring, low=1)
-        self.max_flips = check_int("sampler.max_flips", max_flips, low=1)
-        self.cross = check_number("sampler.cross", cross, low=0, high=1)
-        self.start_candidates = check_int("sampler.start_candidates", start_candidates, low=1)
-        self.flips = check_choice("sampler.flips", flips, FLIPS)
-        self.group = check_choice("sampler.group", group, GROUPS)
+        self.size = check_int("offspring", offspring, low=1)
+        self.max_flips = check_int("max_flips", max_flips, low=1)
+        self.cross = check_number("cross", cross, low=0, high=1)
+        self.start_candidates = check_int("start_candidates", start_candidates, low=1)
+        self.flips = check_choice("flips", flips, FLIPS)
+        self.group = check_choice("group", group, GROUPS)
 
     def start(self) -> list[Genome]:
         """Return generation 0: the uniform genome if it spends the budget, else several fillings of it."""
@@ -91,7 +91,7 @@ class RandomSearch:
     def __init__(self, problem: Problem, *, seed: int, offspring: int) -> None:
         self.problem = problem
         self.seed = check_int("seed", seed)
-        self.size = check_int("search.offspring", offspring, low=1)
+        self.size = check_int("offspring", offspring, low=1)
 
     def draw(self, *, generation: int) -> list[Genome]:
         """Return the genomes of a generation."""

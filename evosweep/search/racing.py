@@ -57,7 +57,7 @@ class Racing:
     error: float
 
     def __post_init__(self) -> None:
-        check_number("search.racing", self.error, low=0, high=0.5, exclusive=True)
+        check_number("racing", self.error, low=0, high=0.5, exclusive=True)
 
     def looks(self, windows: int, seq_len: int) -> list[Look]:
         """Return the looks of a stage: into a quarter of the first window, then after 1, 2, 4 ... windows."""

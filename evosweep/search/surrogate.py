@@ -30,7 +30,7 @@ class Surrogate:
     """
 
     def __init__(self, problem: Problem, *, share: float) -> None:
-        self.share = check_number("search.surrogate", share, low=0, high=MOST, exclusive=True)
+        self.share = check_number("surrogate", share, low=0, high=MOST, exclusive=True)
         self._starts = np.concatenate([[0], np.cumsum(problem.sizes)[:-1]])
         self._width = int(problem.sizes.sum())
         self._seen: deque[tuple[Floats, Floats]] = deque(maxlen=MEMORY)

@@ -4,7 +4,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -19,7 +19,7 @@ from evosweep.core.checks import check_choice, check_int, check_number
 from evosweep.core.errors import SettingError, StoreError
 from evosweep.core.events import Progress, Silent
 from evosweep.core.files import digest, new_folder, sha256_file, write_json
-from evosweep.core.problem import Unit
+from evosweep.core.unit import Unit
 from evosweep.data.tokens import TokenSplit
 from evosweep.models.anatomy import Anatomy, Site
 from evosweep.models.device import free_bytes
@@ -51,9 +51,9 @@ class StoreBuilder:
     def __init__(
         self, *, propagate: float | None = 3, token_weighting: str = "relative", batch_tokens: int | None = None
     ) -> None:
-        self.token_weighting = check_choice("store.token_weighting", token_weighting, ("relative", "plain"))
-        self.propagate = None if propagate is None else check_number("store.propagate", propagate)
-        self.batch_tokens = None if batch_tokens is None else check_int("store.batch_tokens", batch_tokens, low=1)
+        self.token_weighting = check_choice("token_weighting", token_weighting, ("relative", "plain"))
+        self.propagate = None if propagate is None else check_number("propagate", propagate)
+        self.batch_tokens = None if batch_tokens is None else check_int("batch_tokens", batch_tokens, low=1)
 
     def open(
         self,
@@ -179,7 +179,7 @@ class StoreBuilder:
         if self.propagate is None:
             return site.weight.clone()
         made = [plan for plan in plans if plan.name in payloads]
-        nearest = min(made, key=lambda plan: abs(plan.value - float(self.propagate or 0)))
+        nearest = min(made, key=lambda plan: abs(plan.nominal.number - float(self.propagate or 0)))
         return payloads[nearest.name].weight
 
 
@@ -222,7 +222,7 @@ def plan_units(anatomy: Anatomy, compressor: Compressor, drop: Drop | None = Non
     rows = drop.rows(anatomy, drop.parts(anatomy), plans, hidden=None)
     rows += [_planned(site, plans[site.name]) for site in anatomy.sites if site.name in plans]
     if not rows:
-        raise SettingError("compressor", allowed="something else than none where drop=none too", got="none")
+        raise SettingError("", owner=compressor, allowed="something else than none where drop=none too", got="none")
     order = {site.name: place for place, site in enumerate(anatomy.sites)}
     return tuple(unit_of(row) for row in sorted(rows, key=lambda row: order[row["first"]]))
 
@@ -317,7 +317,7 @@ def _planned(site: Site, plans: Sequence[LevelPlan]) -> dict[str, Any]:
 
 def _level(plan: LevelPlan, shape: tuple[int, int]) -> dict[str, Any]:
     removed = 1 - plan.kept / (shape[0] * shape[1]) if plan.kept else 0.0
-    return {"name": plan.name, "cost": plan.cost, "value": plan.value, "removed": removed}
+    return {"name": plan.name, "cost": plan.cost, "nominal": asdict(plan.nominal), "removed": removed}
 
 
 def _tensors(unit: str, payloads: Mapping[str, Payload]) -> dict[str, torch.Tensor]:

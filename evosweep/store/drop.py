@@ -28,10 +28,10 @@ class Drop:
     """
 
     def __init__(self, *, granularity: str | None = None, keep: Sequence[int] = ()) -> None:
-        self.granularity = None if granularity is None else check_choice("drop.granularity", granularity, GRANULARITIES)
+        self.granularity = None if granularity is None else check_choice("granularity", granularity, GRANULARITIES)
         if isinstance(keep, str) or not isinstance(keep, Sequence):
-            raise SettingError("drop.keep", allowed="a list of block indices", got=keep)
-        self.keep = tuple(check_int(f"drop.keep[{place}]", index) for place, index in enumerate(keep))
+            raise SettingError("keep", allowed="a list of block indices", got=keep)
+        self.keep = tuple(check_int(f"keep[{place}]", index) for place, index in enumerate(keep))
 
     def describe(self) -> dict[str, Any]:
         """Return the settings, as part of the store's address."""
@@ -45,7 +45,7 @@ class Drop:
         """
         count = len(anatomy.blocks)
         for place, index in enumerate(self.keep):
-            check_int(f"drop.keep[{place}]", index, low=-count, high=count - 1)
+            check_int(f"keep[{place}]", index, low=-count, high=count - 1)
         stay = {index % count for index in self.keep}
         if self.granularity is None:
             return ()
@@ -75,8 +75,8 @@ class Drop:
             own = {id(p): p for p in part.parameters if id(p) not in units}.values()
             bits = sum(p.numel() * p.element_size() * 8 for p in own)
             levels = [
-                {"name": DROPPED, "cost": 0, "value": 0.0, "removed": 1.0},
-                {"name": KEPT, "cost": bits, "value": 1.0, "removed": 0.0},
+                {"name": DROPPED, "cost": 0, "nominal": {"kind": "kept", "number": 0.0}, "removed": 1.0},
+                {"name": KEPT, "cost": bits, "nominal": {"kind": "kept", "number": 1.0}, "removed": 0.0},
             ]
             writer = None if part.writer is None else part.writer.name
             rows.append(

@@ -13,9 +13,9 @@ from safetensors import safe_open
 from evosweep.compressors.base import decode
 from evosweep.core.errors import StoreError
 from evosweep.core.files import sha256_file
-from evosweep.core.problem import Level, Unit
+from evosweep.core.unit import Level, Nominal, Unit
 
-SCHEMA = 3  # raise when payloads or columns change meaning: older stores then are not reused
+SCHEMA = 4  # raise when payloads or columns change meaning: older stores then are not reused
 MANIFEST = "manifest.json"
 
 
@@ -130,7 +130,7 @@ def unit_of(row: Mapping[str, Any]) -> Unit:
                 cost=level["cost"],
                 error=level.get("error"),
                 relative_error=level.get("relative_error"),
-                value=level["value"],
+                nominal=Nominal(**level["nominal"]),
                 removed=level["removed"],
             )
             for level in row["levels"]

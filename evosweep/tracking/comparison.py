@@ -47,7 +47,7 @@ def entries(rows: Sequence[Row]) -> list[Entry]:
         budget: min(each.mean("bits_per_weight") for each in found if each.budget == budget)
         for budget in {each.budget for each in found}
     }
-    return sorted(found, key=lambda each: (sizes[each.budget], each.budget, each.mean("val_kl")))
+    return sorted(found, key=lambda each: (sizes[each.budget], each.budget, each.mean("kl")))
 
 
 def verdict(entry: Entry, best: Entry) -> str:
@@ -56,7 +56,7 @@ def verdict(entry: Entry, best: Entry) -> str:
         return "best"
     if len(entry.rows) < 2 or len(best.rows) < 2:
         return "behind (too few seeds to tell noise)"
-    ours, theirs = ([row["val_kl"] for row in each.rows] for each in (entry, best))
+    ours, theirs = ([row["kl"] for row in each.rows] for each in (entry, best))
     if np.ptp(ours) == 0 and np.ptp(theirs) == 0:
         return "behind" if ours[0] > theirs[0] else "equal"
     with warnings.catch_warnings():
@@ -70,10 +70,10 @@ COLUMNS = (
     "sampler",
     "seeds",
     "bits_per_weight",
-    "val_kl",
-    "val_kl_sd",
-    "val_ppl",
-    "val_ppl_sd",
+    "kl",
+    "kl_sd",
+    "ppl",
+    "ppl_sd",
     "tokens",
     "seconds",
     "verdict",
@@ -92,10 +92,10 @@ def table(rows: Sequence[Row]) -> list[list[Any]]:
             each.name,
             len(each.rows),
             each.mean("bits_per_weight"),
-            each.mean("val_kl"),
-            each.sd("val_kl"),
-            each.mean("val_ppl"),
-            each.sd("val_ppl"),
+            each.mean("kl"),
+            each.sd("kl"),
+            each.mean("ppl"),
+            each.sd("ppl"),
             each.mean("tokens"),
             each.mean("seconds"),
             verdict(each, best[each.budget]),

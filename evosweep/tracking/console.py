@@ -77,10 +77,10 @@ class RichProgress:
 COLUMNS = {
     "run": ("run", "{}"),
     "bits_per_weight": ("bits/weight", "{:.3f}"),
-    "megabytes": ("MB", "{:.1f}"),
+    "size_mb": ("MB", "{:.1f}"),
     "sparsity": ("removed", "{:.1%}"),
-    "val_kl": ("val KL", "{:.4f}"),
-    "val_ppl": ("val PPL", "{:.2f}"),
+    "kl": ("val KL", "{:.4f}"),
+    "ppl": ("val PPL", "{:.2f}"),
     "tokens": ("tokens scored", "{:,.0f}"),
     "seconds": ("seconds", "{:.0f}"),
     "mlflow_run": ("MLflow run", "{}"),
@@ -96,15 +96,15 @@ def summary(rows: Sequence[Mapping[str, Any]], *, title: str) -> Table:
         table.add_column(heading, justify="right" if number else "left", no_wrap=number, overflow="fold")
     dense = {
         "run": "dense",
-        "val_ppl": rows[0]["dense_ppl"],
+        "ppl": rows[0]["dense_ppl"],
         "bits_per_weight": rows[0]["dense_bits_per_weight"],
-        "megabytes": rows[0]["dense_megabytes"],
-        "val_kl": 0.0,
+        "size_mb": rows[0]["dense_size_mb"],
+        "kl": 0.0,
     }
     shared = set.intersection(*(set(row["overrides"]) for row in rows))
     own = [[each for each in row["overrides"] if each not in shared and not each.startswith("budget")] for row in rows]
     named = [{**row, "run": " ".join([row["run"], *words])} for row, words in zip(rows, own, strict=True)]
-    for row in [dense, *sorted(named, key=lambda each: each["val_kl"])]:
+    for row in [dense, *sorted(named, key=lambda each: each["kl"])]:
         cells = [form.format(row[key]) if row.get(key) is not None else "" for key, (_, form) in columns.items()]
         table.add_row(*map(escape, cells))
     return table

@@ -12,9 +12,9 @@ def describe(result: SearchResult) -> str:
     """Return what was found, at what size, against what, with how much work, and what became of the layers."""
     row, first, levels = result.row(), result.generations[0].validation, _levels(result)
     lines = [
-        f"**{result.sampler}**, seed {result.seed}: validation KL **{row['val_kl']:.4f}**, "
-        f"PPL **{row['val_ppl']:.2f}** (dense {row['dense_ppl']:.2f}) at "
-        f"**{row['bits_per_weight']:.3f} bits a weight**, {row['megabytes']:.1f} MB{_removed(row['sparsity'])}.",
+        f"**{result.sampler}**, seed {result.seed}: validation KL **{row['kl']:.4f}**, "
+        f"PPL **{row['ppl']:.2f}** (dense {row['dense_ppl']:.2f}) at "
+        f"**{row['bits_per_weight']:.3f} bits a weight**, {row['size_mb']:.1f} MB{_removed(row['sparsity'])}.",
         "",
         f"{len(result.generations) - 1} generations after the start (KL {first['kl']:.4f}, PPL {first['ppl']:.2f}), "
         f"{row['tokens']:,} tokens scored, {row['seconds']:.0f} s; ended: {result.stopped}.",

@@ -46,10 +46,10 @@ VIEW = "evosweep"
 VIEW_TAG = f"mlflow.sharedViewState.{VIEW}"  # a view of the runs' table that a link can name
 SHOWN_PARAMS = ("sampler", "budget", "compressor", "seed")
 SHOWN_METRICS = (
-    "result/val_kl",
-    "result/val_ppl",
+    "result/kl",
+    "result/ppl",
     "result/bits_per_weight",
-    "result/megabytes",
+    "result/size_mb",
     "result/tokens",
     "result/seconds",
 )
@@ -78,11 +78,11 @@ class MlflowTracker:
         model: str = "recipe",
     ) -> None:
         if not isinstance(experiment, str) or not experiment:
-            raise SettingError("tracking.experiment", allowed="the name of an MLflow experiment", got=experiment)
+            raise SettingError("experiment", allowed="the name of an MLflow experiment", got=experiment)
         self.experiment, self.uri = experiment, uri
-        self.system_metrics = check_bool("tracking.system_metrics", system_metrics)
-        self.images = check_bool("tracking.images", images)
-        self.model = check_choice("tracking.model", model, ("recipe", "weights", "none"))
+        self.system_metrics = check_bool("system_metrics", system_metrics)
+        self.images = check_bool("images", images)
+        self.model = check_choice("model", model, ("recipe", "weights", "none"))
         self.run_id: str | None = None
         self._problem: Problem | None = None
         self._facts: dict[str, Any] = {}
@@ -106,7 +106,8 @@ class MlflowTracker:
                 self._client = MlflowClient(tracking_uri=self.uri)
             except UNUSABLE as error:
                 raise SettingError(
-                    "tracking.uri",
+                    "uri",
+                    owner=self,
                     allowed="an MLflow tracking URI that can be written, as sqlite:///mlflow.db",
                     got=self.uri or resolved_uri(),
                     hint=_hint(error),
@@ -303,7 +304,8 @@ class MlflowTracker:
             return str(found.experiment_id)
         except MlflowException as error:
             raise SettingError(
-                "tracking.uri",
+                "uri",
+                owner=self,
                 allowed="an MLflow tracking URI that answers",
                 got=self.uri or resolved_uri(),
                 hint=str(error).splitlines()[0],
@@ -364,7 +366,7 @@ class MlflowTracker:
         return str(made.model_id)
 
     def _end(self, result: SearchResult) -> None:
-        self.metrics({"dense/ppl": result.dense["ppl"], "megabytes": result.row()["megabytes"]})
+        self.metrics({"dense/ppl": result.dense["ppl"], "size_mb": result.row()["size_mb"]})
         self.tag({NOTE_TAG: describe(result)})
         if result.export:
             self.tag({f"export.{key}": value for key, value in result.export.items()})

@@ -13,7 +13,8 @@ from evosweep.allocators.ilp import ILP
 from evosweep.allocators.owl import OWL, snap
 from evosweep.allocators.uniform import Uniform
 from evosweep.core.errors import SettingError, StoreError
-from evosweep.core.problem import Level, Problem, Unit
+from evosweep.core.problem import Problem
+from evosweep.core.unit import Level, Unit
 from evosweep.models.spectrum import hill_exponent
 from tests.conftest import ladder, make_problem
 
@@ -62,7 +63,7 @@ def test_dp_finds_what_ilp_finds_and_greedy_comes_near(seed: int) -> None:
 
 def test_dp_says_how_many_states_it_would_take() -> None:
     problem = make_problem(make_problem().least + 500)
-    with pytest.raises(SettingError, match=r"sampler.allocator.states must be at least \d+ .*ilp"):
+    with pytest.raises(SettingError, match=r"states must be at least \d+ .*ilp"):
         DP(states=1).check(problem)
 
 
@@ -74,7 +75,7 @@ def test_ilp_says_which_column_is_missing() -> None:
 
 class TestOWL:
     def test_a_multiple_that_no_store_has(self) -> None:
-        with pytest.raises(SettingError, match=r"sampler\.allocator\.multiple must be one of 3, 5, 7, 10, got 4"):
+        with pytest.raises(SettingError, match=r"multiple must be one of 3, 5, 7, 10, got 4"):
             OWL(multiple=4)
 
     def test_targets_average_to_the_budget_and_stay_within_reach(self, problem: Problem) -> None:
@@ -141,7 +142,7 @@ class TestHarm:
     def test_what_only_drops_has_no_layer_error(self) -> None:
         units = tuple(Unit(f"u{n}", 10, n, (Level("drop", 0), Level("keep", 160))) for n in range(3))
         problem = Problem(units=units, budget=320)
-        with pytest.raises(SettingError, match=r"sampler\.allocator\.harm must be one of around_top, around_uniform"):
+        with pytest.raises(SettingError, match=r"harm must be one of around_top, around_uniform"):
             ILP(harm="scaled").check(problem)
         ILP(harm="around_top").check(problem)
 

@@ -102,7 +102,7 @@ def test_singular_second_moments_are_damped_until_they_factorize() -> None:
 
 
 def test_second_moments_that_are_no_numbers_are_an_error() -> None:
-    with pytest.raises(StoreError, match=r"tokens\.calibration"):
+    with pytest.raises(StoreError, match=r"calibration"):
         factorize(torch.full((4, 4), float("nan")), damping=0.01)
 
 
@@ -121,13 +121,13 @@ def test_three_bits_in_groups_of_64_cost_what_they_take() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"bits": []}, r"compressor\.bits"),
+        ({"bits": []}, r"bits"),
         ({"bits": [4, 3]}, "rising"),
         ({"bits": [3, 3]}, "rising"),
         ({"bits": [1]}, "from 2 to 8"),
         ({"bits": ["3"]}, "from 2 to 8"),
-        ({"group": 0}, r"compressor\.group"),
-        ({"damping": 0}, r"compressor\.damping"),
+        ({"group": 0}, r"group"),
+        ({"damping": 0}, r"damping"),
         ({"symmetric": "yes"}, "true or false"),
         ({"column_block": 0}, "column_block"),
     ],
@@ -138,5 +138,5 @@ def test_bad_settings_are_named(settings: dict, message: str) -> None:
 
 
 def test_a_group_that_does_not_divide_is_told_before_any_work() -> None:
-    with pytest.raises(SettingError, match=r"compressor\.group must be null or a divisor .* 1 layers \(a .* 100"):
+    with pytest.raises(SettingError, match=r"group must be null or a divisor .* 1 layers \(a .* 100"):
         GPTQ(group=64).plan({"a": (10, 100)})

@@ -6,7 +6,8 @@ import pytest
 from evosweep.allocators.base import allocate
 from evosweep.allocators.uniform import Uniform
 from evosweep.core.errors import BudgetError, SettingError
-from evosweep.core.problem import Level, Problem, Unit
+from evosweep.core.problem import Problem
+from evosweep.core.unit import Level, Unit
 from evosweep.search import moves
 
 WIDTHS = tuple(Level(name=f"{bits}bit", cost=100 * bits) for bits in (2, 3, 4))

@@ -1,9 +1,11 @@
 import numpy as np
 import pytest
 
+from evosweep.core.allocation import Allocation
 from evosweep.core.budget import Budget
 from evosweep.core.errors import BudgetError, EvosweepError, SettingError
-from evosweep.core.problem import Allocation, Level, Problem, Unit
+from evosweep.core.problem import Problem
+from evosweep.core.unit import Level, Nominal, Unit
 from tests.conftest import ladder, make_problem
 
 
@@ -92,7 +94,7 @@ class TestBudget:
             Budget(bits_per_weight=1.0).problem(self.units)
 
     def test_level_that_no_unit_has(self) -> None:
-        with pytest.raises(SettingError, match=r"budget.as_uniform must be one of 2, 3, 4, got 7"):
+        with pytest.raises(SettingError, match=r"as_uniform must be one of 2, 3, 4, got 7"):
             Budget(as_uniform=7).problem(self.units)
 
     @pytest.mark.parametrize("values", [{}, {"as_uniform": 3, "megabytes": 1.0}])
@@ -102,15 +104,18 @@ class TestBudget:
 
     @pytest.mark.parametrize("value", [0, -1, float("nan"), "three", True])
     def test_bits_per_weight_out_of_range(self, value: object) -> None:
-        with pytest.raises(SettingError, match=r"budget\.bits_per_weight"):
+        with pytest.raises(SettingError, match=r"bits_per_weight"):
             Budget(bits_per_weight=value)  # type: ignore[arg-type]
 
     def test_sparsity_is_what_every_unit_costs_at_it(self) -> None:
-        ladder = tuple(Level(f"{100 * (1 - k / 100):g}%", cost=100 + 16 * k, value=1 - k / 100) for k in (25, 50, 75))
+        ladder = tuple(
+            Level(f"{100 * (1 - k / 100):g}%", cost=100 + 16 * k, nominal=Nominal("sparsity", 1 - k / 100))
+            for k in (25, 50, 75)
+        )
         units = tuple(Unit(name, 100, 0, ladder) for name in "ab")
         assert Budget(sparsity=0.5).problem(units).budget == 2 * (100 + 16 * 50)
         assert Budget(sparsity=0.375).problem(units).budget == 2 * (100 + 16 * 62.5)
-        with pytest.raises(SettingError, match=r"budget\.sparsity must be from 0\.25 to 0\.75"):
+        with pytest.raises(SettingError, match=r"sparsity must be from 0\.25 to 0\.75"):
             Budget(sparsity=0.9).problem(units)
 
     def test_sparsity_of_bit_widths_makes_no_sense(self) -> None:
@@ -119,7 +124,14 @@ class TestBudget:
 
 
 def test_uniform_means_one_cost_per_weight_where_ladders_differ() -> None:
-    small = Unit("s", 100, 0, tuple(Level(str(k), cost=16 * k, value=1 - k / 100) for k in (25, 50, 75)))
-    large = Unit("l", 400, 0, tuple(Level(str(k), cost=16 * k, value=1 - k / 400) for k in range(100, 325, 25)))
+    small = Unit(
+        "s", 100, 0, tuple(Level(str(k), cost=16 * k, nominal=Nominal("sparsity", 1 - k / 100)) for k in (25, 50, 75))
+    )
+    large = Unit(
+        "l",
+        400,
+        0,
+        tuple(Level(str(k), cost=16 * k, nominal=Nominal("sparsity", 1 - k / 400)) for k in range(100, 325, 25)),
+    )
     half = Problem(units=(small, large), budget=16 * 250)
     assert dict(half.decode(half.uniform())) == {"s": "50", "l": "200"}

@@ -61,7 +61,7 @@ class TestWindows:
 
     def test_few_windows_are_spread_over_all_documents(self) -> None:
         whole = self.windows(calibration=64 * 150).split(Prose(), byte_tokenizer())["calibration"]
-        few = whole.sample("tokens.calibration", 64 * 3).windows
+        few = whole.sample("calibration", 64 * 3).windows
         assert (few == whole.windows[[0, 50, 100]]).all()
 
     def test_same_text_same_hash(self) -> None:
@@ -70,7 +70,7 @@ class TestWindows:
         assert len({split.hash for split in first.values()}) == 3
 
     def test_more_tokens_than_there_are(self) -> None:
-        with pytest.raises(DataError, match=r"tokens\.calibration must be at most \d+, the tokens of the calibration"):
+        with pytest.raises(DataError, match=r"calibration must be at most \d+, the tokens of the calibration"):
             self.windows(calibration=64 * 10**6).split(Prose(), byte_tokenizer())
 
     def test_part_of_a_window(self) -> None:
@@ -89,7 +89,7 @@ class TestWindows:
         ],
     )
     def test_bad_settings_are_named(self, changes: dict) -> None:
-        with pytest.raises(SettingError, match="tokens"):
+        with pytest.raises(SettingError, match=next(iter(changes))):
             self.windows(**changes)
 
 
@@ -129,7 +129,7 @@ class TestTextFiles:
     @pytest.mark.parametrize("name", ["empty.txt", "empty.jsonl"])
     def test_what_is_empty(self, tmp_path, name: str) -> None:
         (tmp_path / name).write_text("")
-        with pytest.raises(DataError, match=r"data\.path"):
+        with pytest.raises(DataError, match=r"path"):
             read(tmp_path / name)
 
     def test_what_is_not_there_suggests_what_is(self, tmp_path) -> None:

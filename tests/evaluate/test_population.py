@@ -123,7 +123,7 @@ def test_levels_wait_where_they_fit(memory_gb: float, where: str, device: str, m
 
 
 def test_memory_too_small_for_one_candidate_says_how_much_is_needed() -> None:
-    with pytest.raises(SettingError, match=r"evaluate.memory_gb must be at least 0.333, .* got 0.1"):
+    with pytest.raises(SettingError, match=r"memory_gb must be at least 0.333, .* got 0.1"):
         MemoryPlan.of(Resources(memory_gb=0.1), torch.device("cpu"), dense=10**9, packed=10**9, candidate=10**8)
 
 

@@ -79,8 +79,8 @@ def test_other_decoders_with_a_block_dropped(family: str, tmp_path) -> None:
 @pytest.mark.parametrize(
     ("compressor", "drop", "family", "dtype", "message"),
     [
-        (GPTQ(), Drop(), "llama", "float32", r"export must be one of .*compressor\.symmetric=true"),
-        (SparseGPT(), Drop(), "llama", "float32", r"export must be one of .*compressor\.symmetric=true"),
+        (GPTQ(), Drop(), "llama", "float32", r"CompressedTensors must be one of .*compressor\.symmetric=true"),
+        (SparseGPT(), Drop(), "llama", "float32", r"CompressedTensors must be one of .*compressor\.symmetric=true"),
         (GPTQ(symmetric=True), Drop(), "llama", "bfloat16", r"compressor\.coarse_scales=true"),
         (GPTQ(symmetric=True), Drop(granularity="sublayers"), "llama", "float16", "drop=blocks"),
         (GPTQ(symmetric=True), Drop(), "gpt2", "float32", "transposed layers"),

@@ -3,8 +3,8 @@ import pytest
 import torch
 import transformers
 
+from evosweep.core.allocation import Allocation
 from evosweep.core.errors import ExportError
-from evosweep.core.problem import Allocation
 from evosweep.exporters.dense import DenseSafetensors
 from tests.contracts.exporter import ExporterContract
 

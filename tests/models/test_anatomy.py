@@ -109,5 +109,5 @@ def test_a_model_without_linears_says_what_it_has() -> None:
 def test_a_model_without_blocks_says_what_it_looked_at() -> None:
     model = small("llama")
     model.config.num_hidden_layers = 7
-    with pytest.raises(ModelError, match=r"model\.layers.*7 blocks"):
+    with pytest.raises(ModelError, match=r"layers.*7 blocks"):
         Anatomy(model)

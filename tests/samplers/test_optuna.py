@@ -58,7 +58,7 @@ class TestGP(SamplerContract):
 
 
 def test_a_sampler_that_optuna_has_not(problem: Problem) -> None:
-    with pytest.raises(SettingError, match=r"sampler\.kind must be one of tpe, .* got 'tpee' \(did you mean 'tpe'\?\)"):
+    with pytest.raises(SettingError, match=r"kind must be one of tpe, .* got 'tpee' \(did you mean 'tpe'\?\)"):
         OptunaSampler(problem, kind="tpee")
 
 

@@ -9,7 +9,8 @@ from PIL import Image
 
 from evosweep.core.errors import EvosweepError, SettingError
 from evosweep.core.events import Candidate, GenerationRecord, SearchStarted
-from evosweep.core.problem import Level, Problem, Unit
+from evosweep.core.problem import Problem
+from evosweep.core.unit import Level, Unit
 from evosweep.samplers import levels
 from evosweep.samplers.record import SPANS, StudyRecorder, aggregates
 from evosweep.samplers.storage import Journal, Memory
@@ -136,24 +137,24 @@ def test_elites_have_pictures_in_optuna_s_own_store(tmp_path: Path, problem: Pro
 
 @pytest.mark.parametrize("path", ["/proc/nowhere/study.journal", "/"])
 def test_a_journal_that_cannot_be_written_is_told(path: str) -> None:
-    with pytest.raises(SettingError, match=r"storage\.path must be a file that can be written"):
+    with pytest.raises(SettingError, match=r"path must be a file that can be written"):
         Journal(path=path).open()
 
 
 @pytest.mark.parametrize("record", ["everything", None, 3])
 def test_what_is_recorded_is_one_of_three(record, tmp_path: Path) -> None:
     for storage in (lambda: Journal(path=str(tmp_path / "x.journal"), record=record), lambda: Memory(record=record)):
-        with pytest.raises(SettingError, match=r"storage\.record must be one of compact, elites, all"):
+        with pytest.raises(SettingError, match=r"record must be one of compact, elites, all"):
             storage()
 
 
 def test_a_database_of_mlflow_s_is_no_journal(tmp_path: Path) -> None:
     path = tmp_path / "mlflow.db"
     sqlite3.connect(path).execute("create table runs (id text)")
-    with pytest.raises(SettingError, match=r"storage\.path must be a journal file.*an SQLite database"):
+    with pytest.raises(SettingError, match=r"path must be a journal file.*an SQLite database"):
         Journal(path=str(path))
 
 
 def test_a_folder_for_pictures_that_cannot_be_written_is_told(tmp_path: Path) -> None:
-    with pytest.raises(SettingError, match=r"storage\.artifacts must be a folder that can be written"):
+    with pytest.raises(SettingError, match=r"artifacts must be a folder that can be written"):
         Journal(path=str(tmp_path / "x.journal"), artifacts="/proc/nowhere").artifact_store()

@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 
-from evosweep.core.problem import Problem, Unit
+from evosweep.core.problem import Problem
+from evosweep.core.unit import Unit
 from evosweep.search import moves
 from evosweep.search.evopress import EvoPress
 from tests.conftest import ladder, make_problem

@@ -32,5 +32,5 @@ def test_scores_that_are_no_numbers_teach_nothing(problem: Problem) -> None:
 
 @pytest.mark.parametrize("share", [0, 1, "half"])
 def test_a_share_lies_between_none_and_all(problem: Problem, share) -> None:
-    with pytest.raises(SettingError, match=r"search\.surrogate"):
+    with pytest.raises(SettingError, match=r"surrogate"):
         Surrogate(problem, share=share)

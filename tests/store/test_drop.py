@@ -141,9 +141,9 @@ def test_what_must_stay_is_no_unit(anatomy: Anatomy) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"granularity": "sublayer"}, "drop.granularity.*sublayers.*'sublayer'.*did you mean"),
-        ({"granularity": "blocks", "keep": [3]}, r"drop.keep\[0\].*-3.*2.*3"),
-        ({"granularity": "blocks", "keep": "first"}, "drop.keep.*list.*'first'"),
+        ({"granularity": "sublayer"}, "granularity.*sublayers.*'sublayer'.*did you mean"),
+        ({"granularity": "blocks", "keep": [3]}, r"keep\[0\].*-3.*2.*3"),
+        ({"granularity": "blocks", "keep": "first"}, "keep.*list.*'first'"),
     ],
 )
 def test_bad_settings_are_said(settings: dict, message: str) -> None:

@@ -33,7 +33,7 @@ def manifest(folder: Path, *launcher: str) -> dict:
     assert done.returncode == 0, done.stderr
     (path,) = (cache / "stores").glob("*/manifest.json")
     (result,) = folder.glob("runs/evosweep/*/result.json")  # one process searched
-    return {**json.loads(path.read_text()), "val_kl": json.loads(result.read_text())["val_kl"]}
+    return {**json.loads(path.read_text()), "kl": json.loads(result.read_text())["kl"]}
 
 
 def test_two_processes_build_what_one_builds(tmp_path) -> None:
@@ -51,4 +51,4 @@ def test_two_processes_build_what_one_builds(tmp_path) -> None:
             assert there["cost"] == here["cost"]
             if here.get("error") is not None:
                 assert there["error"] == pytest.approx(here["error"], rel=0.05)
-    assert two["val_kl"] == pytest.approx(one["val_kl"], rel=0.05)
+    assert two["kl"] == pytest.approx(one["kl"], rel=0.05)

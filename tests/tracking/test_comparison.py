@@ -6,14 +6,14 @@ from evosweep.tracking.artifacts.compared import FIGURES
 
 
 def row(sampler: str, seed: int, kl: float, *, budget: str = "as_uniform=3", bits: float = 3.3, steps: int = 1, **more):
-    history = [{"tokens": 100 * n, "val_kl": kl + steps - n, "val_ppl": 9.0} for n in range(1, steps + 1)]
+    history = [{"tokens": 100 * n, "kl": kl + steps - n, "ppl": 9.0} for n in range(1, steps + 1)]
     return {
         "sampler": sampler,
         "seed": seed,
         "budget": budget,
         "overrides": [],
-        "val_kl": kl,
-        "val_ppl": 10 * kl,
+        "kl": kl,
+        "ppl": 10 * kl,
         "bits_per_weight": bits,
         "tokens": 100,
         "seconds": 2.0,

@@ -22,7 +22,7 @@ def convergence(rows: Sequence[Row], folder: Path) -> list[Path]:
             style: dict[str, Any] = {"color": f"C{names.index(each.name) % 10}"}
             for place, row in enumerate(each.rows):
                 label = each.name if place == 0 else None
-                points = [(step["tokens"], step["val_kl"]) for step in row["history"]]
+                points = [(step["tokens"], step["kl"]) for step in row["history"]]
                 if len(points) == 1:
                     axis.axhline(points[0][1], linestyle=":", linewidth=1.2, label=label, **style)
                 else:
@@ -43,7 +43,7 @@ def size_quality(rows: Sequence[Row], folder: Path) -> list[Path]:
     figure = Figure(figsize=(6.4, 4), layout="constrained")
     axis = figure.subplots()
     for name in sorted({each.name for each in found}):
-        mine = sorted((each.mean("bits_per_weight"), each.mean("val_ppl")) for each in found if each.name == name)
+        mine = sorted((each.mean("bits_per_weight"), each.mean("ppl")) for each in found if each.name == name)
         axis.plot(*zip(*mine, strict=True), marker="o", markersize=4, label=name)
     axis.axhline(rows[0]["dense_ppl"], linestyle="--", linewidth=1, color="grey", label="dense")
     axis.set_xlabel("true bits per weight")
@@ -64,10 +64,10 @@ def standings(rows: Sequence[Row], folder: Path) -> list[Path]:
     figure = Figure(figsize=(5.2 * len(budgets), 1.2 + 0.34 * most), layout="constrained")
     for axis, budget in zip(figure.subplots(1, len(budgets), squeeze=False)[0], budgets, strict=True):
         mine = [each for each in found if each.budget == budget]
-        means = [each.mean("val_kl") for each in mine]
+        means = [each.mean("kl") for each in mine]
         axis.barh(range(len(mine)), means, color=["C0", *["0.75"] * (len(mine) - 1)])
         for place, each in enumerate(mine):
-            axis.plot([row["val_kl"] for row in each.rows], [place] * len(each.rows), "k.", markersize=4)
+            axis.plot([row["kl"] for row in each.rows], [place] * len(each.rows), "k.", markersize=4)
             axis.text(means[place], place, f" {means[place]:.3f}", va="center", fontsize=8)
         axis.set_yticks(range(len(mine)), [each.name for each in mine])
         axis.invert_yaxis()

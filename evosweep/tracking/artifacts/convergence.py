@@ -16,12 +16,12 @@ class Convergence:
         axes = figure.subplots(1, 3)
         steps = result.history()
         labels = {
-            "val_kl": "validation KL (nats/token)",
-            "val_ppl": "validation PPL",
+            "kl": "validation KL (nats/token)",
+            "ppl": "validation PPL",
             "tokens": "tokens scored by the search",
             "seconds": "seconds",
         }
-        panels = (("tokens", "val_kl"), ("seconds", "val_kl"), ("tokens", "val_ppl"))
+        panels = (("tokens", "kl"), ("seconds", "kl"), ("tokens", "ppl"))
         for axis, (spent, key) in zip(axes, panels, strict=True):
             axis.step(
                 [step[spent] for step in steps], [step[key] for step in steps], where="post", marker="o", markersize=3

@@ -7,8 +7,9 @@ import numpy.typing as npt
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 
+from evosweep.core.allocation import Allocation
 from evosweep.core.events import SearchResult
-from evosweep.core.problem import Allocation, Problem
+from evosweep.core.problem import Problem
 
 CELL = 14  # pixels
 
@@ -44,15 +45,15 @@ def level_table(problem: Problem, allocation: Allocation) -> tuple[npt.NDArray[n
     table = np.full((len(rows), len(blocks)), np.nan)
     for unit in problem.units:
         place = unit.level_names.index(allocation[unit.name])
-        value = unit.levels[place].value
-        table[rows.index(unit.kind), blocks.index(unit.block)] = place if value is None else value
+        nominal = unit.levels[place].nominal
+        table[rows.index(unit.kind), blocks.index(unit.block)] = place if nominal is None else nominal.number
     return table, rows, blocks
 
 
 def level_image(problem: Problem, allocation: Allocation) -> npt.NDArray[np.uint8]:
     """Return the same as a picture, shape (kinds * CELL, blocks * CELL, 3); fast enough for every generation."""
     table = level_table(problem, allocation)[0]
-    values = [level.value for unit in problem.units for level in unit.levels if level.value is not None]
+    values = [level.nominal.number for unit in problem.units for level in unit.levels if level.nominal is not None]
     low, high = (min(values), max(values)) if values else (0.0, float(problem.sizes.max() - 1))
     shades = colormaps["viridis"](np.nan_to_num((table - low) / max(high - low, 1e-9)))[..., :3]
     return (255 * shades).astype(np.uint8).repeat(CELL, axis=0).repeat(CELL, axis=1)

@@ -12,11 +12,11 @@ def convergence(result: SearchResult) -> graph_objects.Figure:
     figure = graph_objects.Figure(
         graph_objects.Scatter(
             x=[step["tokens"] for step in steps],
-            y=[step["val_kl"] for step in steps],
+            y=[step["kl"] for step in steps],
             line={"shape": "hv"},
             mode="lines+markers",
             text=[
-                f"generation {step['generation']}<br>PPL {step['val_ppl']:.2f}<br>{step['bits_per_weight']:.3f} "
+                f"generation {step['generation']}<br>PPL {step['ppl']:.2f}<br>{step['bits_per_weight']:.3f} "
                 f"bits a weight<br>{step['seconds']:.0f} s"
                 for step in steps
             ],

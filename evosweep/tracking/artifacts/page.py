@@ -44,10 +44,10 @@ def _table(result: SearchResult) -> str:
     row, start = result.row(), result.generations[0].validation
     figures = [
         ("", "found", "start", "dense"),
-        ("validation KL", f"{row['val_kl']:.4f}", f"{start['kl']:.4f}", "0"),
-        ("validation PPL", f"{row['val_ppl']:.2f}", f"{start['ppl']:.2f}", f"{row['dense_ppl']:.2f}"),
+        ("validation KL", f"{row['kl']:.4f}", f"{start['kl']:.4f}", "0"),
+        ("validation PPL", f"{row['ppl']:.2f}", f"{start['ppl']:.2f}", f"{row['dense_ppl']:.2f}"),
         ("true bits a weight", f"{row['bits_per_weight']:.3f}", f"{result.generations[0].bits_per_weight:.3f}", ""),
-        ("megabytes", f"{row['megabytes']:.1f}", "", ""),
+        ("megabytes", f"{row['size_mb']:.1f}", "", ""),
         ("weights removed", f"{row['sparsity']:.1%}", "", "0.0%"),
         ("tokens scored", f"{row['tokens']:,}", "", ""),
         ("seconds", f"{row['seconds']:.0f}", "", ""),

@@ -26,5 +26,5 @@ class TradeOff:
                         record.tokens,
                     ]
                 )
-        columns = ["model", "bits_per_weight", "megabytes", "val_kl", "val_ppl", "tokens"]
+        columns = ["model", "bits_per_weight", "size_mb", "kl", "ppl", "tokens"]
         write_json(folder / "trade_off.json", {"columns": columns, "data": rows})

@@ -1,6 +1,7 @@
 """EvoPressSampler for OptunaHub, over the sampler of evosweep."""
 
-from evosweep.core.problem import Level, Problem, Unit
+from evosweep.core.problem import Problem
+from evosweep.core.unit import Level, Unit
 from evosweep.samplers.base import known_value, suggest_allocation
 from evosweep.samplers.evopress import EvoPressSampler
 

@@ -1,0 +1,75 @@
+"""Units, the parts of a model that get a setting of their own, and levels, the settings that they can take."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+Kind = Literal["bits", "sparsity", "rank", "kept", "bits_per_weight"]
+
+
+@dataclass(frozen=True)
+class Nominal:
+    """The number that users name a level by, and what kind of number it is.
+
+    Attributes:
+        kind: ``bits``: width of a code; ``sparsity``: share of weights removed; ``rank``: of a low-rank factor;
+            ``kept``: 1 for a part of the model that is there, 0 for one that is dropped; ``bits_per_weight``: true
+            bits, for levels that mix kinds.
+        number: In the unit that the kind says.
+    """
+
+    kind: Kind
+    number: float
+
+
+@dataclass(frozen=True)
+class Level:
+    """One setting that a unit can take.
+
+    Attributes:
+        name: Short and unique within the unit, e.g. ``3bit``; what Optuna and allocation.json show.
+        cost: Size in bits of the exported form: codes, scales, zeros, masks.
+        error: Layer-output error ‖(W−Ŵ)x‖², (weighted) mean over the calibration tokens x, if known.
+        relative_error: The same over the mean of ‖Wx‖².
+        nominal: What the level is called by: so many bits, so much sparsity. None where it has no number.
+        removed: Share of the unit's weights that are not there any more.
+    """
+
+    name: str
+    cost: int
+    error: float | None = None
+    relative_error: float | None = None
+    nominal: Nominal | None = None
+    removed: float = 0.0
+
+
+@dataclass(frozen=True)
+class Unit:
+    """What gets a setting of its own.
+
+    Attributes:
+        name: Path of the module in the model.
+        numel: Weights in it.
+        block: Index of the decoder block that holds it.
+        levels: Its ladder, by rising cost.
+        columns: Numbers about it that allocators read (outlier ratios, sensitivities ...).
+        gates: Names of units that are gone, cost and all, while this one is at its lowest level: what is inside a
+            dropped sub-block.
+    """
+
+    name: str
+    numel: int
+    block: int
+    levels: tuple[Level, ...]
+    columns: Mapping[str, float] = field(default_factory=dict)
+    gates: tuple[str, ...] = ()
+
+    @property
+    def kind(self) -> str:
+        """Its path inside the block, the same for its siblings in other blocks: ``self_attn.q_proj``."""
+        return self.name.split(f".{self.block}.", 1)[-1]
+
+    @property
+    def level_names(self) -> tuple[str, ...]:
+        """Names of the ladder, cheapest first."""
+        return tuple(level.name for level in self.levels)
