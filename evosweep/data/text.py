@@ -72,7 +72,7 @@ class TextFiles:
         if skipped:
             names = ", ".join(f"{file.relative_to(self.path).as_posix()} ({_kind(file)})" for file in skipped[:NAMED])
             more = f" and {len(skipped) - NAMED} more" if len(skipped) > NAMED else ""
-            progress.say(f"not files of text in {self.path}: {names}{more}")
+            progress.say(f"skipped in {self.path}: {names}{more}")
         if not files:
             raise DataError(f"data.path: no {', '.join(SUFFIXES)} file in the folder {self.path}")
         return files
