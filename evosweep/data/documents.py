@@ -41,10 +41,13 @@ class DocumentSource(Protocol):
 
 def check_shares(shares: Mapping[str, float]) -> dict[str, float]:
     """Return the splits' shares of the text if they name every split, are positive and sum to at most 1."""
-    if not isinstance(shares, Mapping) or set(shares) != set(SPLITS):
-        got = dict(shares) if isinstance(shares, Mapping) else shares
-        raise SettingError("shares", allowed=f"one share for each of {', '.join(SPLITS)}", got=got)
-    checked = {name: check_number(f"shares.{name}", shares[name], low=0, high=1, exclusive=True) for name in SPLITS}
+    given = dict(shares) if isinstance(shares, Mapping) else shares
+    if not isinstance(given, dict) or set(given) != set(SPLITS):
+        raise SettingError("shares", allowed=f"one share for each of {', '.join(SPLITS)}", got=given)
+    try:
+        checked = {name: check_number(name, given[name], low=0, high=1, exclusive=True) for name in SPLITS}
+    except SettingError as error:
+        raise SettingError("shares", allowed="numbers above 0 and at most 1, one for each split", got=given) from error
     if sum(checked.values()) > 1 + 1e-9:
         raise SettingError("shares", allowed="shares that sum to at most 1", got=checked)
     return checked

@@ -153,5 +153,5 @@ def _reason(error: BaseException) -> str:
 def _kind(file: Path) -> str:
     """Return what a path that is no regular file is."""
     if file.is_dir():
-        return "a folder"
+        return "a folder, whose files are read"
     return "a link to nothing" if file.is_symlink() and not file.exists() else "not a regular file"

@@ -33,7 +33,13 @@ class SoftCapped(Head):
 
 
 def make_outputs(head: Head, *, seed: int, tokens: int = TOKENS) -> Outputs:
-    """Return random final hidden states, shape (tokens, HIDDEN), and labels."""
+    """Return random final hidden states, shape (tokens, HIDDEN), and labels.
+
+    Args:
+        head: The head that they go through.
+        seed: Of the random numbers.
+        tokens: How many.
+    """
     draws = torch.Generator().manual_seed(seed)
     hidden = torch.randn(tokens, HIDDEN, generator=draws)
     return Outputs(head, hidden, torch.randint(0, VOCABULARY, (tokens,), generator=draws))

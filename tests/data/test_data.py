@@ -87,6 +87,11 @@ class TestWindows:
             {"shares": {"search": 1.0}},
             {"shares": {"validation": 0.5, "search": 0.5, "calibration": 0.5}},
             {"shares": {"validation": 0, "search": 0.5, "calibration": 0.5}},
+            {"shares": {"validation": "x", "search": 0.5, "calibration": 0.5}},
+            {"shares": None},
+            {"shares": 0.5},
+            {"validation": 100},
+            {"calibration": "many"},
         ],
     )
     def test_bad_settings_are_named(self, changes: dict) -> None:

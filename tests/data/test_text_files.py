@@ -127,8 +127,8 @@ class TestFolders:
         documents = TextFiles(path=str(tmp_path)).documents(progress=notes)
         assert {document.id.split("#")[0] for document in documents} == {"good.txt"}
         assert notes.lines == [
-            f"skipped in {tmp_path}: dangling.txt (a link to nothing), folder.txt (a folder), "
-            "pipe.txt (not a regular file)"
+            f"skipped in {tmp_path}: dangling.txt (a link to nothing), "
+            "folder.txt (a folder, whose files are read), pipe.txt (not a regular file)"
         ]
 
     def test_links_to_files_are_read(self, tmp_path) -> None:
