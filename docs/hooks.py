@@ -26,7 +26,9 @@ def modules_by_package() -> dict[str, list[str]]:
 
 def page(package: str, modules: list[str]) -> str:
     """Return the Markdown of one package's page."""
-    return f"# {package}\n\n" + "".join(f"## {name}\n\n::: {name}\n    options: {{show_root_heading: false}}\n\n" for name in modules)
+    return f"# {package}\n\n" + "".join(
+        f"## {name}\n\n::: {name}\n    options: {{show_root_heading: false}}\n\n" for name in modules
+    )
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
