@@ -18,13 +18,17 @@ PAGE = ROOT / "CONTRIBUTING.md"
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """A user's folder with the module and the YAML as the page shows them."""
     with workplace(tmp_path) as folder:
-        (folder / "my_levels.py").write_text(next(text for text in blocks(PAGE, "python") if "class LowRank" in text))
+        module = folder / "my_package" / "low_rank.py"
+        module.parent.mkdir()
+        (module.parent / "__init__.py").touch()
+        module.write_text(next(text for text in blocks(PAGE, "python") if "class LowRank" in text))
         choice = folder / "my_conf" / "compressor" / "low_rank.yaml"
         choice.parent.mkdir(parents=True)
         choice.write_text(blocks(PAGE, "yaml")[0])
         monkeypatch.syspath_prepend(str(folder))
         yield folder
-        sys.modules.pop("my_levels", None)
+        for name in ("my_package", "my_package.low_rank"):
+            sys.modules.pop(name, None)
 
 
 def test_its_command_gives_a_model_of_low_rank_layers(folder: Path) -> None:
