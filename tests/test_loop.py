@@ -9,8 +9,8 @@ from evosweep.core.events import GenerationRecord, SearchStarted, Silent
 from evosweep.core.problem import Problem
 from evosweep.loop import Plan, run_search
 from evosweep.samplers.evopress import EvoPressSampler
-from evosweep.samplers.levels import allocation_of
-from evosweep.samplers.optuna import OptunaSampler
+from evosweep.samplers.level_codes import allocation_of
+from evosweep.samplers.optuna_native import OptunaSampler
 from evosweep.samplers.record import StudyRecorder
 from evosweep.samplers.static import AllocatorSampler
 from evosweep.samplers.storage import Journal

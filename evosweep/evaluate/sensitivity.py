@@ -113,7 +113,7 @@ def _a_level_each(problem: Problem, tokens: int) -> int:
 
 
 def _all_levels(problem: Problem, tokens: int) -> int:
-    return (problem.rungs - len(problem.units) + 1) * tokens
+    return (problem.total_levels - len(problem.units) + 1) * tokens
 
 
 MEASURES = {

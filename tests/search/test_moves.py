@@ -5,6 +5,7 @@ from evosweep.core.problem import Problem
 from evosweep.core.unit import Unit
 from evosweep.search import moves
 from evosweep.search.evopress import EvoPress
+from evosweep.search.mutation import Flips
 from tests.conftest import ladder, make_problem
 
 
@@ -42,20 +43,20 @@ def _exchanged(problem: Problem, seed: int) -> np.ndarray:
 def test_mutants_fit_the_budget_and_differ(problem: Problem, cross: float) -> None:
     parent = problem.uniform()
     for seed in range(100):
-        child = moves.mutate(problem, parent, rng(seed), max_flips=3, cross=cross)
+        child = Flips(cross=cross)(problem, parent, rng(seed))
         assert problem.feasible(child) and (child != parent).any()
         assert (child >= 0).all() and (child < problem.sizes).all()
 
 
 def test_mutation_without_any_legal_move_ends_and_returns_the_parent() -> None:
     single = Problem(units=(Unit("a", 10, 0, ladder(10, (3,))),), budget=10**6)
-    assert (moves.mutate(single, single.uniform(), rng(), max_flips=3, cross=0.5) == 0).all()
+    assert (Flips()(single, single.uniform(), rng()) == 0).all()
 
 
 def test_unequal_ladders_still_move() -> None:
     units = tuple(Unit(f"u{n}", 100 + 7 * n, n, ladder(100 + 7 * n, (2, 3, 4, 8))) for n in range(6))
     problem = Problem(units=units, budget=sum(unit.levels[1].cost for unit in units))
-    seen = {tuple(moves.mutate(problem, problem.uniform(), rng(seed), max_flips=3, cross=0.0)) for seed in range(40)}
+    seen = {tuple(Flips(cross=0.0)(problem, problem.uniform(), rng(seed))) for seed in range(40)}
     assert len(seen) > 5
 
 
@@ -69,7 +70,7 @@ def test_random_genomes_spend_the_budget(problem: Problem) -> None:
 
 def test_fewer_flips_are_likelier(problem: Problem) -> None:
     distances = [
-        int(np.abs(moves.mutate(problem, problem.uniform(), rng(seed), max_flips=3, cross=0.0) - 1).sum())
+        int(np.abs(Flips(cross=0.0)(problem, problem.uniform(), rng(seed)) - 1).sum())
         for seed in range(400)
     ]
     # P(min(U{1..3}, U{1..3}) = 1) = 5/9; a later flip rarely undoes an earlier one.

@@ -9,7 +9,7 @@ from evosweep.core.errors import SettingError
 from evosweep.core.problem import Problem
 from evosweep.samplers.base import PopulationSampler
 from evosweep.samplers.evopress import EvoPressSampler
-from evosweep.samplers.optuna import OptunaSampler
+from evosweep.samplers.optuna_native import OptunaSampler
 from evosweep.samplers.random import RandomFeasibleSampler
 from tests.conftest import make_problem
 from tests.contracts.sampler import SamplerContract
