@@ -12,13 +12,11 @@ from evosweep.core.problem import Genome, Problem
 
 
 class Allocator(Protocol):
-    """Chooses the levels of all units at once, from the problem alone.
+    """Chooses the levels of all units at once, from the problem alone."""
 
-    Attributes:
-        columns: Columns of the units that it reads; those that need the model are measured first.
-    """
-
-    columns: Sequence[str]
+    @property
+    def columns(self) -> Sequence[str]:
+        """Columns of the units that it reads; those that need the model are measured first."""
 
     def check(self, problem: Problem) -> None:
         """Raise a SettingError if this allocator cannot be used for such a problem; called before measuring."""
@@ -47,10 +45,6 @@ def check_has_layers(problem: Problem, allocator: Allocator) -> None:
             got=allocator_name(allocator),
             hint=f"{allocator_name(allocator)} needs layers with several levels (not compressor=none)",
         )
-
-
-def allocate(self, problem: Problem) -> Genome:
-        """Return a genome within the budget."""
 
 
 def allocate(allocator: Allocator, problem: Problem) -> Genome:

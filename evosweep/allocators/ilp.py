@@ -8,6 +8,7 @@ from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import csr_array, hstack
 
 from evosweep.allocators.harm import DEFAULT, Harm
+from evosweep.allocators.quiet import silenced_stdout
 from evosweep.core.checks import check_int
 from evosweep.core.errors import EvosweepError
 from evosweep.core.problem import Genome, Problem
@@ -140,16 +141,17 @@ def _solve(problem: Problem, bound: _Bound, possible: npt.NDArray[np.bool_], *, 
     spendable = (problem.budget - int(lowest.sum())) // step
     one_each = csr_array((np.ones(count), (units, np.arange(count))), shape=(len(problem.units), count))
     objective = np.append(bound.excess[units, levels], bound.price * step) * (SCALE / gap)
-    solution = milp(
-        objective,
-        integrality=np.append(np.ones(count), 0),
-        bounds=Bounds(0, np.append(np.ones(count), np.inf)),
-        constraints=[
-            LinearConstraint(hstack([one_each, csr_array((len(problem.units), 1))]), 1, 1),
-            LinearConstraint(np.append(above / step, 1.0)[None], spendable, spendable),
-        ],
-        options={"mip_rel_gap": 0, "node_limit": node_limit},
-    )
+    with silenced_stdout():
+        solution = milp(
+            objective,
+            integrality=np.append(np.ones(count), 0),
+            bounds=Bounds(0, np.append(np.ones(count), np.inf)),
+            constraints=[
+                LinearConstraint(hstack([one_each, csr_array((len(problem.units), 1))]), 1, 1),
+                LinearConstraint(np.append(above / step, 1.0)[None], spendable, spendable),
+            ],
+            options={"mip_rel_gap": 0, "node_limit": node_limit},
+        )
     if solution.x is None:
         raise EvosweepError(f"sampler ilp found no solution: {solution.message}")
     genome = np.zeros(len(problem.units), dtype=np.int64)

@@ -183,4 +183,3 @@ def _dropped_names(unit: Unit) -> dict[int, set[str]]:
     if all(block.isdigit() for block in blocks):
         return {int(block): {"attn", "mlp"} for block in blocks}
     return {unit.block: {"attn" if "attn" in last or "attention" in last else "mlp"}}
-

@@ -1,6 +1,5 @@
 """Optuna's own samplers on our problem: their proposals, repaired to the budget."""
 
-import threading
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
@@ -300,7 +299,9 @@ class OptunaSampler(PopulationSampler):
         self, inner: _InnerStudy, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None
     ) -> None:
         """Tell an inner study what an outer trial scored, under the levels that the trial had in the end."""
-        complete = state == TrialState.COMPLETE and values is not None and self._distributions.keys() <= trial.params.keys()
+        complete = (
+            state == TrialState.COMPLETE and values is not None and self._distributions.keys() <= trial.params.keys()
+        )
         if not complete or values is None:
             inner.tell(trial.number, None)
             return
@@ -308,9 +309,7 @@ class OptunaSampler(PopulationSampler):
         inner.tell(trial.number, float(values[0]), scored=scored)
 
     def _inner(self, direction: Direction) -> _InnerStudy:
-        return _InnerStudy(
-            self.problem, kind=self.name, seed=self.seed, offspring=self.offspring, direction=direction
-        )
+        return _InnerStudy(self.problem, kind=self.name, seed=self.seed, offspring=self.offspring, direction=direction)
 
 
 def _digest(genomes: Sequence[Genome]) -> str:

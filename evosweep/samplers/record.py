@@ -33,7 +33,7 @@ class StudyRecorder:
 
     A generation's elite is a complete trial, its value the fixed-validation KL; Optuna's plots are made of these. The
     others are pruned trials whose intermediate values are their stage scores. An elite that stays is not written
-    again. All carry their levels as one string (``level_codes.allocation_of`` reads it) and, in words, what they changed.
+    again. All carry their levels as one string (``level_codes.allocation_of`` reads it) and what they changed in words.
 
     Optuna Dashboard walks trials times parameter names at every poll, and sends every parameter's range with every
     trial; so by default elites have one parameter a kind of layer and at most ``SPANS`` over the depth, and

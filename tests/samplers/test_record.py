@@ -89,7 +89,9 @@ def test_ladders_longer_than_the_digits_are_read_back() -> None:
     for name, value in level_codes.key(problem).items():
         study.set_user_attr(name, value)
     for genome in (np.array([39, 0, 36]), np.array([0, 2, 9])):
-        study.add_trial(optuna.trial.create_trial(value=0.0, user_attrs={"levels": level_codes.written(problem, genome)}))
+        study.add_trial(
+            optuna.trial.create_trial(value=0.0, user_attrs={"levels": level_codes.written(problem, genome)})
+        )
         assert level_codes.allocation_of(study, study.trials[-1]) == problem.decode(genome)
 
 

@@ -69,10 +69,7 @@ def test_random_genomes_spend_the_budget(problem: Problem) -> None:
 
 
 def test_fewer_flips_are_likelier(problem: Problem) -> None:
-    distances = [
-        int(np.abs(Flips(cross=0.0)(problem, problem.uniform(), rng(seed)) - 1).sum())
-        for seed in range(400)
-    ]
+    distances = [int(np.abs(Flips(cross=0.0)(problem, problem.uniform(), rng(seed)) - 1).sum()) for seed in range(400)]
     # P(min(U{1..3}, U{1..3}) = 1) = 5/9; a later flip rarely undoes an earlier one.
     assert 0.48 < np.mean([distance == 2 for distance in distances]) < 0.66
 
