@@ -137,7 +137,7 @@ def measure(
     split, kind = evaluator.splits["search"], MEASURES[column]
     if kind.tokens is _all_levels:
         seq_len = split.windows.shape[1]
-        tokens = max(seq_len, tokens // int(problem.sizes.max() - 1) // seq_len * seq_len)
+        tokens = max(seq_len, tokens // max(int(problem.sizes.max()) - 1, 1) // seq_len * seq_len)
     place = [METHOD, evaluator.store.key, problem.uniform().tolist(), split.hash, tokens, seed]
     cached = cache_folder("columns") / f"{column}-{digest(place)}.json"
     if cached.exists():

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from evosweep.allocators.base import Allocator, allocate, allocator_name, is_allocator
-from evosweep.core.errors import SettingError
+from evosweep.core.errors import SettingError, did_you_mean
 from evosweep.core.problem import Genome, Problem
 from evosweep.samplers.base import PopulationSampler
 
@@ -97,7 +97,8 @@ def _combinations(allocator: Callable[..., Allocator], sweep: Mapping[str, Seque
     taken = list(inspect.signature(allocator).parameters)
     for setting in sweep:
         if setting not in taken:
-            raise SettingError("a setting in sweep", allowed=taken, got=setting)
+            hint = f"it takes {', '.join(taken)}{did_you_mean(setting, taken)}"
+            raise SettingError("sweep", allowed="of settings that the allocator takes", got=setting, hint=hint)
     made = []
     for values in itertools.product(*sweep.values()):
         settings = dict(zip(sweep, values, strict=True))
