@@ -113,7 +113,7 @@ def _a_level_each(problem: Problem, tokens: int) -> int:
 
 
 def _all_levels(problem: Problem, tokens: int) -> int:
-    return (problem.rungs - len(problem.units) + 1) * tokens
+    return (problem.total_levels - len(problem.units) + 1) * tokens
 
 
 MEASURES = {
@@ -137,7 +137,7 @@ def measure(
     split, kind = evaluator.splits["search"], MEASURES[column]
     if kind.tokens is _all_levels:
         seq_len = split.windows.shape[1]
-        tokens = max(seq_len, tokens // int(problem.sizes.max() - 1) // seq_len * seq_len)
+        tokens = max(seq_len, tokens // max(int(problem.sizes.max()) - 1, 1) // seq_len * seq_len)
     place = [METHOD, evaluator.store.key, problem.uniform().tolist(), split.hash, tokens, seed]
     cached = cache_folder("columns") / f"{column}-{digest(place)}.json"
     if cached.exists():
