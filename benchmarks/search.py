@@ -38,13 +38,13 @@ from evosweep.core.unit import Unit
 from evosweep.data.tokens import TokenSplit, Windows
 from evosweep.data.wikipedia import Wikipedia
 from evosweep.evaluate import routing
-from evosweep.evaluate.levels import Levels
+from evosweep.evaluate.level_weights import LevelWeights
 from evosweep.evaluate.memory import Resources
 from evosweep.evaluate.population import Evaluator
 from evosweep.fitness.kl import KL
 from evosweep.models.anatomy import Anatomy, Site
+from evosweep.models.dropping import without_blocks
 from evosweep.models.load import LoadedModel, ModelSource
-from evosweep.models.shrink import without_blocks
 from evosweep.search.evopress import EvoPress, RandomSearch
 from evosweep.store.build import StoreBuilder
 from evosweep.store.manifest import LevelStore, Stored
@@ -256,7 +256,7 @@ class Bench:
         with tempfile.TemporaryDirectory() as name:
             if self.large:
                 far = self.evaluator(compile=False)
-                far.levels = Levels(
+                far.levels = LevelWeights(
                     self.store,
                     device=self.anatomy.device,
                     dtype=self.anatomy.dtype,

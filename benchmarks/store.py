@@ -35,9 +35,9 @@ from evosweep.data.tokens import TokenSplit, Windows
 from evosweep.data.wikipedia import Wikipedia
 from evosweep.models.anatomy import Anatomy, Site
 from evosweep.models.device import tf32
+from evosweep.models.dropping import without_blocks
 from evosweep.models.load import LoadedModel, ModelSource
 from evosweep.models.patch import replaced_weights
-from evosweep.models.shrink import without_blocks
 from evosweep.store.build import StoreBuilder
 from evosweep.store.manifest import LevelStore
 from evosweep.tracking.console import RichProgress

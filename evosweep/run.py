@@ -36,6 +36,7 @@ from evosweep.evaluate.sensitivity import MEASURES, measure
 from evosweep.fitness.base import Fitness
 from evosweep.fitness.kl import KL
 from evosweep.models.anatomy import Anatomy
+from evosweep.models.checkpoint import check_length
 from evosweep.models.load import LoadedModel
 from evosweep.multirun import JOB_CONFIG, MULTIRUN
 from evosweep.samplers.base import PopulationSampler
@@ -121,7 +122,7 @@ class Workbench:
         """Validation figures of the dense model."""
         scorer = StagedScorer(self.evaluator, fitness=KL(), seed=0)
         with self.timed("dense"):
-            return {**scorer.validate(None), "kl": 0.0}
+            return scorer.validate(None)
 
     @contextmanager
     def timed(self, phase: str) -> Iterator[None]:
@@ -242,7 +243,6 @@ class Job:
         result.allocation.save(self.folder / "allocation.json", **result.row())
         if not self.exporter.enabled:
             return result
-        self.bench.progress.say(f"exporting to {self.folder / 'model'}")
         with self.bench.timed("export"):
             facts = self.exporter.export(
                 result.problem.encode(result.allocation),
@@ -250,6 +250,7 @@ class Job:
                 evaluator=self.bench.evaluator,
                 loaded=self.bench.loaded,
                 folder=self.folder / "model",
+                progress=self.bench.progress,
             )
         return replace(result, export=facts)
 
@@ -329,6 +330,9 @@ def prepare(config: DictConfig, bench: Workbench) -> Job:
         parts["export"].check(build(config, "compressor"), build(config, "drop"), bench.anatomy)
     problem = parts["budget"].problem(bench.planned, fixed_bits=bench.fixed_bits)
     longest = max(split.seq_len for split in bench.splits.values())
+    note = check_length(bench.loaded.model, longest)
+    if note:
+        bench.progress.say(note)
     plan_memory(parts["evaluate"], bench.anatomy, bench.planned, seq_len=longest)
     sampler = parts["sampler"](problem=problem, seed=seed)
     if set(MEASURES) & set(sampler.columns):

@@ -23,10 +23,10 @@ from evosweep.core.unit import Unit
 from evosweep.data.tokens import TokenSplit
 from evosweep.models.anatomy import Anatomy, Site
 from evosweep.models.device import free_bytes
+from evosweep.models.dropping import Drop
 from evosweep.models.load import weights_hash
 from evosweep.models.patch import replaced_weights
 from evosweep.store import shard
-from evosweep.store.drop import Drop
 from evosweep.store.manifest import MANIFEST, SCHEMA, LevelStore, tensor_name, unit_of
 from evosweep.store.moments import moments_of, outlier_ratios
 
@@ -123,12 +123,13 @@ class StoreBuilder:
         at_once = max(1, (self.batch_tokens or room.batch_tokens) // calibration.seq_len)
         hidden = [anatomy.embed(batch).to(room.home) for batch in tokens.split(at_once)]
         plans = compressor.plan(shapes_of(anatomy))
-        parts = drop.parts(anatomy)
+        options = drop.options(anatomy)
         rows: list[dict[str, Any]] = []
         with ThreadPoolExecutor(1) as behind:  # writes a block while the next one is at work
             written = []
             for block in progress.track(range(len(anatomy.blocks)), description="building level store"):
-                rows += drop.rows(anatomy, [part for part in parts if part.blocks[0] == block], plans, hidden)
+                here = [option for option in options if option.blocks[0] == block]
+                rows += drop.rows(anatomy, here, plans, hidden, add_up=shard.add_up)
                 made, tensors = self._compress(anatomy, block, compressor, plans, hidden)
                 rows += made
                 if tensors and shard.leads():
@@ -219,7 +220,7 @@ def plan_units(anatomy: Anatomy, compressor: Compressor, drop: Drop | None = Non
     """
     drop = drop or Drop()
     plans = compressor.plan(shapes_of(anatomy))
-    rows = drop.rows(anatomy, drop.parts(anatomy), plans, hidden=None)
+    rows = drop.rows(anatomy, drop.options(anatomy), plans, hidden=None)
     rows += [_planned(site, plans[site.name]) for site in anatomy.sites if site.name in plans]
     if not rows:
         raise SettingError("", owner=compressor, allowed="something else than none where drop=none too", got="none")
@@ -236,8 +237,8 @@ def fixed_bits(anatomy: Anatomy, compressor: Compressor, drop: Drop | None = Non
     """Return the bits of all parameters that belong to no unit, tied ones once, at their own width."""
     drop = drop or Drop()
     plans = compressor.plan(shapes_of(anatomy))
-    units = {id(site.module.weight) for site in anatomy.sites if site.name in plans}
-    units |= {id(parameter) for part in drop.parts(anatomy) for parameter in part.parameters}
+    units = {id(site.parameter) for site in anatomy.sites if site.name in plans}
+    units |= {id(parameter) for option in drop.options(anatomy) for parameter in option.parameters}
     return sum(
         parameter.numel() * parameter.element_size() * 8
         for parameter in anatomy.model.parameters()

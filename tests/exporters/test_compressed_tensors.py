@@ -10,13 +10,13 @@ from evosweep.core.errors import SettingError
 from evosweep.evaluate.population import Evaluator
 from evosweep.exporters.compressed_tensors import CompressedTensors
 from evosweep.models.anatomy import Anatomy
+from evosweep.models.dropping import Drop
 from evosweep.models.load import LoadedModel
 from evosweep.store.build import StoreBuilder
-from evosweep.store.drop import Drop
 from tests.contracts.exporter import ExporterContract
 from tests.models.test_anatomy import FAMILIES, small
-from tests.store.test_drop import NoTokenizer
-from tests.store.test_drop import splits as two_splits
+from tests.models.test_dropping import NoTokenizer
+from tests.models.test_dropping import splits as two_splits
 
 
 @pytest.fixture(scope="module")

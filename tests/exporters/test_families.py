@@ -10,12 +10,12 @@ from evosweep.evaluate.population import Evaluator
 from evosweep.exporters.dense import DenseSafetensors
 from evosweep.exporters.packed import TENSORS, PackedSafetensors
 from evosweep.models.anatomy import Anatomy
+from evosweep.models.dropping import Drop
 from evosweep.models.load import LoadedModel
 from evosweep.search.moves import random_feasible
 from evosweep.store.build import StoreBuilder
-from evosweep.store.drop import Drop
 from tests.models.test_anatomy import FAMILIES, small
-from tests.store.test_drop import NoTokenizer, splits
+from tests.models.test_dropping import NoTokenizer, splits
 
 
 @pytest.mark.parametrize("compressor", [GPTQ(bits=[2, 4], group=16), SparseGPT(mask_block=16)], ids=["gptq", "sparse"])

@@ -6,7 +6,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from evosweep.core.errors import ExportError
-from evosweep.exporters.packed import INDEX, TENSORS, PackedSafetensors, load
+from evosweep.exporters.packed import CONFIG, INDEX, TENSORS, PackedSafetensors, load, write_index
 from tests.contracts.exporter import ExporterContract
 
 
@@ -33,21 +33,40 @@ class TestPackedSafetensors(ExporterContract):
         header = 8 + int.from_bytes(file.read_bytes()[:8], "little")
         assert file.stat().st_size - header == pytest.approx(counted, abs=1)
 
-    def test_what_is_no_packed_model_is_told(self, exported, tmp_path) -> None:
+    @pytest.mark.parametrize("name", [TENSORS, INDEX, CONFIG])
+    def test_a_flipped_bit_anywhere_is_refused_by_name(self, exported, tmp_path, name: str) -> None:
+        folder = tmp_path / "model"
+        file = folder / name
+        written = file.read_bytes()
+        for position in range(0, len(written), max(1, len(written) // 12)):
+            changed = bytearray(written)
+            changed[position] ^= 1
+            file.write_bytes(changed)
+            with pytest.raises(ExportError, match=name):
+                load(folder)
+        file.write_bytes(written)
+        load(folder)
+
+    def test_a_folder_that_is_no_packed_model_is_refused(self, exported, tmp_path) -> None:
         folder = tmp_path / "model"
         with pytest.raises(ExportError, match="is no packed model"):
             load(tmp_path)
         index = json.loads((folder / INDEX).read_text())
+        for key in ("digest", "files"):
+            del index[key]
         whole = load_file(folder / TENSORS)
         save_file({name: tensor for name, tensor in whole.items() if "norm" not in name}, folder / TENSORS)
+        write_index(folder, index)
         with pytest.raises(ExportError, match=r"lacks model\.layers\.0\.input_layernorm\.weight and 4 more"):
             load(folder)
         save_file({name: tensor for name, tensor in whole.items() if "scales" not in name}, folder / TENSORS)
+        write_index(folder, index)
         with pytest.raises(ExportError, match=r"missing or damaged"):
             load(folder)
-        (folder / INDEX).write_text(json.dumps({**index, "version": 99}))
+        write_index(folder, {**index, "version": 99})
         with pytest.raises(ExportError, match="version 99"):
             load(folder)
         (folder / TENSORS).write_bytes((folder / TENSORS).read_bytes()[:100])
+        write_index(folder, index)
         with pytest.raises(ExportError, match="missing or damaged"):
             load(folder)

@@ -4,8 +4,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from evosweep.evaluate import levels as module
-from evosweep.evaluate.levels import Levels
+from evosweep.evaluate import level_weights as module
+from evosweep.evaluate.level_weights import LevelWeights
 from evosweep.evaluate.memory import MemoryPlan
 
 
@@ -13,8 +13,8 @@ def plan(packed: str, dense: float = 0.0) -> MemoryPlan:
     return MemoryPlan(dense=dense, packed=packed, activations=1e9, targets=1e9)
 
 
-def made(store, packed: str, dense: float = 0.0) -> Levels:
-    return Levels(store, device=torch.device("cpu"), dtype=torch.float32, plan=plan(packed, dense))
+def made(store, packed: str, dense: float = 0.0) -> LevelWeights:
+    return LevelWeights(store, device=torch.device("cpu"), dtype=torch.float32, plan=plan(packed, dense))
 
 
 @pytest.mark.parametrize("packed", ["nowhere", "device", "disk"])

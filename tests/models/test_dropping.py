@@ -17,10 +17,9 @@ from evosweep.evaluate.population import Evaluator
 from evosweep.exporters.dense import DenseSafetensors
 from evosweep.fitness.perplexity import Perplexity
 from evosweep.models.anatomy import Anatomy
+from evosweep.models.dropping import Drop, DropEffect, droppables
 from evosweep.models.load import LoadedModel
-from evosweep.models.parts import parts_of
 from evosweep.store.build import StoreBuilder, fixed_bits, plan_units
-from evosweep.store.drop import Drop
 from tests.models.test_anatomy import FAMILIES, small
 
 
@@ -42,15 +41,15 @@ def anatomy(request) -> Anatomy:
 
 def plainly(anatomy: Anatomy, store, genome, windows) -> float:
     """Return the perplexity with hooks that take away what is dropped."""
-    drops = [store.drops[place] for place in store.drops if genome[place] == 0]
+    effects = [DropEffect.of(record) for index, record in store.drops.items() if genome[index] == 0]
     tokens = torch.from_numpy(windows)
     with ExitStack() as stack, torch.no_grad():
-        for drop in drops:
-            if drop["whole"]:
-                for block in drop["blocks"]:
+        for effect in effects:
+            if effect.whole:
+                for block in effect.blocks:
                     stack.callback(anatomy.blocks[block].register_forward_hook(_pass_by, with_kwargs=True).remove)
             else:
-                module = anatomy.model.get_submodule(drop["writer"])
+                module = anatomy.model.get_submodule(effect.writer)
                 stack.callback(module.register_forward_hook(lambda _m, _a, out: torch.zeros_like(out)).remove)
         logits = anatomy.model(input_ids=tokens, use_cache=False).logits[:, :-1].double()
     loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
@@ -102,16 +101,16 @@ def test_costs_are_all_parameters_once(anatomy: Anatomy) -> None:
         units = plan_units(anatomy, GPTQ(bits=[2, 4], group=16), Drop(granularity=granularity))
         most = Budget(bits_per_weight=40).problem(units)
         packed = sum(unit.levels[-1].cost for unit in units if len(unit.levels) == 2 and unit.levels[0].name == "2bit")
-        weights = sum(site.weight.numel() for site in anatomy.sites) * 32
+        weights = sum(slot.read().numel() for slot in anatomy.slots) * 32
         fixed = fixed_bits(anatomy, GPTQ(bits=[2, 4], group=16), Drop(granularity=granularity))
         assert most.most - packed + weights + fixed == whole
 
 
 def test_sublayers_are_attention_and_mlp_even_without_a_module_of_their_own() -> None:
     names = [
-        part.name.split(".1.")[1]
-        for part in parts_of(Anatomy(small("opt", **FAMILIES["opt"])), "sublayers")
-        if part.blocks == (1,)
+        option.name.split(".1.")[1]
+        for option in droppables(Anatomy(small("opt", **FAMILIES["opt"])), "sublayers")
+        if option.blocks == (1,)
     ]
     assert names == ["self_attn", "fc1+fc2"]
 
@@ -148,4 +147,4 @@ def test_what_must_stay_is_no_unit(anatomy: Anatomy) -> None:
 )
 def test_bad_settings_are_said(settings: dict, message: str) -> None:
     with pytest.raises(SettingError, match=message):
-        Drop(**settings).parts(Anatomy(small("llama")))
+        Drop(**settings).options(Anatomy(small("llama")))
