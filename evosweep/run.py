@@ -18,6 +18,7 @@ from typing import Any
 import optuna
 import transformers
 from hydra.core.hydra_config import HydraConfig
+from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from evosweep import __version__
@@ -236,6 +237,12 @@ class Job:
             },
             tokens_spent=spent,
             progress=self.bench.progress,
+            state_path=self.folder / "state.json",
+            identity={
+                "store": self.bench.store.key,
+                "text": self.bench.splits["search"].hash,
+                "fitness": self.fitness.name,
+            },
         )
 
     def export(self, result: SearchResult) -> SearchResult:
@@ -316,7 +323,7 @@ def prepare(config: DictConfig, bench: Workbench) -> Job:
     seed = check_int("seed", config.seed)
     if not isinstance(config.name, str) or not NAME.fullmatch(config.name):
         raise SettingError("name", allowed="letters, digits, '.', '_' and '-'", got=config.name)
-    search: Any = OmegaConf.to_container(config.search)
+    search: Any = instantiate(config.search, _convert_="all")  # a strategy may be an object
     try:
         plan = Plan.of(**{key: search[key] for key in PLAN_KEYS})
     except SettingError as error:
