@@ -4,7 +4,6 @@ from collections.abc import Iterable, Mapping
 
 import torch
 
-from evosweep.compressors.base import decode
 from evosweep.core.lru import ByteLRU
 from evosweep.evaluate.memory import MemoryPlan
 from evosweep.store.manifest import LevelStore
@@ -53,7 +52,7 @@ class Levels:
 
     def _make(self, key: Key) -> torch.Tensor:
         stored = self.store.payload(*self._names(key))
-        return decode(stored.format, self._here(key), stored.meta).to(self.dtype)
+        return stored.assemble(self._here(key)).weight.to(self.dtype)
 
     def _here(self, key: Key) -> Parts:
         if key not in self._coming:
@@ -67,9 +66,9 @@ class Levels:
 
     def _waiting(self, key: Key) -> Parts:
         if self.plan.packed not in {"device", "host"}:
-            return self.store.payload(*self._names(key)).parts()
+            return self.store.payload(*self._names(key)).tensors()
         if key not in self._packed:
-            parts = self.store.payload(*self._names(key)).parts()
+            parts = self.store.payload(*self._names(key)).tensors()
             on_device = self.plan.packed == "device"
             self._packed[key] = (
                 _moved(parts, self.device) if on_device else {name: part.pin_memory() for name, part in parts.items()}

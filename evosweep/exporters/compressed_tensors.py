@@ -86,7 +86,7 @@ def _packed(winner: Winner, place: int) -> tuple[int, int, Packed]:
     unit = winner.problem.units[place]
     stored = winner.evaluator.store.payload(unit.name, unit.levels[int(winner.genome[place])].name)
     rows, columns, width, group = (stored.meta[key] for key in ("rows", "columns", "width", "group"))
-    parts = stored.parts()
+    parts = stored.tensors()
     codes = unpack(parts["codes"], width, rows * columns).view(rows, columns)
     signed = (codes.to(torch.int16) - 2 ** (width - 1)).to(torch.int8)
     return (

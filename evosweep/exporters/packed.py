@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers.pytorch_utils import Conv1D
 
-from evosweep.compressors.base import decode
+from evosweep.compressors.payload import Layout
 from evosweep.core.errors import ExportError
 from evosweep.core.files import write_json
 from evosweep.exporters.base import Exporter, Winner
@@ -18,7 +18,7 @@ from evosweep.models.load import LoadedModel
 from evosweep.models.parts import parts_of
 
 TENSORS, INDEX = "packed.safetensors", "packed.json"  # no name that transformers would take for a whole model
-VERSION = 1
+VERSION = 2  # 1 had no payloads within payloads
 
 
 class PackedSafetensors(Exporter):
@@ -67,7 +67,7 @@ def load(folder: str | Path, *, dtype: torch.dtype | None = None) -> Any:
         tensors = load_file(folder / TENSORS)
     except (OSError, ValueError, SafetensorError) as error:
         raise ExportError(f"{folder} is no packed model: {INDEX} or {TENSORS} is missing or damaged") from error
-    if index.get("version") != VERSION:
+    if index.get("version") not in {1, VERSION}:
         raise ExportError(f"{folder} has version {index.get('version')}, this evosweep reads {VERSION}")
     config = transformers.AutoConfig.from_pretrained(str(folder))
     model = transformers.AutoModelForCausalLM.from_config(config, dtype=dtype or config.dtype).eval()
@@ -85,12 +85,12 @@ def _fill(model: Any, index: dict[str, Any], tensors: dict[str, torch.Tensor]) -
     Raises:
         ExportError: The model has a tensor that is neither there nor dropped, or lacks a layer that is.
     """
-    state, filled = model.state_dict(), set()
+    state, filled, version = model.state_dict(), set(), index["version"]
     for path, unit in index["units"].items():
         if f"{path}.weight" not in state:
             raise ExportError(f"the packed model has a layer {path} that its config has not")
-        parts = {part: tensors[f"{path}|{part}"] for part in unit["parts"]}
-        weight = decode(unit["format"], parts, unit["meta"])
+        layout = Layout.from_json(unit if VERSION == version else {**unit, "tensors": unit["parts"], "parts": {}})
+        weight = layout.assemble({part: tensors[f"{path}|{part}"] for part in layout.paths()}).weight
         transposed = isinstance(model.get_submodule(path), Conv1D)
         state[f"{path}.weight"].copy_(weight.T if transposed else weight)
         filled.add(state[f"{path}.weight"].data_ptr())
@@ -107,8 +107,7 @@ def _payload(winner: Winner, place: int) -> tuple[dict[str, Any], dict[str, torc
     unit = winner.problem.units[place]
     level = unit.levels[int(winner.genome[place])].name
     stored = winner.evaluator.store.payload(unit.name, level)
-    parts = stored.parts()
-    return {"level": level, "format": stored.format, "meta": dict(stored.meta), "parts": sorted(parts)}, parts
+    return {"level": level, **stored.layout.to_json()}, stored.tensors()
 
 
 def _gone(winner: Winner) -> set[int]:

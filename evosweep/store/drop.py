@@ -11,7 +11,7 @@ from evosweep.core.errors import SettingError
 from evosweep.models.anatomy import Anatomy
 from evosweep.models.parts import GRANULARITIES, Part, parts_of
 from evosweep.models.patch import silenced
-from evosweep.store import shard
+from evosweep.parallel import all_reduce_sum
 
 DROPPED, KEPT = "dropped", "kept"
 
@@ -115,5 +115,5 @@ def influence(anatomy: Anatomy, part: Part, hidden: Sequence[torch.Tensor]) -> f
                 away = anatomy.run_block(part.blocks[0], given)
         cosine = functional.cosine_similarity(there.float(), away.float(), dim=-1)
         sums += torch.stack([cosine.sum(dtype=torch.float64), torch.tensor(cosine.numel()).to(sums)])
-    shard.add_up(sums)
+    all_reduce_sum(sums)
     return 1.0 - float(sums[0] / sums[1])

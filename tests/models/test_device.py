@@ -13,7 +13,9 @@ from evosweep.fitness.kl import KL
 from evosweep.models.anatomy import Anatomy
 from evosweep.models.load import Random
 from evosweep.store import build
-from evosweep.store.build import StoreBuilder, rooms
+from evosweep.store.build import StoreBuilder
+from evosweep.store.calibrate import rooms
+from evosweep.store.plan import plan_store
 
 CONFIG = {
     "vocab_size": 256,
@@ -30,7 +32,7 @@ def scored(offload: bool) -> tuple[Anatomy, list[float], str]:
     anatomy = Anatomy(source.load(progress=Silent()).model)
     rng = np.random.default_rng(0)
     splits = {name: TokenSplit(name, rng.integers(0, 256, (4, 16)), ("x",)) for name in ("calibration", "search")}
-    store = StoreBuilder().open(anatomy, GPTQ(bits=[2, 4], group=16), splits["calibration"], model_name="r")
+    store = StoreBuilder().open(plan_store(anatomy, GPTQ(bits=[2, 4], group=16)), splits["calibration"], model_name="r")
     genomes = rng.integers(0, 2, (5, len(store.units)))
     evaluator = Evaluator(anatomy=anatomy, store=store, splits=splits)
     return anatomy, evaluator.score(genomes, split="search", windows=[0, 1], fitness=[KL()])["kl"].tolist(), store.key
