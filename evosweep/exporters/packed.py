@@ -89,7 +89,7 @@ def _fill(model: Any, index: dict[str, Any], tensors: dict[str, torch.Tensor]) -
     for path, unit in index["units"].items():
         if f"{path}.weight" not in state:
             raise ExportError(f"the packed model has a layer {path} that its config has not")
-        layout = Layout.from_json(unit if VERSION == version else {**unit, "tensors": unit["parts"], "parts": {}})
+        layout = Layout.from_json(unit if version == VERSION else {**unit, "tensors": unit["parts"], "parts": {}})
         weight = layout.assemble({part: tensors[f"{path}|{part}"] for part in layout.paths()}).weight
         transposed = isinstance(model.get_submodule(path), Conv1D)
         state[f"{path}.weight"].copy_(weight.T if transposed else weight)

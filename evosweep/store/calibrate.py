@@ -174,7 +174,7 @@ class Walk:
             ratios: Its shares of outlier weights.
         """
         measure: Callable[[Payload], tuple[float | None, float | None]] = lambda payload: (payload.error, None)  # noqa: E731
-        if self.settings.layer_errors:
+        if SECOND_MOMENT in measured:
             moment = measured[SECOND_MOMENT]
             measure = partial(_errors, weight, moment, layer_error(weight, moment))
         levels = []

@@ -24,9 +24,8 @@ from tests.store.test_drop import NoTokenizer, splits
 def test_what_was_scored_is_what_reloads(family: str, compressor, tmp_path) -> None:
     anatomy, texts = Anatomy(small(family, **FAMILIES[family])), splits()
     store = StoreBuilder().open(
-        plan_store(anatomy, compressor),
+        plan_store(anatomy, compressor, Drop(granularity="sublayers", keep=[0])),
         texts["calibration"],
-        drop=Drop(granularity="sublayers", keep=[0]),
         model_name=family,
     )
     evaluator = Evaluator(anatomy=anatomy, store=store, splits=texts)

@@ -124,7 +124,9 @@ def test_inputs_that_are_no_numbers_name_their_layer_and_leave_nothing(anatomy, 
 
 def test_a_full_disk_is_told_before_any_work(anatomy, splits, fresh_cache, monkeypatch) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**6, 10**6 - 1000, 1000))
-    with pytest.raises(StoreError, match=r"needs about .* MB in .* 0 MB are free; make room, or set EVOSWEEP_CACHE"):
+    with pytest.raises(
+        StoreError, match=r"needs about 0\.0193 MB in .*, where 0\.001 MB are free; make room, or set EVOSWEEP_CACHE"
+    ):
         opened(anatomy, splits)
     assert not [path for path in (fresh_cache / "stores").iterdir() if path.is_dir()]
 
