@@ -1,7 +1,7 @@
 """A compressed layer as named tensors, and how formats turn it back into a weight or a layer function.
 
-A payload may hold other payloads (``parts``), so that one compressor can wrap another. On disk all its tensors lie flat
-under path names (``base/codes``); a ``Layout`` knows how they are put together again.
+A payload may hold other payloads (``parts``), so that one compressor can wrap another. On disk all its tensors are in one
+flat list, under path names (``base/codes``); a ``Layout`` says how to put them together again.
 """
 
 import importlib
@@ -44,7 +44,7 @@ class Format(Protocol):
 
 @dataclass(frozen=True)
 class Layout:
-    """How a payload is put together from tensors that lie flat under path names.
+    """How a payload is put together from a flat mapping of tensors with path names.
 
     Attributes:
         format: Dotted path of the module that decodes it.

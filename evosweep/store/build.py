@@ -36,10 +36,10 @@ class StoreBuilder:
     Args:
         propagate: Nominal number of the level (the nearest that a layer has) through whose output the following blocks
             are calibrated; null calibrates every block on the dense model's activations.
-        token_weighting: ``relative`` divides each token's x xᵀ by ‖x‖², so that every token's relative error counts
-            alike, as it does in the fitness; ``plain`` is the papers' XXᵀ. Attention sinks and massive activations
-            are why it matters: the few tokens that all others attend to have inputs of tiny or huge norm, and XXᵀ
-            all but ignores or all but only sees them.
+        token_weighting: ``relative`` divides each token's x xᵀ by ‖x‖², so that the relative error of every token
+            counts the same, as in the fitness; ``plain`` is XXᵀ as in the papers. They differ by attention sinks and
+            massive activations: a few tokens with inputs of tiny or huge norm, which XXᵀ nearly ignores or which
+            outweigh all others in it.
         batch_tokens: Calibration tokens that run through a block at once; null: as many as free memory allows.
         layer_errors: Whether every level's layer-output error is measured, which most allocators need. Without it, the
             second moment of inputs is measured only for compressors that need it.
@@ -68,7 +68,7 @@ class StoreBuilder:
     ) -> LevelStore:
         """Return the store of a plan, found by its content address or built.
 
-        A store that is there is read without a lock, so that a cache that cannot be written serves it, too.
+        An existing store is read without a lock, so that a read-only cache works if it holds the store.
 
         Args:
             plan: What ``plan_store`` returned.
@@ -81,7 +81,7 @@ class StoreBuilder:
         """
         progress = progress or Silent()
         address = self._address(plan, calibration)
-        with _explained():
+        with _disk_errors_explained():
             target = cache_folder("stores") / digest(address)
             store = self._found(target)
             if store is None:
@@ -107,7 +107,7 @@ class StoreBuilder:
 
     @staticmethod
     def _found(target: Path) -> LevelStore | None:
-        """Return the store if it is there and whole, in every process."""
+        """Return the store, in every process, if it exists and is undamaged; else None."""
         store = None
         if parallel.is_leader() and target.is_dir():
             try:
@@ -143,7 +143,7 @@ class StoreBuilder:
             if found is not None:
                 return found
             if leader:
-                _make_way(target, address, progress)
+                _remove_unusable(target, address, progress)
                 check_room(plan, target.parent)
             with new_folder(target) if leader else TemporaryDirectory() as name:
                 folder = Path(name)
@@ -190,8 +190,14 @@ def megabytes(size: int) -> str:
     return f"{size / 1e6:.0f} MB" if size >= 1e7 else f"{size / 1e6:.3g} MB"
 
 
-def _make_way(target: Path, address: Mapping[str, Any], progress: Progress) -> None:
-    """Say why a store is built that was expected to be there, and remove it if it is unusable."""
+def _remove_unusable(target: Path, address: Mapping[str, Any], progress: Progress) -> None:
+    """Remove a store that cannot be used, and say why it is built again.
+
+    Args:
+        target: Folder of the store.
+        address: Everything that decides what is in it.
+        progress: Told the reason.
+    """
     if target.is_dir():
         try:
             LevelStore(target)
@@ -206,14 +212,14 @@ def _make_way(target: Path, address: Mapping[str, Any], progress: Progress) -> N
 
 
 @contextmanager
-def _explained() -> Iterator[None]:
-    """Turn failures of the disk into one line that says what to do."""
+def _disk_errors_explained() -> Iterator[None]:
+    """Raise StoreError, with a message that says what to do, for every error of the disk inside."""
     try:
         yield
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        place = getattr(error, "filename", None)
+        path = getattr(error, "filename", None)
         raise StoreError(
-            f"the level store cannot be written{f' to {place}' if place else ''}: {reason}; make room there, or set "
+            f"the level store cannot be written{f' to {path}' if path else ''}: {reason}; make room there, or set "
             "EVOSWEEP_CACHE to a folder that can be written"
         ) from error

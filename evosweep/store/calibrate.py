@@ -1,9 +1,8 @@
 """The walk through the model, block by block: measure the inputs of its layers, compress them, pass activations on."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -71,13 +70,13 @@ class Walk:
         """
         anatomy = self.plan.anatomy
         tokens = torch.from_numpy(parallel.shard_rows(calibration.windows)).to(anatomy.device)
-        room = rooms(anatomy, tokens.numel())
-        if room.home != anatomy.device:
+        memory = calibration_memory(anatomy, tokens.numel())
+        if memory.home != anatomy.device:
             self.progress.say("calibration activations stay in host memory: the device has no room for them")
-        batch_tokens = self.settings.batch_tokens or room.batch_tokens
+        batch_tokens = self.settings.batch_tokens or memory.batch_tokens
         self._measure_model(tokens, batch_tokens)
         windows_at_once = max(1, batch_tokens // calibration.seq_len)
-        hidden = [anatomy.embed(batch).to(room.home) for batch in tokens.split(windows_at_once)]
+        hidden = [anatomy.embed(batch).to(memory.home) for batch in tokens.split(windows_at_once)]
         rows: list[ManifestUnit] = []
         with ThreadPoolExecutor(1) as writer:  # writes one block while the next is compressed
             pending = []
@@ -173,15 +172,13 @@ class Walk:
             measured: Statistics of its input.
             ratios: Its shares of outlier weights.
         """
-        measure: Callable[[Payload], tuple[float | None, float | None]] = lambda payload: (payload.error, None)  # noqa: E731
-        if SECOND_MOMENT in measured:
-            moment = measured[SECOND_MOMENT]
-            measure = partial(_errors, weight, moment, layer_error(weight, moment))
+        moment = measured.get(SECOND_MOMENT)
+        whole = 0.0 if moment is None else layer_error(weight, moment)
         levels = []
         for spec in self.plan.levels[site.name]:
             if spec.name in payloads:
                 payload = payloads[spec.name]
-                error, relative = measure(payload)
+                error, relative = (payload.error, None) if moment is None else _errors(payload, weight, moment, whole)
                 planned = ManifestLevel.planned(spec)
                 levels.append(replace(planned, error=error, relative_error=relative, payload=payload.layout()))
         row = planned_unit(site, self.plan.levels[site.name])
@@ -201,14 +198,14 @@ class Walk:
 
 
 @dataclass(frozen=True)
-class Rooms:
+class CalibrationMemory:
     """Where calibration's hidden states are kept between blocks, and how many tokens run at once."""
 
     home: torch.device
     batch_tokens: int
 
 
-def rooms(anatomy: Anatomy, tokens: int) -> Rooms:
+def calibration_memory(anatomy: Anatomy, tokens: int) -> CalibrationMemory:
     """Return what fits the memory that is free now, for so many calibration tokens.
 
     Hidden states that would take more than ``HIDDEN_SHARE`` of it are kept in host memory. A batch takes, beside its
@@ -225,7 +222,7 @@ def rooms(anatomy: Anatomy, tokens: int) -> Rooms:
         for block in range(len(anatomy.blocks))
     )
     fitting = max(1, int(BATCH_SHARE * left / per_token))
-    return Rooms(home, min(fitting, MOST_AT_ONCE[anatomy.device.type]))
+    return CalibrationMemory(home, min(fitting, MOST_AT_ONCE[anatomy.device.type]))
 
 
 def file_of(block: int) -> str:
@@ -233,8 +230,15 @@ def file_of(block: int) -> str:
     return f"block_{block:03d}.safetensors"
 
 
-def _errors(weight: torch.Tensor, moment: torch.Tensor, whole: float, payload: Payload) -> tuple[float, float]:
-    """Return a level's output error, and that over the dense layer's squared output ``whole``."""
+def _errors(payload: Payload, weight: torch.Tensor, moment: torch.Tensor, whole: float) -> tuple[float, float]:
+    """Return a level's output error, absolute and relative.
+
+    Args:
+        payload: The level.
+        weight: The dense fp32 weight, shape (out, in).
+        moment: Second moment of the layer's input.
+        whole: Mean squared norm of the dense layer's output.
+    """
     error = payload.output_error(weight, moment)
     return error, error / whole if whole else 0.0
 

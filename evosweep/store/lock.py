@@ -1,4 +1,4 @@
-"""One builder of a level store at a time, and a message for those who wait."""
+"""A lock, so that only one process builds a level store, and a message for processes that wait for it."""
 
 import os
 import socket
@@ -18,12 +18,12 @@ SILENT_SECONDS = 3.0  # a wait that is shorter is not worth a message
 def build_lock(target: Path, *, timeout: float, progress: Progress) -> Iterator[None]:
     """Hold the lock of a store for a while.
 
-    Beside the lock file stands one that names the process that holds it.
+    A second file, next to the lock file, names the process that holds it.
 
     Args:
         target: Folder of the store; the lock is a file beside it.
         timeout: Seconds to wait while another process holds it.
-        progress: Told who is waited for.
+        progress: Told which process is waited for.
 
     Raises:
         StoreError: Another process still holds it after ``timeout``.

@@ -12,9 +12,9 @@ from evosweep.evaluate.population import Evaluator
 from evosweep.fitness.kl import KL
 from evosweep.models.anatomy import Anatomy
 from evosweep.models.load import Random
-from evosweep.store import build
+from evosweep.store import calibrate
 from evosweep.store.build import StoreBuilder
-from evosweep.store.calibrate import rooms
+from evosweep.store.calibrate import calibration_memory
 from evosweep.store.plan import plan_store
 
 CONFIG = {
@@ -60,14 +60,14 @@ def test_visitors_go_home_whatever_happens() -> None:
 def test_activations_stay_on_the_device_while_they_fit(anatomy, monkeypatch, gigabytes: int, home: str) -> None:
     there = copy.copy(anatomy)
     there.device = torch.device("cuda", 0)
-    monkeypatch.setattr(build, "free_bytes", lambda device: gigabytes * 10**9)
+    monkeypatch.setattr(calibrate, "free_bytes", lambda device: gigabytes * 10**9)
     width = anatomy.head.weight.shape[1] * anatomy.dtype.itemsize
-    room = rooms(there, 10**9 // width)
+    room = calibration_memory(there, 10**9 // width)
     assert room.home.type == home and room.batch_tokens == 65536
 
 
 def test_a_batch_is_no_larger_than_free_memory_allows(anatomy, monkeypatch) -> None:
-    monkeypatch.setattr(build, "free_bytes", lambda device: 10**6)
-    few = rooms(anatomy, 64).batch_tokens
-    monkeypatch.setattr(build, "free_bytes", lambda device: 10**9)
-    assert few < 4096 == rooms(anatomy, 64).batch_tokens
+    monkeypatch.setattr(calibrate, "free_bytes", lambda device: 10**6)
+    few = calibration_memory(anatomy, 64).batch_tokens
+    monkeypatch.setattr(calibrate, "free_bytes", lambda device: 10**9)
+    assert few < 4096 == calibration_memory(anatomy, 64).batch_tokens
