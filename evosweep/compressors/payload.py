@@ -1,7 +1,7 @@
 """A compressed layer as named tensors, and how formats turn it back into a weight or a layer function.
 
-A payload may hold other payloads (``parts``), so that one compressor can wrap another. On disk all its tensors are in one
-flat list, under path names (``base/codes``); a ``Layout`` says how to put them together again.
+A payload may hold other payloads (``parts``), so that one compressor can wrap another. On disk all its tensors are in
+one flat list, under path names (``base/codes``); a ``Layout`` says how to put them together again.
 """
 
 import importlib

@@ -15,7 +15,7 @@ from evosweep.compressors.base import Compressor, identity
 from evosweep.core.checks import check_bool, check_choice, check_int, check_number
 from evosweep.core.errors import StoreError
 from evosweep.core.events import Progress, Silent
-from evosweep.core.files import digest, new_folder, sha256_file
+from evosweep.core.files import digest, new_folder
 from evosweep.core.unit import Unit
 from evosweep.data.tokens import TokenSplit
 from evosweep.models.anatomy import Anatomy
@@ -84,11 +84,9 @@ class StoreBuilder:
         with _disk_errors_explained():
             target = cache_folder("stores") / digest(address)
             store = self._found(target)
+            verb = "found"
             if store is None:
-                store = self._build(target, plan, calibration, address, model_name, progress)
-                verb = "built"
-            else:
-                verb = "found"
+                store, verb = self._build(target, plan, calibration, address, model_name, progress)
         progress.say(f"level store {store.key} {verb}, {megabytes(store.size)}")
         return store
 
@@ -126,8 +124,8 @@ class StoreBuilder:
         address: Mapping[str, Any],
         model_name: str,
         progress: Progress,
-    ) -> LevelStore:
-        """Return the store, built by this process group unless another process builds it meanwhile.
+    ) -> tuple[LevelStore, str]:
+        """Return the store and whether it was ``built`` here, or ``found``: built by another process meanwhile.
 
         Args:
             target: Its folder.
@@ -141,27 +139,23 @@ class StoreBuilder:
         with build_lock(target, timeout=self.lock_timeout, progress=progress) if leader else nullcontext():
             found = self._found(target)
             if found is not None:
-                return found
+                return found, "found"
             if leader:
                 _remove_unusable(target, address, progress)
                 check_room(plan, target.parent)
             with new_folder(target) if leader else TemporaryDirectory() as name:
-                folder = Path(name)
-                rows = Walk(plan, self.settings, progress).run(calibration, folder)
+                rows = Walk(plan, self.settings, progress).run(calibration, Path(name))
                 if leader:
-                    Manifest(
-                        schema=SCHEMA,
-                        key=target.name,
-                        address=address,
-                        model_name=model_name,
-                        calibration_tokens=calibration.tokens,
-                        calibration_documents=tuple(calibration.documents),
-                        fixed_bits=plan.fixed_bits,
-                        files={path.name: sha256_file(path) for path in sorted(folder.glob("*.safetensors"))},
-                        units=rows,
-                    ).write(folder)
+                    facts = {
+                        "address": address,
+                        "model_name": model_name,
+                        "calibration_tokens": calibration.tokens,
+                        "calibration_documents": tuple(calibration.documents),
+                        "fixed_bits": plan.fixed_bits,
+                    }
+                    Manifest.of(Path(name), key=target.name, units=rows, **facts).write(Path(name))
             parallel.broadcast_bool(True)  # the other processes wait here until the folder has its name
-            return LevelStore(target, verify=False)  # just written and hashed
+            return LevelStore(target, verify=False), "built"  # just written and hashed
 
 
 def plan_units(anatomy: Anatomy, compressor: Compressor, drop: Drop | None = None) -> tuple[Unit, ...]:

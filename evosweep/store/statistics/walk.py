@@ -1,7 +1,7 @@
 """Measures the inputs of one block's layers while calibration text runs through it."""
 
-from collections.abc import Collection, Sequence
-from contextlib import suppress
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from typing import Any
 
@@ -31,37 +31,54 @@ def measure_inputs(
     Raises:
         StoreError: An input is not finite.
     """
-    kinds = {name: statistic_module(name) for name in sorted(needs)}
-    kinds = {name: module for name, module in kinds.items() if hasattr(module, "Measurement")}
-    leaders = [site for site in anatomy.sites_of(block) if site.group == site.name]
-    found: dict[str, dict[str, Measurement]] = {}
-
-    def count(group: str, module: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> None:
-        del module
-        if group not in found:
-            width, device = args[0].shape[-1], args[0].device
-            found[group] = {name: kind.Measurement(columns=width, device=device) for name, kind in kinds.items()}
-        batch = InputBatch(args[0], weighting)
-        for measurement in found[group].values():
-            measurement.add(batch)
-        if group == leaders[-1].name:
-            raise _LastInput
-
-    handles = [site.module.register_forward_pre_hook(partial(count, site.group)) for site in leaders]
-    try:
+    inputs = _Inputs(anatomy, block, needs, weighting)
+    with inputs.hooked():
         for batch in hidden:
             with suppress(_LastInput):
                 anatomy.run_block(block, batch)
-    finally:
-        for handle in handles:
-            handle.remove()
     values = {
         group: {name: measurement.finish() for name, measurement in measurements.items()}
-        for group, measurements in found.items()
+        for group, measurements in inputs.found.items()
     }
     for group, statistics in values.items():
         _check_finite(group, statistics)
     return values
+
+
+class _Inputs:
+    """The measurements of every shared input of a block, filled by hooks on the first layer that is given it.
+
+    Arguments as for ``measure_inputs``.
+
+    Attributes:
+        found: Group name -> statistic -> its measurement.
+    """
+
+    def __init__(self, anatomy: Anatomy, block: int, needs: Collection[str], weighting: str) -> None:
+        modules = {name: statistic_module(name) for name in sorted(needs)}
+        self.kinds = {name: module for name, module in modules.items() if hasattr(module, "Measurement")}
+        self.leaders = [site for site in anatomy.sites_of(block) if site.group == site.name]
+        self.weighting = weighting
+        self.found: dict[str, dict[str, Measurement]] = {}
+
+    @contextmanager
+    def hooked(self) -> Iterator[None]:
+        """Count what the layers are given for a while."""
+        with ExitStack() as stack:
+            for site in self.leaders:
+                stack.callback(site.module.register_forward_pre_hook(partial(self._count, site.group)).remove)
+            yield
+
+    def _count(self, group: str, module: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> None:
+        del module
+        if group not in self.found:
+            size = {"columns": args[0].shape[-1], "device": args[0].device}
+            self.found[group] = {name: kind.Measurement(**size) for name, kind in self.kinds.items()}
+        batch = InputBatch(args[0], self.weighting)
+        for measurement in self.found[group].values():
+            measurement.add(batch)
+        if group == self.leaders[-1].name:
+            raise _LastInput
 
 
 def _check_finite(group: str, statistics: dict[str, Any]) -> None:
