@@ -21,7 +21,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from evosweep import __version__
+from evosweep import __version__, parallel
 from evosweep.core.budget import Budget
 from evosweep.core.checks import check_int
 from evosweep.core.errors import SettingError
@@ -46,9 +46,9 @@ from evosweep.samplers.storage import Journal, Memory
 from evosweep.search.loop import end_search, run_search
 from evosweep.search.plan import Plan
 from evosweep.settings import build
-from evosweep.store import shard
-from evosweep.store.build import StoreBuilder, fixed_bits, plan_units
+from evosweep.store.build import StoreBuilder
 from evosweep.store.manifest import LevelStore
+from evosweep.store.plan import StorePlan, plan_store
 from evosweep.tracking.behind import Behind
 from evosweep.tracking.console import RichProgress
 from evosweep.tracking.report import Report
@@ -88,29 +88,27 @@ class Workbench:
         return Anatomy(self.loaded.model)
 
     @cached_property
+    def plan(self) -> StorePlan:
+        """Units, levels and costs before any level is made."""
+        return plan_store(self.anatomy, build(self.config, "compressor"), build(self.config, "drop"))
+
+    @property
     def planned(self) -> tuple[Unit, ...]:
         """Units and costs before any level is made."""
-        return plan_units(self.anatomy, build(self.config, "compressor"), build(self.config, "drop"))
+        return self.plan.units
 
-    @cached_property
+    @property
     def fixed_bits(self) -> int:
         """Bits of what belongs to no unit."""
-        return fixed_bits(self.anatomy, build(self.config, "compressor"), build(self.config, "drop"))
+        return self.plan.fixed_bits
 
     @cached_property
     def store(self) -> LevelStore:
         """The level store, found or built."""
         builder: StoreBuilder = build(self.config, "store")
-        compressor, anatomy, splits = build(self.config, "compressor"), self.anatomy, self.splits
+        plan, splits = self.plan, self.splits
         with self.timed("store"):
-            return builder.open(
-                anatomy,
-                compressor,
-                splits["calibration"],
-                drop=build(self.config, "drop"),
-                model_name=self.loaded.name,
-                progress=self.progress,
-            )
+            return builder.open(plan, splits["calibration"], model_name=self.loaded.name, progress=self.progress)
 
     @cached_property
     def evaluator(self) -> Evaluator:
@@ -150,10 +148,10 @@ def run(config: DictConfig) -> dict[str, Any]:
         EvosweepError: Something in the configuration or its files cannot be used.
     """
     quiet_libraries(verbose=HydraConfig.get().verbose)
-    shard.join()
+    parallel.join()
     bench = workbench(json.dumps({key: OmegaConf.to_container(config[key], resolve=True) for key in WORKBENCH_KEYS}))
     job = prepare(config, bench)
-    if not shard.leads():
+    if not parallel.is_leader():
         return {"store": bench.store.key}  # the first process searches
     command = shlex.join(["python", "-m", "evosweep", *HydraConfig.get().overrides.task])
     settings = f"# {command}\n{OmegaConf.to_yaml(config, resolve=True)}"

@@ -75,7 +75,7 @@ def test_every_module_of_a_plug_in_package_has_a_choice() -> None:
     for folder, shared in {
         "fitness": {"base"},
         "allocators": {"base", "harm"},
-        "compressors": {"base", "compensate", "grid", "integer", "kernels", "sparse"},
+        "compressors": {"base", "compensate", "grid", "integer", "kernels", "payload", "sparse", "statistics"},
         "samplers": {"base", "dashboard", "levels", "record", "storage"},
         "exporters": {"base"},
         "data": {"documents", "tokens"},

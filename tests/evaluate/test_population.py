@@ -23,6 +23,7 @@ from evosweep.models.patch import replaced_weights
 from evosweep.search.racing import Racing
 from evosweep.search.survival import Race
 from evosweep.store.build import StoreBuilder
+from evosweep.store.plan import plan_store
 from tests.models.test_anatomy import FAMILIES, small
 
 
@@ -50,7 +51,9 @@ def family(request, tmp_path_factory):
     splits = {
         name: TokenSplit(name, rng.integers(0, 64, (6, 16)), ("x",)) for name in ("calibration", "search", "validation")
     }
-    store = StoreBuilder().open(anatomy, GPTQ(bits=[2, 4], group=16), splits["calibration"], model_name="family")
+    store = StoreBuilder().open(
+        plan_store(anatomy, GPTQ(bits=[2, 4], group=16)), splits["calibration"], model_name="family"
+    )
     return anatomy, store, Evaluator(anatomy=anatomy, store=store, splits=splits)
 
 
