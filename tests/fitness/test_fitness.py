@@ -90,7 +90,8 @@ def test_topk_kl_bounds_kl_from_below_and_meets_it_with_all_tokens() -> None:
 @pytest.mark.parametrize("bias", [False, True])
 def test_the_dense_model_is_at_no_distance_from_itself_in_any_type(dtype: torch.dtype, bias: bool) -> None:
     """Logits of some 20, as models have them: rounded to bfloat16 they alone would be off by 0.06."""
-    head, dense = head_of(bias=bias), outputs_of(head, 0)
+    head = head_of(bias=bias)
+    dense = outputs_of(head, 0)
     head = replace(head, weight=(5 * head.weight).to(dtype), bias=None if head.bias is None else head.bias.to(dtype))
     dense = replace(dense, head=head, hidden=dense.hidden.to(dtype))
     assert dense.label_logit.dtype is torch.float32 and dense.logsumexp.abs().max() > 20
