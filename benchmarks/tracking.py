@@ -23,11 +23,12 @@ import numpy as np
 from evosweep.core.events import Event, Listener
 from evosweep.core.problem import Problem
 from evosweep.core.unit import Level, Nominal, Unit
-from evosweep.loop import Plan, run_search
 from evosweep.run import quiet_libraries
 from evosweep.samplers.evopress import EvoPressSampler
 from evosweep.samplers.record import StudyRecorder
 from evosweep.samplers.storage import Journal
+from evosweep.search.loop import run_search
+from evosweep.search.plan import Plan
 from evosweep.tracking.behind import Behind
 from evosweep.tracking.mlflow import MlflowTracker
 

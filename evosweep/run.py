@@ -35,7 +35,6 @@ from evosweep.evaluate.scorer import StagedScorer
 from evosweep.evaluate.sensitivity import MEASURES, measure
 from evosweep.fitness.base import Fitness
 from evosweep.fitness.kl import KL
-from evosweep.loop import Plan, end_search, run_search
 from evosweep.models.anatomy import Anatomy
 from evosweep.models.checkpoint import check_length
 from evosweep.models.load import LoadedModel
@@ -43,6 +42,8 @@ from evosweep.multirun import JOB_CONFIG, MULTIRUN
 from evosweep.samplers.base import PopulationSampler
 from evosweep.samplers.record import StudyRecorder
 from evosweep.samplers.storage import Journal, Memory
+from evosweep.search.loop import end_search, run_search
+from evosweep.search.plan import Plan
 from evosweep.settings import build
 from evosweep.store import shard
 from evosweep.store.build import StoreBuilder, fixed_bits, plan_units
@@ -52,7 +53,7 @@ from evosweep.tracking.console import RichProgress
 from evosweep.tracking.report import Report
 
 WORKBENCH_KEYS = ("model", "data", "tokens", "compressor", "drop", "store", "evaluate")
-PLAN_KEYS = ("generations", "stages", "racing", "surrogate", "tokens", "patience")
+PLAN_KEYS = ("generations", "stages", "racing", "surrogate", "tokens", "patience", "final")
 CHOICES = ("model", "data", "compressor", "drop", "sampler", "fitness", "search")  # told as params
 logger = logging.getLogger(__name__)
 NAME = re.compile(r"[\w.-]+")
@@ -223,7 +224,7 @@ class Job:
         return run_search(
             name=self.name,
             sampler=self.make_sampler(problem=problem, seed=self.seed),
-            scorer=StagedScorer(self.bench.evaluator, fitness=self.fitness, seed=self.seed),
+            scorer=build(self.config, "scorer")(self.bench.evaluator, fitness=self.fitness, seed=self.seed),
             plan=self.plan,
             dense=self.bench.dense,
             listeners=self.listeners,
@@ -316,7 +317,10 @@ def prepare(config: DictConfig, bench: Workbench) -> Job:
     if not isinstance(config.name, str) or not NAME.fullmatch(config.name):
         raise SettingError("name", allowed="letters, digits, '.', '_' and '-'", got=config.name)
     search: Any = OmegaConf.to_container(config.search)
-    plan = Plan.of(**{key: search[key] for key in PLAN_KEYS})
+    try:
+        plan = Plan.of(**{key: search[key] for key in PLAN_KEYS})
+    except SettingError as error:
+        raise error.at("search") from error
     groups = ("budget", "sampler", "fitness", "export", "tracking", "report", "evaluate", "store", "storage")
     parts = {group: build(config, group) for group in groups}
     for place, stage in enumerate(plan.stages):

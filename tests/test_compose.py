@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 
 from evosweep.__main__ import CONF
 from evosweep.core.budget import Budget
-from evosweep.loop import Plan
+from evosweep.search.plan import Plan
 from evosweep.settings import check_keys
 
 SECTIONS = (

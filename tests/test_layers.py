@@ -20,6 +20,7 @@ RANK = {
     "samplers": 3,
     "evaluate": 4,
     "exporters": 5,
+    "testing": 6,
 }
 FREE_OF = {
     "core": {"torch", "optuna", "mlflow", "hydra", "transformers"},

@@ -113,7 +113,7 @@ def _one_level_a_unit(problem: Problem, tokens: int) -> int:
 
 
 def _all_levels(problem: Problem, tokens: int) -> int:
-    return (problem.rungs - len(problem.units) + 1) * tokens
+    return (problem.total_levels - len(problem.units) + 1) * tokens
 
 
 MEASURES = {
@@ -145,7 +145,7 @@ def measure(
     split, kind = evaluator.splits["search"], MEASURES[column]
     if kind.tokens is _all_levels:
         seq_len = split.windows.shape[1]
-        tokens = max(seq_len, tokens // int(problem.sizes.max() - 1) // seq_len * seq_len)
+        tokens = max(seq_len, tokens // max(int(problem.sizes.max()) - 1, 1) // seq_len * seq_len)
     address = [METHOD, evaluator.store.key, problem.uniform().tolist(), split.hash, tokens, seed]
     cached = cache_folder("columns") / f"{column}-{digest(address)}.json"
     if cached.exists():

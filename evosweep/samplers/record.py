@@ -17,7 +17,7 @@ from PIL import Image
 from evosweep.core.events import Candidate, Event, GenerationRecord, SearchEnded, SearchStarted
 from evosweep.core.files import digest
 from evosweep.core.problem import Genome, Problem
-from evosweep.samplers import levels
+from evosweep.samplers import level_codes
 from evosweep.samplers.base import unit_distributions
 from evosweep.samplers.dashboard import dress
 from evosweep.tracking.artifacts.heatmap import level_image
@@ -33,7 +33,7 @@ class StudyRecorder:
 
     A generation's elite is a complete trial, its value the fixed-validation KL; Optuna's plots are made of these. The
     others are pruned trials whose intermediate values are their stage scores. An elite that stays is not written
-    again. All carry their levels as one string (``levels.allocation_of`` reads it) and, in words, what they changed.
+    again. All carry their levels as one string (``level_codes.allocation_of`` reads it) and what they changed in words.
 
     Optuna Dashboard walks trials times parameter names at every poll, and sends every parameter's range with every
     trial; so by default elites have one parameter a kind of layer and at most ``SPANS`` over the depth, and
@@ -88,7 +88,7 @@ class StudyRecorder:
             self._run = {RUN: event.facts[RUN]}
         facts = {
             **event.facts,
-            **levels.key(problem),
+            **level_codes.key(problem),
             "seed": event.seed,
             "budget_bits": problem.budget,
             "problem": problem.fingerprint,
@@ -128,7 +128,7 @@ class StudyRecorder:
             "slot": candidate.slot,
             "parent": candidate.parent,
             "bits_per_weight": problem.bits_per_weight(problem.cost(candidate.genome)),
-            levels.LEVELS: levels.written(problem, candidate.genome),
+            level_codes.LEVELS: level_codes.written(problem, candidate.genome),
         }
         if self._parent is not None:
             attributes["changed"] = self._changed(candidate.genome, self._parent)

@@ -1,4 +1,4 @@
-"""The levels of a whole allocation as one short string, readable with what the study says about its units."""
+"""The levels of a whole allocation as one short string, decoded with attributes of its study."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -16,20 +16,20 @@ LEVELS, UNITS, LADDERS = "levels", "units", "ladders"  # attributes: of a trial;
 
 
 def written(problem: Problem, genome: Genome) -> str:
-    """Return a genome as text: of every unit, in the problem's order, its level's place in base 36."""
+    """Return a genome as text: the level index of every unit in base 36, in the problem's order."""
     width = _width(int(problem.sizes.max()))
     text = []
-    for place in genome.tolist():
-        digits = ""
+    for level in genome.tolist():
+        digits, rest = "", level
         for _ in range(width):
-            place, digit = divmod(place, len(DIGITS))  # noqa: PLW2901
+            rest, digit = divmod(rest, len(DIGITS))
             digits = DIGITS[digit] + digits
         text.append(digits)
     return "".join(text)
 
 
 def key(problem: Problem) -> dict[str, Any]:
-    """Return the study attributes that ``allocation_of`` reads: units in order, and the ladders they have."""
+    """Return the study attributes that ``allocation_of`` reads: units in order, and their ladders."""
     ladders = list(dict.fromkeys(unit.level_names for unit in problem.units))
     return {
         UNITS: {unit.name: ladders.index(unit.level_names) for unit in problem.units},
@@ -38,7 +38,7 @@ def key(problem: Problem) -> dict[str, Any]:
 
 
 def allocation_of(study: optuna.Study, trial: FrozenTrial) -> Allocation:
-    """Return what a trial of a recorded search allocated.
+    """Return the allocation of a trial of a recorded search.
 
     Raises:
         EvosweepError: The study or the trial holds no levels.
@@ -48,10 +48,10 @@ def allocation_of(study: optuna.Study, trial: FrozenTrial) -> Allocation:
     if text is None or UNITS not in attributes or LADDERS not in attributes:
         raise EvosweepError(f"trial {trial.number} of study {study.study_name!r} was not recorded with its levels")
     units, ladders = attributes[UNITS], attributes[LADDERS]
-    width = _width(max(len(ladders[place]) for place in units.values()))
-    places = [int(text[start : start + width], len(DIGITS)) for start in range(0, len(text), width)]
+    width = _width(max(len(ladders[ladder]) for ladder in units.values()))
+    indices = [int(text[start : start + width], len(DIGITS)) for start in range(0, len(text), width)]
     return Allocation(
-        {name: ladders[ladder][place] for (name, ladder), place in zip(units.items(), places, strict=True)}
+        {name: ladders[ladder][index] for (name, ladder), index in zip(units.items(), indices, strict=True)}
     )
 
 
