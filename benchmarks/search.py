@@ -37,7 +37,6 @@ from evosweep.core.problem import Problem
 from evosweep.core.unit import Unit
 from evosweep.data.tokens import TokenSplit, Windows
 from evosweep.data.wikipedia import Wikipedia
-from evosweep.evaluate import routing
 from evosweep.evaluate.level_weights import LevelWeights
 from evosweep.evaluate.memory import Resources
 from evosweep.evaluate.population import Evaluator
@@ -236,8 +235,8 @@ class Bench:
                 memory[place, level] = made.cpu().pin_memory() if options.host else made
             return memory[place, level]
 
-        def score(genomes: np.ndarray, majority: float = routing.MAJORITY["cuda"]) -> np.ndarray:
-            routing.MAJORITY["cuda"] = majority
+        def score(genomes: np.ndarray, majority: float | None = None) -> np.ndarray:
+            ours.majority = majority
             return ours.score(genomes, split="search", windows=windows, fitness=[KL()])["kl"]
 
         alone = OneByOne(self.evaluator(compile=False), kept)

@@ -41,7 +41,8 @@ class Evaluator:
         anatomy: The dense model; its weights are never changed.
         store: Levels of its units; genomes index them.
         splits: Token windows by split name.
-        resources: What scoring may take.
+        resources: What scoring may use.
+        majority: As for ``routing.groups_of``.
 
     Attributes:
         plan: How memory is divided.
@@ -56,9 +57,10 @@ class Evaluator:
         store: LevelStore,
         splits: Mapping[str, TokenSplit],
         resources: Resources | None = None,
+        majority: float | None = None,
     ) -> None:
         self.anatomy, self.store, self.splits = anatomy, store, splits
-        self.resources = resources or Resources()
+        self.resources, self.majority = resources or Resources(), majority
         self.drops = {index: DropEffect.of(record) for index, record in store.drops.items()}
         self._blocks = _units_by_block(anatomy, store, self.drops)
         self._gates = Problem(units=store.units, budget=sum(unit.levels[-1].cost for unit in store.units))
@@ -251,7 +253,8 @@ class Evaluator:
         with ExitStack() as replacements:
             if units.slots:
                 wanted = np.stack([levels[index][runs] for index in units.slots.values()])
-                for (slot, index), groups in zip(units.slots.items(), groups_of(wanted, states.device), strict=True):
+                groups_by_slot = groups_of(wanted, states.device, majority=self.majority)
+                for (slot, index), groups in zip(units.slots.items(), groups_by_slot, strict=True):
                     weights = {level: self.levels.weight((index, level)) for level in groups.levels}
                     replacements.enter_context(slot.forward_by_row(groups, weights))
             for slot, index in units.writers.items():

@@ -11,7 +11,7 @@ from evosweep.models.slots import RowGroups
 MAJORITY = {"cpu": 2.0, "cuda": 0.7}  # never on a CPU, where multiplications cost much and copies little
 
 
-def groups_of(levels: npt.NDArray[np.int64], device: torch.device) -> list[RowGroups]:
+def groups_of(levels: npt.NDArray[np.int64], device: torch.device, *, majority: float | None = None) -> list[RowGroups]:
     """Return the rows of a population grouped by level, for each of several units, with one transfer to the device.
 
     Offspring differ from their parent in few units, so nearly all rows of a layer have the same level. On a GPU,
@@ -20,13 +20,15 @@ def groups_of(levels: npt.NDArray[np.int64], device: torch.device) -> list[RowGr
     Args:
         levels: Level of each row, shape (units, rows).
         device: Where the row indices are needed.
+        majority: Share of rows at one level from which on all are multiplied with its weight; None: by device.
     """
+    share = MAJORITY[device.type] if majority is None else majority
     orders = moved(np.argsort(levels, axis=1, kind="stable"), device)
     found = []
     for unit, order in zip(levels, orders, strict=True):
         different, counts = levels_in(unit)
         main = counts.index(max(counts))
-        cover = counts[main] >= MAJORITY[device.type] * len(unit)
+        cover = counts[main] >= share * len(unit)
         members = order.split(counts) if len(different) > 1 else (order,)
         found.append(RowGroups(different, members, main, len(unit), cover))
     return found

@@ -231,5 +231,5 @@ def _check_room(folder: Path, expected: int) -> None:
     free = shutil.disk_usage(parent).free
     if free < expected:
         raise ExportError(
-            f"the export takes about {expected / 1e6:.0f} MB in {folder}, where {free / 1e6:.0f} MB are free"
+            f"the export takes about {expected / 1e6:.3g} MB in {folder}, where {free / 1e6:.3g} MB are free"
         )

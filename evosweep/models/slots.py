@@ -178,7 +178,7 @@ class ExpertSlot(LinearSlot):
     @property
     def parameter(self) -> nn.Parameter:
         """The parameter of all experts."""
-        return getattr(self.module, self.attribute)  # type: ignore[no-any-return]
+        return getattr(self.module, self.attribute)
 
     def view(self, tensor: torch.Tensor) -> torch.Tensor:
         """Return this expert's (out, in) view of a tensor laid out as ``parameter``."""

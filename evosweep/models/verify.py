@@ -2,7 +2,6 @@
 block by block on several rows at once with the same result.
 """
 
-from collections.abc import Sequence
 from typing import Protocol
 
 import torch
@@ -23,7 +22,7 @@ class BlockByBlock(Protocol):
     def model(self) -> nn.Module: ...
 
     @property
-    def blocks(self) -> Sequence[nn.Module]: ...
+    def blocks(self) -> nn.ModuleList: ...
 
     @property
     def device(self) -> torch.device: ...

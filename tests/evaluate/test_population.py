@@ -7,7 +7,7 @@ import torch
 from evosweep.allocators.alpha_pruning import HILL
 from evosweep.allocators.harm import AROUND_TOP, AROUND_UNIFORM, KL_PER_ERROR
 from evosweep.compressors.gptq import GPTQ
-from evosweep.core.errors import EvosweepError, SettingError
+from evosweep.core.errors import EvosweepError, ModelError, SettingError
 from evosweep.core.events import Silent
 from evosweep.data.tokens import TokenSplit
 from evosweep.evaluate import memory
@@ -79,6 +79,35 @@ def test_the_dense_model_is_at_no_distance_from_itself(family) -> None:
     assert scores["ppl"][0] == pytest.approx(math.exp(float(loss)), rel=1e-4)
 
 
+def test_the_dense_figures_of_a_bfloat16_model_are_measured_and_zero() -> None:
+    """In bfloat16 too, where logits of 20 were once rounded to 0.06 before the two models were compared."""
+    model = small("llama", tie_word_embeddings=True)
+    with torch.no_grad():
+        model.model.embed_tokens.weight.mul_(60)
+    anatomy = Anatomy(model.to(torch.bfloat16))
+    rng = np.random.default_rng(0)
+    names = ("calibration", "search", "validation")
+    splits = {name: TokenSplit(name, rng.integers(0, 64, (6, 16)), ("x",)) for name in names}
+    store = StoreBuilder().open(anatomy, GPTQ(bits=[2, 4], group=16), splits["calibration"], model_name="family")
+    evaluator = Evaluator(anatomy=anatomy, store=store, splits=splits)
+    figures = StagedScorer(evaluator, fitness=KL(), seed=0).validate(None)
+    assert abs(figures["kl"]) < 1e-5 and figures["ppl"] > 10
+    found = evaluator.token_losses(None, split="validation", windows=range(6), fitness=[KL()])["kl"]
+    assert np.abs(found).max() < 5e-5
+
+
+def test_a_dense_model_that_gives_nan_on_the_text_is_refused(anatomy, store, splits) -> None:
+    token = int(splits["validation"].windows[0][3])
+    row = anatomy.model.get_input_embeddings().weight
+    kept = row[token].clone()
+    try:
+        row[token] = float("nan")
+        with pytest.raises(ModelError, match=r"the dense model's loss .* in float32: choose another model\.dtype"):
+            StagedScorer(Evaluator(anatomy=anatomy, store=store, splits=splits), fitness=KL(), seed=0).validate(None)
+    finally:
+        row[token] = kept
+
+
 def test_splitting_for_memory_changes_nothing(anatomy, store, splits, evaluator) -> None:
     genomes = genomes_of(store, 7)
     whole = evaluator.score(genomes, split="search", windows=[0, 1, 2, 3], fitness=[KL()])["kl"]
@@ -88,7 +117,7 @@ def test_splitting_for_memory_changes_nothing(anatomy, store, splits, evaluator)
         splits=splits,
         resources=Resources(memory_gb=4e-4),
     )
-    assert len(starved._parts(7, (4, 32))) > 4
+    assert len(starved._chunks(7, (4, 32))) > 4
     parts = starved.score(genomes, split="search", windows=[0, 1, 2, 3], fitness=[KL()])["kl"]
     assert parts == pytest.approx(whole, rel=1e-5)
 

@@ -95,7 +95,7 @@ def test_an_expert_of_a_fused_mixture_is_a_matrix_of_its_own() -> None:
 def test_a_slot_is_found_by_its_path() -> None:
     model = small("gpt2", **FAMILIES["gpt2"])
     assert isinstance(slot_at(model, "transformer.h.0.mlp.c_fc"), TransposedSlot)
-    with pytest.raises(ModelError, match="transformer.h.0.ln_1 is a LayerNorm, not a linear layer"):
+    with pytest.raises(ModelError, match=r"transformer\.h\.0\.ln_1 is a LayerNorm, not a linear layer"):
         slot_at(model, "transformer.h.0.ln_1")
-    with pytest.raises(ModelError, match="GPT2LMHeadModel has no module transformer.h.9"):
+    with pytest.raises(ModelError, match=r"GPT2LMHeadModel has no module transformer\.h\.9"):
         slot_at(model, "transformer.h.9")
