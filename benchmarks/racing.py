@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
-import evosweep.run
-from evosweep.__main__ import main as evosweep_main
+import evosweep.pipeline
+from evosweep.cli.main import main as evosweep_main
 from evosweep.evaluate.scorer import StagedScorer
 from evosweep.search.racing import Raced
 
@@ -50,7 +50,7 @@ def main() -> None:
     options.folder.mkdir(parents=True, exist_ok=True)
     os.chdir(options.folder)
     if options.audit:
-        evosweep.run.StagedScorer = Audited  # type: ignore[misc]
+        evosweep.pipeline.StagedScorer = Audited  # type: ignore[misc]
     sys.argv = [
         "evosweep",
         "-m",

@@ -20,11 +20,11 @@ from typing import Any
 
 import numpy as np
 
+from evosweep.cli.job import quiet_libraries
 from evosweep.core.events import Event, Listener
 from evosweep.core.problem import Problem
 from evosweep.core.unit import Level, Nominal, Unit
 from evosweep.loop import Plan, run_search
-from evosweep.run import quiet_libraries
 from evosweep.samplers.evopress import EvoPressSampler
 from evosweep.samplers.record import StudyRecorder
 from evosweep.samplers.storage import Journal

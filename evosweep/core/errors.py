@@ -48,6 +48,10 @@ class SettingError(EvosweepError):
             return self
         return _same(type(self), f"{path}.{self.setting}" if self.setting else path, self._rest)
 
+    def renamed(self, setting: str, path: str) -> "SettingError":
+        """Return the same error about another setting, of the section at ``path``."""
+        return _same(type(self), setting, self._rest).at(path)
+
     def __reduce__(self) -> tuple[Any, ...]:
         """Return how another process rebuilds the error: a launcher's worker sends its errors to its parent."""
         return _same, (type(self), self.setting, self._rest)
