@@ -1,7 +1,7 @@
 """evosweep: fit a language model into a size, with proof of which layers to compress how hard.
 
-From Python: ``load`` a model, ``tokenize`` text, ``build_store``, ``make_problem``, ``run_search``, ``export``. Names are
-imported when they are first used, so that ``import evosweep`` costs nothing.
+From Python: ``load`` a model, ``tokenize`` text, ``build_store``, ``make_problem``, ``run_search``, ``export``. Names
+are imported when they are first used, so that ``import evosweep`` costs nothing.
 """
 
 import importlib
@@ -29,7 +29,7 @@ _PUBLIC = {
     "EvoPressSampler": "evosweep.samplers.evopress",
     "AllocatorSampler": "evosweep.samplers.static",
 }
-__all__ = ["__version__", *_PUBLIC]
+__all__ = ["__version__", *_PUBLIC]  # noqa: PLE0604 - all are strings
 
 
 def __getattr__(name: str) -> Any:

@@ -49,7 +49,9 @@ MODEL = "model"  # folder of the exported winner
 class Exporter(Protocol):
     """Writes a winner as a model that loads elsewhere."""
 
-    enabled: bool
+    @property
+    def enabled(self) -> bool:
+        """Whether to export at all."""
 
     def check(self, compressor: Compressor, drop: Drop, anatomy: Anatomy) -> None:
         """Raise SettingError where what a search may choose cannot be written."""

@@ -16,6 +16,7 @@ from evosweep.cli.reopen import export_earlier, find_run, reopen, settings_of
 from evosweep.core.errors import EvosweepError
 from evosweep.core.results import RESULT, read_result
 from evosweep.evaluate.scorer import StagedScorer
+from evosweep.fitness.base import Fitness
 from evosweep.fitness.kl import KL
 from evosweep.fitness.perplexity import Perplexity
 from evosweep.pipeline import MODEL
@@ -85,7 +86,7 @@ def _score(options: argparse.Namespace, conf: Path) -> None:
     run = reopen(folder, settings_of(folder, options.overrides, conf))
     evaluator = run.bench.evaluator
     windows = range(len(evaluator.splits[options.split].windows))
-    figures = [KL(), Perplexity()]
+    figures: list[Fitness] = [KL(), Perplexity()]
     if options.split == "validation":
         scorer = StagedScorer(evaluator, fitness=KL(), seed=0)
         found = scorer.validate(run.genome)

@@ -129,8 +129,8 @@ class _Walk:
 
     def make(self, value: Any, raw: Any, path: str) -> Any:
         if isinstance(value, list):
-            written = raw if isinstance(raw, list) else [None] * len(value)
-            return [self.make(item, written[n], f"{path}[{n}]") for n, item in enumerate(value)]
+            items = raw if isinstance(raw, list) else [None] * len(value)
+            return [self.make(item, items[index], f"{path}[{index}]") for index, item in enumerate(value)]
         if not isinstance(value, dict):
             return value
         written = raw if isinstance(raw, dict) else {}

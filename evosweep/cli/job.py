@@ -138,7 +138,7 @@ def check_storage(storage: Any) -> None:
 
 
 def _prefix() -> str:
-    number = HydraConfig.get().job.get("num", None) if MULTIRUN in os.environ else None
+    number = HydraConfig.get().job.num if MULTIRUN in os.environ else None
     return "" if number is None else f"[job {int(number) + 1}/{os.environ.get(JOBS, '?')}] "
 
 

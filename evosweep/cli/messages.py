@@ -48,16 +48,21 @@ def of(error: Exception, *, conf: Path) -> EvosweepError:
     missing = _CHOICE.search(text)
     if missing:
         return _choice(missing.group(1) or missing.group(2), text, conf)
+    return _key(text, conf)
+
+
+def _key(text: str, conf: Path) -> EvosweepError:
+    """Return the error of a setting that is none, or whose override cannot be applied."""
     key = _KEY.search(text) or _OVERRIDE.search(text) or _DELETE.search(text)
-    if key:
-        known = list(_known_keys(conf))
-        if key.group(1) in known:
-            return EvosweepError(f"{key.group(1)} cannot be changed like this: {_first(text)}")
-        return EvosweepError(
-            f"there is no setting {key.group(1)!r}{did_you_mean(key.group(1), known)}; "
-            f"python -m evosweep --cfg job shows all of them"
-        )
-    return EvosweepError(" ".join(text.split())[:500])
+    if not key:
+        return EvosweepError(" ".join(text.split())[:500])
+    known = list(_known_keys(conf))
+    if key.group(1) in known:
+        return EvosweepError(f"{key.group(1)} cannot be changed like this: {_first(text)}")
+    return EvosweepError(
+        f"there is no setting {key.group(1)!r}{did_you_mean(key.group(1), known)}; "
+        f"python -m evosweep --cfg job shows all of them"
+    )
 
 
 def _choice(name: str, text: str, conf: Path) -> EvosweepError:

@@ -85,7 +85,7 @@ def settings_of(folder: Path, overrides: Sequence[str], conf: Path) -> DictConfi
         key, value = parsed.get_key_element().lstrip("+"), parsed.value()
         if choices(conf, key):
             config[key] = _choice(key, str(value), conf, keep=config.get(key))
-        elif OmegaConf.select(config, key) is None and "+" not in parsed.input_line[:1]:
+        elif OmegaConf.select(config, key) is None and not parsed.is_add():
             known = list(_keys(OmegaConf.to_container(config), ""))
             raise EvosweepError(f"there is no setting {key!r}{did_you_mean(key, known)}")
         else:
