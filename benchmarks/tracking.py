@@ -24,10 +24,11 @@ from evosweep.cli.job import quiet_libraries
 from evosweep.core.events import Event, Listener
 from evosweep.core.problem import Problem
 from evosweep.core.unit import Level, Nominal, Unit
-from evosweep.loop import Plan, run_search
 from evosweep.samplers.evopress import EvoPressSampler
 from evosweep.samplers.record import StudyRecorder
 from evosweep.samplers.storage import Journal
+from evosweep.search.loop import run_search
+from evosweep.search.plan import Plan
 from evosweep.tracking.behind import Behind
 from evosweep.tracking.mlflow import MlflowTracker
 

@@ -29,11 +29,14 @@ from evosweep.evaluate.scorer import StagedScorer
 from evosweep.evaluate.sensitivity import MEASURES, measure
 from evosweep.fitness.base import Fitness
 from evosweep.fitness.kl import KL
-from evosweep.loop import Plan, end_search, run_search
 from evosweep.models.anatomy import Anatomy
 from evosweep.models.load import LoadedModel, ModelSource
 from evosweep.samplers.base import PopulationSampler
 from evosweep.samplers.record import StudyRecorder
+from evosweep.search.loop import end_search, run_search
+from evosweep.search.plan import Plan
+from evosweep.search.protocols import Scorer
+from evosweep.search.state import SearchState
 from evosweep.store.build import StoreBuilder, fixed_bits, plan_units
 from evosweep.store.drop import Drop
 from evosweep.store.manifest import LevelStore
@@ -43,6 +46,7 @@ from evosweep.tracking.report import Report
 logger = logging.getLogger(__name__)
 ALLOCATION = "allocation.json"
 CONFIG = "config.yaml"  # settings of a run; there once they are checked
+STATE = "search_state.json"  # what a search needs to go on
 MODEL = "model"  # folder of the exported winner
 
 
@@ -231,6 +235,8 @@ class Task:
 
     Attributes:
         sampler: Makes the sampler of a problem: ``sampler(problem=.., seed=..)``.
+        scorer: Makes what scores candidates: ``scorer(evaluator=.., fitness=.., seed=..)``.
+        resume: Whether the search goes on from the state in ``folder``.
         export_now: Whether the winner is exported by this run; a multirun exports its own winner at the end.
     """
 
@@ -244,7 +250,9 @@ class Task:
     storage: Storage
     report: Report
     folder: Path
+    scorer: Callable[..., Scorer] = StagedScorer
     export_now: bool = True
+    resume: bool = False
 
 
 @dataclass(frozen=True)
@@ -381,10 +389,11 @@ def _searched(
     recorder: StudyRecorder,
 ) -> SearchResult:
     """Run the search, and leave its winner in ``allocation.json``."""
+    state = task.folder / STATE
     result = run_search(
         name=draft.name,
         sampler=task.sampler(problem=problem, seed=task.seed),
-        scorer=StagedScorer(bench.evaluator, fitness=task.fitness, seed=task.seed),
+        scorer=task.scorer(evaluator=bench.evaluator, fitness=task.fitness, seed=task.seed),
         plan=task.plan,
         dense=bench.dense,
         listeners=listeners,
@@ -396,6 +405,9 @@ def _searched(
         },
         tokens_spent=spent,
         progress=bench.progress,
+        state=SearchState.read(state, problem=problem) if task.resume else None,
+        state_path=state,
+        identity={"store": bench.store.key, "text": bench.splits["search"].hash, "fitness": task.fitness.name},
     )
     result.allocation.save(task.folder / ALLOCATION, store=bench.store.key, **result.row())
     return result

@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 from evosweep.cli.compose import check_keys
 from evosweep.cli.main import CONF
 from evosweep.core.budget import Budget
-from evosweep.loop import Plan
+from evosweep.search.plan import Plan
 
 SECTIONS = (
     "model",

@@ -13,10 +13,11 @@ from evosweep.allocators.owl import OWL
 from evosweep.allocators.uniform import Uniform
 from evosweep.core.files import digest
 from evosweep.core.problem import Problem
-from evosweep.loop import Plan, run_search
 from evosweep.samplers.evopress import EvoPressSampler
 from evosweep.samplers.random import RandomFeasibleSampler
 from evosweep.samplers.static import AllocatorSampler
+from evosweep.search.loop import run_search
+from evosweep.search.plan import Plan
 from tests.conftest import make_problem
 
 GOLDEN = Path(__file__).parent / "golden" / "searches.json"

@@ -20,13 +20,13 @@ SECTIONS = (
     "budget",
     "sampler",
     "fitness",
+    "scorer",
     "export",
     "tracking",
     "report",
     "storage",
 )
 PLAIN = ("search",)  # sections without _target_
-OPTIONAL = ("scorer",)
 OWN = {"export": ("jobs",)}  # keys that the command line reads itself
 
 
@@ -41,7 +41,7 @@ def check_config(config: DictConfig, conf: Path) -> None:
     for key in config:
         if str(key) not in known:
             raise SettingError("a setting", allowed=sorted(known), got=str(key))
-    for group in (*PLAIN, *SECTIONS, *(name for name in OPTIONAL if name in config)):
+    for group in (*PLAIN, *SECTIONS):
         _check_section(config, group, conf)
 
 

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,8 @@ from rich.markdown import Markdown
 
 from evosweep.cli import cache
 from evosweep.cli.finish import SELECTION, lying
-from evosweep.cli.job import quiet_libraries
+from evosweep.cli.folders import CLAIM
+from evosweep.cli.job import bench_of, notes_of, quiet_libraries, shared_progress, task_of
 from evosweep.cli.reopen import export_earlier, find_run, reopen, settings_of
 from evosweep.core.errors import EvosweepError
 from evosweep.core.results import RESULT, read_result
@@ -19,11 +21,10 @@ from evosweep.evaluate.scorer import StagedScorer
 from evosweep.fitness.base import Fitness
 from evosweep.fitness.kl import KL
 from evosweep.fitness.perplexity import Perplexity
-from evosweep.pipeline import MODEL
+from evosweep.pipeline import CONFIG, MODEL, STATE, check, run
 from evosweep.tracking import comparison
 from evosweep.tracking.console import summary, terminal
 
-STATE = "search_state.json"
 SPLITS = ("validation", "search", "calibration")
 
 
@@ -130,15 +131,21 @@ def _below(folder: Path) -> list[Path]:
 
 def _resume(options: argparse.Namespace, conf: Path) -> None:
     folder = find_run(options.run)
-    settings_of(folder, options.overrides, conf)
+    config = settings_of(folder, options.overrides, conf)
     if (folder / RESULT).is_file():
         raise EvosweepError(f"the search of {folder} is over: its {RESULT} is there; nothing is left to resume")
     if not (folder / STATE).is_file():
-        raise EvosweepError(
-            f"{folder} kept no {STATE}, so its search cannot go on; to start a new one from the best that it found: "
-            f"evosweep ... sampler=evopress sampler.start={folder}/allocation.json"
-        )
-    raise EvosweepError(f"{folder}/{STATE} was written by another version of evosweep; start anew from allocation.json")
+        raise EvosweepError(f"{folder} kept no {STATE}: no generation was finished; type its command again")
+    task = task_of(config, folder=folder, resume=True)
+    shared_progress().begin(prefix="", log=folder / CLAIM)
+    bench = bench_of(config)
+    first, *_ = (folder / CONFIG).read_text(encoding="utf-8").splitlines()
+    typed = [*shlex.split(first.lstrip("# "))[3:], *options.overrides]
+    choices = {"sampler": next((text.partition("=")[2] for text in typed if text.startswith("sampler=")), None)}
+    row = run(task, bench, check(task, bench), notes_of(config, task, overrides=typed, choices=choices))
+    terminal().print(summary([row], title=str(config.name)))
+    for line in [SELECTION, *lying([folder], [row])]:
+        _say(line)
 
 
 def _say(text: Any, console: Console | None = None) -> None:

@@ -5,6 +5,7 @@ import logging
 import os
 import shlex
 import warnings
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -24,14 +25,15 @@ from evosweep.cli.progress import JobProgress
 from evosweep.core.checks import check_int
 from evosweep.core.errors import SettingError
 from evosweep.core.redact import redact
-from evosweep.loop import Plan
 from evosweep.pipeline import Materials, Notes, Task, Workbench, check, check_together, open_bench
 from evosweep.pipeline import run as run_pipeline
+from evosweep.search.plan import Plan
 from evosweep.store import shard
 from evosweep.tracking.console import RichProgress
 
 WORKBENCH = ("model", "data", "tokens", "compressor", "drop", "store", "evaluate")
-PLAN = ("generations", "stages", "racing", "surrogate", "tokens", "patience")
+PLAN = ("generations", "stages", "racing", "surrogate", "tokens", "patience", "final")
+PARTS = ("budget", "sampler", "fitness", "scorer", "tracking", "report", "storage")
 SEED_LIMIT = 2**63 - 1
 EXPORT_JOBS = ("winner", "all")
 logger = logging.getLogger(__name__)
@@ -84,14 +86,15 @@ def run(config: DictConfig) -> dict[str, Any]:
     draft = check(task, bench)
     if not shard.leads():
         return {"store": bench.store.key}  # the first process searches
-    return run_pipeline(task, bench, draft, _notes(config, task))
+    notes = notes_of(config, task, overrides=list(hydra.overrides.task), choices=hydra.runtime.choices)
+    return run_pipeline(task, bench, draft, notes)
 
 
-def task_of(config: DictConfig, *, folder: Path) -> Task:
+def task_of(config: DictConfig, *, folder: Path, resume: bool = False) -> Task:
     """Read and check every setting that does not need the model, before it is loaded and anything is written."""
     seed = check_int("seed", config.seed, low=-SEED_LIMIT, high=SEED_LIMIT)
     check_name(config.name)
-    made = {group: build(config, group) for group in ("budget", "sampler", "fitness", "tracking", "report", "storage")}
+    made = {group: build(config, group) for group in PARTS}
     exporter = build(config, "export", without=("jobs",))
     jobs = config.export.get("jobs", "winner")
     if jobs not in EXPORT_JOBS:
@@ -105,6 +108,7 @@ def task_of(config: DictConfig, *, folder: Path) -> Task:
         tracker=made.pop("tracking"),
         folder=folder,
         export_now=MULTIRUN not in os.environ or jobs == "all" or config.tracking.get("model") == "weights",
+        resume=resume,
         **made,
     )
 
@@ -142,18 +146,25 @@ def _prefix() -> str:
     return "" if number is None else f"[job {int(number) + 1}/{os.environ.get(JOBS, '?')}] "
 
 
-def _notes(config: DictConfig, task: Task) -> Notes:
-    hydra = HydraConfig.get()
-    overrides = overrides_of(list(hydra.overrides.task))
-    command = shlex.join(["python", "-m", "evosweep", *redact(list(hydra.overrides.task))])
+def notes_of(config: DictConfig, task: Task, *, overrides: Sequence[str], choices: Mapping[str, Any]) -> Notes:
+    """Return what is recorded about a run.
+
+    Args:
+        config: Its configuration.
+        task: Made of it.
+        overrides: As typed.
+        choices: Chosen file of every group.
+    """
+    shown = overrides_of(list(overrides))
+    command = shlex.join(["python", "-m", "evosweep", *redact(list(overrides))])
     return Notes(
-        row={"overrides": overrides, "identity": str(RunIdentity.of(config)), "name": config.name},
-        params=params_of(config, hydra.runtime.choices, str(task.budget)),
+        row={"overrides": shown, "identity": str(RunIdentity.of(config)), "name": config.name},
+        params=params_of(config, choices, str(task.budget)),
         config=f"# {command}\n{redact(OmegaConf.to_yaml(config, resolve=True))}",
         source=redact(OmegaConf.to_yaml(config.data, resolve=True)),
         experiment=config.name,
         multirun=os.environ.get(MULTIRUN),
-        tags={"overrides": " ".join(overrides)},
+        tags={"overrides": " ".join(shown)},
         facts={"evosweep": __version__},
     )
 

@@ -1,4 +1,4 @@
-"""What a search tells the world: records that trackers, studies and figures are made of."""
+"""Events and records of a search, which trackers, studies and figures are made of."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +15,7 @@ class Candidate:
     """One scored genome of a generation.
 
     Attributes:
-        slot: Place in the generation; with (seed, generation) it names the randomness that made it.
+        slot: Index in the generation; with (seed, generation) it names the randomness that made it.
         genome: Level indices, shape (units,).
         scores: Mean fitness of each stage that it was scored in, by stage index.
         parent: Hash of the allocation that it was mutated from, if any.
@@ -49,7 +49,8 @@ class GenerationRecord:
         tokens: Tokens scored by the search so far, candidates times tokens; validation not counted.
         tokens_saved: Tokens of this generation that racing did not score.
         changed: Units in which the elite differs from the elite before it.
-        facts: Numbers that the sampler tells about itself.
+        facts: Numbers that the sampler reports about itself.
+        parents: Genomes that the next generation is made of, the elite's first.
     """
 
     generation: int
@@ -67,16 +68,46 @@ class GenerationRecord:
     elapsed: float
     tokens_saved: int = 0
     facts: Mapping[str, float] = field(default_factory=dict)
+    parents: tuple[Genome, ...] = ()
+
+
+@dataclass(frozen=True)
+class FinalRecord:
+    """What all elites of a search scored on common tokens, at its end.
+
+    Attributes:
+        scores: Fitness of every distinct elite, by the generation in which it first was one; lower is better.
+        tokens: Tokens that each of them was scored on.
+        spent: Tokens scored in all.
+    """
+
+    scores: Mapping[int, float]
+    tokens: int
+    spent: int
+
+    @property
+    def winner(self) -> int:
+        """The generation whose elite is the best; of equals, the earliest."""
+        return min(sorted(self.scores), key=lambda generation: self.scores[generation])
 
 
 @dataclass(frozen=True)
 class SearchStarted:
-    """A search begins."""
+    """A search begins or continues.
+
+    Attributes:
+        name: Of the run.
+        problem: What is searched over.
+        seed: Of all randomness.
+        facts: What else listeners should know.
+        continued: Generations that were done before; 0 for a new search.
+    """
 
     name: str
     problem: Problem
     seed: int
     facts: Mapping[str, Any]
+    continued: int = 0
 
 
 @dataclass(frozen=True)
@@ -88,10 +119,15 @@ class SearchEnded:
 
 @dataclass(frozen=True)
 class SearchResult:
-    """A search's outcome: the winner, and how it came about.
+    """A search's outcome: the winner, and how it was found.
 
     Attributes:
-        winner_generation: Generation whose elite the winner is; -1: the last one.
+        allocation: The winner.
+        validation: The winner's figures on the fixed validation set: ``kl`` and ``ppl``. They select nothing.
+        tokens: Tokens scored by the search, the final scoring of all elites included.
+        stopped: Why it ended: ``finished``, or the reason of the stopping rule.
+        winner_generation: Generation in which the winner first was the elite; -1: the last one.
+        final: What all elites scored on common tokens; None where they were not scored again.
     """
 
     sampler: str
@@ -106,6 +142,7 @@ class SearchResult:
     tokens_saved: int = 0
     stopped: str = "finished"
     winner_generation: int = -1
+    final: FinalRecord | None = None
     export: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -114,7 +151,7 @@ class SearchResult:
         return self.problem.cost(self.problem.encode(self.allocation))
 
     def row(self) -> dict[str, Any]:
-        """The figures that a comparison needs, under stable names."""
+        """Return the figures that a comparison needs, under stable names."""
         return {
             "sampler": self.sampler,
             "seed": self.seed,
@@ -130,17 +167,17 @@ class SearchResult:
         }
 
     def history(self) -> list[dict[str, float]]:
-        """What was found after every generation: tokens and seconds spent, true size, validation figures."""
+        """Return what was found after every generation: tokens and seconds spent, true size, validation figures."""
         return [
             {
-                "generation": each.generation,
-                "tokens": each.tokens,
-                "seconds": each.elapsed,
-                "bits_per_weight": each.bits_per_weight,
-                "kl": each.validation["kl"],
-                "ppl": each.validation["ppl"],
+                "generation": record.generation,
+                "tokens": record.tokens,
+                "seconds": record.elapsed,
+                "bits_per_weight": record.bits_per_weight,
+                "kl": record.validation["kl"],
+                "ppl": record.validation["ppl"],
             }
-            for each in self.generations
+            for record in self.generations
         ]
 
 
@@ -148,14 +185,14 @@ Event = SearchStarted | GenerationRecord | SearchEnded
 
 
 class Listener(Protocol):
-    """Someone who hears events."""
+    """Receives the events of a search."""
 
     def on_event(self, event: Event) -> None:
-        """Take note of ``event``; may write, must not change it."""
+        """Handle ``event``; may write, must not change it."""
 
 
 class Progress(Protocol):
-    """Someone who shows how far a phase is."""
+    """Shows how far a phase is."""
 
     def track(self, items: Sequence[T], *, description: str) -> Iterable[T]:
         """Yield ``items`` while showing progress and time left."""

@@ -1,4 +1,4 @@
-"""Fitness of candidates on tokens drawn by place, and of a winner on the fixed validation set."""
+"""Numbers about genomes: losses and fitness on the search split, figures on the fixed validation split."""
 
 import numpy as np
 import numpy.typing as npt
@@ -9,11 +9,12 @@ from evosweep.evaluate.population import Evaluator
 from evosweep.fitness.base import Fitness
 from evosweep.fitness.kl import KL
 from evosweep.fitness.perplexity import Perplexity
-from evosweep.search.racing import Raced, Racing
+
+CHUNK = 65_536  # tokens of a genome whose losses are held at once where a whole split is scored
 
 
 class StagedScorer:
-    """Scores generations on the search split.
+    """Scores genomes on search tokens that follow from (seed, generation, stage).
 
     Args:
         evaluator: Runs populations.
@@ -24,52 +25,75 @@ class StagedScorer:
     def __init__(self, evaluator: Evaluator, *, fitness: Fitness, seed: int) -> None:
         self.evaluator, self.fitness, self.seed = evaluator, fitness, seed
 
+    @property
+    def seq_len(self) -> int:
+        """Tokens a window of the search split."""
+        return self.evaluator.splits["search"].seq_len
+
     def score(
         self, genomes: npt.NDArray[np.int64], *, generation: int, stage: int, tokens: int
     ) -> npt.NDArray[np.float64]:
-        """Return the fitness of genomes (rows) on the tokens of (seed, generation, stage)."""
+        """Return the fitness of genomes on the tokens of a stage, shape (genomes,); lower is better.
+
+        Args:
+            genomes: Level indices, shape (genomes, units).
+            generation: 0, 1, 2 ...
+            stage: Index of the stage.
+            tokens: How many tokens the stage scores a genome on; a multiple of ``seq_len``.
+        """
         windows = self._windows(generation, stage, tokens)
         return self.evaluator.score(genomes, split="search", windows=windows, fitness=[self.fitness])[self.fitness.name]
 
-    def race(
+    def losses(
         self,
         genomes: npt.NDArray[np.int64],
         *,
         generation: int,
         stage: int,
         tokens: int,
-        survivors: int,
-        racing: Racing,
-    ) -> Raced:
-        """Return the same, without those whom ``racing`` gives up before all tokens are scored."""
-        windows, name = self._windows(generation, stage, tokens), self.fitness.name
-        seq_len = self.evaluator.splits["search"].seq_len
-        scores, alive, spent = np.full(len(genomes), np.nan), np.arange(len(genomes)), 0
-        losses = np.empty((len(genomes), 0, seq_len - 1), dtype=np.float32)
-        looks = racing.looks(len(windows), seq_len)
-        boundary = racing.boundary(looks)
-        for look in looks:
-            more = windows[losses.shape[1] : look.windows]
-            found = self.evaluator.token_losses(
-                genomes[alive], split="search", windows=more, fitness=[self.fitness], length=look.length
-            )[name]
-            spent += len(alive) * len(more) * look.length
-            whole = look.length == seq_len
-            if whole:
-                losses = np.concatenate([losses, found], axis=1)
-            known = losses if whole else found
-            scores[alive] = [self.fitness.reduce(mean) for mean in known.mean(axis=(1, 2), dtype=np.float64)]
-            stays = ~racing.excluded(known, survivors, boundary=boundary)
-            alive, losses = alive[stays], losses[stays]
-            if len(alive) <= survivors:
-                break
-        return Raced(scores, ~np.isin(np.arange(len(genomes)), alive), spent)
+        windows: slice,
+        length: int,
+    ) -> npt.NDArray[np.float32]:
+        """Return the loss of genomes on each token of some windows of a stage, shape (genomes, windows, length - 1).
 
-    def _windows(self, generation: int, stage: int, tokens: int) -> list[int]:
-        split = self.evaluator.splits["search"]
-        count = split.count(f"search.stages[{stage}].tokens", tokens)
-        draws = generator(self.seed, "tokens", generation, stage)
-        return [int(window) for window in draws.choice(len(split.windows), size=count, replace=False)]
+        Args:
+            genomes: Level indices, shape (genomes, units).
+            generation: 0, 1, 2 ...
+            stage: Index of the stage.
+            tokens: How many tokens the stage has in all; a multiple of ``seq_len``.
+            windows: Which of the stage's windows.
+            length: How many tokens of each window, from its start.
+        """
+        chosen = self._windows(generation, stage, tokens)[windows]
+        return self.evaluator.token_losses(
+            genomes, split="search", windows=chosen, fitness=[self.fitness], length=length
+        )[self.fitness.name]
+
+    def reduce(self, loss: float) -> float:
+        """Return the fitness that a mean loss per token stands for."""
+        return self.fitness.reduce(loss)
+
+    def score_all(self, genomes: npt.NDArray[np.int64], *, limit: int | None = None) -> npt.NDArray[np.float64]:
+        """Return the fitness of genomes on every search token, shape (genomes,); lower is better.
+
+        Args:
+            genomes: Level indices, shape (genomes, units).
+            limit: Most tokens for each genome, at least one window; None: no limit.
+        """
+        windows = self._final_windows(limit)
+        at_once = max(1, CHUNK // self.seq_len)
+        total = np.zeros(len(genomes))
+        for start in range(0, len(windows), at_once):
+            losses = self.evaluator.token_losses(
+                genomes, split="search", windows=windows[start : start + at_once], fitness=[self.fitness]
+            )[self.fitness.name]
+            total += losses.sum(axis=(1, 2), dtype=np.float64)
+        count = len(windows) * (self.seq_len - 1)
+        return np.array([self.fitness.reduce(float(mean)) for mean in total / count])
+
+    def final_tokens(self, limit: int | None = None) -> int:
+        """Return on how many tokens ``score_all`` scores a genome: whole windows within ``limit``, at least one."""
+        return len(self._final_windows(limit)) * self.seq_len
 
     def validate(self, genome: Genome | None) -> dict[str, float]:
         """Return ``kl`` (nats per token) and ``ppl`` on the whole validation split; None is the dense model."""
@@ -84,3 +108,21 @@ class StagedScorer:
             )
             self.evaluator.validated[key] = {name: float(values[0]) for name, values in scores.items()}
         return dict(self.evaluator.validated[key])
+
+    def _windows(self, generation: int, stage: int, tokens: int) -> list[int]:
+        """Return the indices of a stage's windows in the search split."""
+        count = self.evaluator.splits["search"].count(f"search.stages[{stage}].tokens", tokens)
+        return self._draw(count, "tokens", generation, stage)
+
+    def _final_windows(self, limit: int | None) -> list[int]:
+        """Return the indices of the windows that the final scoring takes."""
+        available = len(self.evaluator.splits["search"].windows)
+        if limit is None:
+            return list(range(available))
+        return self._draw(min(available, max(1, limit // self.seq_len)), "tokens", "final")
+
+    def _draw(self, count: int, *key: int | str) -> list[int]:
+        """Return ``count`` different windows, drawn by the seed and a key."""
+        available = len(self.evaluator.splits["search"].windows)
+        draws = generator(self.seed, *key)
+        return [int(window) for window in draws.choice(available, size=count, replace=False)]

@@ -21,6 +21,7 @@ from evosweep.fitness.perplexity import Perplexity
 from evosweep.models.anatomy import Anatomy
 from evosweep.models.patch import replaced_weights
 from evosweep.search.racing import Racing
+from evosweep.search.survival import Race
 from evosweep.store.build import StoreBuilder
 from tests.models.test_anatomy import FAMILIES, small
 
@@ -164,8 +165,8 @@ def test_a_race_keeps_whom_a_whole_stage_keeps_and_saves_tokens(store, evaluator
     scorer = StagedScorer(evaluator, fitness=KL(), seed=0)
     place = {"generation": 1, "stage": 0, "tokens": 256}
     full = scorer.score(genomes, **place)
-    raced = scorer.race(genomes, **place, survivors=3, racing=Racing(0.05))
-    stayed = np.flatnonzero(~raced.out)
+    raced = Race(Racing(0.05)).run(genomes, scorer=scorer, **place, survivors=3)
+    stayed = np.flatnonzero(~raced.given_up)
     assert set(np.argsort(full)[:3]) <= set(stayed) and len(stayed) < 12
     assert raced.tokens < 12 * 256
     if len(stayed) > 3:  # they were scored on everything

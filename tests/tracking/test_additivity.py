@@ -6,8 +6,9 @@ import pytest
 
 from evosweep.core.events import Candidate
 from evosweep.core.problem import Problem
-from evosweep.loop import Plan, run_search
 from evosweep.samplers.random import RandomFeasibleSampler
+from evosweep.search.loop import run_search
+from evosweep.search.plan import Plan
 from evosweep.tracking.artifacts.additivity import Additivity, Sample, samples_of, statistics
 
 

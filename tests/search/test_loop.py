@@ -7,18 +7,20 @@ from evosweep.allocators.uniform import Uniform
 from evosweep.core.errors import EvosweepError, SettingError
 from evosweep.core.events import GenerationRecord, SearchStarted, Silent
 from evosweep.core.problem import Problem
-from evosweep.loop import Plan, run_search
 from evosweep.samplers.evopress import EvoPressSampler
 from evosweep.samplers.levels import allocation_of
 from evosweep.samplers.optuna import OptunaSampler
 from evosweep.samplers.record import StudyRecorder
 from evosweep.samplers.static import AllocatorSampler
 from evosweep.samplers.storage import Journal
-from evosweep.search.racing import Raced
+from evosweep.search.loop import run_search
+from evosweep.search.plan import Plan
+from evosweep.search.stages import Stage, Stages
+from evosweep.search.survival import Outcome
 
 
 class Quadratic:
-    """Fitness with a known best genome, and noise that only a place decides."""
+    """Fitness with a known best genome, and noise that only (generation, stage) decides."""
 
     def __init__(self, problem: Problem, noise: float = 0.0) -> None:
         self.weights = np.arange(len(problem.units)) % 5 - 2.0
@@ -130,24 +132,43 @@ def test_scores_that_are_no_numbers_lose_and_are_said(problem: Problem) -> None:
     assert "NaN" in Lines.said[0] and f"{problem.units[0].name}: " in Lines.said[0]
 
 
+def test_validation_figures_that_are_nan_end_the_search(problem: Problem) -> None:
+    class Unvalidated(Quadratic):
+        def validate(self, genome):
+            return {**super().validate(genome), "ppl": float("nan")}
+
+    with pytest.raises(EvosweepError, match="generation 0: the elite's validation ppl is NaN; the model overflows"):
+        search(problem, scorer=Unvalidated(problem))
+    nan = {"kl": 0.0, "ppl": float("nan")}
+    with pytest.raises(EvosweepError, match="the dense model's validation ppl is NaN"):
+        run_search(
+            name="x",
+            sampler=EvoPressSampler(problem, seed=0, offspring=8),
+            scorer=Quadratic(problem),
+            plan=PLAN,
+            dense=nan,
+            listeners=[],
+        )
+
+
 def test_no_number_at_all_ends_the_search(problem: Problem) -> None:
     with pytest.raises(EvosweepError, match="generation 1: the fitness of all 8 candidates is NaN"):
         search(problem, scorer=Broken(problem, slice(None)))
 
 
-class Racer(Quadratic):
-    """Gives up at once whoever is no survivor."""
+class GivesUpAtOnce:
+    """A survival rule of somebody else's: gives up at once whoever does not survive."""
 
-    def race(self, genomes, *, survivors: int, racing, **place):
-        scores = self.score(genomes, **place)
-        out = np.argsort(np.argsort(scores, kind="stable")) >= survivors
-        return Raced(np.where(out, -1e9, scores), out, 7)  # an estimate may look better than what stayed
+    def run(self, genomes, *, scorer, survivors: int, **stage):
+        scores = scorer.score(genomes, **stage)
+        given_up = np.argsort(np.argsort(scores, kind="stable")) >= survivors
+        return Outcome(np.where(given_up, -1e9, scores), given_up, 7)  # an estimate may look better than what stayed
 
 
 def test_who_is_given_up_does_not_survive_and_what_that_saves_is_counted(problem: Problem) -> None:
     stages = [{"survivors": 3, "tokens": 10}, {"survivors": 1, "tokens": 100}]
-    racing = Plan.of(generations=6, stages=stages, racing=0.05)
-    raced, full = search(problem, scorer=Racer(problem), plan=racing), search(problem)
+    racing = Plan.of(generations=6, stages=stages, racing=GivesUpAtOnce())
+    raced, full = search(problem, plan=racing), search(problem)
     assert raced.allocation == full.allocation
     assert raced.tokens == 6 * 2 * 7 and raced.tokens + raced.tokens_saved == full.tokens
 
@@ -166,21 +187,53 @@ def test_a_surrogate_spares_a_share_of_each_later_generation(problem: Problem) -
     assert firsts[2:] == [round(count / 2) for count in distinct[2:]]
 
 
+ONE = [{"survivors": 1, "tokens": 1}]
+
+
 @pytest.mark.parametrize(
-    ("generations", "stages", "message"),
+    ("settings", "message"),
     [
-        (-1, [{"survivors": 1, "tokens": 1}], r"search\.generations"),
-        (1.5, [{"survivors": 1, "tokens": 1}], r"search\.generations"),
-        (1, [], r"search\.stages"),
-        (1, [{"survivors": 2, "tokens": 1}], "fall to 1"),
-        (1, [{"survivors": 1, "tokens": 1}, {"survivors": 2, "tokens": 1}], "fall to 1"),
-        (1, [{"survivors": 1}], r"search\.stages\[0\]"),
-        (1, [{"survivors": 1, "tokens": 0}], r"search\.stages\[0\]\.tokens"),
+        ({"generations": -1}, r"generations must be"),
+        ({"generations": 1.5}, r"generations must be"),
+        ({"stages": []}, r"stages must be a list of"),
+        ({"stages": None}, r"stages must be a list of"),
+        ({"stages": 5}, r"stages must be a list of"),
+        ({"stages": {"survivors": 1, "tokens": 1}}, r"stages must be a list of"),
+        ({"stages": "abc"}, r"stages must be a list of .* got 'abc'; in a shell, quote"),
+        ({"stages": [1, 2]}, r"stages\[0\] must be {survivors: \.\., tokens: \.\.}, got 1; in a shell, quote"),
+        ({"stages": [None]}, r"stages\[0\] must be .* got None; in a shell, quote"),
+        ({"stages": [*ONE, [1, 64]]}, r"stages\[1\] must be .* got \[1, 64\]; in a shell, quote"),
+        ({"stages": ["tokens:64"]}, r"stages\[0\] must be .* got 'tokens:64'; in a shell, quote"),
+        ({"stages": [{"survivors": 2, "tokens": 1}]}, "survivors that fall to 1"),
+        ({"stages": [*ONE, {"survivors": 2, "tokens": 1}]}, "survivors that fall to 1"),
+        ({"stages": [{"survivors": 1}]}, r"stages\[0\] must be"),
+        ({"stages": [{"survivors": 1, "tokens": 1, "more": 1}]}, r"stages\[0\] must be"),
+        ({"stages": [{"survivors": 1, "tokens": 0}]}, r"stages\[0\]\.tokens must be"),
+        ({"stages": [{"survivors": "x", "tokens": 1}]}, r"stages\[0\]\.survivors must be"),
+        ({"racing": 2}, "racing must be"),
+        ({"racing": "fast"}, "racing must be"),
+        ({"surrogate": 1}, "surrogate must be"),
+        ({"surrogate": "half"}, "surrogate must be"),
+        ({"tokens": 0}, "tokens must be"),
+        ({"patience": 0.5}, "patience must be"),
+        ({"final": 0}, "final must be true, false or a number of tokens, got 0"),
+        ({"final": "yes"}, "final must be"),
+        ({"final": None}, "final must be"),
     ],
 )
-def test_bad_plans_are_named(generations, stages, message: str) -> None:
-    with pytest.raises(SettingError, match=message):
-        Plan.of(generations=generations, stages=stages)
+def test_a_bad_plan_is_one_line_that_names_the_argument(settings: dict, message: str) -> None:
+    with pytest.raises(SettingError, match=message) as error:
+        Plan.of(**{"generations": 1, "stages": ONE, **settings})
+    assert "\n" not in str(error.value)
+    assert str(error.value.at("search")).startswith("search.")
+
+
+def test_stages_are_built_in_python_or_from_a_configuration() -> None:
+    made = Stages((Stage(survivors=3, tokens=10), Stage(survivors=1, tokens=100)))
+    assert Stages.of([{"survivors": 3, "tokens": 10}, {"survivors": 1, "tokens": 100}]) == made
+    assert Stages.of(made) is made and Stages.of(list(made)) == made
+    with pytest.raises(SettingError, match="stages must be a list"):
+        Stages(())
 
 
 def test_a_bound_on_tokens_is_kept(problem: Problem) -> None:

@@ -1,0 +1,253 @@
+"""The loop that drives every search: ask for a generation, select from it, record it, notify the listeners."""
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from evosweep.core.errors import EvosweepError, SettingError
+from evosweep.core.events import (
+    Event,
+    FinalRecord,
+    GenerationRecord,
+    Listener,
+    Progress,
+    SearchEnded,
+    SearchResult,
+    SearchStarted,
+    Silent,
+)
+from evosweep.search.final import distinct_elites, score_elites
+from evosweep.search.plan import Plan
+from evosweep.search.protocols import Sampler, Scorer
+from evosweep.search.selection import Selection, Selector
+from evosweep.search.state import SearchState
+
+
+def run_search(
+    *,
+    name: str,
+    sampler: Sampler,
+    scorer: Scorer,
+    plan: Plan,
+    dense: Mapping[str, float],
+    listeners: Sequence[Listener],
+    facts: Mapping[str, Any] | None = None,
+    tokens_spent: int = 0,
+    progress: Progress | None = None,
+    state: SearchState | None = None,
+    state_path: Path | None = None,
+    identity: Mapping[str, Any] | None = None,
+) -> SearchResult:
+    """Run a search to its end, or continue one; listeners are notified of every generation.
+
+    Args:
+        name: Of the run.
+        sampler: Proposes generations.
+        scorer: Gives losses, fitness and validation figures.
+        plan: Generations, stages and strategies.
+        dense: The dense model's validation figures, ``kl`` and ``ppl``.
+        listeners: Receive every event, in order; the caller sends the last one by ``end_search``.
+        facts: What else the listeners should know from the start.
+        tokens_spent: Tokens that were scored to prepare this search.
+        progress: Shows how far it is.
+        state: Where an earlier run of this search stopped; listeners receive its generations first.
+        state_path: JSON file that the state is written to after every generation; ``SearchState.read`` reads it.
+        identity: What else must be the same for a state to be continued (the store's key, the text's hash ...), a JSON
+            object; kept in the state.
+
+    Raises:
+        EvosweepError: Fitness or validation figures are NaN, the sampler proposes nothing, or the state is of another
+            search.
+    """
+    _check_figures(dense, "the dense model's")
+    progress = progress or Silent()
+    known = {"sampler": sampler.name, "seed": sampler.seed, **plan.identity, **(identity or {})}
+    if state is None:
+        state = SearchState(problem=sampler.problem, identity=known, tokens_before=tokens_spent)
+    state.check(known, problem=sampler.problem)
+    started = SearchStarted(
+        name=name, problem=sampler.problem, seed=sampler.seed, facts=facts or {}, continued=state.generation
+    )
+    _notify(listeners, started)
+    for record in state.records:
+        _notify(listeners, record)
+    search = _Search(sampler, scorer, plan, progress, state)
+    search.catch_up()
+    stopped = "finished"
+    end = plan.generations + 1 if sampler.limit is None else min(plan.generations + 1, sampler.limit)
+    for generation in progress.track(range(state.generation, end), description=f"{sampler.name}: generations"):
+        reason = plan.stopped_by(state.records)
+        if reason is not None:
+            stopped = reason
+            break
+        made = search.step(generation)
+        if made is None:
+            break
+        if state_path is not None:  # before the listeners: what one of them cannot write is not lost
+            state.save(state_path)
+        _notify(listeners, made)
+        progress.note(_figures(made))
+    if not state.records:
+        raise SettingError("sampler", allowed="one that proposes at least one allocation", got=sampler.name)
+    return search.result(dense=dense, stopped=stopped, final=search.final())
+
+
+def end_search(result: SearchResult, listeners: Sequence[Listener]) -> None:
+    """Notify the listeners that a search is over."""
+    _notify(listeners, SearchEnded(result=result))
+
+
+@dataclass
+class _Search:
+    """A search that is under way: its strategies, and its state so far."""
+
+    sampler: Sampler
+    scorer: Scorer
+    plan: Plan
+    progress: Progress
+    state: SearchState
+    selector: Selector = field(init=False)
+    started: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        problem, screening = self.sampler.problem, self.plan.screening
+        self.started = time.monotonic() - self.state.seconds
+        self.selector = Selector(
+            problem=problem,
+            scorer=self.scorer,
+            plan=self.plan,
+            progress=self.progress,
+            surrogate=None if screening is None else screening.start(problem),
+            same_tokens=self.sampler.same_tokens,
+            parents=self.sampler.population_size,
+        )
+
+    def catch_up(self) -> None:
+        """Bring sampler and surrogate to where they were when the state was written."""
+        restore = getattr(self.sampler, "restore", None)
+        if restore is not None and self.state.records:
+            restore(self.state.sampler)
+        before: tuple[Any, ...] = ()
+        for record in self.state.records:
+            if self.selector.surrogate is not None:
+                self.selector.surrogate.learn_from(record.candidates)
+            if restore is None:
+                self.sampler.population(generation=record.generation, parents=before)
+                self.sampler.learn(record.candidates)
+            before = record.parents
+
+    def step(self, generation: int) -> GenerationRecord | None:
+        """Run and record a generation; return None where nothing was proposed."""
+        began = time.monotonic()
+        parents = self.state.parents
+        candidates = self.sampler.population(generation=generation, parents=parents)
+        if not candidates:
+            return None
+        selection = self.selector.run(candidates, parents, generation)
+        self.sampler.learn(selection.candidates)
+        scored = time.monotonic() - began
+        elite = selection.winner.genome
+        changed = int((elite != parents[0]).sum()) if parents else 0
+        validation = self.state.validation
+        if changed or not parents:
+            validation = self.scorer.validate(elite)
+            _check_figures(validation, f"generation {generation}: the elite's")
+        record = self._record(selection, generation, validation=validation, changed=changed, began=began, scored=scored)
+        self.state.records.append(record)
+        remembers = getattr(self.sampler, "state", None)
+        if remembers is not None:
+            self.state.sampler = remembers()
+        return record
+
+    def _record(
+        self,
+        selection: Selection,
+        generation: int,
+        *,
+        validation: Mapping[str, float],
+        changed: int,
+        began: float,
+        scored: float,
+    ) -> GenerationRecord:
+        """Return the record of a generation that began at ``began`` and was scored ``scored`` seconds later."""
+        problem, winner, now = self.sampler.problem, selection.winner, time.monotonic()
+        cost = problem.cost(winner.genome)
+        return GenerationRecord(
+            generation=generation,
+            elite=problem.decode(winner.genome),
+            elite_slot=winner.slot if winner.slot >= 0 else None,
+            cost=cost,
+            bits_per_weight=problem.bits_per_weight(cost),
+            stages=selection.stages,
+            candidates=selection.candidates,
+            validation=dict(validation),
+            tokens=self.state.tokens + selection.tokens,
+            tokens_saved=selection.saved,
+            tokens_per_second=selection.tokens / max(scored, 1e-9),
+            changed=changed,
+            seconds=now - began,
+            elapsed=now - self.started,
+            facts=self.sampler.facts(),
+            parents=selection.parents,
+        )
+
+    def final(self) -> FinalRecord | None:
+        """Score all elites once more, if the plan says so and there are several."""
+        if not self.plan.final:
+            return None
+        records, limit = self.state.records, self.plan.final_limit
+        elites = len(distinct_elites(records))
+        if elites > 1:
+            self.progress.say(f"scoring {elites} elites on {self.scorer.final_tokens(limit):,} tokens each")
+        return score_elites(records, problem=self.sampler.problem, scorer=self.scorer, limit=limit)
+
+    def result(self, *, dense: Mapping[str, float], stopped: str, final: FinalRecord | None) -> SearchResult:
+        """Return the outcome: the final scoring's winner, or else the last elite."""
+        records = self.state.records
+        last = next(record.generation for record in records if record.elite == records[-1].elite)
+        winner = records[last if final is None else final.winner]
+        return SearchResult(
+            sampler=self.sampler.name,
+            seed=self.sampler.seed,
+            allocation=winner.elite,
+            problem=self.sampler.problem,
+            generations=tuple(records),
+            validation=dict(winner.validation),
+            dense=dict(dense),
+            tokens=self.state.tokens + (0 if final is None else final.spent),
+            tokens_saved=sum(record.tokens_saved for record in records),
+            seconds=time.monotonic() - self.started,
+            stopped=stopped,
+            winner_generation=winner.generation,
+            final=final,
+        )
+
+
+def _figures(record: GenerationRecord) -> dict[str, str]:
+    """Return what a user who watches a search should see of a generation."""
+    return {
+        "generation": str(record.generation),
+        "val KL": f"{record.validation['kl']:.4f}",
+        "val PPL": f"{record.validation['ppl']:.2f}",
+        "changed": str(record.changed),
+        "tokens/s": f"{record.tokens_per_second:,.0f}",
+        "tokens": f"{record.tokens:,}",
+    }
+
+
+def _check_figures(figures: Mapping[str, float], whose: str) -> None:
+    """Raise EvosweepError where a validation figure is NaN."""
+    broken = [name for name, number in figures.items() if math.isnan(number)]
+    if broken:
+        raise EvosweepError(
+            f"{whose} validation {' and '.join(broken)} is NaN; "
+            "the model overflows in its number type (try another one), or it or its levels are damaged"
+        )
+
+
+def _notify(listeners: Sequence[Listener], event: Event) -> None:
+    for listener in listeners:
+        listener.on_event(event)

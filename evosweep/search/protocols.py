@@ -1,0 +1,94 @@
+"""What a search needs of others: a sampler that proposes, a scorer that gives numbers."""
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from evosweep.core.events import Candidate
+from evosweep.core.problem import Genome, Problem
+
+Genomes = npt.NDArray[np.int64]
+
+
+class Scorer(Protocol):
+    """Gives numbers about genomes; which of them survive is decided in ``search``.
+
+    The tokens of a stage follow from (seed, generation, stage) alone: a stage scored twice gives the same numbers.
+    ``losses``, ``reduce`` and ``seq_len`` are needed for racing only, ``score_all`` and ``final_tokens`` only where a
+    plan scores its elites once more (``Plan.final``).
+    """
+
+    @property
+    def seq_len(self) -> int:
+        """Tokens a window."""
+
+    def score(self, genomes: Genomes, *, generation: int, stage: int, tokens: int) -> npt.NDArray[np.float64]:
+        """Return the fitness of genomes on the tokens of a stage, shape (genomes,); lower is better.
+
+        Args:
+            genomes: Level indices, shape (genomes, units).
+            generation: 0, 1, 2 ...
+            stage: Index of the stage.
+            tokens: How many tokens the stage scores a genome on.
+        """
+
+    def losses(
+        self, genomes: Genomes, *, generation: int, stage: int, tokens: int, windows: slice, length: int
+    ) -> npt.NDArray[np.float32]:
+        """Return the loss of genomes on each token, shape (genomes, windows, length - 1).
+
+        Args:
+            genomes: Level indices, shape (genomes, units).
+            generation: 0, 1, 2 ...
+            stage: Index of the stage.
+            tokens: How many tokens the stage has in all.
+            windows: Which of the stage's windows, each of ``seq_len`` tokens.
+            length: How many tokens of each window, from its start.
+        """
+
+    def reduce(self, loss: float) -> float:
+        """Return the fitness that a mean loss per token stands for."""
+
+    def score_all(self, genomes: Genomes, *, limit: int | None) -> npt.NDArray[np.float64]:
+        """Return the fitness of genomes on every search token, or on at most ``limit`` of them, shape (genomes,)."""
+
+    def final_tokens(self, limit: int | None) -> int:
+        """Return on how many tokens ``score_all`` scores a genome."""
+
+    def validate(self, genome: Genome) -> dict[str, float]:
+        """Return ``kl`` (nats per token) and ``ppl`` on the fixed validation set."""
+
+
+class Sampler(Protocol):
+    """Proposes generations.
+
+    A sampler whose proposals follow from (generation, parents) alone needs nothing more. One that remembers is asked
+    and notified again for every recorded generation when a search continues, which brings it to where it was; if that
+    takes long, it may have ``state() -> JSON value`` and ``restore(value)`` instead, which are then used.
+
+    Attributes:
+        name: Name of the sampler, as in ``sampler=...``.
+        seed: Seed of its random choices.
+        problem: Units, levels and budget.
+        limit: Generations that it has proposals for; None: no limit.
+        same_tokens: Whether all generations are to be scored on the same tokens.
+        population_size: How many of the best become parents.
+    """
+
+    name: str
+    seed: int
+    problem: Problem
+    limit: int | None
+    same_tokens: bool
+    population_size: int
+
+    def population(self, *, generation: int, parents: Sequence[Genome]) -> list[Candidate]:
+        """Return a generation's candidates; an empty list ends the search."""
+
+    def learn(self, candidates: Sequence[Candidate]) -> None:
+        """Receive the scored candidates of the generation proposed last."""
+
+    def facts(self) -> Mapping[str, float]:
+        """Return numbers about the sampler itself, recorded with every generation."""

@@ -1,0 +1,115 @@
+"""Survival: who goes on from a stage, and how much of the stage must be scored to know it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from evosweep.search.protocols import Genomes, Scorer
+from evosweep.search.racing import Look, Racing
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a stage found about its candidates.
+
+    Attributes:
+        scores: Fitness, shape (candidates,); of those given up, on the tokens that they were scored on.
+        given_up: Which candidates cannot survive, whatever their score, shape (candidates,).
+        tokens: Tokens scored, summed over candidates.
+    """
+
+    scores: npt.NDArray[np.float64]
+    given_up: npt.NDArray[np.bool_]
+    tokens: int
+
+    def order(self) -> npt.NDArray[np.int64]:
+        """Return candidate indices, best first; those given up come last, ties keep their order."""
+        return np.lexsort((self.scores, self.given_up))
+
+
+class Survival(Protocol):
+    """How a stage scores its candidates; a rule of your own is ``Plan(survival=...)``.
+
+    Its ``repr`` is stored with a search's state: one with other settings cannot continue the search.
+    """
+
+    def run(
+        self, genomes: Genomes, *, scorer: Scorer, generation: int, stage: int, tokens: int, survivors: int
+    ) -> Outcome:
+        """Score the candidates of a stage.
+
+        Args:
+            genomes: Level indices, shape (candidates, units).
+            scorer: Gives losses and fitness.
+            generation: Generation whose tokens are used.
+            stage: Index of the stage.
+            tokens: Tokens that the stage may score a candidate on.
+            survivors: How many candidates go on.
+        """
+
+
+@dataclass(frozen=True)
+class ScoreAll:
+    """Scores every candidate on all tokens of the stage."""
+
+    def run(
+        self, genomes: Genomes, *, scorer: Scorer, generation: int, stage: int, tokens: int, survivors: int
+    ) -> Outcome:
+        """Score the candidates of a stage; arguments as for ``Survival.run``."""
+        del survivors
+        scores = scorer.score(genomes, generation=generation, stage=stage, tokens=tokens)
+        return Outcome(scores, np.zeros(len(genomes), dtype=bool), tokens * len(genomes))
+
+
+@dataclass(frozen=True)
+class Race:
+    """Stops scoring candidates that can hardly survive any more.
+
+    Args:
+        racing: When a candidate is given up.
+    """
+
+    racing: Racing
+
+    def run(
+        self, genomes: Genomes, *, scorer: Scorer, generation: int, stage: int, tokens: int, survivors: int
+    ) -> Outcome:
+        """Score the candidates of a stage look by look; arguments as for ``Survival.run``."""
+        seq_len, spent = scorer.seq_len, 0
+        looks = self.racing.looks(tokens // seq_len, seq_len)
+        boundary = self.racing.boundary(looks, competitors=len(genomes) - survivors)
+        scores = np.full(len(genomes), np.nan)
+        alive = np.arange(len(genomes))
+        losses = np.empty((len(genomes), 0, seq_len - 1), dtype=np.float32)
+        for look in looks:
+            windows = slice(losses.shape[1], look.windows)
+            found = scorer.losses(
+                genomes[alive],
+                generation=generation,
+                stage=stage,
+                tokens=tokens,
+                windows=windows,
+                length=look.length,
+            )
+            spent += len(alive) * (windows.stop - windows.start) * look.length
+            if look.length == seq_len:
+                losses = np.concatenate([losses, found], axis=1)
+            known = losses if look.length == seq_len else found
+            scores[alive] = [scorer.reduce(mean) for mean in known.mean(axis=(1, 2), dtype=np.float64)]
+            stays = self._stays(known, look, looks, survivors=survivors, boundary=boundary)
+            alive, losses = alive[stays], losses[stays]
+            if len(alive) <= survivors:
+                break
+        return Outcome(scores, ~np.isin(np.arange(len(genomes)), alive), spent)
+
+    @staticmethod
+    def _stays(
+        losses: npt.NDArray[np.float32], look: Look, looks: Sequence[Look], *, survivors: int, boundary: float
+    ) -> npt.NDArray[np.bool_]:
+        """Return which candidates are scored further; after the last look, all that are left were."""
+        if look is looks[-1]:
+            return np.ones(len(losses), dtype=bool)
+        return ~Racing.excluded(losses, survivors, boundary=boundary)
