@@ -14,9 +14,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
+
 from evosweep.compressors.base import Compressor
 from evosweep.core.budget import Budget
-from evosweep.core.errors import SettingError
+from evosweep.core.errors import EvosweepError, ModelError, SettingError
 from evosweep.core.events import Event, GenerationRecord, Listener, Progress, SearchResult, Silent
 from evosweep.core.problem import Problem
 from evosweep.core.results import write_result
@@ -45,6 +47,7 @@ from evosweep.tracking.report import Report
 
 logger = logging.getLogger(__name__)
 ALLOCATION = "allocation.json"
+FEW_TOKENS = 8  # that the dense model is tried on before any work
 CONFIG = "config.yaml"  # settings of a run; there once they are checked
 STATE = "search_state.json"  # what a search needs to go on
 MODEL = "model"  # folder of the exported winner
@@ -211,11 +214,13 @@ class Workbench:
 def open_bench(materials: Materials, *, progress: Progress) -> Workbench:
     """Load the model, read and tokenize the text, and return the workbench that everything else is done on."""
     began = time.monotonic()
-    loaded = materials.model.load(progress=progress)
+    loaded = _loaded(materials.model, progress)
     seconds = {"model": time.monotonic() - began}
     began = time.monotonic()
     splits = materials.tokens.split(materials.data, loaded.tokenizer, progress=progress)
     seconds["text"] = time.monotonic() - began
+    _check_vocabulary(loaded, splits)
+    _check_forward(loaded, splits)
     bench = Workbench(
         loaded=loaded,
         splits=splits,
@@ -227,6 +232,42 @@ def open_bench(materials: Materials, *, progress: Progress) -> Workbench:
     )
     bench.seconds.update(seconds)
     return bench
+
+
+def _loaded(source: ModelSource, progress: Progress) -> LoadedModel:
+    """Return the model; what a library says against its settings is an error of the user's, in one line."""
+    try:
+        return source.load(progress=progress)
+    except (EvosweepError, MemoryError):
+        raise
+    except Exception as error:
+        logger.debug("the model could not be made", exc_info=True)
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+        raise ModelError(f"model must be one that can be made with these settings: {lines[-1]}") from error
+
+
+def _check_vocabulary(loaded: LoadedModel, splits: Mapping[str, TokenSplit]) -> None:
+    """Raise ModelError where the tokenizer makes tokens that the model does not know."""
+    count = getattr(loaded.model.config, "vocab_size", None)
+    largest = max(int(split.windows.max()) for split in splits.values())
+    if isinstance(count, int) and largest >= count:
+        raise ModelError(
+            f"model has a vocabulary of {count} tokens, but its tokenizer makes token {largest} of the text"
+        )
+
+
+@torch.inference_mode()
+def _check_forward(loaded: LoadedModel, splits: Mapping[str, TokenSplit]) -> None:
+    """Raise ModelError where the dense model does not run on a few tokens, or gives no numbers."""
+    tokens = torch.from_numpy(splits["search"].windows[:1, :FEW_TOKENS])
+    try:
+        device = next(loaded.model.parameters()).device
+        logits = loaded.model(input_ids=tokens.to(device)).logits
+    except (RuntimeError, ValueError, TypeError, IndexError, AttributeError) as error:
+        text = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ModelError(f"model must be one that runs on text, with these settings it does not: {text}") from error
+    if not bool(logits.isfinite().all()):
+        raise ModelError("the dense model gives NaN or Inf: try another model.dtype, as model.dtype=float32")
 
 
 @dataclass(frozen=True)
@@ -298,6 +339,7 @@ def check(task: Task, bench: Workbench) -> Draft:
     longest = max(split.seq_len for split in bench.splits.values())
     plan_memory(bench.resources, bench.anatomy, bench.planned, seq_len=longest)
     sampler = task.sampler(problem=problem, seed=task.seed)
+    _check_choice(task, bench, sampler)
     columns = tuple(column for column in sampler.columns if column in MEASURES)
     if columns:
         bench.splits["search"].count("evaluate.sensitivity_tokens", bench.resources.sensitivity_tokens)
@@ -307,6 +349,18 @@ def check(task: Task, bench: Workbench) -> Draft:
             f"({problem.bits_per_weight(problem.most):.3f} bits per weight): a smaller one leaves something to search"
         )
     return Draft(f"{sampler.name} {task.budget} s{task.seed}", columns)
+
+
+def _check_choice(task: Task, bench: Workbench, sampler: PopulationSampler) -> None:
+    """Raise SettingError where a sampler would have to choose among single levels."""
+    chooses = sampler.limit is None or bool(sampler.columns)
+    if chooses and all(len(unit.levels) == 1 for unit in bench.planned):
+        raise SettingError(
+            "",
+            owner=bench.compressor,
+            allowed=f"one that gives units two levels or more for sampler={sampler.name}",
+            got=[level.name for level in bench.planned[0].levels],
+        )
 
 
 def run(task: Task, bench: Workbench, draft: Draft, notes: Notes) -> dict[str, Any]:

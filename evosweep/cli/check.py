@@ -1,9 +1,11 @@
 """The configuration as a whole: every group is there, and no key in it is misspelt. Nothing heavy is imported here."""
 
 from collections.abc import Iterable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from hydra.conf import HydraConf
 from omegaconf import DictConfig, OmegaConf
 
 from evosweep.cli.compose import check_keys, sections
@@ -38,6 +40,9 @@ def check_config(config: DictConfig, conf: Path) -> None:
         conf: Folder of the configuration's files.
     """
     known = _top_level(conf)
+    for required in ("name", "seed"):
+        if required not in config:
+            raise SettingError(required, allowed="given", got=None)
     for key in config:
         if str(key) not in known:
             raise SettingError("a setting", allowed=sorted(known), got=str(key))
@@ -60,6 +65,14 @@ def _check_section(config: DictConfig, group: str, conf: Path) -> None:
     if "_target_" not in resolved:
         raise SettingError(f"{group}._target_", allowed="the class of this group", got=None)
     check_keys({key: item for key, item in resolved.items() if key not in OWN.get(group, ())}, group, light=True)
+
+
+def check_hydra(config: DictConfig) -> None:
+    """Raise SettingError where ``hydra`` has a key that Hydra does not know."""
+    known = [*(field.name for field in fields(HydraConf)), "env"]  # a group that Hydra adds itself
+    for key in config.hydra:
+        if str(key) not in known:
+            raise SettingError("a setting of hydra", allowed=known, got=str(key))
 
 
 def choices(conf: Path, group: str) -> list[str]:

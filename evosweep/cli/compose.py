@@ -4,19 +4,21 @@ Objects do not know the configuration: their constructors raise with the name of
 ``_target_`` adds the path at which the object stands.
 """
 
+import importlib
 import re
 from collections import deque
 from collections.abc import Mapping
 from typing import Any
 
-from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from evosweep.cli.hints import check_hints
 from evosweep.cli.signature import parameters
 from evosweep.core.errors import EvosweepError, SettingError
 
 _BUILT: deque[tuple[Any, str, Mapping[str, Any]]] = deque(maxlen=1024)  # object, path, its section as written
+LATER = ("problem", "seed", "evaluator", "fitness")  # arguments of partial objects that the run gives
 _INTERPOLATION = re.compile(r"\$\{([\w.@]+)\}")
 
 
@@ -75,6 +77,8 @@ def check_keys(section: Any, path: str, *, light: bool = False) -> None:
     if "_target_" in section:
         own = str(section["_target_"]).startswith("evosweep.")
         known = parameters(section["_target_"], path) if own or not light else None
+        if known is not None and section.get("_partial_"):
+            known = [name for name in known if name not in LATER]
         for key in section:
             if known is not None and not str(key).startswith("_") and key not in known:
                 raise SettingError(f"a setting of {path}", allowed=known, got=key)
@@ -144,10 +148,12 @@ class _Walk:
         return _made(target, arguments, path, written)
 
 
-def _target(name: str, path: str) -> Any:
+def _target(name: Any, path: str) -> Any:
+    """Return the class or function that a dotted path names."""
     try:
-        return get_object(name)
-    except Exception as error:
+        module, _, attribute = name.rpartition(".")
+        return getattr(importlib.import_module(module), attribute)
+    except (AttributeError, ImportError, ValueError, TypeError) as error:
         raise SettingError(f"{path}._target_", allowed="an importable class or function", got=name) from error
 
 
@@ -155,8 +161,10 @@ def _made(
     target: Any, arguments: Mapping[str, Any], path: str, raw: Mapping[str, Any], *, known: set[str] | None = None
 ) -> Any:
     """Return ``target(**arguments)``; an error of it names the setting."""
+    settings = {key: value for key, value in arguments.items() if key not in (known or ())}
     try:
         made = target(**arguments)
+        check_hints(target, settings)
     except SettingError as error:
         owned = with_path(error)
         if owned is not error:
@@ -167,6 +175,10 @@ def _made(
     except EvosweepError:
         raise
     except (TypeError, ValueError, KeyError, AttributeError, ZeroDivisionError, OverflowError, RuntimeError) as error:
+        try:
+            check_hints(target, settings)
+        except SettingError as better:
+            raise _named(better, path, raw) from error
         missing = re.search(r"missing \d+ required .*?argument[s]?: '(\w+)'", str(error))
         if missing and isinstance(error, TypeError):
             raise EvosweepError(f"{path}.{missing[1]} must be given: {path}.{missing[1]}=...") from error
@@ -178,6 +190,14 @@ def _made(
 def _named(error: SettingError, path: str, raw: Mapping[str, Any]) -> SettingError:
     """Return the error with its setting's path, or with the path of the setting that this one is taken from."""
     name, bracket, rest = error.setting.partition("[")
+    first = name.partition(".")[0]
+    inside = [
+        key for key, value in raw.items() if isinstance(value, dict) and name in value and "_target_" not in value
+    ]
+    if "." in name and first in raw:
+        return error.renamed(f"{path}.{error.setting}", "")
+    if name not in raw and inside:
+        return error.at(f"{path}.{inside[0]}")
     found = _INTERPOLATION.fullmatch(str(raw.get(name, ""))) if name else None
     if found:
         section, _, key = found[1].rpartition(".")

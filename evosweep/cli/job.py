@@ -22,6 +22,7 @@ from evosweep.cli.identity import RunIdentity, overrides_of, params_of
 from evosweep.cli.multirun import JOBS, MULTIRUN
 from evosweep.cli.names import check_name
 from evosweep.cli.progress import JobProgress
+from evosweep.core.budget import KINDS
 from evosweep.core.checks import check_int
 from evosweep.core.errors import SettingError
 from evosweep.core.redact import redact
@@ -80,6 +81,7 @@ def run(config: DictConfig) -> dict[str, Any]:
     quiet_libraries(verbose=hydra.verbose)
     shard.join()
     folder = Path(hydra.runtime.output_dir)
+    imply_budget(config, list(hydra.overrides.task))
     task = task_of(config, folder=folder)
     shared_progress().begin(prefix=_prefix(), log=folder / CLAIM)
     bench = bench_of(config)
@@ -111,6 +113,18 @@ def task_of(config: DictConfig, *, folder: Path, resume: bool = False) -> Task:
         resume=resume,
         **made,
     )
+
+
+def imply_budget(config: DictConfig, overrides: Sequence[str]) -> None:
+    """Let a budget of another kind, typed alone, take the place of the one that the configuration has.
+
+    ``budget.megabytes=100`` then needs no ``budget=megabytes`` beside it.
+    """
+    typed = [text.lstrip("+").partition("=")[0] for text in overrides if not text.endswith("=null")]
+    kinds = [key.partition(".")[2] for key in typed if key.startswith("budget.")]
+    if len(kinds) == 1 and "budget" not in typed and kinds[0] in KINDS:
+        for other in set(KINDS) - set(kinds):
+            config.budget[other] = None
 
 
 def plan_of(config: DictConfig) -> Plan:
@@ -178,5 +192,5 @@ def quiet_libraries(*, verbose: object = False) -> None:
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    for name in ("mlflow", "alembic", "httpx"):
+    for name in ("mlflow", "alembic", "httpx", "huggingface_hub", "datasets", "fsspec"):
         logging.getLogger(name).setLevel(logging.ERROR)

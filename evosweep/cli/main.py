@@ -43,8 +43,8 @@ def job(config: DictConfig) -> Any:
         from evosweep.cli.job import run  # noqa: PLC0415 - heavy; a misspelt setting is answered without it
 
         return run(config)
-    except EvosweepError as error:
-        named = with_path(error)
+    except (EvosweepError, OmegaConfBaseException) as error:
+        named = messages.of(error, conf=CONF)
         if os.environ.get(MAIN) != str(os.getpid()):  # a launcher's worker: its parent must hear of it
             raise named from error
         _failures.append((str(named), HydraConfig.get().job.num if MULTIRUN in os.environ else None))

@@ -56,8 +56,10 @@ def _key(text: str, conf: Path) -> EvosweepError:
     key = _KEY.search(text) or _OVERRIDE.search(text) or _DELETE.search(text)
     if not key:
         return EvosweepError(" ".join(text.split())[:500])
+    if key.group(1) == "experiment":
+        return EvosweepError("an experiment is added with a plus: +experiment=<name>")
     known = list(_known_keys(conf))
-    if key.group(1) in known:
+    if key.group(1) in known or key.group(1).startswith("hydra."):
         return EvosweepError(f"{key.group(1)} cannot be changed like this: {_first(text)}")
     return EvosweepError(
         f"there is no setting {key.group(1)!r}{did_you_mean(key.group(1), known)}; "

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
+from evosweep.cli.check import check_hydra
 from evosweep.cli.folders import claim, release
 from evosweep.cli.names import check_name
 from evosweep.core.errors import EvosweepError
@@ -44,7 +45,7 @@ class Summary(Callback):
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         """Claim one folder for all jobs, and name the multirun, so that its jobs find each other."""
         self._begin(config, "sweep")
-        self.multirun = os.environ[MULTIRUN] = f"{config.name} {datetime.now():%Y-%m-%d %H:%M:%S.%f}"[:-3]
+        self.multirun = os.environ[MULTIRUN] = f"{config.get('name')} {datetime.now():%Y-%m-%d %H:%M:%S.%f}"[:-3]
         count = _count(config)
         if count is not None:
             os.environ[JOBS] = str(count)
@@ -86,7 +87,8 @@ class Summary(Callback):
     def _begin(self, config: DictConfig, mode: str) -> None:
         setting = f"hydra.{mode}.dir"
         try:
-            check_name(config.name)
+            check_hydra(config)
+            check_name(OmegaConf.select(config, "name"))
             self.folder = claim(Path(str(OmegaConf.select(config, setting))), setting=setting).absolute()
         except EvosweepError as error:
             raise Refused(error) from error

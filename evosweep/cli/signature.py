@@ -1,16 +1,16 @@
 """Names of a ``_target_``'s arguments, read from its source: a typo is answered before torch is imported."""
 
 import ast
+import importlib
 import importlib.util
 import inspect
 from pathlib import Path
-
-from hydra.utils import get_object
+from typing import Any
 
 from evosweep.core.errors import SettingError
 
 
-def parameters(target: str, path: str) -> list[str] | None:
+def parameters(target: Any, path: str) -> list[str] | None:
     """Return the argument names of a class or function; None if it takes any.
 
     Args:
@@ -27,9 +27,10 @@ def parameters(target: str, path: str) -> list[str] | None:
     return _imported(target, path)
 
 
-def _imported(target: str, path: str) -> list[str] | None:
+def _imported(target: Any, path: str) -> list[str] | None:
     try:
-        signature = inspect.signature(get_object(target))
+        module, _, name = target.rpartition(".")
+        signature = inspect.signature(getattr(importlib.import_module(module), name))
     except (ImportError, AttributeError, ValueError, TypeError) as error:
         raise SettingError(f"{path}._target_", allowed="an importable class or function", got=target) from error
     kinds = signature.parameters.values()

@@ -4,6 +4,8 @@ import difflib
 from collections.abc import Iterable
 from typing import Any
 
+MOST_LISTED = 24  # choices shown in one line
+
 
 class EvosweepError(Exception):
     """Base of every error whose message alone tells the user what to change."""
@@ -32,7 +34,7 @@ class SettingError(EvosweepError):
             phrase, suggestion = allowed, ""
         else:
             options = [str(option) for option in allowed]
-            phrase = "one of " + ", ".join(options) if options else "nothing here"
+            phrase = _options(options)
             suggestion = did_you_mean(str(got), options)
         tail = f"; {hint}" if hint else ""
         self.setting, self.owner = setting, owner
@@ -79,6 +81,13 @@ class StoreError(EvosweepError):
 
 class ExportError(EvosweepError):
     """An exported model that does not reload as what was scored."""
+
+
+def _options(options: list[str]) -> str:
+    """Return choices as a phrase; of very many, how many there are."""
+    if len(options) > MOST_LISTED:
+        return f"one of {len(options)} that there are"
+    return "one of " + ", ".join(options) if options else "left out, there is none"
 
 
 def _same(kind: type[SettingError], setting: str, rest: str) -> SettingError:

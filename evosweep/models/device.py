@@ -20,6 +20,8 @@ def pick_device(setting: str, device: str) -> torch.device:
         chosen = torch.device(device)
     except (RuntimeError, TypeError) as error:
         raise SettingError(setting, allowed=["auto", "cpu", "cuda", "cuda:0"], got=device) from error
+    if chosen.type not in ("cpu", "cuda") or (chosen.type == "cpu" and chosen.index):
+        raise SettingError(setting, allowed=["auto", "cpu", "cuda", "cuda:0"], got=device)
     if chosen.type == "cuda" and not torch.cuda.is_available():
         raise SettingError(setting, allowed="auto or cpu (there is no CUDA device here)", got=device)
     return chosen
