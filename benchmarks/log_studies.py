@@ -15,8 +15,8 @@ from optuna.trial import TrialState
 
 from evosweep.core.allocation import Allocation
 from evosweep.core.files import write_json
-from evosweep.samplers.storage import Journal
-from evosweep.tracking.mlflow import MlflowTracker
+from evosweep.tracking.study.storage import Journal
+from evosweep.tracking.mlflow_tracker import MlflowTracker
 
 COLUMNS = ("sampler", "seed", "bits_per_weight", "megabytes", "kl", "ppl", "dense_ppl", "tokens", "seconds")
 STEPS = ("kl", "ppl", "bits_per_weight")

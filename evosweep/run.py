@@ -40,8 +40,8 @@ from evosweep.models.anatomy import Anatomy
 from evosweep.models.load import LoadedModel
 from evosweep.multirun import JOB_CONFIG, MULTIRUN
 from evosweep.samplers.base import PopulationSampler
-from evosweep.samplers.record import StudyRecorder
-from evosweep.samplers.storage import Journal, Memory
+from evosweep.tracking.study.record import StudyRecorder
+from evosweep.tracking.study.storage import Journal, Memory
 from evosweep.settings import build
 from evosweep.store import shard
 from evosweep.store.build import StoreBuilder, fixed_bits, plan_units

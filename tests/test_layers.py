@@ -14,10 +14,10 @@ RANK = {
     "data": 2,
     "models": 2,
     "compressors": 2,
-    "tracking": 2,
     "fitness": 3,
     "store": 3,
     "samplers": 3,
+    "tracking": 4,
     "evaluate": 4,
     "exporters": 5,
 }
@@ -28,7 +28,7 @@ FREE_OF = {
     "samplers": {"torch", "mlflow", "hydra", "transformers"},
     "evaluate": {"optuna", "mlflow", "hydra"},
     "store": {"optuna", "mlflow", "hydra"},
-    "tracking": {"torch", "optuna", "hydra", "transformers"},
+    "tracking": {"torch", "hydra", "transformers"},
 }
 
 

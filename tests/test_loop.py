@@ -11,9 +11,9 @@ from evosweep.loop import Plan, run_search
 from evosweep.samplers.evopress import EvoPressSampler
 from evosweep.samplers.levels import allocation_of
 from evosweep.samplers.optuna import OptunaSampler
-from evosweep.samplers.record import StudyRecorder
+from evosweep.tracking.study.record import StudyRecorder
 from evosweep.samplers.static import AllocatorSampler
-from evosweep.samplers.storage import Journal
+from evosweep.tracking.study.storage import Journal
 from evosweep.search.racing import Raced
 
 

@@ -19,7 +19,7 @@ from evosweep.core.files import digest
 from evosweep.core.problem import Genome, Problem
 from evosweep.samplers import levels
 from evosweep.samplers.base import unit_distributions
-from evosweep.samplers.dashboard import dress
+from evosweep.tracking.study.dashboard import dress
 from evosweep.tracking.artifacts.heatmap import level_image
 
 SPANS = 16  # most parameters over the depth of a model
