@@ -353,6 +353,7 @@ class _Arena:
                     best=float(scores.min()),
                     median=float(np.median(scores)),
                     worst=float(scores.max()),
+                    parent=float(scores[0]) if last and parents else None,
                 )
             )
             alive = [

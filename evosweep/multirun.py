@@ -8,6 +8,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, ClassVar
 
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 from rich.console import Console
@@ -20,6 +21,7 @@ from evosweep.tracking.artifacts.compared import FIGURES as compared_figures
 from evosweep.tracking.console import COLUMNS, summary, terminal
 
 MULTIRUN = "EVOSWEEP_MULTIRUN"  # environment: name of the multirun that a job belongs to
+VARIED = "EVOSWEEP_VARIED"  # environment: JSON list of the settings that the multirun varies
 DASHBOARD = "http://127.0.0.1:8080/dashboard"  # where optuna-dashboard listens unless told otherwise
 JOB_CONFIG = "config.yaml"  # a job writes it once its settings are checked
 
@@ -41,6 +43,7 @@ class Summary(Callback):
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         """Name the multirun, so that its jobs find each other."""
         self._begin(config, config.hydra.sweep.dir)
+        os.environ[VARIED] = json.dumps(varied(config))
         self.multirun = os.environ[MULTIRUN] = f"{config.name} {datetime.now():%Y-%m-%d %H:%M:%S.%f}"[:-3]
 
     def end(self, status: str) -> None:
@@ -56,7 +59,8 @@ class Summary(Callback):
             console.print(table)
             if len({row["seed"] for row in rows}) > 1:
                 console.print(Markdown(comparison.markdown(rows)))
-            for line in how_to_look(self.config, link=rows[0].get("mlflow_link")):
+            command = build(self.config, "tracking").command
+            for line in how_to_look(self.config, link=rows[0].get("mlflow_link"), command=command):
                 console.print(line, highlight=False, markup=False, soft_wrap=True)
         if not list(self.folder.rglob(JOB_CONFIG)):
             (self.folder / "multirun.yaml").unlink(missing_ok=True)  # Hydra's own
@@ -65,6 +69,7 @@ class Summary(Callback):
         elif self.multirun is not None and not follows:
             self._log(status, rows, table)
         os.environ.pop(MULTIRUN, None)
+        os.environ.pop(VARIED, None)
         Summary.active = None
 
     def _begin(self, config: DictConfig, folder: str) -> None:
@@ -94,15 +99,21 @@ class Summary(Callback):
             build(self.config, "tracking").summarize(self.multirun, status=status, files=files, note=note)
 
 
-def how_to_look(config: DictConfig, *, link: str | None) -> list[str]:
+def varied(config: DictConfig) -> list[str]:
+    """Return the full paths of the settings that a multirun gives more than one value."""
+    parser = OverridesParser.create()
+    params = config.hydra.sweeper.get("params") or {}
+    said = [f"{key}={value}" for key, value in params.items()] + list(config.hydra.overrides.task)
+    found = {each.get_key_element().lstrip("+"): each.is_sweep_override() for each in parser.parse_overrides(said)}
+    return [key for key, sweeps in found.items() if sweeps]
+
+
+def how_to_look(config: DictConfig, *, link: str | None, command: str) -> list[str]:
     """Return the commands that open what a run left, and where it is then seen."""
     lines = []
-    uri = config.tracking.get("uri", "")
-    if link and str(uri).startswith("http"):
-        lines.append(f"{link}   # every run, every generation")
-    elif link:
-        source = f" --backend-store-uri {uri}" if uri else ""
-        lines.append(f"mlflow ui{source}   # every run, every generation: {link}")
+    if link:
+        seen = "every run, every generation"
+        lines.append(f"{command}   # {seen}: {link}" if command else f"{link}   # {seen}")
     path, artifacts = config.storage.get("path"), config.storage.get("artifacts")
     if path:
         pictures = f" --artifact-dir {artifacts}" if artifacts else ""

@@ -38,7 +38,7 @@ from evosweep.fitness.kl import KL
 from evosweep.loop import Plan, end_search, run_search
 from evosweep.models.anatomy import Anatomy
 from evosweep.models.load import LoadedModel
-from evosweep.multirun import JOB_CONFIG, MULTIRUN
+from evosweep.multirun import JOB_CONFIG, MULTIRUN, VARIED
 from evosweep.samplers.base import PopulationSampler
 from evosweep.tracking.study.record import StudyRecorder
 from evosweep.tracking.study.storage import Journal, Memory
@@ -47,13 +47,15 @@ from evosweep.store import shard
 from evosweep.store.build import StoreBuilder, fixed_bits, plan_units
 from evosweep.store.manifest import LevelStore
 from evosweep.tracking.behind import Behind
+from evosweep.tracking.base import TextInput, Tracker, TrackingError
 from evosweep.tracking.console import RichProgress
+from evosweep.tracking.naming import run_name, run_params, varied_values
 from evosweep.tracking.report import Report
 
 WORKBENCH_KEYS = ("model", "data", "tokens", "compressor", "drop", "store", "evaluate")
 PLAN_KEYS = ("generations", "stages", "racing", "surrogate", "tokens", "patience")
-CHOICES = ("model", "data", "compressor", "drop", "sampler", "fitness", "search")  # told as params
 logger = logging.getLogger(__name__)
+SETTLE = 60.0  # seconds that writing may go on after a search
 NAME = re.compile(r"[\w.-]+")
 
 
@@ -156,12 +158,12 @@ def run(config: DictConfig) -> dict[str, Any]:
     settings = f"# {command}\n{OmegaConf.to_yaml(config, resolve=True)}"
     job.tracker.start(
         job.name,
-        params=_params(config, job),
+        params=_params(job),
         config=settings,
         multirun=os.environ.get(MULTIRUN),
         tags={"folder": str(job.folder), "overrides": " ".join(_overrides())},
         inputs=[
-            job.tracker.dataset(
+            TextInput(
                 name=f"{config.name} {split.name}",
                 digest=split.hash,
                 context=split.name,
@@ -170,6 +172,8 @@ def run(config: DictConfig) -> dict[str, Any]:
             )
             for split in bench.splits.values()
         ],
+        device=bench.anatomy.device.type,
+        folder=job.folder,
     )
     (job.folder / JOB_CONFIG).write_text(settings, encoding="utf-8")
     try:
@@ -184,6 +188,9 @@ def run(config: DictConfig) -> dict[str, Any]:
         job.tracker.close("KILLED" if killed else "FAILED", reason=reason)
         raise
     job.tracker.close("FINISHED")
+    missing = [text for text in (*(each.missing for each in job.listeners), job.tracker.missing) if text]
+    if missing:
+        raise TrackingError(f"the result is in {job.folder}, but " + "; ".join(missing))
     return row
 
 
@@ -200,7 +207,7 @@ class Job:
     make_sampler: Callable[..., PopulationSampler]
     fitness: Fitness
     exporter: Any
-    tracker: Any
+    tracker: Tracker
     storage: Journal | Memory
     report: Report
     columns: Sequence[str]
@@ -218,7 +225,7 @@ class Job:
             record=self.storage.record,
             artifacts=self.storage.artifact_store(),
         )
-        self.listeners = (Behind(recorder), Behind(self.tracker))
+        self.listeners = (Behind(recorder, name="the study"), Behind(self.tracker, name="MLflow"))
         return run_search(
             name=self.name,
             sampler=self.make_sampler(problem=problem, seed=self.seed),
@@ -254,11 +261,6 @@ class Job:
 
     def finish(self, result: SearchResult) -> dict[str, Any]:
         """Tell the listeners, write ``result.json``, return its figures."""
-        report = self.report.write(result, self.folder)
-        end_search(result, self.listeners)
-        self.settle()
-        winner = None if self.recorder is None else self.recorder.winner
-        self.tracker.deliver(result, report=report, run=self.folder, trial=winner)
         fixed = self.bench.store.fixed_bits
         width = 8 * self.bench.anatomy.dtype.itemsize
         dense_bits = width * int(result.problem.numels.sum())
@@ -276,12 +278,17 @@ class Job:
             "phases": {name: round(seconds, 2) for name, seconds in self.bench.seconds.items()},
         }
         write_json(self.folder / "result.json", row)
+        report = self.report.write(result, self.folder)
+        end_search(result, self.listeners)
+        self.settle()
+        winner = None if self.recorder is None else self.recorder.winner
+        self.tracker.deliver(result, report=report, run=self.folder, trial=winner)
         return row
 
     def settle(self) -> None:
         """Wait until the listeners have heard everything."""
         for listener in self.listeners:
-            listener.wait()
+            listener.wait(SETTLE)
 
     def _problem(self, units: tuple[Unit, ...]) -> Problem:
         return self.budget.problem(units, fixed_bits=self.bench.store.fixed_bits, planned=self.bench.planned)
@@ -330,7 +337,9 @@ def prepare(config: DictConfig, bench: Workbench) -> Job:
     if set(MEASURES) & set(sampler.columns):
         bench.splits["search"].count("evaluate.sensitivity_tokens", config.evaluate.sensitivity_tokens)
     return Job(
-        name=f"{sampler.name} {parts['budget']} s{seed}",
+        name=run_name(
+            model=bench.loaded.name, sampler=sampler.name, budget=str(parts["budget"]), seed=seed, varied=_varied()
+        ),
         config=config,
         bench=bench,
         plan=plan,
@@ -347,7 +356,7 @@ def prepare(config: DictConfig, bench: Workbench) -> Job:
     )
 
 
-def check_together(storage: Journal | Memory, tracker: Any, exporter: Any) -> None:
+def check_together(storage: Journal | Memory, tracker: Tracker, exporter: Any) -> None:
     """Raise SettingError where studies and runs would go to one file, or weights be logged that nobody exports."""
     path = getattr(storage, "path", None)
     if path is not None and tracker.database == path.absolute():
@@ -355,7 +364,7 @@ def check_together(storage: Journal | Memory, tracker: Any, exporter: Any) -> No
             "storage.path", allowed="a file of its own", got=str(path), hint="that is MLflow's database (tracking.uri)"
         )
     if tracker.model == "weights" and not exporter.enabled:
-        raise SettingError("tracking.model", allowed=["recipe", "none"], got="weights", hint="nothing is exported")
+        raise SettingError("tracking.model", allowed=["none"], got="weights", hint="nothing is exported")
 
 
 def quiet_libraries(*, verbose: object = False) -> None:
@@ -378,17 +387,18 @@ def _overrides() -> list[str]:
     return [override for override in task if not override.startswith(said)]
 
 
-def _params(config: DictConfig, job: Job) -> dict[str, Any]:
-    """Return what was chosen in short, and the resolved configuration as dotted keys."""
-    choices = HydraConfig.get().runtime.choices
-    params: dict[str, Any] = {group: choices.get(group) for group in CHOICES} | {"budget": str(job.budget)}
+def _varied() -> dict[str, str]:
+    """Return this job's values of what its multirun varies."""
+    keys = json.loads(os.environ.get(VARIED, "[]"))
+    return varied_values(HydraConfig.get().overrides.task, keys)
 
-    def walk(value: Any, path: str) -> None:
-        if isinstance(value, dict):
-            for key, item in value.items():
-                walk(item, f"{path}.{key}" if path else str(key))
-        elif not path.endswith("._target_"):
-            params[path] = value
 
-    walk(OmegaConf.to_container(config, resolve=True), "")
-    return params
+def _params(job: "Job") -> dict[str, str]:
+    """Return the few settings that runs are compared by."""
+    return run_params(
+        choices=HydraConfig.get().runtime.choices,
+        model=job.bench.loaded.name,
+        budget=str(job.budget),
+        seed=job.seed,
+        varied=_varied(),
+    )

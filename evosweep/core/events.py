@@ -31,13 +31,18 @@ class Candidate:
 
 @dataclass(frozen=True)
 class StageRecord:
-    """Spread of one stage's scores."""
+    """Spread of one stage's scores.
+
+    Attributes:
+        parent: Score of the best parent on the same tokens; None where no parent was scored.
+    """
 
     scored: int
     tokens: int
     best: float
     median: float
     worst: float
+    parent: float | None = None
 
 
 @dataclass(frozen=True)

@@ -1,71 +1,62 @@
-"""MLflow: one run a search, every generation a step."""
+"""Listener that logs a search as an MLflow run."""
 
 import json
-import logging
 import os
-import shutil
-import tempfile
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import mlflow
-from alembic.util import CommandError
-from filelock import FileLock
 from mlflow import MlflowClient
-from mlflow.entities import Dataset, DatasetInput, InputTag, LoggedModelOutput, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 from mlflow.tracking.context.registry import resolve_tags
-from sqlalchemy.exc import SQLAlchemyError
 
-from evosweep.assets.cache import cache_folder
 from evosweep.core.checks import check_bool, check_choice
 from evosweep.core.errors import EvosweepError, SettingError
 from evosweep.core.events import Event, GenerationRecord, SearchEnded, SearchResult, SearchStarted
-from evosweep.core.files import digest, write_json
+from evosweep.core.files import json_safe
+from evosweep.core.metrics import BITS_PER_WEIGHT, KL, PPL, SECONDS, SIZE_MB, SPARSITY, TOKENS
 from evosweep.core.problem import Problem
+from evosweep.core.redact import redact
 from evosweep.tracking.artifacts.heatmap import level_image
-from evosweep.tracking.describe import describe, layer_table, loading
+from evosweep.tracking.base import TextInput
+from evosweep.tracking.behind import one_line
+from evosweep.tracking.describe import describe, layer_table
+from evosweep.tracking.mlflow_tracker import view, writes
+from evosweep.tracking.mlflow_tracker.model import log_winner
+from evosweep.tracking.mlflow_tracker.outbox import Outbox, Write
+from evosweep.tracking.mlflow_tracker.parent import MULTIRUN_TAG, find_parent, summarize
+from evosweep.tracking.mlflow_tracker.store import (
+    UNUSABLE,
+    alone,
+    connect,
+    database_of,
+    is_server,
+    resolved_uri,
+    unusable,
+)
 
-PARAM_LENGTH = 6000
-BATCH = 1000
-PATIENCE = 300  # seconds to wait for another process that makes the database
 SAMPLING = 5  # seconds between looks at processor and memory
-TAG_LENGTH = 5000
-MULTIRUN_TAG = "evosweep.multirun"
 RUN_ID = "MLFLOW_RUN_ID"  # environment: MLflow's own name for a run to go on with
 OPEN = ("RUNNING", "SCHEDULED")
-UNUSABLE = (MlflowException, OSError, SQLAlchemyError, CommandError, ImportError)  # what a bad URI may end in
-UI = "http://127.0.0.1:5000"  # where mlflow ui listens unless told otherwise
-NOTE_TAG = "mlflow.note.content"  # what the UI shows as the run's description
-KIND_TAG = "mlflow.experimentKind"  # which pages the UI opens with; its guess is evaluation of agents
-VIEW = "evosweep"
-VIEW_TAG = f"mlflow.sharedViewState.{VIEW}"  # a view of the runs' table that a link can name
-SHOWN_PARAMS = ("sampler", "budget", "compressor", "seed")
-SHOWN_METRICS = (
-    "result/kl",
-    "result/ppl",
-    "result/bits_per_weight",
-    "result/size_mb",
-    "result/tokens",
-    "result/seconds",
-)
+RESULTS = (KL, PPL, SIZE_MB, BITS_PER_WEIGHT, TOKENS, SECONDS)
 
 
 class MlflowTracker:
     """Listener that logs a search as an MLflow run.
 
+    Once the run is open, a store that does not answer neither stops nor slows the search: what it did not take is sent
+    again later, and at the end ``missing`` says what could not be sent and in which file it is.
+
     Args:
         experiment: Name of the MLflow experiment.
         uri: Tracking URI; null is MLflow's own default, ``mlflow.db`` and ``mlruns/`` in the working folder unless
             ``MLFLOW_TRACKING_URI`` says otherwise.
-        system_metrics: Log processor, memory and (with pynvml) GPU use.
+        system_metrics: Log processor, memory and (with pynvml) GPU use; null: where the model is on a GPU.
         images: Log the elite's levels as a picture whenever they change; the UI plays them by generation.
-        model: What the winner's logged model holds: ``recipe`` (allocation and settings), ``weights`` (also the
-            exported model, if there is one), or ``none`` for no logged model.
+        model: ``weights`` logs the exported winner as a model that ``mlflow.pyfunc`` loads; ``none`` logs no model. The
+            run holds ``allocation.json`` and ``config.yaml`` in any case.
     """
 
     def __init__(
@@ -73,90 +64,118 @@ class MlflowTracker:
         *,
         experiment: str,
         uri: str | None = None,
-        system_metrics: bool = True,
+        system_metrics: bool | None = None,
         images: bool = True,
-        model: str = "recipe",
+        model: str = "none",
     ) -> None:
         if not isinstance(experiment, str) or not experiment:
             raise SettingError("experiment", allowed="the name of an MLflow experiment", got=experiment)
+        if uri is not None and not (isinstance(uri, str) and uri):
+            raise SettingError("uri", allowed="an MLflow tracking URI, or null for MLflow's default", got=uri)
         self.experiment, self.uri = experiment, uri
-        self.system_metrics = check_bool("system_metrics", system_metrics)
+        self.system_metrics = None if system_metrics is None else check_bool("system_metrics", system_metrics)
         self.images = check_bool("images", images)
-        self.model = check_choice("model", model, ("recipe", "weights", "none"))
+        self.model = check_choice("model", model, ("weights", "none"))
         self.run_id: str | None = None
+        self.missing = ""
+        self._name = ""
+        self._experiment: str | None = None
+        self._multirun = False
         self._problem: Problem | None = None
-        self._facts: dict[str, Any] = {}
+        self._series = writes.Series()
+        self._last: GenerationRecord | None = None
+        self._folder: Path | None = None
         self._monitor: SystemMetricsMonitor | None = None
         self._client: MlflowClient | None = None
+        self._outbox: Outbox | None = None
 
-    @staticmethod
-    def dataset(*, name: str, digest: str, source: str, context: str, tokens: int) -> DatasetInput:
-        """Return an input of a run, as the UI lists them: a split of the text."""
-        profile = json.dumps({"tokens": tokens})
-        made = Dataset(name=name, digest=digest[:36], source_type="text", source=source, profile=profile)
-        return DatasetInput(made, tags=[InputTag("mlflow.data.context", context)])
+    dataset = staticmethod(TextInput)
 
     @property
     def client(self) -> MlflowClient:
-        """The client, made at first use: making it creates the database."""
+        """The client; a database that is not there yet is created at first use."""
         if self._client is None:
-            logging.getLogger("mlflow").setLevel(logging.ERROR)
-            logging.getLogger("alembic").setLevel(logging.ERROR)
-            try:
-                self._client = MlflowClient(tracking_uri=self.uri)
-            except UNUSABLE as error:
-                raise SettingError(
-                    "uri",
-                    owner=self,
-                    allowed="an MLflow tracking URI that can be written, as sqlite:///mlflow.db",
-                    got=self.uri or resolved_uri(),
-                    hint=_hint(error),
-                ) from error
+            with alone(self.uri, owner=self):
+                self._client = connect(self.uri, owner=self)
         return self._client
+
+    @property
+    def database(self) -> Path | None:
+        """The SQLite file that runs are kept in; None for a server or another database."""
+        return database_of(resolved_uri(self.uri))
+
+    @property
+    def link(self) -> str | None:
+        """Where the UI shows this run's experiment; None before ``start``."""
+        return None if self._experiment is None else view.link(resolved_uri(self.uri), self._experiment)
+
+    @property
+    def command(self) -> str:
+        """Command that serves ``link``; empty for a server, which runs already."""
+        used = resolved_uri(self.uri)
+        if is_server(used):
+            return ""
+        default = self.uri is None and "MLFLOW_TRACKING_URI" not in os.environ
+        return "mlflow ui" if default else f"mlflow ui --backend-store-uri {redact(used)}"
+
+    def check(self) -> None:
+        """Create the database and the experiment where they are not there.
+
+        Raises:
+            SettingError: The store cannot be used.
+        """
+        with alone(self.uri, owner=self):
+            self._open_experiment()
 
     def start(
         self,
         name: str,
         *,
-        params: Mapping[str, Any],
+        params: Mapping[str, str],
         tags: Mapping[str, str],
         config: str = "",
         multirun: str | None = None,
-        inputs: Sequence[DatasetInput] = (),
+        inputs: Sequence[TextInput] = (),
+        device: str = "cpu",
+        folder: Path | None = None,
     ) -> str:
         """Open the run and return its id; jobs of one multirun become children of one parent run.
 
-        A run that ``MLFLOW_RUN_ID`` names is gone on with: by a single job, or as the parent of a multirun.
+        A run that ``MLFLOW_RUN_ID`` names is gone on with: by a single job, or as the parent of a multirun. Params that
+        such a run has already stay as they are.
 
         Raises:
             SettingError: There is no such run, or it is over; or the store cannot be used.
         """
-        tags = {**resolve_tags(), **tags, "mlflow.source.name": "evosweep"}
-        with self._first():
-            experiment = self._experiment_id()
-            if multirun:
-                tags["mlflow.parentRunId"] = self._parent(multirun)
-            given = None if multirun else self._given()
-            self.run_id = given or str(self.client.create_run(experiment, run_name=name, tags=tags).info.run_id)
-        if given:
-            self.tag(tags)
-        written = [Param(key, str(value)[:PARAM_LENGTH]) for key, value in params.items()]
-        for start in range(0, len(written), 100):
-            self.client.log_batch(self.run_id, params=written[start : start + 100])
+        self._name, self._folder, self._multirun = name, folder, multirun is not None
+        try:
+            with alone(self.uri, owner=self):
+                self._open_run(name, tags, multirun)
+        except UNUSABLE as error:
+            raise unusable(resolved_uri(self.uri), owner=self, error=error) from error
+        assert self._client is not None and self.run_id is not None
+        self._outbox = Outbox(self._client)
+        known: Mapping[str, str] = {}
+        if os.environ.get(RUN_ID) == self.run_id:
+            with suppress(*UNUSABLE):
+                known = self._client.get_run(self.run_id).data.params
+        new = {key: value for key, value in params.items() if key not in known}
+        if new:
+            self._put(writes.params(self.run_id, new))
         if inputs:
-            self.client.log_inputs(self.run_id, inputs)
-        if self.system_metrics:
-            self._monitor = SystemMetricsMonitor(self.run_id, sampling_interval=SAMPLING, tracking_uri=self.uri)
-            self._monitor.start()
+            self._put(writes.inputs(self.run_id, inputs))
         if config:
-            self.client.log_text(self.run_id, config, "config.yaml")
+            self._put(writes.text(self.run_id, config, "config.yaml"))
+        if self.system_metrics or (self.system_metrics is None and device == "cuda"):
+            with suppress(Exception):  # figures about the machine are worth no failure
+                self._monitor = SystemMetricsMonitor(self.run_id, sampling_interval=SAMPLING, tracking_uri=self.uri)
+                self._monitor.start()
         return self.run_id
 
     def on_event(self, event: Event) -> None:
         """Log a start, a generation, or an end."""
         if isinstance(event, SearchStarted):
-            problem, self._facts = event.problem, dict(event.facts)
-            self._problem = problem
+            problem = self._problem = event.problem
             self.tag(
                 {
                     "units": len(problem.units),
@@ -171,21 +190,18 @@ class MlflowTracker:
         elif isinstance(event, SearchEnded):
             self._end(event.result)
 
-    def metrics(self, values: Mapping[str, float], *, step: int = 0, model: str | None = None) -> None:
-        """Log numbers in one batch; with the id of a logged model, as that model's too."""
-        now = int(time.time() * 1000)
-        batch = [Metric(key, float(value), now, step, model_id=model) for key, value in values.items()]
-        for start in range(0, len(batch), BATCH):
-            self.client.log_batch(self._run, metrics=batch[start : start + BATCH])
+    def metrics(self, values: Mapping[str, float], *, step: int = 0) -> None:
+        """Log figures."""
+        for write in writes.metrics(self._run, values, step=step):
+            self._put(write)
 
     def tag(self, tags: Mapping[str, Any]) -> None:
-        """Set tags in one batch."""
-        written = [RunTag(key, str(value)[:TAG_LENGTH]) for key, value in tags.items()]
-        self.client.log_batch(self._run, tags=written)
+        """Set tags."""
+        self._put(writes.tags(self._run, tags))
 
     def file(self, path: Path) -> None:
         """Log a file as artifact."""
-        self.client.log_artifact(self._run, str(path))
+        self._put(writes.file(self._run, path))
 
     def deliver(self, result: SearchResult, *, report: Path, run: Path, trial: int | None) -> None:
         """Log what a search leaves in the end: its figures, its report, a table of layers, the winner as a model.
@@ -193,59 +209,71 @@ class MlflowTracker:
         Args:
             result: Of the search.
             report: Folder of figures.
-            run: The run's folder: ``allocation.json``, ``config.yaml``, and ``model/`` if it was exported.
+            run: The run's folder: ``allocation.json``, ``config.yaml``, and ``model/`` if the winner was exported.
             trial: Number of the winner's trial in the study.
         """
-        self.tag({"trial": trial})
-        self.client.log_artifacts(self._run, str(report))
-        self.client.log_table(self._run, layer_table(result), "allocation_table.json")
-        model = None if self.model == "none" else self._model(result, run)
-        numbers = {key: value for key, value in result.row().items() if isinstance(value, int | float)}
-        last = result.generations[-1].generation
-        self.metrics({f"result/{key}": value for key, value in numbers.items()}, step=last, model=model)
-
-    @property
-    def link(self) -> str | None:
-        """Where the UI shows this run's experiment; None before ``start``."""
-        if self.run_id is None:
-            return None
-        base = self.uri if self.uri and self.uri.startswith("http") else UI
-        experiment = self.client.get_run(self.run_id).info.experiment_id
-        return f"{base.rstrip('/')}/#/experiments/{experiment}/runs?viewStateShareKey={VIEW}"
+        if trial is not None:
+            self.tag({"trial": trial})
+        self._put(writes.folder(self._run, report))
+        self._put(writes.table(self._run, layer_table(result), "allocation_table.json"))
+        model, name, run_id = run / "model", self._name, self._run
+        if self.model == "weights" and model.is_dir() and "load" in result.export:
+            self._put(
+                Write(
+                    lambda client: log_winner(client, result, run=run_id, name=name, folder=model),
+                    {"run": run_id, "model": str(model)},
+                )
+            )
 
     def close(self, status: str, *, reason: str = "") -> None:
         """End the run as ``FINISHED``, ``FAILED`` or ``KILLED``; what was logged stays."""
-        if self.run_id is None:
+        if self.run_id is None or self._outbox is None:
             return
         if self._monitor is not None:
-            self._monitor.finish()
+            with suppress(Exception):  # as at its start
+                self._monitor.finish()
             self._monitor = None
         if reason:
             self.tag({"reason": reason})
-        self.client.set_terminated(self.run_id, status=status)
+        if self._last is not None:  # no result came: the last elite is what was found
+            self.metrics({key: writes.rounded(self._last.validation[key]) for key in (KL, PPL)})
+        self._put(writes.end(self.run_id, status))
+        if self._outbox.flush():
+            if not self._multirun and self._client is not None and self._experiment is not None:
+                with suppress(*UNUSABLE):  # the table is shown with the columns that it had
+                    view.refresh(self._client, self._experiment)
+            return
+        self.missing = self._say_missing()
 
     def summarize(self, multirun: str, *, status: str, files: Sequence[Path], note: str = "") -> None:
         """Close a multirun's parent run, with the comparison of its jobs; nothing if no job began."""
-        parent = self._find(multirun)
-        if parent is None:
-            return
-        for path in files:
-            self.client.log_artifact(parent, str(path))
-        if note:
-            self.client.set_tag(parent, NOTE_TAG, note[:TAG_LENGTH])
-        self.client.set_terminated(parent, status=status)
+        try:
+            experiment = self._open_experiment()
+            summarize(self.client, experiment, multirun, status=status, files=files, note=note)
+        except (*UNUSABLE, SettingError) as error:
+            self.missing = f"MLflow has no summary of {multirun!r}: {one_line(error)}"
 
-    @property
-    def database(self) -> Path | None:
-        """The SQLite file that runs are kept in; None for a server or another database."""
-        uri = self.uri or resolved_uri()
-        return Path(uri.removeprefix("sqlite:///")).absolute() if uri.startswith("sqlite:///") else None
+    def _open_run(self, name: str, tags: Mapping[str, str], multirun: str | None) -> None:
+        known = {**resolve_tags(), "mlflow.source.name": "evosweep"}
+        experiment = self._open_experiment()
+        own = {**known, **{key: redact(str(value)) for key, value in tags.items()}}
+        if multirun:
+            parent = find_parent(self.client, experiment, multirun) or self._make_parent(experiment, multirun, known)
+            own["mlflow.parentRunId"] = parent
+        given = None if multirun else self._given()
+        if given is None:
+            self.run_id = str(self.client.create_run(experiment, run_name=name, tags=own).info.run_id)
+        else:
+            self.run_id = given
+            writes.tags(given, own).send(self.client)
 
-    @contextmanager
-    def _first(self) -> Iterator[None]:
-        """Keep other processes of this machine out: first use makes the database, the experiment, a parent run."""
-        with FileLock(cache_folder("locks") / f"{digest(str(self.database or self.uri))}.lock", timeout=PATIENCE):
-            yield
+    def _make_parent(self, experiment: str, multirun: str, tags: Mapping[str, str]) -> str:
+        own = {**tags, MULTIRUN_TAG: multirun}
+        given = self._given()
+        if given is None:
+            return str(self.client.create_run(experiment, run_name=f"multirun {multirun}", tags=own).info.run_id)
+        writes.tags(given, own).send(self.client)
+        return given
 
     def _given(self) -> str | None:
         """Return the run that the environment names, if any."""
@@ -265,138 +293,89 @@ class MlflowTracker:
             )
         return name
 
-    def _parent(self, multirun: str) -> str:
-        found = self._find(multirun)
-        if found is not None:
-            return found
-        tags = {**resolve_tags(), MULTIRUN_TAG: multirun, "mlflow.source.name": "evosweep"}
-        given = self._given()
-        if given is not None:
-            self.client.log_batch(given, tags=[RunTag(key, value) for key, value in tags.items()])
-            return given
-        made = self.client.create_run(self._experiment_id(), run_name=f"multirun {multirun}", tags=tags)
-        return str(made.info.run_id)
-
-    def _find(self, multirun: str) -> str | None:
-        runs = self.client.search_runs(
-            [self._experiment_id()], filter_string=f"tags.`{MULTIRUN_TAG}` = '{multirun}'", max_results=1
-        )
-        return runs[0].info.run_id if runs else None
-
-    @property
-    def _run(self) -> str:
-        assert self.run_id is not None, "start() comes first"
-        return self.run_id
-
-    def _experiment_id(self) -> str:
+    def _open_experiment(self) -> str:
+        if self._experiment is not None:
+            return self._experiment
+        if self._client is None:
+            self._client = connect(self.uri, owner=self)
         try:
-            found = self.client.get_experiment_by_name(self.experiment)
+            found = self._client.get_experiment_by_name(self.experiment)
             if found is not None and found.lifecycle_stage == "deleted":
                 raise EvosweepError(
                     f"the MLflow experiment {self.experiment!r} was deleted: choose another name=..., or type "
                     f"mlflow experiments restore --experiment-id {found.experiment_id}"
                 )
             if found is None:
-                return str(self.client.create_experiment(self.experiment, tags=experiment_tags()))
-            for key, value in experiment_tags().items():
-                if key not in found.tags:
-                    self.client.set_experiment_tag(found.experiment_id, key, value)
-            return str(found.experiment_id)
-        except MlflowException as error:
-            raise SettingError(
-                "uri",
-                owner=self,
-                allowed="an MLflow tracking URI that answers",
-                got=self.uri or resolved_uri(),
-                hint=str(error).splitlines()[0],
-            ) from error
+                made = self._client.create_experiment(self.experiment, tags=view.experiment_tags())
+                self._experiment = str(made)
+            else:
+                self._experiment = str(found.experiment_id)
+                for key, value in view.experiment_tags().items():
+                    if key not in found.tags:
+                        self._client.set_experiment_tag(self._experiment, key, value)
+        except UNUSABLE as error:
+            raise unusable(resolved_uri(self.uri), owner=self, error=error) from error
+        return self._experiment
+
+    @property
+    def _run(self) -> str:
+        assert self.run_id is not None, "start() comes first"
+        return self.run_id
+
+    def _put(self, write: Write) -> None:
+        assert self._outbox is not None, "start() comes first"
+        self._outbox.put(write)
 
     def _generation(self, record: GenerationRecord) -> None:
-        values: dict[str, float] = {
-            "val/kl": record.validation["kl"],
-            "val/ppl": record.validation["ppl"],
-            "tokens": record.tokens,
-            "tokens_saved": record.tokens_saved,
-            "tokens_per_second": record.tokens_per_second,
-            "units_changed": record.changed,
-            "seconds": record.seconds,
-            "elapsed_seconds": record.elapsed,
-            "bits": record.cost,
-        }
-        values["bits_per_weight"] = record.bits_per_weight
-        values |= {f"sampler/{key}": value for key, value in record.facts.items()}
-        for index, stage in enumerate(record.stages):
-            for kind in ("best", "median", "worst"):
-                values[f"stage_{index}/{kind}"] = getattr(stage, kind)
-        self.metrics(values, step=record.generation)
-        facts = {"generation": record.generation, "bits": record.cost, "validation": dict(record.validation)}
-        self.client.log_dict(
-            self._run,
-            {**facts, "allocation": dict(record.elite)},
-            f"generations/{record.generation:04d}/allocation.json",
-        )
+        self._last = record
+        found = {"generation": record.generation, "bits": record.cost, "validation": dict(record.validation)}
+        content = json.dumps(json_safe({**found, "allocation": dict(record.elite)}), indent=1)
+        self._put(writes.text(self._run, content, f"generations/{record.generation:04d}/allocation.json"))
+        for step, values in sorted(self._series.add(generation_figures(record), record.generation).items()):
+            self.metrics(values, step=step)
         if self.images and self._problem is not None and (record.changed or record.generation == 0):
-            picture = level_image(self._problem, record.elite)
-            self.client.log_image(self._run, picture, key="levels", step=record.generation, synchronous=True)
-
-    def _model(self, result: SearchResult, run: Path) -> str:
-        """Log the winner as a model of MLflow's: from which store, by which search, how to load it; return its id."""
-        row, weights = result.row(), self.model == "weights" and (run / "model").is_dir()
-        lineage = {key: self._facts.get(key) for key in ("store", "study", "evosweep")}
-        known = {**lineage, **row, "problem": result.problem.fingerprint}
-        made = self.client.create_logged_model(
-            self._experiment_id(),
-            name=f"{result.sampler}-s{result.seed}",
-            source_run_id=self._run,
-            model_type="evosweep",
-            params={key: str(value) for key, value in known.items()},
-            tags={"weights": str(weights).lower()},
-        )
-        with tempfile.TemporaryDirectory() as name:
-            folder = Path(name)
-            for each in ("allocation.json", "config.yaml"):
-                shutil.copy(run / each, folder / each)
-            code = result.export.get("load") if weights else None
-            (folder / "README.md").write_text(f"{describe(result)}\n\n{loading(code)}\n", encoding="utf-8")
-            if weights:
-                self.client.log_model_artifacts(made.model_id, str(run / "model"))
-            self.client.log_model_artifacts(made.model_id, name)
-        self.client.finalize_logged_model(made.model_id, "READY")
-        self.client.log_outputs(self._run, [LoggedModelOutput(made.model_id, step=result.generations[-1].generation)])
-        return str(made.model_id)
+            pixels = level_image(self._problem, record.elite)
+            self._put(writes.picture(self._run, pixels, key="levels", step=record.generation))
 
     def _end(self, result: SearchResult) -> None:
-        self.metrics({"dense/ppl": result.dense["ppl"], "size_mb": result.row()["size_mb"]})
-        self.tag({NOTE_TAG: describe(result)})
+        row, self._last = result.row(), None
+        shown = [*RESULTS, *([SPARSITY] if row.get(SPARSITY) else [])]
+        self.metrics({key: writes.rounded(float(row[key])) for key in shown if row.get(key) is not None})
+        self.tag({view.NOTE_TAG: describe(result), "dense_ppl": f"{result.dense['ppl']:.4f}"})
         if result.export:
             self.tag({f"export.{key}": value for key, value in result.export.items()})
-        with tempfile.TemporaryDirectory() as folder:
-            result.allocation.save(Path(folder) / "allocation.json", **result.row())
-            self.file(Path(folder) / "allocation.json")
-            self.file(write_json(Path(folder) / "result.json", result.row()))
+        for name, value in (
+            ("allocation.json", {**row, "allocation": dict(result.allocation)}),
+            ("result.json", row),
+        ):
+            self._put(writes.text(self._run, json.dumps(json_safe(value), indent=1, ensure_ascii=False), name))
+
+    def _say_missing(self) -> str:
+        assert self._outbox is not None
+        left = len(self._outbox.left())
+        path = None if self._folder is None else self._outbox.save(self._folder)
+        where = "" if path is None else f"; it is in {path}"
+        return (
+            f"MLflow ({redact(resolved_uri(self.uri))}) did not take {left} of {left + self._outbox.sent} writes of "
+            f"run {self.run_id}, which may be shown as running: {self._outbox.reason}{where}"
+        )
 
 
-def resolved_uri() -> str:
-    """Return the URI that MLflow itself would use here."""
-    return str(mlflow.get_tracking_uri())
-
-
-def _hint(error: BaseException) -> str:
-    """Return what to do about a store that cannot be used."""
-    if isinstance(error, CommandError) or "schema" in str(error):
-        return "another program or another version of MLflow made it: mlflow db upgrade, or name a new file"
-    if isinstance(error, MlflowException):
-        return "MLflow keeps no runs in plain folders"
-    return getattr(error, "strerror", None) or str(error).splitlines()[0]
-
-
-def experiment_tags() -> dict[str, str]:
-    """Return what makes the UI open an experiment with a table of its searches, best first, figures in columns."""
-    columns = [*(f"params.`{key}`" for key in SHOWN_PARAMS), *(f"metrics.`{key}`" for key in SHOWN_METRICS)]
-    view = {
-        "selectedColumns": columns,
-        "orderByKey": f"metrics.`{SHOWN_METRICS[0]}`",
-        "orderByAsc": True,
-        "searchFilter": "params.sampler != ''",  # a multirun's parent has none
+def generation_figures(record: GenerationRecord) -> dict[str, float]:
+    """Return the figures of a generation that are drawn as lines, none of them twice."""
+    values: dict[str, float] = {
+        f"val/{KL}": record.validation[KL],
+        f"val/{PPL}": record.validation[PPL],
+        "search/tokens": record.tokens,
+        "search/tokens_saved": record.tokens_saved,
+        "search/tokens_per_second": record.tokens_per_second,
+        "search/units_changed": record.changed,
+        f"search/{BITS_PER_WEIGHT}": record.bits_per_weight,
     }
-    return {KIND_TAG: "custom_model_development", VIEW_TAG: json.dumps(view)}
+    values |= {f"sampler/{key}": value for key, value in record.facts.items()}
+    for index, stage in enumerate(record.stages):
+        if stage.parent is None:
+            values[f"stages/{index}_gain_over_median"] = stage.median - stage.best
+        else:
+            values[f"stages/{index}_gain_over_parent"] = stage.parent - stage.best
+    return values
