@@ -26,10 +26,10 @@ from evosweep.core.unit import Level, Nominal, Unit
 from evosweep.loop import Plan, run_search
 from evosweep.run import quiet_libraries
 from evosweep.samplers.evopress import EvoPressSampler
-from evosweep.tracking.study.record import StudyRecorder
-from evosweep.tracking.study.storage import Journal
 from evosweep.tracking.behind import Behind
 from evosweep.tracking.mlflow_tracker import MlflowTracker
+from evosweep.tracking.study.record import StudyRecorder
+from evosweep.tracking.study.storage import Journal
 
 KINDS = {
     "self_attn.q_proj": 331776,

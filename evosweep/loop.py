@@ -189,7 +189,7 @@ def run_search(
     _tell(listeners, SearchStarted(name=name, problem=sampler.problem, seed=sampler.seed, facts=facts or {}))
     search, stopped = _Search(sampler, scorer, plan, progress, tokens=tokens_spent), "finished"
     count = plan.generations + 1 if sampler.limit is None else min(plan.generations + 1, sampler.limit)
-    for generation in progress.track(range(count), description=f"{sampler.name}: generations"):
+    for generation in progress.track(range(count), description=f"{sampler.name}: generations", tokens=plan.tokens):
         reason = plan.over(search.tokens, search.records)
         if reason is not None:
             stopped = reason
@@ -198,7 +198,7 @@ def run_search(
         if record is None:
             break
         _tell(listeners, record)
-        progress.note(_note(record))
+        progress.note(_note(record), tokens=record.tokens)
     if not search.records:
         raise SettingError("sampler", allowed="one that proposes at least one allocation", got=sampler.name)
     return SearchResult(

@@ -78,7 +78,7 @@ class Summary(Callback):
 
     def _log(self, status: str, rows: list[dict[str, Any]], table: Any) -> None:
         assert self.config is not None and self.multirun is not None
-        columns = [*COLUMNS, "dense_ppl"]
+        columns = [*COLUMNS, "mlflow_run", "dense_ppl"]
         with tempfile.TemporaryDirectory() as folder:
             files = [
                 write_json(

@@ -40,17 +40,17 @@ from evosweep.models.anatomy import Anatomy
 from evosweep.models.load import LoadedModel
 from evosweep.multirun import JOB_CONFIG, MULTIRUN, VARIED
 from evosweep.samplers.base import PopulationSampler
-from evosweep.tracking.study.record import StudyRecorder
-from evosweep.tracking.study.storage import Journal, Memory
 from evosweep.settings import build
 from evosweep.store import shard
 from evosweep.store.build import StoreBuilder, fixed_bits, plan_units
 from evosweep.store.manifest import LevelStore
-from evosweep.tracking.behind import Behind
 from evosweep.tracking.base import TextInput, Tracker, TrackingError
+from evosweep.tracking.behind import Behind
 from evosweep.tracking.console import RichProgress
 from evosweep.tracking.naming import run_name, run_params, varied_values
 from evosweep.tracking.report import Report
+from evosweep.tracking.study.record import StudyRecorder
+from evosweep.tracking.study.storage import Journal, Memory
 
 WORKBENCH_KEYS = ("model", "data", "tokens", "compressor", "drop", "store", "evaluate")
 PLAN_KEYS = ("generations", "stages", "racing", "surrogate", "tokens", "patience")
@@ -225,6 +225,8 @@ class Job:
             record=self.storage.record,
             artifacts=self.storage.artifact_store(),
         )
+        if self.storage.repaired:
+            self.bench.progress.say(self.storage.repaired)
         self.listeners = (Behind(recorder, name="the study"), Behind(self.tracker, name="MLflow"))
         return run_search(
             name=self.name,

@@ -11,10 +11,10 @@ from evosweep.loop import Plan, run_search
 from evosweep.samplers.evopress import EvoPressSampler
 from evosweep.samplers.levels import allocation_of
 from evosweep.samplers.optuna import OptunaSampler
-from evosweep.tracking.study.record import StudyRecorder
 from evosweep.samplers.static import AllocatorSampler
-from evosweep.tracking.study.storage import Journal
 from evosweep.search.racing import Raced
+from evosweep.tracking.study.record import StudyRecorder
+from evosweep.tracking.study.storage import Journal
 
 
 class Quadratic:

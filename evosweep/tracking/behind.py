@@ -44,6 +44,7 @@ class Behind:
         done = not self._thread.is_alive()
         if done:
             self._thread = None
+            self.missing = self.missing or getattr(self.listener, "missing", "")
         elif not self.missing:
             self.missing = f"{self.name}: still not written after {timeout:g} s"
         return done

@@ -65,7 +65,7 @@ def short_labels(names: Sequence[str]) -> list[str]:
     Where shortening makes two names alike they are numbered; the legend says which is which.
     """
     short = [_PERCENT.sub(lambda found: f"{float(found[1]):.0f}", name) for name in names]
-    short = [label.replace("bit", "").replace("@", "/").replace("dropped", "–") for label in short]  # noqa: RUF001
+    short = [label.replace("bit", "").replace("@", "/").replace("dropped", "–") for label in short]
     exact = [name.replace("bit", "").replace("@", "/").replace("%", "") for name in names]
     for labels in (short, exact):
         if len(set(labels)) == len(names) and max(map(len, labels)) <= 6:

@@ -88,7 +88,7 @@ def link(uri: str, experiment: str) -> str:
 
 
 def _jobs(runs: Sequence[Run]) -> list[Run]:
-    return [run for run in runs if run.data.params.get("sampler") or KL in run.data.metrics and not _is_parent(run)]
+    return [run for run in runs if run.data.params.get("sampler") or (KL in run.data.metrics and not _is_parent(run))]
 
 
 def _is_parent(run: Run) -> bool:

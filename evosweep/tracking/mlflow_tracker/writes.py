@@ -34,13 +34,12 @@ def metrics(run: str, values: Mapping[str, float], *, step: int = 0) -> list[Wri
     """Return writes of figures; infinite ones, which MLflow stores as something else, are left out."""
     now = int(time.time() * 1000)
     made = [Metric(key, float(value), now, step) for key, value in values.items() if math.isfinite(value)]
-    return [
-        Write(
-            lambda client, batch=made[start : start + BATCH]: client.log_batch(run, metrics=batch),
-            {"run": run, "step": step, "metrics": {each.key: each.value for each in made[start : start + BATCH]}},
-        )
-        for start in range(0, len(made), BATCH)
-    ]
+    return [_batch(run, made[start : start + BATCH], step) for start in range(0, len(made), BATCH)]
+
+
+def _batch(run: str, batch: Sequence[Metric], step: int) -> Write:
+    content = {"run": run, "step": step, "metrics": {metric.key: metric.value for metric in batch}}
+    return Write(lambda client: client.log_batch(run, metrics=batch), content)
 
 
 def params(run: str, values: Mapping[str, str]) -> Write:
