@@ -34,7 +34,6 @@ from evosweep.fitness.kl import KL
 from evosweep.models.anatomy import Anatomy
 from evosweep.models.load import LoadedModel, ModelSource
 from evosweep.samplers.base import PopulationSampler
-from evosweep.samplers.record import StudyRecorder
 from evosweep.search.loop import end_search, run_search
 from evosweep.search.plan import Plan
 from evosweep.search.protocols import Scorer
@@ -42,11 +41,15 @@ from evosweep.search.state import SearchState
 from evosweep.store.build import StoreBuilder, fixed_bits, plan_units
 from evosweep.store.drop import Drop
 from evosweep.store.manifest import LevelStore
+from evosweep.tracking.base import TextInput, Tracker, TrackingError
 from evosweep.tracking.behind import Behind
+from evosweep.tracking.naming import run_name
 from evosweep.tracking.report import Report
+from evosweep.tracking.study.record import StudyRecorder
 
 logger = logging.getLogger(__name__)
 ALLOCATION = "allocation.json"
+SETTLE = 60.0  # seconds that writing may go on after a search
 FEW_TOKENS = 8  # that the dense model is tried on before any work
 CONFIG = "config.yaml"  # settings of a run; there once they are checked
 STATE = "search_state.json"  # what a search needs to go on
@@ -69,40 +72,11 @@ class Exporter(Protocol):
         """Write the model; return ``path``, ``bytes``, ``load`` ..."""
 
 
-class Tracker(Protocol):
-    """Records runs somewhere that outlives them."""
-
-    run_id: str | None
-    model: str
-
-    @property
-    def link(self) -> str | None:
-        """Where the run can be seen."""
-
-    @property
-    def database(self) -> Path | None:
-        """The file that runs are kept in, if it is one."""
-
-    def start(self, name: str, **about: Any) -> str:
-        """Open a run."""
-
-    def dataset(self, **about: Any) -> Any:
-        """Return a description of a token split, for ``start``."""
-
-    def on_event(self, event: Event) -> None:
-        """Record an event."""
-
-    def deliver(self, result: SearchResult, *, report: Path, run: Path, trial: int | None) -> None:
-        """Record what a search leaves in the end."""
-
-    def close(self, status: str, *, reason: str = "") -> None:
-        """End the run."""
-
-
 class Storage(Protocol):
     """Keeps Optuna studies."""
 
     record: str
+    repaired: str
 
     def open(self) -> Any:
         """Return Optuna's storage."""
@@ -278,6 +252,7 @@ class Task:
         sampler: Makes the sampler of a problem: ``sampler(problem=.., seed=..)``.
         scorer: Makes what scores candidates: ``scorer(evaluator=.., fitness=.., seed=..)``.
         resume: Whether the search goes on from the state in ``folder``.
+        varied: Settings that a multirun varies, with this run's values; part of the run's name.
         export_now: Whether the winner is exported by this run; a multirun exports its own winner at the end.
     """
 
@@ -292,6 +267,7 @@ class Task:
     report: Report
     folder: Path
     scorer: Callable[..., Scorer] = StagedScorer
+    varied: Mapping[str, str] = field(default_factory=dict)
     export_now: bool = True
     resume: bool = False
 
@@ -312,7 +288,7 @@ class Notes:
     """
 
     row: Mapping[str, Any] = field(default_factory=dict)
-    params: Mapping[str, Any] = field(default_factory=dict)
+    params: Mapping[str, str] = field(default_factory=dict)
     config: str = ""
     source: str = ""
     experiment: str = "evosweep"
@@ -348,7 +324,11 @@ def check(task: Task, bench: Workbench) -> Draft:
             f"the budget {task.budget} allows every unit its largest level "
             f"({problem.bits_per_weight(problem.most):.3f} bits per weight): a smaller one leaves something to search"
         )
-    return Draft(f"{sampler.name} {task.budget} s{task.seed}", columns)
+    task.tracker.check()
+    name = run_name(
+        model=bench.loaded.name, sampler=sampler.name, budget=str(task.budget), seed=task.seed, varied=task.varied
+    )
+    return Draft(name, columns)
 
 
 def _check_choice(task: Task, bench: Workbench, sampler: PopulationSampler) -> None:
@@ -371,8 +351,12 @@ def run(task: Task, bench: Workbench, draft: Draft, notes: Notes) -> dict[str, A
     """
     with _tracked(task, bench, draft, notes):
         problem, spent = _measured(task, bench, draft)
-        recorder = _recorder(task, draft)
-        listeners = (AllocationFile(task.folder), Behind(recorder), Behind(task.tracker))
+        recorder = _recorder(task, bench, draft)
+        listeners = (
+            AllocationFile(task.folder),
+            Behind(recorder, name="the study"),
+            Behind(task.tracker, name="MLflow"),
+        )
         with _heard(listeners):
             result = _searched(task, bench, draft, notes, problem, spent, listeners, recorder)
             row = _row(task, bench, draft, notes, result)
@@ -387,7 +371,15 @@ def run(task: Task, bench: Workbench, draft: Draft, notes: Notes) -> dict[str, A
         row["phases"] = {name: round(seconds, 2) for name, seconds in bench.seconds.items()}
         row["mlflow_link"] = task.tracker.link
         write_result(task.folder, row)
+    _check_recorded(task, listeners)
     return row
+
+
+def _check_recorded(task: Task, listeners: Sequence[Any]) -> None:
+    """Raise TrackingError where the study or the tracker lacks something; the run's folder has everything."""
+    missing = [text for text in (*(each.missing for each in listeners), task.tracker.missing) if text]
+    if missing:
+        raise TrackingError(f"the result is in {task.folder}, but " + "; ".join(missing))
 
 
 def export(result: SearchResult, bench: Workbench, exporter: Exporter, folder: Path) -> dict[str, Any]:
@@ -410,6 +402,8 @@ class AllocationFile:
         folder: Of the run.
     """
 
+    missing = ""
+
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
@@ -419,13 +413,18 @@ class AllocationFile:
             facts = {"generation": event.generation, "bits_per_weight": event.bits_per_weight, **event.validation}
             event.elite.save(self.folder / ALLOCATION, **facts)
 
-    def wait(self) -> None:
+    def wait(self, timeout: float | None = None) -> bool:
         """Return at once: everything is written as it happens."""
+        del timeout
+        return True
 
 
-def _recorder(task: Task, draft: Draft) -> StudyRecorder:
+def _recorder(task: Task, bench: Workbench, draft: Draft) -> StudyRecorder:
+    storage = task.storage.open()
+    if task.storage.repaired:
+        bench.progress.say(task.storage.repaired)
     return StudyRecorder(
-        storage=task.storage.open(),
+        storage=storage,
         name=f"{draft.name} {datetime.now():%Y-%m-%d %H:%M:%S.%f}"[:-3],
         record=task.storage.record,
         artifacts=task.storage.artifact_store(),
@@ -519,7 +518,7 @@ def _tracked(task: Task, bench: Workbench, draft: Draft, notes: Notes) -> Iterat
         multirun=notes.multirun,
         tags={"folder": str(task.folder.absolute()), **notes.tags},
         inputs=[
-            tracker.dataset(
+            TextInput(
                 name=f"{notes.experiment} {split.name}",
                 digest=split.hash,
                 context=split.name,
@@ -528,6 +527,8 @@ def _tracked(task: Task, bench: Workbench, draft: Draft, notes: Notes) -> Iterat
             )
             for split in bench.splits.values()
         ],
+        device=bench.anatomy.device.type,
+        folder=task.folder,
     )
     try:
         if notes.config:
@@ -550,10 +551,10 @@ def _heard(listeners: Sequence[Any]) -> Iterator[None]:
     except BaseException:
         for listener in listeners:
             with suppress(Exception):  # what broke is known already
-                listener.wait()
+                listener.wait(SETTLE)
         raise
     for listener in listeners:
-        listener.wait()
+        listener.wait(SETTLE)
 
 
 def check_together(storage: Storage, tracker: Tracker, exporter: Exporter) -> None:
@@ -564,4 +565,4 @@ def check_together(storage: Storage, tracker: Tracker, exporter: Exporter) -> No
             "storage.path", allowed="a file of its own", got=str(path), hint="that is MLflow's database (tracking.uri)"
         )
     if tracker.model == "weights" and not exporter.enabled:
-        raise SettingError("tracking.model", allowed=["recipe", "none"], got="weights", hint="nothing is exported")
+        raise SettingError("tracking.model", allowed=["none"], got="weights", hint="nothing is exported")

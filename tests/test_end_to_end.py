@@ -18,8 +18,8 @@ from PIL import Image
 from evosweep.core.allocation import Allocation
 from evosweep.evaluate.scorer import StagedScorer
 from evosweep.samplers.levels import allocation_of
-from evosweep.samplers.storage import Journal
 from evosweep.tracking.artifacts.heatmap import CELL
+from evosweep.tracking.study.storage import Journal
 from tests.cli import TINY, evosweep, workplace, write_corpus
 
 

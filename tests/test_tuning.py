@@ -11,7 +11,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from optuna.trial import TrialState
 
 from evosweep.core.errors import SettingError
-from evosweep.samplers.storage import Journal
+from evosweep.tracking.study.storage import Journal
 from hydra_plugins.evosweep_tuner import distribution
 from tests.cli import TINY, evosweep, workplace
 

@@ -142,7 +142,8 @@ def _resume(options: argparse.Namespace, conf: Path) -> None:
     first, *_ = (folder / CONFIG).read_text(encoding="utf-8").splitlines()
     typed = [*shlex.split(first.lstrip("# "))[3:], *options.overrides]
     choices = {"sampler": next((text.partition("=")[2] for text in typed if text.startswith("sampler=")), None)}
-    row = run(task, bench, check(task, bench), notes_of(config, task, overrides=typed, choices=choices))
+    notes = notes_of(config, task, model=bench.loaded.name, overrides=typed, choices=choices)
+    row = run(task, bench, check(task, bench), notes)
     terminal().print(summary([row], title=str(config.name)))
     for line in [SELECTION, *lying([folder], [row])]:
         _say(line)

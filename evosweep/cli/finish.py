@@ -1,7 +1,6 @@
 """What a command says in the end: one table, the export of the winner, what lies where, and how to look at it."""
 
 import io
-import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -93,12 +92,9 @@ def _short(path: Path) -> Path:
 def how_to_look(config: DictConfig, *, link: str | None) -> list[str]:
     """Return the commands that open what a run left, and where it is then seen."""
     lines = []
-    uri = str(config.tracking.get("uri") or os.environ.get("MLFLOW_TRACKING_URI") or "")
-    if link and uri.startswith("http"):
-        lines.append(f"{link}   # every run, every generation")
-    elif link:
-        source = f" --backend-store-uri {uri}" if uri else ""
-        lines.append(f"mlflow ui{source}   # every run, every generation: {link}")
+    if link:
+        command, seen = build(config, "tracking").command, "every run, every generation"
+        lines.append(f"{command}   # {seen}: {link}" if command else f"{link}   # {seen}")
     path, artifacts = config.storage.get("path"), config.storage.get("artifacts")
     if path:
         pictures = f" --artifact-dir {artifacts}" if artifacts else ""
@@ -127,7 +123,7 @@ def _log(run: "Summary", status: str, began: Sequence[Path], rows: Sequence[Row]
 
 def _files(folder: Path, rows: Sequence[Row], table: Any) -> tuple[list[Path], str]:
     """Return files of the comparison, and its table in words."""
-    columns = [*COLUMNS, "dense_ppl"]
+    columns = [*COLUMNS, "mlflow_run", "dense_ppl"]
     data = [[row.get(key) for key in columns] for row in rows]
     files = [write_json(folder / "summary.json", {"columns": columns, "data": data})]
     if table is None:

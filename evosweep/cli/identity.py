@@ -1,6 +1,5 @@
 """What a run is: the settings that make it comparable, and what was typed for it."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +9,6 @@ from evosweep.core.files import digest
 from evosweep.core.redact import redact
 
 ELSEWHERE = ("seed", "name", "tracking", "storage", "report", "export", "hydra")  # changes no figure but by chance
-CHOICES = ("model", "data", "compressor", "drop", "sampler", "fitness", "search")  # recorded as params
 SHOWN_BY_NAME = ("sampler=", "seed=", "name=", "tracking", "storage", "export", "report", "hydra")
 
 
@@ -37,18 +35,3 @@ def overrides_of(task: list[str]) -> list[str]:
     """Return what was overridden for a job, but for what its name shows anyway."""
     plain = [override.lstrip("+") for override in task]
     return [redact(override) for override in plain if not override.startswith(SHOWN_BY_NAME)]
-
-
-def params_of(config: DictConfig, choices: Mapping[str, Any], budget: str) -> dict[str, Any]:
-    """Return what was chosen in short, and the resolved configuration as dotted keys."""
-    params: dict[str, Any] = {group: choices.get(group) for group in CHOICES} | {"budget": budget}
-
-    def walk(value: Any, path: str) -> None:
-        if isinstance(value, dict):
-            for key, item in value.items():
-                walk(item, f"{path}.{key}" if path else str(key))
-        elif not path.endswith("._target_"):
-            params[path] = redact(value)
-
-    walk(OmegaConf.to_container(config, resolve=True), "")
-    return params

@@ -6,6 +6,7 @@ import os
 import shlex
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,8 @@ from omegaconf import DictConfig, OmegaConf
 from evosweep import __version__
 from evosweep.cli.compose import build, sections
 from evosweep.cli.folders import CLAIM, check_writable
-from evosweep.cli.identity import RunIdentity, overrides_of, params_of
-from evosweep.cli.multirun import JOBS, MULTIRUN
+from evosweep.cli.identity import RunIdentity, overrides_of
+from evosweep.cli.multirun import JOBS, MULTIRUN, VARIED
 from evosweep.cli.names import check_name
 from evosweep.cli.progress import JobProgress
 from evosweep.core.budget import KINDS
@@ -31,6 +32,7 @@ from evosweep.pipeline import run as run_pipeline
 from evosweep.search.plan import Plan
 from evosweep.store import shard
 from evosweep.tracking.console import RichProgress
+from evosweep.tracking.naming import run_params, varied_values
 
 WORKBENCH = ("model", "data", "tokens", "compressor", "drop", "store", "evaluate")
 PLAN = ("generations", "stages", "racing", "surrogate", "tokens", "patience", "final")
@@ -82,13 +84,15 @@ def run(config: DictConfig) -> dict[str, Any]:
     shard.join()
     folder = Path(hydra.runtime.output_dir)
     imply_budget(config, list(hydra.overrides.task))
-    task = task_of(config, folder=folder)
+    varied = varied_values(list(hydra.overrides.task), json.loads(os.environ.get(VARIED, "[]")))
+    task = replace(task_of(config, folder=folder), varied=varied)
     shared_progress().begin(prefix=_prefix(), log=folder / CLAIM)
     bench = bench_of(config)
     draft = check(task, bench)
     if not shard.leads():
         return {"store": bench.store.key}  # the first process searches
-    notes = notes_of(config, task, overrides=list(hydra.overrides.task), choices=hydra.runtime.choices)
+    overrides = list(hydra.overrides.task)
+    notes = notes_of(config, task, model=bench.loaded.name, overrides=overrides, choices=hydra.runtime.choices)
     return run_pipeline(task, bench, draft, notes)
 
 
@@ -160,12 +164,15 @@ def _prefix() -> str:
     return "" if number is None else f"[job {int(number) + 1}/{os.environ.get(JOBS, '?')}] "
 
 
-def notes_of(config: DictConfig, task: Task, *, overrides: Sequence[str], choices: Mapping[str, Any]) -> Notes:
+def notes_of(
+    config: DictConfig, task: Task, *, model: str, overrides: Sequence[str], choices: Mapping[str, Any]
+) -> Notes:
     """Return what is recorded about a run.
 
     Args:
         config: Its configuration.
         task: Made of it.
+        model: Name of the model.
         overrides: As typed.
         choices: Chosen file of every group.
     """
@@ -173,7 +180,7 @@ def notes_of(config: DictConfig, task: Task, *, overrides: Sequence[str], choice
     command = shlex.join(["python", "-m", "evosweep", *redact(list(overrides))])
     return Notes(
         row={"overrides": shown, "identity": str(RunIdentity.of(config)), "name": config.name},
-        params=params_of(config, choices, str(task.budget)),
+        params=run_params(choices=choices, model=model, budget=str(task.budget), seed=task.seed, varied=task.varied),
         config=f"# {command}\n{redact(OmegaConf.to_yaml(config, resolve=True))}",
         source=redact(OmegaConf.to_yaml(config.data, resolve=True)),
         experiment=config.name,

@@ -1,5 +1,6 @@
 """What brackets Hydra's jobs: a folder of their own, the comparison at the end, and clean folders after bad input."""
 
+import json
 import os
 from datetime import datetime
 from pathlib import Path
@@ -16,6 +17,7 @@ from evosweep.core.results import RESULT
 
 MULTIRUN = "EVOSWEEP_MULTIRUN"  # environment: name of the multirun that a job belongs to
 JOBS = "EVOSWEEP_JOBS"  # environment: how many jobs it has
+VARIED = "EVOSWEEP_VARIED"  # environment: JSON list of the settings that the multirun varies
 JOB_CONFIG = "config.yaml"  # a job writes it once its settings are checked
 
 
@@ -46,7 +48,8 @@ class Summary(Callback):
         """Claim one folder for all jobs, and name the multirun, so that its jobs find each other."""
         self._begin(config, "sweep")
         self.multirun = os.environ[MULTIRUN] = f"{config.get('name')} {datetime.now():%Y-%m-%d %H:%M:%S.%f}"[:-3]
-        count = _count(config)
+        count, varied = _planned(config)
+        os.environ[VARIED] = json.dumps(varied)
         if count is not None:
             os.environ[JOBS] = str(count)
         with read_write(config), open_dict(config):
@@ -76,6 +79,7 @@ class Summary(Callback):
         finally:
             os.environ.pop(MULTIRUN, None)
             os.environ.pop(JOBS, None)
+            os.environ.pop(VARIED, None)
             Summary.active = None
             Summary.finished = self
 
@@ -115,22 +119,23 @@ def _quoted(text: str) -> str:
     return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 
-def _count(config: DictConfig) -> int | None:
-    """Return how many jobs a multirun has, as far as its sweeper tells before it begins."""
+def _planned(config: DictConfig) -> tuple[int | None, list[str]]:
+    """Return how many jobs a multirun has, if its sweeper tells, and the full paths of the settings that it varies."""
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper  # noqa: PLC0415
     from hydra.core.global_hydra import GlobalHydra  # noqa: PLC0415
     from hydra.core.override_parser.overrides_parser import OverridesParser  # noqa: PLC0415
 
     sweeper = config.hydra.sweeper
-    if "trials" in sweeper:
-        seeds = sweeper.get("seeds")
-        return int(sweeper.trials) * len(seeds) if isinstance(sweeper.trials, int) and seeds else None
     try:
         main = GlobalHydra.instance().hydra
         assert main is not None
         parser = OverridesParser.create(config_loader=main.config_loader)
         params = [f"{key}={value}" for key, value in (sweeper.get("params") or {}).items()]
         overrides = parser.parse_overrides([*params, *config.hydra.overrides.task])
-        return sum(len(batch) for batch in BasicSweeper.split_arguments(overrides, None))
+        last = {each.get_key_element().lstrip("+"): each.is_sweep_override() for each in overrides}
+        varied = [key for key, sweeps in last.items() if sweeps]
+        if "trials" in sweeper:
+            return int(sweeper.trials) * max(len(sweeper.get("seeds") or []), 1), varied
+        return sum(len(batch) for batch in BasicSweeper.split_arguments(overrides, None)), varied
     except Exception:  # what is wrong with an override is told by Hydra itself
-        return None
+        return None, []

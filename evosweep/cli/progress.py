@@ -32,20 +32,20 @@ class JobProgress:
         """
         self._prefix, self._log = prefix, log
 
-    def track(self, items: Sequence[T], *, description: str) -> Iterable[T]:
+    def track(self, items: Sequence[T], *, description: str, tokens: int | None = None) -> Iterable[T]:
         """Yield ``items`` while showing progress and time left."""
         self._write(description)
-        return self.inner.track(items, description=f"{self._prefix}{description}")
+        return self.inner.track(items, description=f"{self._prefix}{description}", tokens=tokens)
 
     def say(self, text: str) -> None:
         """Show one line."""
         self._write(text)
         self.inner.say(f"{self._prefix}{redact(text)}")
 
-    def note(self, values: Mapping[str, str]) -> None:
+    def note(self, values: Mapping[str, str], *, tokens: int | None = None) -> None:
         """Show figures of the item of ``track`` that is done."""
         self._write(", ".join(f"{key} {value}" for key, value in values.items()))
-        self.inner.note(values)
+        self.inner.note(values, tokens=tokens)
 
     def _write(self, text: str) -> None:
         if self._log is not None and self._log.parent.is_dir():

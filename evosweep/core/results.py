@@ -16,9 +16,9 @@ VERSION = 2
 
 def write_result(folder: Path, row: Mapping[str, Any]) -> Path:
     """Write a flat row as ``result.json``: figures under ``metrics``, infinite ones as null, anything else beside."""
-    metrics = {name: _number(row[name]) for name in METRICS if name in row}
+    metrics = {name: row[name] for name in METRICS if name in row}
     others = {name: value for name, value in row.items() if name not in metrics}
-    return write_json(folder / RESULT, {"version": VERSION, **_finite(others), "metrics": metrics})
+    return write_json(folder / RESULT, {"version": VERSION, **others, "metrics": metrics})
 
 
 def read_result(path: Path) -> dict[str, Any]:
@@ -41,15 +41,3 @@ def read_result(path: Path) -> dict[str, Any]:
         )
     metrics = {key: math.inf if item is None else item for key, item in value.pop("metrics", {}).items()}
     return {**value, **metrics}
-
-
-def _number(value: Any) -> Any:
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return _number(value)
