@@ -44,7 +44,11 @@ def finish(run: "Summary", status: str, began: Sequence[Path]) -> None:
             console.print(table)
             if len({row["seed"] for row in rows}) > 1:
                 console.print(Markdown(comparison.markdown(rows)))
-            for line in [SELECTION, *lying(folders, rows), *how_to_look(run.config, link=_link(rows))]:
+            for line in [
+                SELECTION,
+                *lying(folders, rows),
+                *how_to_look(run.config, link=_link(rows), studies=studies_of(began)),
+            ]:
                 console.print(redact(line), highlight=False, markup=False, soft_wrap=True)
         if run.multirun is not None:
             _log(run, status, began, rows, table)
@@ -89,17 +93,22 @@ def _short(path: Path) -> Path:
     return path.relative_to(Path.cwd()) if path.is_absolute() and path.is_relative_to(Path.cwd()) else path
 
 
-def how_to_look(config: DictConfig, *, link: str | None) -> list[str]:
+def how_to_look(config: DictConfig, *, link: str | None, studies: Sequence[tuple[str, str | None]]) -> list[str]:
     """Return the commands that open what a run left, and where it is then seen."""
     lines = []
     if link:
         command, seen = build(config, "tracking").command, "every run, every generation"
         lines.append(f"{command}   # {seen}: {link}" if command else f"{link}   # {seen}")
-    path, artifacts = config.storage.get("path"), config.storage.get("artifacts")
-    if path:
+    for path, artifacts in sorted(set(studies)):
         pictures = f" --artifact-dir {artifacts}" if artifacts else ""
         lines.append(f"optuna-dashboard {path}{pictures}   # every candidate: {DASHBOARD}")
     return lines
+
+
+def studies_of(folders: Sequence[Path]) -> list[tuple[str, str | None]]:
+    """Return the journals that jobs keep their studies in, and the folders of their pictures."""
+    storages = [OmegaConf.load(folder / CONFIG).storage for folder in folders]
+    return [(storage.path, storage.get("artifacts")) for storage in storages if storage.get("path")]
 
 
 def _link(rows: Sequence[Row]) -> str | None:
