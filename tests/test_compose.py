@@ -7,10 +7,10 @@ from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
-from evosweep.__main__ import CONF
+from evosweep.cli.compose import check_keys
+from evosweep.cli.main import CONF
 from evosweep.core.budget import Budget
 from evosweep.search.plan import Plan
-from evosweep.settings import check_keys
 
 SECTIONS = (
     "model",

@@ -16,10 +16,11 @@ from optuna_dashboard._custom_plot_data import get_plotly_graph_objects
 from PIL import Image
 
 from evosweep.core.allocation import Allocation
+from evosweep.core.results import read_result
 from evosweep.evaluate.scorer import StagedScorer
 from evosweep.samplers.level_codes import allocation_of
-from evosweep.samplers.storage import Journal
 from evosweep.tracking.artifacts.heatmap import CELL
+from evosweep.tracking.study.storage import Journal
 from tests.cli import TINY, evosweep, workplace, write_corpus
 
 
@@ -27,7 +28,17 @@ from tests.cli import TINY, evosweep, workplace, write_corpus
 def finished(tmp_path_factory: pytest.TempPathFactory):
     """A multirun of every sampler, in a folder of its own."""
     with workplace(tmp_path_factory.mktemp("run")) as folder:
-        assert evosweep("-m", *TINY, "sampler=uniform,owl,ilp,evopress,random,evopress_ilp", "name=whole") == 0
+        assert (
+            evosweep(
+                "-m",
+                *TINY,
+                "sampler=uniform,owl,ilp,evopress,random,evopress_ilp",
+                "name=whole",
+                "export=dense",
+                "export.jobs=all",
+            )
+            == 0
+        )
         yield folder
 
 
@@ -44,7 +55,7 @@ def runs(client: MlflowClient) -> dict:
 
 
 def results(folder: Path) -> dict[str, dict]:
-    rows = [json.loads(path.read_text()) for path in folder.glob("runs/whole/*/*/result.json")]
+    rows = [read_result(path) for path in folder.glob("runs/whole/*/*/result.json")]
     return {row["sampler"]: row for row in rows}
 
 
@@ -242,7 +253,7 @@ def test_the_exported_model_loads_in_plain_transformers(finished: Path) -> None:
 def test_other_samplers_run_whole(finished: Path, choice: list[str]) -> None:
     name = choice[-1].split("=")[-1]
     assert evosweep(*TINY, *choice, f"name=other_{name}", "tracking=none", "storage=memory", "export=none") == 0
-    row = json.loads(next(finished.glob(f"runs/other_{name}/*/result.json")).read_text())
+    row = read_result(next(finished.glob(f"runs/other_{name}/*/result.json")))
     assert row["bits_per_weight"] <= results(finished)["uniform"]["bits_per_weight"]
 
 
@@ -355,7 +366,7 @@ def test_every_kind_of_compression_goes_from_model_to_export(
     finished: Path, client: MlflowClient, name: str, arguments: list[str]
 ) -> None:
     assert evosweep("-m", *TINY, f"name={name}", *arguments) == 0
-    rows = [json.loads(path.read_text()) for path in sorted(finished.glob(f"runs/{name}/*/*/result.json"))]
+    rows = [read_result(path) for path in sorted(finished.glob(f"runs/{name}/*/*/result.json"))]
     assert len(rows) == len(arguments[-1].split(","))
     largest = max(row["bits_per_weight"] for row in rows)
     for row in rows:

@@ -11,7 +11,7 @@ from evosweep.core.genomes import genome_from_text, genome_to_text
 from evosweep.core.problem import Problem
 from evosweep.core.unit import Unit
 from evosweep.samplers.evopress import EvoPressSampler
-from evosweep.samplers.optuna import OptunaSampler
+from evosweep.samplers.optuna_native import OptunaSampler
 from evosweep.samplers.random import RandomFeasibleSampler
 from evosweep.search.loop import run_search
 from evosweep.search.plan import Plan

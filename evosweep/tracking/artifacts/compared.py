@@ -20,8 +20,8 @@ def convergence(rows: Sequence[Row], folder: Path) -> list[Path]:
     for axis, budget in zip(figure.subplots(1, len(budgets), squeeze=False)[0], budgets, strict=True):
         for each in (each for each in found if each.budget == budget):
             style: dict[str, Any] = {"color": f"C{names.index(each.name) % 10}"}
-            for place, row in enumerate(each.rows):
-                label = each.name if place == 0 else None
+            for index, row in enumerate(each.rows):
+                label = each.name if index == 0 else None
                 points = [(step["tokens"], step["kl"]) for step in row["history"]]
                 if len(points) == 1:
                     axis.axhline(points[0][1], linestyle=":", linewidth=1.2, label=label, **style)
@@ -66,9 +66,9 @@ def standings(rows: Sequence[Row], folder: Path) -> list[Path]:
         mine = [each for each in found if each.budget == budget]
         means = [each.mean("kl") for each in mine]
         axis.barh(range(len(mine)), means, color=["C0", *["0.75"] * (len(mine) - 1)])
-        for place, each in enumerate(mine):
-            axis.plot([row["kl"] for row in each.rows], [place] * len(each.rows), "k.", markersize=4)
-            axis.text(means[place], place, f" {means[place]:.3f}", va="center", fontsize=8)
+        for index, each in enumerate(mine):
+            axis.plot([row["kl"] for row in each.rows], [index] * len(each.rows), "k.", markersize=4)
+            axis.text(means[index], index, f" {means[index]:.3f}", va="center", fontsize=8)
         axis.set_yticks(range(len(mine)), [each.name for each in mine])
         axis.invert_yaxis()
         axis.margins(x=0.15)

@@ -38,19 +38,21 @@ class Stages:
 
     @staticmethod
     def _draw(table: npt.NDArray[np.float64], result: SearchResult, path: Path) -> None:
-        figure = Figure(figsize=(9, 3.4), layout="constrained")
+        figure = Figure(figsize=(10, 3.6), layout="constrained")
         left, right = figure.subplots(1, 2)
         stages = range(table.shape[1])
         left.bar(stages, np.nanmean(table[:, :, 0], axis=0), color="C0")
         left.set_yscale("log")
         left.set_xticks(stages)
+        left.set_title("how many are scored", fontsize=10)
+        right.set_title("where the last stage's best ranked before", fontsize=10)
         left.set_xlabel("stage")
         left.set_ylabel("offspring scored a generation")
         for stage in stages[:-1]:
             shown = table[:, stage, 1]
             right.hist(100 * shown[np.isfinite(shown)], bins=20, range=(0, 100), alpha=0.6, label=f"stage {stage}")
             right.axvline(100 * _passed(table, stage), linestyle="--", linewidth=1, color=f"C{stage}")
-        right.set_xlabel("rank of the best offspring (% of those scored; dashed: the cut)")
+        right.set_xlabel("rank of the best offspring (% of scored; dashed: cut)")
         right.set_ylabel("generations")
         right.legend()
         figure.suptitle(f"{result.sampler}, seed {result.seed}: do the stages cut the right ones?")

@@ -5,7 +5,7 @@ import pytest
 from mlflow import MlflowClient
 
 from evosweep.core.errors import EvosweepError, SettingError
-from evosweep.tracking.mlflow import MlflowTracker
+from evosweep.tracking.mlflow_tracker import MlflowTracker
 
 
 def test_an_uri_that_is_none_is_one_line() -> None:

@@ -12,9 +12,9 @@ from evosweep.core.events import Candidate, GenerationRecord, SearchStarted
 from evosweep.core.problem import Problem
 from evosweep.core.unit import Level, Unit
 from evosweep.samplers import level_codes
-from evosweep.samplers.record import SPANS, StudyRecorder, aggregates
-from evosweep.samplers.storage import Journal, Memory
 from evosweep.tracking.artifacts.heatmap import CELL
+from evosweep.tracking.study.record import SPANS, StudyRecorder, aggregates
+from evosweep.tracking.study.storage import Journal, Memory
 from tests.conftest import ladder
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
