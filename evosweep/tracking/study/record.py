@@ -69,7 +69,7 @@ class StudyRecorder:
         except OSError as error:
             raise TrackingError(f"the study {name!r} cannot be written: {one_line(error)}") from error
         self.record, self.artifacts = record, artifacts
-        self.winner: int | None = None  # number of the exported winner's trial
+        self.winner: int | None = None  # number of the last elite's trial; in the end, of the exported winner's
         self.missing = ""
         self._elites: dict[int, int] = {}  # generation to the number of its elite's trial
         self._run: dict[str, str] = {}
@@ -130,7 +130,7 @@ class StudyRecorder:
                 self._numbers.setdefault(each.genome.tobytes(), number)
         self.study.add_trials([self._trial(each, record, numbers, won=each.slot == slot) for each in candidates])
         self._written += len(candidates)
-        self._elites[record.generation] = self._elite
+        self._elites[record.generation] = self.winner = self._elite
         self._parent = elite
 
     def _end(self, result: SearchResult) -> None:
