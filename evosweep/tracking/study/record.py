@@ -121,14 +121,16 @@ class StudyRecorder:
         if slot is None and record.changed:  # one of several parents is the best now; it ran before
             slot, numbers = AGAIN, {AGAIN: self._numbers[elite.tobytes()]}
             candidates.append(Candidate(slot=AGAIN, genome=elite, duplicate_of=AGAIN))
-        for index, each in enumerate(candidates):
+        for index, candidate in enumerate(candidates):
             number = self._written + index
-            if each.slot == slot:
+            if candidate.slot == slot:
                 self._elite = number
-            if each.slot != AGAIN:
-                numbers[each.slot] = number
-                self._numbers.setdefault(each.genome.tobytes(), number)
-        self.study.add_trials([self._trial(each, record, numbers, won=each.slot == slot) for each in candidates])
+            if candidate.slot != AGAIN:
+                numbers[candidate.slot] = number
+                self._numbers.setdefault(candidate.genome.tobytes(), number)
+        self.study.add_trials(
+            [self._trial(candidate, record, numbers, won=candidate.slot == slot) for candidate in candidates]
+        )
         self._written += len(candidates)
         self._elites[record.generation] = self.winner = self._elite
         self._parent = elite
