@@ -5,18 +5,21 @@ import json
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
+from omegaconf import DictConfig
 from rich.console import Console
 from rich.markdown import Markdown
 
 from evosweep.cli import cache
+from evosweep.cli.compose import build
 from evosweep.cli.finish import SELECTION, lying
 from evosweep.cli.folders import CLAIM
-from evosweep.cli.job import bench_of, notes_of, quiet_libraries, shared_progress, task_of
-from evosweep.cli.reopen import export_earlier, find_run, reopen, settings_of
+from evosweep.cli.job import WORKBENCH, bench_of, notes_of, quiet_libraries, shared_progress, task_of
+from evosweep.cli.reopen import Earlier, export_earlier, find_run, reopen, settings_of
 from evosweep.core.errors import EvosweepError
 from evosweep.core.results import RESULT, read_result
+from evosweep.evaluate.population import Evaluator
 from evosweep.evaluate.scorer import StagedScorer
 from evosweep.fitness.base import Fitness
 from evosweep.fitness.kl import KL
@@ -39,12 +42,26 @@ def run_command(arguments: Sequence[str], conf: Path) -> None:
         EvosweepError: A run, a setting or a file that cannot be used.
     """
     quiet_libraries()
-    options = _parser().parse_args(list(arguments))
+    parser = _parser()
+    options, rest = parser.parse_known_args(list(arguments))
+    unknown = [text for text in rest if text.startswith("-") or not hasattr(options, "overrides")]
+    if unknown:
+        parser.error(f"unrecognized: {' '.join(unknown)}")
+    if rest:  # overrides behind an option
+        options.overrides = [*options.overrides, *rest]
     options.call(options, conf)
 
 
+class _Parser(argparse.ArgumentParser):
+    """Raises what is wrong with the arguments, so that it is told in one line like everything else."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise EvosweepError."""
+        raise EvosweepError(f"{self.prog}: {message}; {self.prog} --help shows what there is")
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="evosweep", description="What follows a run.")
+    parser = _Parser(prog="evosweep", description="What follows a run.")
     commands = parser.add_subparsers(required=True)
     run = "the run's folder, or the id of its MLflow run"
     overrides = "settings to change, as export=dense; all others are the run's own"
@@ -84,8 +101,10 @@ def _export(options: argparse.Namespace, conf: Path) -> None:
 
 def _score(options: argparse.Namespace, conf: Path) -> None:
     folder = find_run(options.run)
-    run = reopen(folder, settings_of(folder, options.overrides, conf))
+    run = reopen(folder, settings_of(folder, [], conf))
     evaluator = run.bench.evaluator
+    if options.overrides:
+        evaluator = _on_other_text(run, settings_of(folder, options.overrides, conf))
     windows = range(len(evaluator.splits[options.split].windows))
     figures: list[Fitness] = [KL(), Perplexity()]
     if options.split == "validation":
@@ -105,6 +124,22 @@ def _score(options: argparse.Namespace, conf: Path) -> None:
         "size_mb": run.problem.megabytes(cost),
     }
     print(json.dumps(facts))  # noqa: T201 - for programs, too
+
+
+def _on_other_text(run: Earlier, config: DictConfig) -> Evaluator:
+    """Return what scores a run's levels, as they were calibrated, on the text that other settings name.
+
+    Raises:
+        EvosweepError: Something else than the text is changed, or the text cannot be used.
+    """
+    for key in WORKBENCH:
+        if key not in ("data", "tokens", "evaluate") and config[key] != run.config[key]:
+            raise EvosweepError(f"{key} cannot be changed for a score: the allocation is one of the run's own levels")
+    tokenizer = run.bench.loaded.tokenizer
+    splits = build(config, "tokens").split(build(config, "data"), tokenizer, progress=shared_progress())
+    return Evaluator(
+        anatomy=run.bench.anatomy, store=run.bench.store, splits=splits, resources=build(config, "evaluate")
+    )
 
 
 def _compare(options: argparse.Namespace, conf: Path) -> None:
@@ -137,7 +172,7 @@ def _resume(options: argparse.Namespace, conf: Path) -> None:
     if not (folder / STATE).is_file():
         raise EvosweepError(f"{folder} kept no {STATE}: no generation was finished; type its command again")
     task = task_of(config, folder=folder, resume=True)
-    shared_progress().begin(prefix="", log=folder / CLAIM)
+    shared_progress().begin(prefix="", log=folder / CLAIM, first="resumed")
     bench = bench_of(config)
     first, *_ = (folder / CONFIG).read_text(encoding="utf-8").splitlines()
     typed = [*shlex.split(first.lstrip("# "))[3:], *options.overrides]

@@ -85,7 +85,7 @@ def run(config: DictConfig) -> dict[str, Any]:
     imply_budget(config, list(hydra.overrides.task))
     varied = varied_values(list(hydra.overrides.task), json.loads(os.environ.get(VARIED, "[]")))
     task = replace(task_of(config, folder=folder), varied=varied)
-    shared_progress().begin(prefix=_prefix(), log=folder / CLAIM)
+    shared_progress().begin(prefix=_prefix(), log=folder / CLAIM, first=_command(list(hydra.overrides.task)))
     bench = bench_of(config)
     draft = check(task, bench)
     if not parallel.is_leader():
@@ -163,6 +163,11 @@ def _prefix() -> str:
     return "" if number is None else f"[job {int(number) + 1}/{os.environ.get(JOBS, '?')}] "
 
 
+def _command(overrides: Sequence[str]) -> str:
+    """Return the command that starts a job with these overrides, without credentials."""
+    return shlex.join(["python", "-m", "evosweep", *redact(list(overrides))])
+
+
 def notes_of(
     config: DictConfig, task: Task, *, model: str, overrides: Sequence[str], choices: Mapping[str, Any]
 ) -> Notes:
@@ -176,11 +181,10 @@ def notes_of(
         choices: Chosen file of every group.
     """
     shown = overrides_of(list(overrides))
-    command = shlex.join(["python", "-m", "evosweep", *redact(list(overrides))])
     return Notes(
         row={"overrides": shown, "identity": str(RunIdentity.of(config)), "name": config.name},
         params=run_params(choices=choices, model=model, budget=str(task.budget), seed=task.seed, varied=task.varied),
-        config=f"# {command}\n{redact(OmegaConf.to_yaml(config, resolve=True))}",
+        config=f"# {_command(overrides)}\n{redact(OmegaConf.to_yaml(config, resolve=True))}",
         source=redact(OmegaConf.to_yaml(config.data, resolve=True)),
         experiment=config.name,
         multirun=os.environ.get(MULTIRUN),

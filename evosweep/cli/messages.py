@@ -17,16 +17,20 @@ from evosweep.cli.compose import with_path
 from evosweep.core.errors import EvosweepError, SettingError, did_you_mean
 
 WELCOME = """\
-evosweep fits a Hugging Face language model into a size: which layers to compress how hard.
+evosweep fits a Hugging Face language model into a size: it finds which layers
+to compress how hard, and writes the model. Without a setting it does nothing.
 
-  evosweep +experiment=quickstart         SmolLM2-135M at the size of uniform 3-bit: four allocators, some
-                                          minutes on two CPU cores; downloads 120 MB once
-  evosweep model=hf model.path=<folder> data=text data.path=<file> budget.megabytes=100
-                                          your own model and text at a size of your own
-  evosweep seed=0                         one search with the settings as they are (--cfg job shows them)
+  evosweep +experiment=quickstart
+      SmolLM2-135M at the size of uniform 3-bit: four allocators, some minutes
+      on two CPU cores; downloads 120 MB once.
+  evosweep model=hf model.path=<folder> data=text data.path=<file> \\
+           budget.megabytes=100
+      Your own model and text, at a size of your own.
+  evosweep seed=0
+      One search with the settings as they are; --cfg job shows them.
 
-After a run: evosweep export | score | compare | resume <run folder>, and evosweep cache list.
-More: evosweep --help"""
+After a run: evosweep export | score | compare | resume <run folder>.
+What is cached: evosweep cache list. More: evosweep --help."""
 
 _CHOICE = re.compile(r"Could not find '([^']+)'|could not find '([^']+)'", re.I)
 _OPTIONS = re.compile(r"Available options in '([^']+)':(.*?)(?:Config search path|$)", re.S)

@@ -23,14 +23,16 @@ class JobProgress:
         self._prefix = ""
         self._log: Path | None = None
 
-    def begin(self, *, prefix: str, log: Path) -> None:
+    def begin(self, *, prefix: str, log: Path, first: str) -> None:
         """Let what follows belong to a job.
 
         Args:
             prefix: Before every line, as ``[job 3/6] ``.
             log: File that lines are added to.
+            first: Its first line; not shown.
         """
         self._prefix, self._log = prefix, log
+        self._write(first)
 
     def track(self, items: Sequence[T], *, description: str, tokens: int | None = None) -> Iterable[T]:
         """Yield ``items`` while showing progress and time left."""

@@ -115,7 +115,7 @@ def _keys(value: Any, path: str) -> Any:
 
 def reopen(folder: Path, config: DictConfig) -> Earlier:
     """Return a run's allocation on its model and store; the store is found again, or built again if it was cleaned."""
-    shared_progress().begin(prefix="", log=folder / CLAIM)
+    shared_progress().begin(prefix="", log=folder / CLAIM, first="opened again")
     bench = bench_of(config)
     problem = bench.problem(build(config, "budget"))
     genome = problem.encode(Allocation.load(folder / ALLOCATION))
