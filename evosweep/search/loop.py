@@ -76,22 +76,7 @@ def run_search(
         _notify(listeners, record)
     search = _Search(sampler, scorer, plan, progress, state)
     search.catch_up()
-    stopped = "finished"
-    end = plan.generations + 1 if sampler.limit is None else min(plan.generations + 1, sampler.limit)
-    for generation in progress.track(range(state.generation, end), description=f"{sampler.name}: generations"):
-        reason = plan.stopped_by(state.records)
-        if reason is not None:
-            stopped = reason
-            break
-        made = search.step(generation)
-        if made is None:
-            break
-        if state_path is not None:  # before the listeners: what one of them cannot write is not lost
-            state.save(state_path)
-        _notify(listeners, made)
-        progress.note(_figures(made))
-    if not state.records:
-        raise SettingError("sampler", allowed="one that proposes at least one allocation", got=sampler.name)
+    stopped = search.run(listeners, state_path)
     return search.result(dense=dense, stopped=stopped, final=search.final())
 
 
@@ -138,6 +123,34 @@ class _Search:
                 self.sampler.population(generation=record.generation, parents=before)
                 self.sampler.learn(record.candidates)
             before = record.parents
+
+    def run(self, listeners: Sequence[Listener], state_path: Path | None) -> str:
+        """Run the generations that are left.
+
+        Args:
+            listeners: Are notified of each.
+            state_path: Where the state is written after each; None: nowhere.
+
+        Returns:
+            Why it ended: ``finished``, or a stopping rule's reason.
+        """
+        limit = self.sampler.limit
+        end = self.plan.generations + 1 if limit is None else min(self.plan.generations + 1, limit)
+        generations = range(self.state.generation, end)
+        for generation in self.progress.track(generations, description=f"{self.sampler.name}: generations"):
+            reason = self.plan.stopped_by(self.state.records)
+            if reason is not None:
+                return reason
+            record = self.step(generation)
+            if record is None:
+                break
+            if state_path is not None:  # before the listeners: what one of them cannot write is not lost
+                self.state.save(state_path)
+            _notify(listeners, record)
+            self.progress.note(_figures(record))
+        if not self.state.records:
+            raise SettingError("sampler", allowed="one that proposes at least one allocation", got=self.sampler.name)
+        return "finished"
 
     def step(self, generation: int) -> GenerationRecord | None:
         """Run and record a generation; return None where nothing was proposed."""
