@@ -9,6 +9,7 @@ from typing import Any
 
 from evosweep.core.errors import EvosweepError, SettingError
 from evosweep.core.events import (
+    Candidate,
     Event,
     FinalRecord,
     GenerationRecord,
@@ -120,9 +121,24 @@ class _Search:
             if self.selector.surrogate is not None:
                 self.selector.surrogate.learn_from(record.candidates)
             if restore is None:
-                self.sampler.population(generation=record.generation, parents=before)
+                proposed = self.sampler.population(generation=record.generation, parents=before)
+                self._check_proposals(proposed, record)
                 self.sampler.learn(record.candidates)
             before = record.parents
+
+    def _check_proposals(self, proposed: Sequence[Candidate], record: GenerationRecord) -> None:
+        """Raise EvosweepError where a sampler does not propose what it proposed when the state was written."""
+        by_slot = {candidate.slot: candidate.genome for candidate in proposed}
+        dropped = self.plan.screening is not None  # candidates that screening dropped are not in the record
+        same = (dropped or len(proposed) == len(record.candidates)) and all(
+            candidate.slot in by_slot and (by_slot[candidate.slot] == candidate.genome).all()
+            for candidate in record.candidates
+        )
+        if not same:
+            raise EvosweepError(
+                f"sampler {self.sampler.name} does not propose what this search state holds of generation "
+                f"{record.generation}: its settings have changed; set them as they were, or start the search anew"
+            )
 
     def run(self, listeners: Sequence[Listener], state_path: Path | None) -> str:
         """Run the generations that are left.
