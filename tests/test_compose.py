@@ -43,7 +43,8 @@ def composed(*overrides: str):
 def check(config) -> None:
     for section in SECTIONS:
         check_keys(OmegaConf.to_container(config[section]), section)
-    Plan.of(generations=config.search.generations, stages=OmegaConf.to_container(config.search.stages))
+    search = OmegaConf.to_container(config.search)
+    Plan.of(**{key: value for key, value in search.items() if key not in {"offspring", "max_flips"}})
     Budget(**{key: value for key, value in config.budget.items() if not str(key).startswith("_")})
 
 
