@@ -48,7 +48,7 @@ from evosweep.search.plan import Plan
 from evosweep.settings import build
 from evosweep.store.build import StoreBuilder
 from evosweep.store.manifest import LevelStore
-from evosweep.store.plan import StorePlan, plan_store
+from evosweep.store.store_plan import StorePlan, plan_store
 from evosweep.tracking.behind import Behind
 from evosweep.tracking.console import RichProgress
 from evosweep.tracking.report import Report

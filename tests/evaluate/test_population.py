@@ -23,7 +23,7 @@ from evosweep.models.patch import replaced_weights
 from evosweep.search.racing import Racing
 from evosweep.search.survival import Race
 from evosweep.store.build import StoreBuilder
-from evosweep.store.plan import plan_store
+from evosweep.store.store_plan import plan_store
 from tests.models.test_anatomy import FAMILIES, small
 
 
