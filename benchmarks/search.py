@@ -30,7 +30,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
 
-from evosweep.__main__ import CONF
+from evosweep.cli.main import CONF
 from evosweep.compressors.rtn import RoundToNearest
 from evosweep.core.events import Silent
 from evosweep.core.problem import Problem
@@ -47,6 +47,7 @@ from evosweep.models.load import LoadedModel, ModelSource
 from evosweep.search.evopress import EvoPress, RandomSearch
 from evosweep.store.build import StoreBuilder
 from evosweep.store.manifest import LevelStore, Stored
+from evosweep.store.plan import plan_store
 
 HOSTED_DENSE = 2e9  # bytes of dequantized weights kept where packed levels are in host memory
 DRIFT = 12  # generations that the parent is away from uniform
@@ -136,10 +137,10 @@ def built(anatomy: Anatomy, split: TokenSplit, *, repeated: bool) -> LevelStore:
     """Return a store of round-to-nearest levels 2-6 in groups of 64."""
     compressor, builder = RoundToNearest(bits=[2, 3, 4, 5, 6], group=64, symmetric=False), StoreBuilder(propagate=None)
     if not repeated:
-        return builder.open(anatomy, compressor, split, model_name="search")
+        return builder.open(plan_store(anatomy, compressor), split, model_name="search")
     blocks = len(anatomy.blocks)
     with without_blocks(anatomy, set(range(1, blocks))):
-        store = builder.open(Anatomy(anatomy.model), compressor, split, model_name="search")
+        store = builder.open(plan_store(Anatomy(anatomy.model), compressor), split, model_name="search")
     return Repeated(store.folder, blocks)
 
 

@@ -27,7 +27,8 @@ def modules_by_package() -> dict[str, list[str]]:
 def page(package: str, modules: list[str]) -> str:
     """Return the Markdown of one package's page."""
     return f"# {package}\n\n" + "".join(
-        f"## {name}\n\n::: {name}\n    options: {{show_root_heading: false}}\n\n" for name in modules
+        f"## {name}\n\n::: {name}\n    options: {{show_root_heading: false, show_root_toc_entry: false}}\n\n"
+        for name in modules
     )
 
 

@@ -7,10 +7,10 @@ from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
-from evosweep.__main__ import CONF
+from evosweep.cli.compose import check_keys
+from evosweep.cli.main import CONF
 from evosweep.core.budget import Budget
 from evosweep.search.plan import Plan
-from evosweep.settings import check_keys
 
 SECTIONS = (
     "model",
@@ -75,7 +75,7 @@ def test_every_module_of_a_plug_in_package_has_a_choice() -> None:
     for folder, shared in {
         "fitness": {"base"},
         "allocators": {"base", "harm"},
-        "compressors": {"base", "compensate", "grid", "integer", "kernels", "sparse"},
+        "compressors": {"base", "compensate", "grid", "integer", "kernels", "payload", "sparse", "statistics"},
         "samplers": {"base", "dashboard", "levels", "record", "storage"},
         "exporters": {"base"},
         "data": {"documents", "tokens"},

@@ -16,7 +16,7 @@ from evosweep.core.problem import Genome, Problem
 Floats = npt.NDArray[np.float64]
 BISECTIONS = 100
 SCALE = 1e3  # the solver's objective runs from 0 to this, far above its absolute gap of 1e-6
-ROUNDING = 1e-9  # relative, of sums of harms
+ROUNDING = 1e-12  # relative error of sums of harms
 
 
 class ILP:
@@ -50,7 +50,7 @@ class ILP:
         harm = table - table.min(axis=1, keepdims=True)
         bound = _bound(problem, harm)
         gap = _total(harm, bound.genome) - bound.value
-        tolerance = ROUNDING * max(1.0, abs(bound.value))
+        tolerance = ROUNDING * _total(harm, bound.genome)
         possible = (problem.costs >= 0) & (bound.excess <= gap + tolerance)
         possible[problem.indices, bound.genome] = True
         if gap <= tolerance or (possible.sum(axis=1) == 1).all():
@@ -61,7 +61,7 @@ class ILP:
 
 @dataclass(frozen=True)
 class _Bound:
-    """What Lagrangian relaxation says about a problem.
+    """Bounds of a problem by Lagrangian relaxation, and a genome close to them.
 
     Attributes:
         price: λ, harm a bit.
@@ -85,15 +85,18 @@ def _bound(problem: Problem, harm: Floats) -> _Bound:
     """
     above = (problem.costs - problem.costs[:, :1]).astype(np.float64)
     spendable = float(problem.budget - int(problem.costs[:, 0].sum()))
-    low, high = 0.0, float(harm[np.isfinite(harm)].max()) + 1.0  # at λ = high, no bit is worth its price
+    low = 0.0
+    high = float(harm[np.isfinite(harm)].max()) + 1.0  # at λ = high, no bit is worth its price
     genome = (harm + high * above).argmin(axis=1)
-    price, value = 0.0, 0.0
+    price = 0.0
+    value = 0.0
     for trial in (low, *[None] * BISECTIONS):
         middle = (low + high) / 2 if trial is None else trial
         priced = harm + middle * above
         bound = float(priced.min(axis=1).sum()) - middle * spendable
         if bound > value:
-            price, value = middle, bound
+            price = middle
+            value = bound
         chosen = priced.argmin(axis=1)
         if not problem.feasible(chosen):
             low = middle

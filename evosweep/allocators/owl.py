@@ -8,7 +8,7 @@ from evosweep.core.checks import check_int, check_number
 from evosweep.core.errors import SettingError
 from evosweep.core.problem import Genome, Problem
 
-MULTIPLES = (3, 5, 7, 10)  # those that its authors sweep; a store has a column for each
+MULTIPLES = (3, 5, 7, 10)  # the values that its authors sweep; level stores have a column for every one
 
 
 class OWL:

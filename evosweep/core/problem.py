@@ -137,7 +137,7 @@ class Problem:
 
     @functools.cached_property
     def kinds(self) -> npt.NDArray[np.int64]:
-        """Number of each unit's kind, shape (units,): the same for siblings in other blocks."""
+        """Index of every unit's kind, shape (units,): the same for units of that name in other blocks."""
         return np.unique([unit.kind for unit in self.units], return_inverse=True)[1]
 
     @functools.cached_property
@@ -166,7 +166,7 @@ class Problem:
         return (self.gate == np.arange(len(self.units))) | (genome[self.gate] > 0)
 
     def prices(self, genome: Genome) -> npt.NDArray[np.int64]:
-        """Return what each unit's level costs in bits, shape (units,); 0 for units that are dropped with their gate."""
+        """Return the cost of every unit's level in bits, shape (units,); 0 for units dropped with their gate."""
         costs = self.costs[self.indices, genome]
         return np.where(self.alive(genome), costs, 0) if self.gated else costs
 
@@ -202,7 +202,7 @@ class Problem:
 
         Args:
             genome: Shape (units,).
-            groups: Number of each unit's group, from 0, shape (units,).
+            groups: Index of every unit's group, from 0, shape (units,).
         """
         bits = np.bincount(groups, weights=self.prices(genome))
         return np.asarray(bits / np.maximum(np.bincount(groups, weights=self.numels), 1), dtype=np.float64)
@@ -214,7 +214,7 @@ class Problem:
     def sparsity(self, genome: Genome) -> float:
         """Share of all units' weights that are removed, one by one or with what is dropped: dense-equivalent sparsity.
 
-        Beside it, a genome's cost says what that is worth: masks take space too.
+        It is not the share of bits saved, since masks take space too; see ``cost``.
         """
         removed = np.array([unit.levels[level].removed for unit, level in zip(self.units, genome, strict=True)])
         return float(np.where(self.alive(genome), removed, 1.0) @ self.numels / self.numels.sum())
@@ -251,11 +251,10 @@ class Problem:
         return Allocation({unit.name: unit.levels[index].name for unit, index in pairs})
 
     def uniform(self) -> Genome:
-        """Return the dearest genome within the budget that treats all units alike.
+        """Return the uniform allocation: the same level for all units, the highest one within the budget.
 
-        Where all have the same ladder (bit-widths), that is one level for all. Where they do not (sparsities that step
-        by a number of weights), each unit takes its dearest level up to one cost per weight. Nothing with other units
-        in it is dropped.
+        Where ladders differ (sparsities that step by a number of weights), every unit takes its highest level up to
+        one cost per weight. Units that gate others are kept.
         """
         same = len({unit.level_names for unit in self.units if not unit.gates}) == 1
         measure = np.arange(self.costs.shape[1])[None] if same else self.costs / self.numels[:, None]

@@ -4,7 +4,6 @@ from collections.abc import Iterable, Mapping
 
 import torch
 
-from evosweep.compressors.base import decode
 from evosweep.core.lru import ByteLRU
 from evosweep.evaluate.memory import MemoryPlan
 from evosweep.store.manifest import LevelStore
@@ -53,7 +52,7 @@ class LevelWeights:
 
     def _make(self, key: Key) -> torch.Tensor:
         stored = self.store.payload(*self._names(key))
-        return decode(stored.format, self._on_device(key), stored.meta).to(self.dtype)
+        return stored.assemble(self._on_device(key)).weight.to(self.dtype)
 
     def _on_device(self, key: Key) -> Tensors:
         if key not in self._coming:
@@ -67,9 +66,9 @@ class LevelWeights:
 
     def _packed_tensors(self, key: Key) -> Tensors:
         if self.plan.packed not in {"device", "host"}:
-            return self.store.payload(*self._names(key)).parts()
+            return self.store.payload(*self._names(key)).tensors()
         if key not in self._packed:
-            tensors = self.store.payload(*self._names(key)).parts()
+            tensors = self.store.payload(*self._names(key)).tensors()
             if self.plan.packed == "device":
                 self._packed[key] = _moved(tensors, self.device)
             else:

@@ -85,7 +85,7 @@ def _packed(winner: Winner, index: int) -> tuple[int, int, Packed]:
     unit = winner.problem.units[index]
     stored = winner.evaluator.store.payload(unit.name, unit.levels[int(winner.genome[index])].name)
     rows, columns, width, group = (stored.meta[key] for key in ("rows", "columns", "width", "group"))
-    tensors = stored.parts()
+    tensors = stored.tensors()
     codes = unpack(tensors["codes"], width, rows * columns).view(rows, columns)
     signed = (codes.to(torch.int16) - 2 ** (width - 1)).to(torch.int8)
     return (

@@ -9,7 +9,7 @@ import transformers
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from evosweep.compressors.base import decode
+from evosweep.compressors.payload import Layout
 from evosweep.core.errors import ExportError, ModelError
 from evosweep.core.files import digest, sha256_file, write_json
 from evosweep.exporters.base import Exporter, Winner
@@ -121,14 +121,15 @@ def _fill(model: Any, index: dict[str, Any], tensors: dict[str, torch.Tensor]) -
     Raises:
         ExportError: The model has a tensor that is neither in the file nor dropped, or lacks a layer of the index.
     """
-    state, filled = model.state_dict(), set()
+    state = model.state_dict()
+    filled: set[int] = set()
     for path, unit in index["units"].items():
         try:
             slot = slot_at(model, path)
         except ModelError as error:
             raise ExportError(f"the packed model has a layer {path} that its config does not have") from error
-        payload = {name: tensors[f"{path}|{name}"] for name in unit["parts"]}
-        slot.write(decode(unit["format"], payload, unit["meta"]))
+        layout = Layout.from_json(unit)
+        slot.write(layout.assemble({name: tensors[f"{path}|{name}"] for name in layout.paths()}).weight)
         filled.add(slot.parameter.data_ptr())
     for name, value in state.items():
         if name in tensors or name in index["dropped"]:
@@ -144,5 +145,4 @@ def _payload(winner: Winner, index: int) -> tuple[dict[str, Any], dict[str, torc
     unit = winner.problem.units[index]
     level = unit.levels[int(winner.genome[index])].name
     stored = winner.evaluator.store.payload(unit.name, level)
-    tensors = stored.parts()
-    return {"level": level, "format": stored.format, "meta": dict(stored.meta), "parts": sorted(tensors)}, tensors
+    return {"level": level, **stored.layout.to_json()}, stored.tensors()

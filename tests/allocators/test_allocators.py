@@ -198,6 +198,23 @@ def test_ilp_is_exact_where_some_harms_are_a_thousand(seed: int, broken: float) 
     assert harm_of(problem, found) == pytest.approx(harm_of(problem, exact), rel=1e-10)
 
 
+@pytest.mark.parametrize("scale", [1e-12, 1.0, 1e12])
+def test_ilp_is_exact_whatever_the_scale_of_the_harm(scale: float) -> None:
+    rng = np.random.default_rng(5)
+    units = []
+    for n in range(40):
+        errors = scale * np.sort(rng.lognormal(size=4))[::-1]
+        costs = np.cumsum(rng.integers(1, 60, 4)).tolist()
+        levels = tuple(
+            Level(f"l{k}", cost, error=float(error)) for k, (cost, error) in enumerate(zip(costs, errors, strict=True))
+        )
+        units.append(Unit(f"u{n}", 50, n, levels))
+    problem = Problem(tuple(units), budget=3000)
+    table = Harm("bare").table(problem)
+    exact, found = (table[np.arange(40), kind(harm="bare").allocate(problem)].sum() for kind in (DP, ILP))
+    assert found == pytest.approx(exact, rel=1e-10, abs=0)
+
+
 def test_ilp_prints_nothing(capfd: pytest.CaptureFixture[str]) -> None:
     """A problem on which HiGHS prints a line of its own: costs without a common divisor."""
     rng = np.random.default_rng(79)

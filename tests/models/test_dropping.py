@@ -19,7 +19,8 @@ from evosweep.fitness.perplexity import Perplexity
 from evosweep.models.anatomy import Anatomy
 from evosweep.models.dropping import Drop, DropEffect, droppables
 from evosweep.models.load import LoadedModel
-from evosweep.store.build import StoreBuilder, fixed_bits, plan_units
+from evosweep.store.build import StoreBuilder
+from evosweep.store.plan import plan_store
 from tests.models.test_anatomy import FAMILIES, small
 
 
@@ -65,13 +66,13 @@ def _pass_by(module, args, kwargs, output):
 def test_dropped_parts_are_as_if_not_there(anatomy: Anatomy, granularity: str, tmp_path) -> None:
     texts = splits()
     store = StoreBuilder().open(
-        anatomy, NoCompression(), texts["calibration"], drop=Drop(granularity=granularity), model_name="family"
+        plan_store(anatomy, NoCompression(), Drop(granularity=granularity)), texts["calibration"], model_name="family"
     )
     evaluator = Evaluator(anatomy=anatomy, store=store, splits=texts)
     assert store.units == tuple(  # planned as built, but for what calibration measures
         type(unit)(**{**vars(unit), "columns": built.columns})
         for unit, built in zip(
-            plan_units(anatomy, NoCompression(), Drop(granularity=granularity)), store.units, strict=True
+            plan_store(anatomy, NoCompression(), Drop(granularity=granularity)).units, store.units, strict=True
         )
     )
     genomes = np.ones((4, len(store.units)), dtype=np.int64)
@@ -98,11 +99,11 @@ def test_dropped_parts_are_as_if_not_there(anatomy: Anatomy, granularity: str, t
 def test_costs_are_all_parameters_once(anatomy: Anatomy) -> None:
     whole = sum(parameter.numel() for parameter in anatomy.model.parameters()) * 32
     for granularity in (None, "sublayers", "blocks", "pairs"):
-        units = plan_units(anatomy, GPTQ(bits=[2, 4], group=16), Drop(granularity=granularity))
+        plan = plan_store(anatomy, GPTQ(bits=[2, 4], group=16), Drop(granularity=granularity))
+        units, fixed = plan.units, plan.fixed_bits
         most = Budget(bits_per_weight=40).problem(units)
         packed = sum(unit.levels[-1].cost for unit in units if len(unit.levels) == 2 and unit.levels[0].name == "2bit")
         weights = sum(slot.read().numel() for slot in anatomy.slots) * 32
-        fixed = fixed_bits(anatomy, GPTQ(bits=[2, 4], group=16), Drop(granularity=granularity))
         assert most.most - packed + weights + fixed == whole
 
 
@@ -118,7 +119,7 @@ def test_sublayers_are_attention_and_mlp_even_without_a_module_of_their_own() ->
 def test_influence_of_a_block_is_one_minus_the_cosine_of_its_ends(anatomy: Anatomy) -> None:
     texts = splits()
     store = StoreBuilder().open(
-        anatomy, NoCompression(), texts["calibration"], drop=Drop(granularity="blocks"), model_name="family"
+        plan_store(anatomy, NoCompression(), Drop(granularity="blocks")), texts["calibration"], model_name="family"
     )
     with torch.no_grad():
         states = anatomy.embed(torch.from_numpy(texts["calibration"].windows))
@@ -133,7 +134,7 @@ def test_influence_of_a_block_is_one_minus_the_cosine_of_its_ends(anatomy: Anato
 
 
 def test_what_must_stay_is_no_unit(anatomy: Anatomy) -> None:
-    units = plan_units(anatomy, NoCompression(), Drop(granularity="sublayers", keep=[0, -1]))
+    units = plan_store(anatomy, NoCompression(), Drop(granularity="sublayers", keep=[0, -1])).units
     assert {unit.block for unit in units} == {1}
 
 
