@@ -13,6 +13,7 @@ from evosweep.compressors.payload import Layout, Payload
 from evosweep.core.errors import StoreError, did_you_mean
 from evosweep.core.files import sha256_file
 from evosweep.core.unit import Unit
+from evosweep.models.dropping import DropEffect
 from evosweep.store.rows import Manifest, ManifestUnit
 
 
@@ -100,9 +101,9 @@ class LevelStore:
         return tuple(row.unit() for row in self.manifest.units)
 
     @cached_property
-    def drops(self) -> dict[int, dict[str, Any]]:
-        """What dropping does to the model, by the unit's index: ``blocks``, ``whole``, ``writer``."""
-        return {index: drop_effect(row) for index, row in enumerate(self.manifest.units) if row.drop is not None}
+    def drops(self) -> dict[int, DropEffect]:
+        """What dropping does to the model, by the unit's index."""
+        return {index: DropEffect.of(row.drop) for index, row in enumerate(self.manifest.units) if row.drop is not None}
 
     def weight(self, unit: str, level: str, *, device: torch.device | str = "cpu") -> torch.Tensor:
         """Return the dequantized fp32 weight (out, in) of one level of one unit.
@@ -143,11 +144,6 @@ class LevelStore:
         if name not in self._handles:
             self._handles[name] = safe_open(self.folder / name, framework="pt")
         return self._handles[name]
-
-
-def drop_effect(row: ManifestUnit) -> dict[str, Any]:
-    """Return what dropping a unit does to the model: ``blocks``, ``whole``, ``writer``."""
-    return dict(row.drop or {})
 
 
 def _hash(path: Path) -> str | None:

@@ -20,6 +20,7 @@ from evosweep.models.anatomy import Anatomy
 from evosweep.models.dropping import Drop
 from evosweep.models.load import LoadedModel
 from evosweep.store.build import StoreBuilder
+from evosweep.store.plan import plan_store
 from tests.contracts.exporter import ExporterContract
 from tests.models.test_anatomy import small
 from tests.models.test_dropping import NoTokenizer, splits
@@ -109,7 +110,7 @@ def test_it_holds_whatever_a_search_may_choose(name: str, granularity: str | Non
     model = small("qwen2")
     anatomy, texts = Anatomy(model), splits()
     drop = Drop(granularity=granularity)
-    store = StoreBuilder().open(anatomy, compressor, texts["calibration"], drop=drop, model_name="qwen2")
+    store = StoreBuilder().open(plan_store(anatomy, compressor, drop), texts["calibration"], model_name="qwen2")
     problem = Problem(
         units=store.units, budget=sum(unit.levels[-1].cost for unit in store.units), fixed_bits=store.fixed_bits
     )
