@@ -32,6 +32,7 @@ from evosweep.evaluate.sensitivity import MEASURES, measure
 from evosweep.fitness.base import Fitness
 from evosweep.fitness.kl import KL
 from evosweep.models.anatomy import Anatomy
+from evosweep.models.checkpoint import check_length
 from evosweep.models.dropping import Drop
 from evosweep.models.load import LoadedModel, ModelSource
 from evosweep.samplers.base import PopulationSampler
@@ -68,9 +69,16 @@ class Exporter(Protocol):
         """Raise SettingError where what a search may choose cannot be written."""
 
     def export(
-        self, genome: Any, *, problem: Problem, evaluator: Evaluator, loaded: LoadedModel, folder: Path
+        self,
+        genome: Any,
+        *,
+        problem: Problem,
+        evaluator: Evaluator,
+        loaded: LoadedModel,
+        folder: Path,
+        progress: Progress | None = None,
     ) -> dict[str, Any]:
-        """Write the model; return ``path``, ``bytes``, ``load`` ..."""
+        """Write the model; return ``path``, ``bytes``, ``size_mb``, ``load``, ``how_to_load`` ..."""
 
 
 class Storage(Protocol):
@@ -314,6 +322,9 @@ def check(task: Task, bench: Workbench) -> Draft:
         task.exporter.check(bench.compressor, bench.drop, bench.anatomy)
     problem = bench.planned_problem(task.budget)
     longest = max(split.seq_len for split in bench.splits.values())
+    warning = check_length(bench.loaded.model, longest)
+    if warning:
+        bench.progress.say(warning)
     plan_memory(bench.resources, bench.anatomy, bench.planned, seq_len=longest)
     sampler = task.sampler(problem=problem, seed=task.seed)
     _check_choice(task, bench, sampler)
@@ -385,7 +396,6 @@ def _check_recorded(task: Task, listeners: Sequence[Any]) -> None:
 
 def export(result: SearchResult, bench: Workbench, exporter: Exporter, folder: Path) -> dict[str, Any]:
     """Write a winner into a folder; return its path, size on disk, and the code that loads it."""
-    bench.progress.say(f"exporting to {folder}")
     with bench.timed("export"):
         return exporter.export(
             result.problem.encode(result.allocation),
@@ -393,6 +403,7 @@ def export(result: SearchResult, bench: Workbench, exporter: Exporter, folder: P
             evaluator=bench.evaluator,
             loaded=bench.loaded,
             folder=folder,
+            progress=bench.progress,
         )
 
 

@@ -61,7 +61,7 @@ class Evaluator:
     ) -> None:
         self.anatomy, self.store, self.splits = anatomy, store, splits
         self.resources, self.majority = resources or Resources(), majority
-        self.drops = {index: DropEffect.of(record) for index, record in store.drops.items()}
+        self.drops = store.drops
         self._blocks = _units_by_block(anatomy, store, self.drops)
         self._gates = Problem(units=store.units, budget=sum(unit.levels[-1].cost for unit in store.units))
         longest = max(split.seq_len for split in splits.values())

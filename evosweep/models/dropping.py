@@ -43,10 +43,8 @@ class DropEffect:
     writer: str | None = None
 
     @classmethod
-    def of(cls, record: "DropEffect | Mapping[str, Any]") -> "DropEffect":
+    def of(cls, record: Mapping[str, Any]) -> "DropEffect":
         """Return the effect that a row of the level store's manifest describes."""
-        if isinstance(record, DropEffect):
-            return record
         return cls(blocks=tuple(record["blocks"]), whole=bool(record["whole"]), writer=record["writer"])
 
     def record(self) -> dict[str, Any]:

@@ -259,7 +259,7 @@ class Random(_Source):
         Raises:
             ModelError: The config describes no model that can be built, or none that fits into memory.
         """
-        progress.say(f"making {self.name}")
+        del progress
         model = self._built()
         draws = torch.Generator().manual_seed(self.seed)
         for _, parameter in sorted(model.named_parameters()):
@@ -278,9 +278,7 @@ class Random(_Source):
             raise ModelError(f"model.config describes no model that can be built: {first_line(error)}") from error
         vocabulary = len(sketch.get_input_embeddings().weight)
         if vocabulary < BYTES:
-            raise SettingError(
-                "config.vocab_size", owner=self, allowed=f"at least {BYTES}, one token a byte", got=vocabulary
-            )
+            raise SettingError("model.config.vocab_size", allowed=f"at least {BYTES}, one token a byte", got=vocabulary)
         needed = sum(parameter.numel() * parameter.element_size() for parameter in sketch.parameters())
         free = free_bytes(torch.device("cpu"))
         if needed > free:

@@ -110,9 +110,11 @@ def check_block_by_block(chain: BlockByBlock, expected: torch.Tensor) -> None:
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of an error's message that says something, else its class."""
+    """Return the first line of an error's message, with the next one where it ends in a colon; else its class."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
+    if not lines:
+        return type(error).__name__
+    return " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
 
 
 def _relative(values: torch.Tensor, expected: torch.Tensor) -> float:

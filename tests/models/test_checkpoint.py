@@ -202,7 +202,7 @@ def test_seeds_out_of_range_are_refused(seed) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"vocab_size": 255}, r"config\.vocab_size must be at least 256"),
+        ({"vocab_size": 255}, r"^model\.config\.vocab_size must be at least 256"),
         ({"vocab_size": -1}, r"model\.config"),
         ({"num_attention_heads": 0}, r"model\.config"),
         ({"hidden_size": -4}, r"model\.config"),

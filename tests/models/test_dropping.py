@@ -17,7 +17,7 @@ from evosweep.evaluate.population import Evaluator
 from evosweep.exporters.dense import DenseSafetensors
 from evosweep.fitness.perplexity import Perplexity
 from evosweep.models.anatomy import Anatomy
-from evosweep.models.dropping import Drop, DropEffect, droppables
+from evosweep.models.dropping import Drop, droppables
 from evosweep.models.load import LoadedModel
 from evosweep.store.build import StoreBuilder
 from evosweep.store.store_plan import plan_store
@@ -42,7 +42,7 @@ def anatomy(request) -> Anatomy:
 
 def plainly(anatomy: Anatomy, store, genome, windows) -> float:
     """Return the perplexity with hooks that take away what is dropped."""
-    effects = [DropEffect.of(record) for index, record in store.drops.items() if genome[index] == 0]
+    effects = [effect for index, effect in store.drops.items() if genome[index] == 0]
     tokens = torch.from_numpy(windows)
     with ExitStack() as stack, torch.no_grad():
         for effect in effects:
