@@ -18,6 +18,7 @@ from evosweep.core.files import remove_empty_folders, write_json
 from evosweep.settings import build
 from evosweep.tracking import comparison
 from evosweep.tracking.artifacts.compared import FIGURES as compared_figures
+from evosweep.tracking.base import TrackingError
 from evosweep.tracking.console import COLUMNS, summary, terminal
 
 MULTIRUN = "EVOSWEEP_MULTIRUN"  # environment: name of the multirun that a job belongs to
@@ -96,7 +97,10 @@ class Summary(Callback):
                 page.print(table)
                 files.append(Path(folder) / "summary.txt")
                 files[-1].write_text(page.export_text(), encoding="utf-8")
-            build(self.config, "tracking").summarize(self.multirun, status=status, files=files, note=note)
+            tracker = build(self.config, "tracking")
+            tracker.summarize(self.multirun, status=status, files=files, note=note)
+            if tracker.missing:
+                raise TrackingError(tracker.missing)
 
 
 def varied(config: DictConfig) -> list[str]:
