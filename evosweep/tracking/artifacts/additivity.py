@@ -72,7 +72,7 @@ def samples_of(result: SearchResult) -> list[Sample]:
         errors[row, : len(unit.levels)] = [level.relative_error for level in unit.levels]
     samples = []
     for record in result.generations:
-        scored = [each for each in record.candidates if each.scores and each.duplicate_of is None]
+        scored = [candidate for candidate in record.candidates if candidate.scores and candidate.duplicate_of is None]
         first = [each for each in scored if min(each.scores) == 0 and np.isfinite(each.scores[0])]
         if len(first) >= LEAST:
             sums = np.array([errors[problem.places, each.genome][problem.alive(each.genome)].sum() for each in first])

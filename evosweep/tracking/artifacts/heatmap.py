@@ -13,8 +13,9 @@ from evosweep.core.events import SearchResult
 from evosweep.core.problem import Problem
 from evosweep.tracking.palette import DARK, MISSING, level_styles, listed
 
-CELL = 24  # pixels
+CELL = 28  # pixels
 FONT = 11  # pixels
+SMALL = 9  # pixels, for labels of four letters and more
 GAP = 8  # pixels between parts of a picture
 MOST_LABELLED = 48  # blocks; cells of deeper models are too narrow for a label
 
@@ -85,7 +86,7 @@ def level_image(problem: Problem, allocation: Allocation) -> npt.NDArray[np.uint
     """
     styles = level_styles(problem)
     names, rows, blocks = level_table(problem, allocation)
-    font = ImageFont.load_default(FONT)
+    font, small = ImageFont.load_default(FONT), ImageFont.load_default(SMALL)
     left = int(max(font.getlength(row) for row in rows)) + 2 * GAP
     legend = listed(list(styles.values()))
     step = int(max(font.getlength(_named(style.name, style.label)) for style in legend)) + CELL + GAP
@@ -103,14 +104,9 @@ def level_image(problem: Problem, allocation: Allocation) -> npt.NDArray[np.uint
             draw.rectangle(box, fill=styles[name].colour if name else MISSING)
             if name:
                 centre = (x + CELL // 2 - 1, y + CELL // 2 - 1)
-                size = FONT if len(styles[name].label) < 4 else FONT - 3
-                draw.text(
-                    centre,
-                    styles[name].label,
-                    fill=styles[name].ink,
-                    font=font if size == FONT else ImageFont.load_default(size),
-                    anchor="mm",
-                )
+                style = styles[name]
+                chosen = font if len(style.label) < 4 else small
+                draw.text(centre, style.label, fill=style.ink, font=chosen, anchor="mm")
     every = max(1, len(blocks) // 15)
     for column in range(0, len(blocks), every):
         centre = (left + CELL * column + CELL // 2 - 1, bottom + CELL // 2)

@@ -22,7 +22,7 @@ class ReportPage:
         """Write ``report.html``; the last of the artifacts, since it shows those before it."""
         run = folder.parent
         settings = run / "config.yaml"
-        parts = [
+        blocks = [
             f"<h1>{html.escape(result.sampler)}, seed {result.seed}</h1>",
             _table(result),
             f"<p>{html.escape(selection(result))}</p>",
@@ -32,7 +32,7 @@ class ReportPage:
         ]
         if settings.exists():
             command, _, values = settings.read_text(encoding="utf-8").partition("\n")
-            parts += [
+            blocks += [
                 "<h2>Get it again</h2>",
                 _code(command.lstrip("# ")),
                 "<details><summary>all settings</summary>",
@@ -40,7 +40,7 @@ class ReportPage:
                 "</details>",
             ]
         page = f"<!doctype html><html lang=en><meta charset=utf-8><title>evosweep</title><style>{STYLE}</style>"
-        (folder / "report.html").write_text(page + "".join(parts) + "</html>", encoding="utf-8")
+        (folder / "report.html").write_text(page + "".join(blocks) + "</html>", encoding="utf-8")
 
 
 def _figures(folder: Path) -> list[Path]:

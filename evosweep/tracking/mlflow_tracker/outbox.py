@@ -1,4 +1,4 @@
-"""Writes to MLflow that wait where the store does not answer, and are said to be missing in the end, never lost."""
+"""Writes to MLflow that wait where the store does not answer, and are reported in the end if it never does."""
 
 import json
 import logging

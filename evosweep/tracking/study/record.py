@@ -69,7 +69,7 @@ class StudyRecorder:
         except OSError as error:
             raise TrackingError(f"the study {name!r} cannot be written: {one_line(error)}") from error
         self.record, self.artifacts = record, artifacts
-        self.winner: int | None = None  # number of the exported winner's trial
+        self.winner: int | None = None  # number of the last elite's trial; in the end, of the exported winner's
         self.missing = ""
         self._elites: dict[int, int] = {}  # generation to the number of its elite's trial
         self._run: dict[str, str] = {}
@@ -121,16 +121,18 @@ class StudyRecorder:
         if slot is None and record.changed:  # one of several parents is the best now; it ran before
             slot, numbers = AGAIN, {AGAIN: self._numbers[elite.tobytes()]}
             candidates.append(Candidate(slot=AGAIN, genome=elite, duplicate_of=AGAIN))
-        for index, each in enumerate(candidates):
+        for index, candidate in enumerate(candidates):
             number = self._written + index
-            if each.slot == slot:
+            if candidate.slot == slot:
                 self._elite = number
-            if each.slot != AGAIN:
-                numbers[each.slot] = number
-                self._numbers.setdefault(each.genome.tobytes(), number)
-        self.study.add_trials([self._trial(each, record, numbers, won=each.slot == slot) for each in candidates])
+            if candidate.slot != AGAIN:
+                numbers[candidate.slot] = number
+                self._numbers.setdefault(candidate.genome.tobytes(), number)
+        self.study.add_trials(
+            [self._trial(candidate, record, numbers, won=candidate.slot == slot) for candidate in candidates]
+        )
         self._written += len(candidates)
-        self._elites[record.generation] = self._elite
+        self._elites[record.generation] = self.winner = self._elite
         self._parent = elite
 
     def _end(self, result: SearchResult) -> None:
