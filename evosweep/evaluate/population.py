@@ -48,6 +48,7 @@ class Evaluator:
         plan: How memory is divided.
         drops: What dropping does, by index of the unit.
         validated: Figures of allocations on the whole validation split, by genome.
+        validated_windows: Mean KL of every validation window, by genome.
     """
 
     def __init__(
@@ -73,6 +74,7 @@ class Evaluator:
             limit=self.plan.targets, size=lambda tensors: sum(map(bytes_of, tensors.values()))
         )
         self.validated: dict[bytes | None, dict[str, float]] = {}
+        self.validated_windows: dict[bytes | None, list[float]] = {}
         self._compiled = self.resources.compiles(anatomy.device)
         if self._compiled:
             compile_norms(anatomy.blocks)

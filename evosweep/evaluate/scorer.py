@@ -100,14 +100,20 @@ class StagedScorer:
         key = None if genome is None else genome.tobytes()
         if key not in self.evaluator.validated:  # several searches of one evaluator start from the same allocation
             windows = range(len(self.evaluator.splits["validation"].windows))
-            scores = self.evaluator.score(
-                None if genome is None else genome[None],
-                split="validation",
-                windows=windows,
-                fitness=[KL(), Perplexity()],
+            measures = [KL(), Perplexity()]
+            losses = self.evaluator.token_losses(
+                None if genome is None else genome[None], split="validation", windows=windows, fitness=measures
             )
-            self.evaluator.validated[key] = {name: float(values[0]) for name, values in scores.items()}
+            self.evaluator.validated[key] = {
+                measure.name: measure.reduce(float(losses[measure.name].mean(dtype=np.float64))) for measure in measures
+            }
+            self.evaluator.validated_windows[key] = losses["kl"][0].mean(axis=1, dtype=np.float64).tolist()
         return dict(self.evaluator.validated[key])
+
+    def kl_by_window(self, genome: Genome | None) -> list[float]:
+        """Return the mean KL of every window of the validation split, in order; arguments as for ``validate``."""
+        self.validate(genome)
+        return list(self.evaluator.validated_windows[None if genome is None else genome.tobytes()])
 
     def _windows(self, generation: int, stage: int, tokens: int) -> list[int]:
         """Return the indices of a stage's windows in the search split."""
@@ -115,11 +121,13 @@ class StagedScorer:
         return self._draw(count, "tokens", generation, stage)
 
     def _final_windows(self, limit: int | None) -> list[int]:
-        """Return the indices of the windows that the final scoring takes."""
+        """Return the indices of the windows that the final scoring takes: evenly spaced, the same for every seed.
+
+        So the winners of all searches of a multirun can be compared by them.
+        """
         available = len(self.evaluator.splits["search"].windows)
-        if limit is None:
-            return list(range(available))
-        return self._draw(min(available, max(1, limit // self.seq_len)), "tokens", "final")
+        count = available if limit is None else min(available, max(1, limit // self.seq_len))
+        return [index * available // count for index in range(count)]
 
     def _draw(self, count: int, *key: int | str) -> list[int]:
         """Return ``count`` different windows, drawn by the seed and a key."""
