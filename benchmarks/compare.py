@@ -14,7 +14,7 @@ from pathlib import Path
 from evosweep.core.files import write_json
 from evosweep.tracking import comparison
 from evosweep.tracking.artifacts.compared import FIGURES, convergence
-from evosweep.tracking.mlflow import MlflowTracker
+from evosweep.tracking.mlflow_tracker import MlflowTracker
 
 
 def additivity(folder: Path) -> list[str]:

@@ -11,15 +11,15 @@ import tempfile
 from pathlib import Path
 
 import optuna
-from optuna.trial import TrialState
 
 from evosweep.core.allocation import Allocation
 from evosweep.core.files import write_json
-from evosweep.samplers.storage import Journal
-from evosweep.tracking.mlflow import MlflowTracker
+from evosweep.tracking.mlflow_tracker import MlflowTracker
+from evosweep.tracking.study.record import ELITE
+from evosweep.tracking.study.storage import Journal
 
-COLUMNS = ("sampler", "seed", "bits_per_weight", "megabytes", "kl", "ppl", "dense_ppl", "tokens", "seconds")
-STEPS = ("kl", "ppl", "bits_per_weight")
+COLUMNS = ("sampler", "seed", "bits_per_weight", "size_mb", "kl", "ppl", "dense_ppl", "tokens", "seconds")
+STEPS = {"val_kl": "val/kl", "val_ppl": "val/ppl"}
 
 
 def log(study: optuna.Study, *, experiment: str, multirun: str, folder: Path) -> list[object]:
@@ -29,15 +29,17 @@ def log(study: optuna.Study, *, experiment: str, multirun: str, folder: Path) ->
     shown = {key: result[key] for key in COLUMNS if key in result}
     tracker.start(
         study.study_name,
-        params={"sampler": result["sampler"], "seed": result["seed"]},
+        params={"sampler": result["sampler"], "seed": str(result["seed"])},
         tags={"study": study.study_name},
         config="",
         multirun=multirun,
     )
-    for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
-        steps = {key: trial.user_attrs[key] for key in STEPS if key in trial.user_attrs}
+    for trial in study.get_trials(deepcopy=False):
+        if not trial.user_attrs.get(ELITE):
+            continue
+        steps = {key: trial.user_attrs[name] for name, key in STEPS.items() if name in trial.user_attrs}
         tracker.metrics(steps, step=trial.user_attrs["generation"])
-    tracker.metrics({f"result_{key}": value for key, value in shown.items() if isinstance(value, float)})
+    tracker.metrics({key: value for key, value in shown.items() if isinstance(value, int | float) and key != "seed"})
     tracker.file(Allocation(study.user_attrs["winner"]).save(folder / "allocation.json"))
     tracker.close("FINISHED")
     return [shown.get(key) for key in COLUMNS]

@@ -25,13 +25,18 @@ def mlflow_pages(folder: Path, name: str, screens: Path | None) -> dict[str, flo
     """Return seconds by page of MLflow's UI."""
     client = MlflowClient(tracking_uri=f"sqlite:///{folder / 'mlflow.db'}")
     experiment = client.get_experiment_by_name(name).experiment_id
-    runs = client.search_runs([experiment], "params.sampler != ''", order_by=["metrics.`result/kl`"])
+    runs = client.search_runs([experiment], "params.sampler != ''", order_by=["metrics.kl"])
+    count = len(client.search_runs([experiment]))
     ids = json.dumps([run.info.run_id for run in runs[:4]])
     with mlflow_server(folder) as base:
         top = f"{base}/#/experiments/{experiment}"
         pages = {
-            "runs": (f"{top}/runs?viewStateShareKey=evosweep", ["result/kl", f"{len(runs)} matching runs"]),
-            "run": (f"{top}/runs/{runs[0].info.run_id}", ["generations after the start", "val/kl"]),
+            "runs": (
+                f"{top}/runs?viewStateShareKey=evosweep&workflowType=machine_learning",
+                [f"{count} matching runs"],
+            ),
+            "run": (f"{top}/runs/{runs[0].info.run_id}", ["generations after the start"]),
+            "metrics": (f"{top}/runs/{runs[0].info.run_id}/model-metrics", ["units_changed", "levels"]),
             "artifacts": (f"{top}/runs/{runs[0].info.run_id}/artifacts", ["allocation.png"]),
             "compare": (f'{base}/#/compare-runs?runs={ids}&experiments=["{experiment}"]', ["Parallel Coordinates"]),
         }
@@ -43,7 +48,9 @@ def mlflow_pages(folder: Path, name: str, screens: Path | None) -> dict[str, flo
                 if screens is not None:
                     if key == "artifacts":
                         page.get_by_text("allocation.png", exact=True).click()
-                    _shot(page, screens / f"mlflow_{key}.png", height=560 if key == "runs" else 1000)
+                    if key == "metrics":
+                        page.locator("img[src*='levels'], img[src*='artifact']").first.scroll_into_view_if_needed()
+                    _shot(page, screens / f"mlflow_{key}.png")
     return seconds
 
 
@@ -53,10 +60,11 @@ def dashboard_pages(folder: Path, name: str, study: str, screens: Path | None) -
         seconds = {"dashboard_list": _opened(page, f"{base}/dashboard", [study])}
         began = time.perf_counter()
         page.get_by_text(study).first.click()
-        see(page, ["History", "Hyperparameter Importance", "validation KL by tokens scored"])
+        see(page, ["Best Trial", "validation KL by tokens scored"])
         seconds["dashboard_study"] = time.perf_counter() - began
         if screens is not None:
-            _shot(page, screens / "dashboard.png", height=1700)
+            page.get_by_text("validation KL by tokens scored").first.scroll_into_view_if_needed()
+            _shot(page, screens / "dashboard.png")
     return seconds
 
 
@@ -67,8 +75,16 @@ def _opened(page: Page, url: str, texts: list[str]) -> float:
     return time.perf_counter() - began
 
 
-def _shot(page: Page, path: Path, *, height: int = 1000) -> None:
-    page.set_viewport_size({"width": 1600, "height": height})
+def report_page(folder: Path, name: str, screens: Path) -> None:
+    """Take a picture of the newest report of a search by evolution."""
+    results = sorted(folder.glob(f"runs/{name}/**/result.json"), key=lambda path: path.stat().st_mtime)
+    found = [path.parent for path in results if "evopress" in path.read_text(encoding="utf-8")]
+    with chromium(offline=True) as page:
+        page.goto((found[-1] / "report" / "report.html").as_uri())
+        _shot(page, screens / "report.png")
+
+
+def _shot(page: Page, path: Path) -> None:
     page.wait_for_timeout(2500)  # figures are still sliding in
     page.screenshot(path=path)
 
@@ -84,6 +100,8 @@ def main() -> None:
     folder = options.folder.absolute()
     seconds = mlflow_pages(folder, options.name, options.screens)
     seconds |= dashboard_pages(folder, options.name, options.study, options.screens)
+    if options.screens is not None:
+        report_page(folder, options.name, options.screens)
     print(json.dumps(seconds, indent=1))
 
 

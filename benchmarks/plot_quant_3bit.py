@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from optuna.trial import TrialState
 
 from evosweep.core.unit import Unit
-from evosweep.samplers.storage import Journal
+from evosweep.tracking.study.storage import Journal
 
 EVOPRESS_SCRIPTS = {0: 46.53, 5: 39.3, 12: 36.0}
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import optuna
 
-from evosweep.samplers.storage import Journal
+from evosweep.tracking.study.storage import Journal
 
 SHOWN = (0, 5, 12, 30)
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from evosweep.__main__ import main as evosweep_main
+from evosweep.cli.main import main as evosweep_main
 from evosweep.search.protocols import Genomes, Scorer
 from evosweep.search.racing import Racing
 from evosweep.search.survival import Outcome, Race

@@ -30,7 +30,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
 
-from evosweep.__main__ import CONF
+from evosweep.cli.main import CONF
 from evosweep.compressors.rtn import RoundToNearest
 from evosweep.core.events import Silent
 from evosweep.core.problem import Problem

@@ -27,7 +27,7 @@ from omegaconf import OmegaConf
 from safetensors.torch import save_file
 from torch.nn import functional
 
-from evosweep.__main__ import CONF
+from evosweep.cli.main import CONF
 from evosweep.compressors.gptq import GPTQ
 from evosweep.compressors.grid import Grid
 from evosweep.core.events import Silent

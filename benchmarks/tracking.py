@@ -20,17 +20,17 @@ from typing import Any
 
 import numpy as np
 
+from evosweep.cli.job import quiet_libraries
 from evosweep.core.events import Event, Listener
 from evosweep.core.problem import Problem
 from evosweep.core.unit import Level, Nominal, Unit
-from evosweep.run import quiet_libraries
 from evosweep.samplers.evopress import EvoPressSampler
-from evosweep.samplers.record import StudyRecorder
-from evosweep.samplers.storage import Journal
 from evosweep.search.loop import run_search
 from evosweep.search.plan import Plan
 from evosweep.tracking.behind import Behind
-from evosweep.tracking.mlflow import MlflowTracker
+from evosweep.tracking.mlflow_tracker import MlflowTracker
+from evosweep.tracking.study.record import StudyRecorder
+from evosweep.tracking.study.storage import Journal
 
 KINDS = {
     "self_attn.q_proj": 331776,

@@ -92,8 +92,8 @@ class Tuner(Sweeper):
         """Return a new study, the settings as they are its first trial."""
         import optuna  # noqa: PLC0415
 
+        from evosweep.cli.compose import build  # noqa: PLC0415
         from evosweep.core.errors import SettingError  # noqa: PLC0415
-        from evosweep.settings import build  # noqa: PLC0415
 
         config = self.config
         assert config is not None

@@ -22,15 +22,22 @@ FLAGS = [
     "--disable-component-update",
     "--disable-sync",
 ]
+ENTRY = """
+import sys
+from importlib.metadata import entry_points
+found = next(iter(entry_points(group="console_scripts", name=sys.argv[1])))
+sys.argv = sys.argv[1:]
+found.load()()
+"""  # an installed command, wherever this environment keeps its scripts
 PATIENCE = 60_000  # milliseconds that anything may take on a busy machine
-SIZE = {"width": 1600, "height": 1000}
+SIZE = {"width": 1440, "height": 900}
 
 
 @contextmanager
 def served(program: str, *arguments: str, folder: Path, ready: str = "") -> Iterator[str]:
     """Serve a folder with a program of this environment; yield the address."""
     port = _free_port()
-    command = [str(Path(sys.executable).with_name(program)), *arguments, "--port", str(port)]
+    command = [sys.executable, "-c", ENTRY, program, *arguments, "--port", str(port)]
     with (folder / f"{program}.log").open("w") as log:
         server = subprocess.Popen(command, cwd=folder, stdout=log, stderr=subprocess.STDOUT)
     base = f"http://127.0.0.1:{port}"

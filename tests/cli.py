@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from hydra.core.global_hydra import GlobalHydra
 
-from evosweep import __main__
-from evosweep.run import workbench
+from evosweep.cli import main
+from evosweep.cli.job import forget_bench
 from tests.conftest import WORDS
 
 TINY = [
@@ -43,7 +43,7 @@ def workplace(folder: Path) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setenv("EVOSWEEP_CACHE", str(folder / "cache"))
-        workbench.cache_clear()  # another test's jobs may have had the same settings, and another cache
+        forget_bench()  # another test's jobs may have had the same settings, and another cache
         yield folder
 
 
@@ -51,10 +51,10 @@ def evosweep(*arguments: str) -> int:
     """Run ``python -m evosweep`` with arguments; return its exit code."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["evosweep", *arguments])
-        patch.setattr(__main__, "_failures", [])
+        patch.setattr(main, "_failures", [])
         GlobalHydra.instance().clear()
         try:
-            __main__.main()
+            main.main()
         except SystemExit as end:
             return int(end.code or 0)
         finally:

@@ -144,8 +144,8 @@ def test_one_clear_line_and_nothing_left(case: str, corpus, capsys: pytest.Captu
     ("arguments", "expected"),
     [
         (["storage.path=mlflow.db"], "storage.path must be a file of its own, got 'mlflow.db'"),
-        (["tracking.model=all"], "tracking.model must be one of recipe, weights, none"),
-        (["tracking.model=weights", "export=none"], "tracking.model must be one of recipe, none, got 'weights'"),
+        (["tracking.model=all"], "tracking.model must be one of weights, none"),
+        (["tracking.model=weights", "export=none"], "tracking.model must be one of none, got 'weights'"),
         (["tracking.uri=runs"], "tracking.uri must be an MLflow tracking URI that can be written"),
     ],
 )

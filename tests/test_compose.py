@@ -7,10 +7,10 @@ from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
-from evosweep.__main__ import CONF
+from evosweep.cli.compose import check_keys
+from evosweep.cli.main import CONF
 from evosweep.core.budget import Budget
 from evosweep.search.plan import Plan
-from evosweep.settings import check_keys
 
 SECTIONS = (
     "model",
@@ -43,7 +43,8 @@ def composed(*overrides: str):
 def check(config) -> None:
     for section in SECTIONS:
         check_keys(OmegaConf.to_container(config[section]), section)
-    Plan.of(generations=config.search.generations, stages=OmegaConf.to_container(config.search.stages))
+    search = OmegaConf.to_container(config.search)
+    Plan.of(**{key: value for key, value in search.items() if key not in {"offspring", "max_flips"}})
     Budget(**{key: value for key, value in config.budget.items() if not str(key).startswith("_")})
 
 

@@ -16,10 +16,11 @@ from optuna_dashboard._custom_plot_data import get_plotly_graph_objects
 from PIL import Image
 
 from evosweep.core.allocation import Allocation
+from evosweep.core.results import read_result
 from evosweep.evaluate.scorer import StagedScorer
 from evosweep.samplers.level_codes import allocation_of
-from evosweep.samplers.storage import Journal
 from evosweep.tracking.artifacts.heatmap import CELL
+from evosweep.tracking.study.storage import Journal
 from tests.cli import TINY, evosweep, workplace, write_corpus
 
 
@@ -27,7 +28,17 @@ from tests.cli import TINY, evosweep, workplace, write_corpus
 def finished(tmp_path_factory: pytest.TempPathFactory):
     """A multirun of every sampler, in a folder of its own."""
     with workplace(tmp_path_factory.mktemp("run")) as folder:
-        assert evosweep("-m", *TINY, "sampler=uniform,owl,ilp,evopress,random,evopress_ilp", "name=whole") == 0
+        assert (
+            evosweep(
+                "-m",
+                *TINY,
+                "sampler=uniform,owl,ilp,evopress,random,evopress_ilp",
+                "name=whole",
+                "export=dense",
+                "export.jobs=all",
+            )
+            == 0
+        )
         yield folder
 
 
@@ -44,7 +55,7 @@ def runs(client: MlflowClient) -> dict:
 
 
 def results(folder: Path) -> dict[str, dict]:
-    rows = [json.loads(path.read_text()) for path in folder.glob("runs/whole/*/*/result.json")]
+    rows = [read_result(path) for path in folder.glob("runs/whole/*/*/result.json")]
     return {row["sampler"]: row for row in rows}
 
 
@@ -70,14 +81,10 @@ def test_one_run_a_search_under_one_parent(runs: dict) -> None:
 
 def test_every_generation_is_a_step(client: MlflowClient, runs: dict) -> None:
     run = runs["evopress"].info.run_id
-    for metric in ("val/kl", "val/ppl", "bits_per_weight", "tokens", "tokens_per_second", "units_changed", "seconds"):
+    for metric in ("search/tokens", "search/tokens_per_second"):
         assert [point.step for point in client.get_metric_history(run, metric)] == [0, 1, 2], metric
-    for stage in (0, 1):
-        values = {
-            kind: [point.value for point in client.get_metric_history(run, f"stage_{stage}/{kind}")]
-            for kind in ("best", "median", "worst")
-        }
-        assert all(b <= m <= w for b, m, w in zip(*values.values(), strict=True)) and len(values["best"]) == 2
+    gains = [point.value for point in client.get_metric_history(run, "stages/0_gain_over_median")]
+    assert gains and min(gains) >= 0
 
 
 def test_artifacts_are_there(client: MlflowClient, runs: dict) -> None:
@@ -95,14 +102,15 @@ def test_artifacts_are_there(client: MlflowClient, runs: dict) -> None:
     }
 
 
-def test_the_elite_can_be_watched_as_pictures(client: MlflowClient, runs: dict) -> None:
+def test_the_elite_can_be_watched_as_pictures(client: MlflowClient, runs: dict, finished: Path) -> None:
     run = runs["random"].info.run_id
-    steps = [int(point.value) for point in client.get_metric_history(run, "units_changed")]
-    changed = {0} | {step for step, units in enumerate(steps) if units}
+    found = [Path(client.download_artifacts(run, f"generations/{n:04d}/allocation.json")) for n in range(3)]
+    elites = [json.loads(path.read_text())["allocation"] for path in found]
+    changed = {0} | {step for step in (1, 2) if elites[step] != elites[step - 1]}
     names = [artifact.path for artifact in client.list_artifacts(run, "images")]
     assert {int(re.search(r"levels\+step\+(\d+)\+", name).group(1)) for name in names} == changed
     picture = Image.open(client.download_artifacts(run, next(name for name in names if name.endswith(".png"))))
-    assert picture.size == (2 * CELL, 7 * CELL)  # two blocks of seven linears
+    assert picture.width > 2 * CELL and picture.height > 7 * CELL  # two blocks of seven linears, labels, a legend
 
 
 def test_notes_say_what_was_found(client: MlflowClient, runs: dict, finished: Path) -> None:
@@ -121,7 +129,7 @@ def test_a_run_names_its_texts_and_its_study(runs: dict) -> None:
     assert len({dataset.digest for dataset in inputs.values()}) == 3
     tags = runs["ilp"].data.tags
     assert re.fullmatch(r"[0-9a-f]{40}", tags.get("mlflow.source.git.commit", "0" * 40))
-    assert tags["study"].startswith("ilp as_uniform=3 s0") and len(tags["problem"]) == 16 and tags["evosweep"]
+    assert tags["study"].startswith("tiny ilp as_uniform=3 s0") and len(tags["problem"]) == 16 and tags["evosweep"]
 
 
 def test_the_report_is_one_page_that_needs_no_network(finished: Path) -> None:
@@ -142,56 +150,49 @@ def test_layers_are_a_table_of_the_run(client: MlflowClient, runs: dict, finishe
     assert mean == pytest.approx(results(finished)["evopress"]["bits_per_weight"])
 
 
-def test_the_winner_is_a_logged_model_with_its_lineage(client: MlflowClient, runs: dict, finished: Path) -> None:
-    made = client.get_logged_model(runs["ilp"].outputs.model_outputs[0].model_id)
-    row = results(finished)["ilp"]
-    assert made.params["store"] == runs["ilp"].data.tags["store"] and made.params["sampler"] == "ilp"
-    assert {metric.key: metric.value for metric in made.metrics}["result/kl"] == pytest.approx(row["kl"])
-    folder = Path(
-        mlflow.artifacts.download_artifacts(
-            f"models:/{made.model_id}", tracking_uri=f"sqlite:///{finished / 'mlflow.db'}"
-        )
-    )
-    assert {path.name for path in folder.iterdir()} >= {"allocation.json", "config.yaml", "README.md"}
-    assert Allocation.load(folder / "allocation.json") == Allocation.load(
-        next(finished.glob("runs/whole/*/2/allocation.json"))
-    )
-    start = [f"sampler.start={folder / 'allocation.json'}", "search.generations=0"]  # as its README says
+def test_a_run_is_a_recipe_and_no_model(client: MlflowClient, runs: dict, finished: Path) -> None:
+    assert not runs["ilp"].outputs.model_outputs
+    allocation = Path(client.download_artifacts(runs["ilp"].info.run_id, "allocation.json"))
+    assert Allocation.load(allocation) == Allocation.load(next(finished.glob("runs/whole/*/2/allocation.json")))
+    start = [f"sampler.start={allocation}", "search.generations=0"]
     assert evosweep(*TINY, "sampler=evopress", *start, "name=recipe", "tracking=none", "storage=memory") == 0
     again = next(finished.glob("runs/recipe/*/allocation.json"))
-    assert Allocation.load(again) == Allocation.load(folder / "allocation.json")
+    assert Allocation.load(again) == Allocation.load(allocation)
     assert (again.parent / "model").is_dir()
 
 
-def test_a_logged_model_with_weights_loads_in_plain_transformers(finished: Path) -> None:
+def test_a_logged_model_loads_in_plain_transformers_and_as_pyfunc(finished: Path) -> None:
     assert evosweep(*TINY, "sampler=uniform", "name=weighty", "tracking.model=weights") == 0
     uri = f"sqlite:///{finished / 'mlflow.db'}"
     client = MlflowClient(tracking_uri=uri)
     (run,) = client.search_runs([client.get_experiment_by_name("weighty").experiment_id])
     made = run.outputs.model_outputs[0].model_id
-    folder = mlflow.artifacts.download_artifacts(f"models:/{made}", tracking_uri=uri)
-    model = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    folder = Path(mlflow.artifacts.download_artifacts(f"models:/{made}", tracking_uri=uri))
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder / "artifacts" / "model")
     assert model(input_ids=torch.tensor([[1, 2, 3]])).logits.isfinite().all()
+    assert not [path for path in folder.rglob("*") if path.suffix in (".pkl", ".bin", ".pt")]
+    texts = mlflow.pyfunc.load_model(str(folder)).predict(["the layer that matters", "weights"])
+    assert len(texts) == 2 and all(isinstance(text, str) for text in texts)
 
 
-def test_params_are_the_resolved_config(runs: dict) -> None:
+def test_params_are_what_runs_are_compared_by(runs: dict) -> None:
     params = runs["evopress"].data.params
-    assert params["search.offspring"] == params["sampler.offspring"] == "4"
-    assert params["compressor.group"] == "64" and params["seed"] == "0"
+    assert 6 <= len(params) <= 10 and params["model"] == "tiny" and params["seed"] == "0"
+    assert params["compressor"] == "gptq" and params["budget"] == "as_uniform=3"
 
 
 def test_result_metrics_are_what_the_file_says(finished: Path, runs: dict) -> None:
     for name, row in results(finished).items():
-        assert runs[name].data.metrics["result/kl"] == pytest.approx(row["kl"])
+        assert runs[name].data.metrics["kl"] == pytest.approx(row["kl"], rel=1e-3)
         assert row["mlflow_run"] == runs[name].info.run_id
 
 
 def test_studies_can_be_read(finished: Path) -> None:
     storage = Journal(path=str(finished / "studies" / "whole.journal")).open()
-    studies = {summary.study_name.split()[0]: summary for summary in optuna.get_all_study_summaries(storage)}
+    studies = {summary.study_name.split()[1]: summary for summary in optuna.get_all_study_summaries(storage)}
     assert set(studies) == set(SAMPLERS)
     study = optuna.load_study(study_name=studies["evopress"].study_name, storage=storage)
-    assert len(study.trials) == 1 + 2 * 4
+    assert len(study.trials) == 1 + 2 * 4 + 1
     run = results(finished)["evopress"]["mlflow_run"]
     assert study.user_attrs["mlflow_run"] == study.best_trial.user_attrs["mlflow_run"] == run
     trial = MlflowClient(tracking_uri=f"sqlite:///{finished / 'mlflow.db'}").get_run(run).data.tags["trial"]
@@ -242,7 +243,7 @@ def test_the_exported_model_loads_in_plain_transformers(finished: Path) -> None:
 def test_other_samplers_run_whole(finished: Path, choice: list[str]) -> None:
     name = choice[-1].split("=")[-1]
     assert evosweep(*TINY, *choice, f"name=other_{name}", "tracking=none", "storage=memory", "export=none") == 0
-    row = json.loads(next(finished.glob(f"runs/other_{name}/*/result.json")).read_text())
+    row = read_result(next(finished.glob(f"runs/other_{name}/*/result.json")))
     assert row["bits_per_weight"] <= results(finished)["uniform"]["bits_per_weight"]
 
 
@@ -279,7 +280,7 @@ def test_what_was_found_is_kept(finished: Path, client: MlflowClient, monkeypatc
         assert evosweep(*arguments) == code
     (run,) = client.search_runs([client.get_experiment_by_name(name).experiment_id])
     assert run.info.status == status and run.data.tags["reason"]
-    assert len(client.get_metric_history(run.info.run_id, "val/kl")) == 1
+    assert run.data.metrics["kl"] > 0
     assert client.list_artifacts(run.info.run_id, "generations/0000")
     storage = Journal(path=str(finished / "studies" / f"{name}.journal")).open()
     study = optuna.load_study(study_name=None, storage=storage)
@@ -355,7 +356,7 @@ def test_every_kind_of_compression_goes_from_model_to_export(
     finished: Path, client: MlflowClient, name: str, arguments: list[str]
 ) -> None:
     assert evosweep("-m", *TINY, f"name={name}", *arguments) == 0
-    rows = [json.loads(path.read_text()) for path in sorted(finished.glob(f"runs/{name}/*/*/result.json"))]
+    rows = [read_result(path) for path in sorted(finished.glob(f"runs/{name}/*/*/result.json"))]
     assert len(rows) == len(arguments[-1].split(","))
     largest = max(row["bits_per_weight"] for row in rows)
     for row in rows:

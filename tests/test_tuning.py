@@ -11,7 +11,8 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from optuna.trial import TrialState
 
 from evosweep.core.errors import SettingError
-from evosweep.samplers.storage import Journal
+from evosweep.core.results import read_result
+from evosweep.tracking.study.storage import Journal
 from hydra_plugins.evosweep_tuner import distribution
 from tests.cli import TINY, evosweep, workplace
 
@@ -45,7 +46,7 @@ def study(folder: Path, name: str) -> optuna.Study:
 def test_a_trial_is_a_search_a_seed_and_its_value_their_mean(finished: Path) -> None:
     trials = study(finished, "once").trials
     assert [trial.state for trial in trials] == [TrialState.COMPLETE] * 3
-    rows = [json.loads(path.read_text()) for path in finished.glob("runs/once/*/*/result.json")]
+    rows = [read_result(path) for path in finished.glob("runs/once/*/*/result.json")]
     by_run = {row["mlflow_run"]: row for row in rows}
     assert len(by_run) == 6
     for trial in trials:

@@ -13,6 +13,7 @@ from evosweep.core.unit import Unit
 
 LARGEST = 2.0**62  # bits; a larger budget binds nothing
 KINDS = ("as_uniform", "bits_per_weight", "megabytes", "sparsity", "blocks_kept")
+MOST = 1e12  # bits per weight or megabytes: beyond anything that exists
 
 
 class Budget:
@@ -56,7 +57,7 @@ class Budget:
             )
         ((self.kind, self.value),) = given.items()
         if self.kind != "as_uniform":
-            high = 1 if self.kind in ("sparsity", "blocks_kept") else None
+            high = 1 if self.kind in ("sparsity", "blocks_kept") else MOST
             self.value = check_number(f"{self.kind}", self.value, low=0, high=high, exclusive=True)
 
     def __str__(self) -> str:

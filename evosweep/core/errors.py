@@ -4,6 +4,8 @@ import difflib
 from collections.abc import Iterable
 from typing import Any
 
+MOST_LISTED = 24  # choices shown in one line
+
 
 class EvosweepError(Exception):
     """Base of every error whose message alone tells the user what to change."""
@@ -32,7 +34,7 @@ class SettingError(EvosweepError):
             phrase, suggestion = allowed, ""
         else:
             options = [str(option) for option in allowed]
-            phrase = "one of " + ", ".join(options) if options else "nothing here"
+            phrase = _options(options)
             suggestion = did_you_mean(str(got), options)
         tail = f"; {hint}" if hint else ""
         self.setting, self.owner = setting, owner
@@ -47,6 +49,10 @@ class SettingError(EvosweepError):
         if "." in self.setting.split("[")[0] or not path:
             return self
         return _same(type(self), f"{path}.{self.setting}" if self.setting else path, self._rest)
+
+    def renamed(self, setting: str, path: str) -> "SettingError":
+        """Return the same error about another setting, of the section at ``path``."""
+        return _same(type(self), setting, self._rest).at(path)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Return how another process rebuilds the error: a launcher's worker sends its errors to its parent."""
@@ -75,6 +81,13 @@ class StoreError(EvosweepError):
 
 class ExportError(EvosweepError):
     """An exported model that does not reload as what was scored."""
+
+
+def _options(options: list[str]) -> str:
+    """Return choices as a phrase; of very many, how many there are."""
+    if len(options) > MOST_LISTED:
+        return f"one of {len(options)} that there are"
+    return "one of " + ", ".join(options) if options else "left out, there is none"
 
 
 def _same(kind: type[SettingError], setting: str, rest: str) -> SettingError:

@@ -31,13 +31,18 @@ class Candidate:
 
 @dataclass(frozen=True)
 class StageRecord:
-    """Spread of one stage's scores."""
+    """Spread of one stage's scores.
+
+    Attributes:
+        parent: Score of the best parent on the same tokens; None where no parent was scored.
+    """
 
     scored: int
     tokens: int
     best: float
     median: float
     worst: float
+    parent: float | None = None
 
 
 @dataclass(frozen=True)
@@ -194,26 +199,32 @@ class Listener(Protocol):
 class Progress(Protocol):
     """Shows how far a phase is."""
 
-    def track(self, items: Sequence[T], *, description: str) -> Iterable[T]:
-        """Yield ``items`` while showing progress and time left."""
+    def track(self, items: Sequence[T], *, description: str, tokens: int | None = None) -> Iterable[T]:
+        """Yield ``items`` while showing progress and time left.
+
+        Args:
+            items: What is worked on, one after the other.
+            description: Of the phase.
+            tokens: Tokens that end the phase, if those do and not the items; ``note`` says how many are spent.
+        """
 
     def say(self, text: str) -> None:
         """Show one line."""
 
-    def note(self, values: Mapping[str, str]) -> None:
-        """Show figures of the item of ``track`` that is done."""
+    def note(self, values: Mapping[str, str], *, tokens: int | None = None) -> None:
+        """Show figures of the item of ``track`` that is done, and count the tokens spent so far."""
 
 
 class Silent:
     """Progress that shows nothing."""
 
-    def track(self, items: Sequence[T], *, description: str) -> Iterable[T]:
+    def track(self, items: Sequence[T], *, description: str, tokens: int | None = None) -> Iterable[T]:
         """Yield ``items``."""
-        del description
+        del description, tokens
         return items
 
     def say(self, text: str) -> None:
         """Drop ``text``."""
 
-    def note(self, values: Mapping[str, str]) -> None:
+    def note(self, values: Mapping[str, str], *, tokens: int | None = None) -> None:
         """Drop ``values``."""

@@ -18,7 +18,7 @@ class Entry:
 
     Attributes:
         name: The sampler, and what else was overridden for it alone.
-        budget: As the user said it.
+        budget: As the user wrote it.
         rows: Results, one a seed.
     """
 
@@ -40,14 +40,14 @@ def entries(rows: Sequence[Row]) -> list[Entry]:
     shared = set.intersection(*(set(row["overrides"]) for row in rows))
     groups: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
-        own = [each for each in row["overrides"] if each not in shared and not each.startswith("budget")]
+        own = [word for word in row["overrides"] if word not in shared and not word.startswith("budget")]
         groups.setdefault((row["budget"], " ".join([row["sampler"], *own])), []).append(row)
     found = [Entry(name, budget, tuple(members)) for (budget, name), members in groups.items()]
     sizes = {
-        budget: min(each.mean("bits_per_weight") for each in found if each.budget == budget)
-        for budget in {each.budget for each in found}
+        budget: min(entry.mean("bits_per_weight") for entry in found if entry.budget == budget)
+        for budget in {entry.budget for entry in found}
     }
-    return sorted(found, key=lambda each: (sizes[each.budget], each.budget, each.mean("kl")))
+    return sorted(found, key=lambda entry: (sizes[entry.budget], entry.budget, entry.mean("kl")))
 
 
 def verdict(entry: Entry, best: Entry) -> str:
@@ -56,7 +56,7 @@ def verdict(entry: Entry, best: Entry) -> str:
         return "best"
     if len(entry.rows) < 2 or len(best.rows) < 2:
         return "behind (too few seeds to tell noise)"
-    ours, theirs = ([row["kl"] for row in each.rows] for each in (entry, best))
+    ours, theirs = ([row["kl"] for row in side.rows] for side in (entry, best))
     if np.ptp(ours) == 0 and np.ptp(theirs) == 0:
         return "behind" if ours[0] > theirs[0] else "equal"
     with warnings.catch_warnings():
@@ -84,23 +84,23 @@ def table(rows: Sequence[Row]) -> list[list[Any]]:
     """Return the comparison, columns as ``COLUMNS``: means and standard deviations over seeds."""
     found = entries(rows)
     best: dict[str, Entry] = {}
-    for each in found:
-        best.setdefault(each.budget, each)
+    for entry in found:
+        best.setdefault(entry.budget, entry)
     return [
         [
-            each.budget,
-            each.name,
-            len(each.rows),
-            each.mean("bits_per_weight"),
-            each.mean("kl"),
-            each.sd("kl"),
-            each.mean("ppl"),
-            each.sd("ppl"),
-            each.mean("tokens"),
-            each.mean("seconds"),
-            verdict(each, best[each.budget]),
+            entry.budget,
+            entry.name,
+            len(entry.rows),
+            entry.mean("bits_per_weight"),
+            entry.mean("kl"),
+            entry.sd("kl"),
+            entry.mean("ppl"),
+            entry.sd("ppl"),
+            entry.mean("tokens"),
+            entry.mean("seconds"),
+            verdict(entry, best[entry.budget]),
         ]
-        for each in found
+        for entry in found
     ]
 
 

@@ -1,22 +1,47 @@
-"""What a user sees while it runs: one line a fact, bars with time left, one table at the end."""
+"""What a user sees in the terminal: one line a fact, bars with time left, one table at the end."""
 
+import os
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
+from rich import box
 from rich.console import Console, RenderableType
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
+from rich.text import Text
+
+from evosweep.core.metrics import BITS_PER_WEIGHT, KL, PPL, SECONDS, SIZE_MB, SPARSITY, TOKENS
+from evosweep.tracking.naming import distinct_names
 
 T = TypeVar("T")
 NOTES = 5  # rows of the live table
+WIDTH = 80  # columns where the terminal's are not known
 
 
 def terminal() -> Console:
-    """Return a console as wide as the terminal; where there is none, wide enough for the tables."""
+    """Return a console as wide as the terminal; where there is none, of 80 columns or what ``COLUMNS`` says."""
     console = Console()
-    return console if console.is_terminal else Console(width=140)
+    return console if console.is_terminal or "COLUMNS" in os.environ else Console(width=WIDTH)
+
+
+class _Tokens(ProgressColumn):
+    """Tokens spent of those that end the phase."""
+
+    def render(self, task: Task) -> Text:
+        """Return ``52.3k/200k tokens``."""
+        return Text(f"{short_count(task.completed)}/{short_count(task.total or 0)} tokens")
 
 
 class _Bars(Progress):
@@ -41,14 +66,16 @@ class RichProgress:
     def __init__(self) -> None:
         self.console = terminal()
         self._bars: _Bars | None = None
+        self._task: TaskID | None = None  # of the bar that counts tokens
         self._where = ""
 
-    def track(self, items: Sequence[T], *, description: str) -> Iterable[T]:
-        """Yield ``items`` under a bar with time left."""
+    def track(self, items: Sequence[T], *, description: str, tokens: int | None = None) -> Iterable[T]:
+        """Yield ``items`` under a bar with time left; where tokens end the phase, the bar counts those."""
+        count: ProgressColumn = MofNCompleteColumn() if tokens is None else _Tokens()
         columns = (
             TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
+            BarColumn(bar_width=20),
+            count,
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(),
@@ -57,16 +84,23 @@ class RichProgress:
             bars.notes = deque(maxlen=NOTES)
             self._bars, self._where = bars, description
             try:
-                yield from bars.track(items, total=len(items), description=description)
+                if tokens is None:
+                    yield from bars.track(items, total=len(items), description=description)
+                else:
+                    self._task = bars.add_task(description, total=tokens)
+                    yield from items
+                    bars.update(self._task, total=max(bars.tasks[0].completed, 1))  # it may have ended before
             finally:
-                self._bars = None
+                self._bars = self._task = None
 
     def say(self, text: str) -> None:
         """Print a line."""
         self.console.print(text, highlight=False, markup=False)
 
-    def note(self, values: Mapping[str, str]) -> None:
+    def note(self, values: Mapping[str, str], *, tokens: int | None = None) -> None:
         """Add a row to the table under the bar; where there is no terminal, print a line."""
+        if self._bars is not None and self._task is not None and tokens is not None:
+            self._bars.update(self._task, completed=tokens)
         if self.console.is_terminal:
             if self._bars is not None:
                 self._bars.notes.append(values)
@@ -76,35 +110,47 @@ class RichProgress:
 
 COLUMNS = {
     "run": ("run", "{}"),
-    "bits_per_weight": ("bits/weight", "{:.3f}"),
-    "size_mb": ("MB", "{:.1f}"),
-    "sparsity": ("removed", "{:.1%}"),
-    "kl": ("val KL", "{:.4f}"),
-    "ppl": ("val PPL", "{:.2f}"),
-    "tokens": ("tokens scored", "{:,.0f}"),
-    "seconds": ("seconds", "{:.0f}"),
-    "mlflow_run": ("MLflow run", "{}"),
+    BITS_PER_WEIGHT: ("bits/weight", "{:.3f}"),
+    SIZE_MB: ("MB", "{:.1f}"),
+    SPARSITY: ("removed", "{:.1%}"),
+    KL: ("val KL", "{:.4f}"),
+    PPL: ("val PPL", "{:.2f}"),
+    TOKENS: ("tokens", "{}"),
+    SECONDS: ("seconds", "{:.0f}"),
 }
 
 
 def summary(rows: Sequence[Mapping[str, Any]], *, title: str) -> Table:
-    """Return a table of results, best validation KL first, under the dense model."""
-    table = Table(title=title)
-    columns = {key: form for key, form in COLUMNS.items() if key != "sparsity" or any(row["sparsity"] for row in rows)}
+    """Return a table of results that fits 80 columns, best validation KL first, under the dense model.
+
+    Words that all runs' names share are left out; the title has them.
+    """
+    names = [str(row["run"]) for row in rows]
+    words = distinct_names(names)
+    shared = [word for word in names[0].split() if len(rows) > 1 and all(word in name.split() for name in names)]
+    table = Table(title=" ".join([title, *(word for word in shared if word not in words[0].split())]), box=box.SIMPLE)
+    columns = {key: form for key, form in COLUMNS.items() if key != SPARSITY or any(row[SPARSITY] for row in rows)}
     for key, (heading, _) in columns.items():
-        number = key not in {"run", "mlflow_run"}
+        number = key != "run"
         table.add_column(heading, justify="right" if number else "left", no_wrap=number, overflow="fold")
     dense = {
         "run": "dense",
-        "ppl": rows[0]["dense_ppl"],
-        "bits_per_weight": rows[0]["dense_bits_per_weight"],
-        "size_mb": rows[0]["dense_size_mb"],
-        "kl": 0.0,
+        PPL: rows[0]["dense_ppl"],
+        BITS_PER_WEIGHT: rows[0]["dense_bits_per_weight"],
+        SIZE_MB: rows[0]["dense_size_mb"],
+        KL: rows[0].get("dense_kl", 0.0),
     }
-    shared = set.intersection(*(set(row["overrides"]) for row in rows))
-    own = [[each for each in row["overrides"] if each not in shared and not each.startswith("budget")] for row in rows]
-    named = [{**row, "run": " ".join([row["run"], *words])} for row, words in zip(rows, own, strict=True)]
-    for row in [dense, *sorted(named, key=lambda each: each["kl"])]:
+    named = [{**row, "run": name, TOKENS: short_count(row[TOKENS])} for row, name in zip(rows, words, strict=True)]
+    for row in [dense, *sorted(named, key=lambda line: float("inf") if line[KL] is None else line[KL])]:
         cells = [form.format(row[key]) if row.get(key) is not None else "" for key, (_, form) in columns.items()]
         table.add_row(*map(escape, cells))
     return table
+
+
+def short_count(number: float) -> str:
+    """Return a count in at most five characters: ``3840``, ``52.3k``, ``9.00M``."""
+    for limit, unit in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
+        if number >= limit:
+            scaled = number / (1e3 if unit == "k" else limit)
+            return f"{scaled:.3g}{unit}" if scaled >= 100 else f"{scaled:#.3g}{unit}"
+    return f"{number:.0f}"

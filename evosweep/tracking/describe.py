@@ -4,13 +4,14 @@ from collections import Counter
 from typing import Any
 
 from evosweep.core.events import SearchResult
+from evosweep.tracking.palette import level_styles
 
 MOST_LEVELS = 12  # a table of a ladder's hundreds of sparsities says less than none
 
 
 def describe(result: SearchResult) -> str:
     """Return what was found, at what size, against what, with how much work, and what became of the layers."""
-    row, first, levels = result.row(), result.generations[0].validation, _levels(result)
+    row, first, levels = result.row(), result.generations[0].validation, list(level_styles(result.problem))
     lines = [
         f"**{result.sampler}**, seed {result.seed}: validation KL **{row['kl']:.4f}**, "
         f"PPL **{row['ppl']:.2f}** (dense {row['dense_ppl']:.2f}) at "
@@ -18,6 +19,8 @@ def describe(result: SearchResult) -> str:
         "",
         f"{len(result.generations) - 1} generations after the start (KL {first['kl']:.4f}, PPL {first['ppl']:.2f}), "
         f"{row['tokens']:,} tokens scored, {row['seconds']:.0f} s; ended: {result.stopped}.",
+        "",
+        selection(result),
     ]
     if len(levels) > MOST_LEVELS:
         return "\n".join(lines)
@@ -43,14 +46,14 @@ def layer_table(result: SearchResult) -> dict[str, list[Any]]:
     columns: dict[str, list[Any]] = {
         key: [] for key in ("block", "layer", "level", "weights", "bits_per_weight", "relative_error", "name")
     }
-    for place, unit in enumerate(result.problem.units):
-        level = unit.levels[int(genome[place])]
+    for index, unit in enumerate(result.problem.units):
+        level = unit.levels[int(genome[index])]
         values = (
             unit.block,
             unit.kind,
-            level.name if alive[place] else "dropped",
+            level.name if alive[index] else "dropped",
             unit.numel,
-            float(bits[place]) / max(unit.numel, 1),
+            float(bits[index]) / max(unit.numel, 1),
             level.relative_error,
             unit.name,
         )
@@ -59,24 +62,14 @@ def layer_table(result: SearchResult) -> dict[str, list[Any]]:
     return columns
 
 
-def loading(code: str | None) -> str:
-    """Return how a logged winner is loaded, or made again where only its recipe was kept.
-
-    Args:
-        code: Makes a ``model`` of a ``folder``; None where there is no folder.
-    """
-    if code:
-        fetch = "import mlflow\n\nfolder = mlflow.artifacts.download_artifacts('models:/<the id of this model>')"
-        return f"```python\n{fetch}\n{code}\n```"
-    return (
-        "The recipe: `allocation.json` says the level of every layer; the first line of `config.yaml` is the command "
-        "that found it. To have the model itself, run that command with `sampler=evopress "
-        "sampler.start=allocation.json search.generations=0 export=dense`, or log it with `tracking.model=weights`."
+def selection(result: SearchResult) -> str:
+    """Return which generation the exported winner is from, and how that compares to the best validation KL seen."""
+    winner = result.generations[result.winner_generation]
+    best = min(result.generations, key=lambda record: (record.validation["kl"], record.generation))
+    text = (
+        f"Exported: the elite of generation {winner.generation}, chosen by its score on search tokens. "
+        "Validation never selects"
     )
-
-
-def _levels(result: SearchResult) -> list[str]:
-    """Return the names of all levels, cheapest first."""
-    longest = max(result.problem.units, key=lambda unit: len(unit.levels))
-    names = dict.fromkeys(longest.level_names)
-    return list(names | dict.fromkeys(name for unit in result.problem.units for name in unit.level_names))
+    if best.validation["kl"] < winner.validation["kl"]:
+        return f"{text}: generation {best.generation} had a lower validation KL, {best.validation['kl']:.4f}."
+    return f"{text}."

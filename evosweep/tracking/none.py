@@ -1,35 +1,49 @@
 """No tracking."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from evosweep.core.events import Event, SearchResult
+from evosweep.tracking.base import TextInput
 
 
 class NoTracker:
     """Tracks nothing; the run's folder still holds its allocation and result."""
 
-    run_id = None
-    link = None
-    database = None
+    run_id: str | None = None
+    link: str | None = None
+    database: Path | None = None
+    command = ""
+    missing = ""
     model = "none"
 
-    def start(self, name: str, **_: Any) -> str:
-        """Open nothing."""
+    def check(self) -> None:
+        """Accept every environment."""
+
+    def start(
+        self,
+        name: str,
+        *,
+        params: Mapping[str, str],
+        tags: Mapping[str, str],
+        config: str = "",
+        multirun: str | None = None,
+        inputs: Sequence[TextInput] = (),
+        device: str = "cpu",
+        folder: Path | None = None,
+    ) -> str:
+        """Open nothing; return the name."""
+        del params, tags, config, multirun, inputs, device, folder
         return name
 
-    def dataset(self, **_: Any) -> None:
-        """Make nothing."""
-
     def on_event(self, event: Event) -> None:
-        """Hear nothing."""
+        """Keep nothing."""
 
     def deliver(self, result: SearchResult, *, report: Path, run: Path, trial: int | None) -> None:
-        """Log nothing."""
+        """Keep nothing."""
 
     def close(self, status: str, *, reason: str = "") -> None:
-        """Close nothing."""
+        """End nothing."""
 
     def summarize(self, multirun: str, *, status: str, files: Sequence[Path], note: str = "") -> None:
-        """Close nothing."""
+        """Keep nothing."""

@@ -20,8 +20,6 @@ from evosweep.fitness.kl import KL
 from evosweep.fitness.perplexity import Perplexity
 from evosweep.models.anatomy import Anatomy
 from evosweep.models.patch import replaced_weights
-from evosweep.search.racing import Racing
-from evosweep.search.survival import Race
 from evosweep.store.build import StoreBuilder
 from evosweep.store.store_plan import plan_store
 from tests.models.test_anatomy import FAMILIES, small
@@ -192,19 +190,6 @@ def test_stage_tokens_follow_from_their_place(store, evaluator) -> None:
 
     assert scores(0, 1, 0) == scores(0, 1, 0)
     assert len({tuple(scores(*place)) for place in ((0, 1, 0), (1, 1, 0), (0, 2, 0), (0, 1, 1))}) == 4
-
-
-def test_a_race_keeps_whom_a_whole_stage_keeps_and_saves_tokens(store, evaluator) -> None:
-    genomes = genomes_of(store, 12, seed=3)
-    scorer = StagedScorer(evaluator, fitness=KL(), seed=0)
-    place = {"generation": 1, "stage": 0, "tokens": 256}
-    full = scorer.score(genomes, **place)
-    raced = Race(Racing(0.05)).run(genomes, scorer=scorer, **place, survivors=3)
-    stayed = np.flatnonzero(~raced.given_up)
-    assert set(np.argsort(full)[:3]) <= set(stayed) and len(stayed) < 12
-    assert raced.tokens < 12 * 256
-    if len(stayed) > 3:  # they were scored on everything
-        assert raced.scores[stayed] == pytest.approx(full[stayed], rel=1e-5)
 
 
 def test_sensitivities_are_measured_once_and_positive(

@@ -10,13 +10,13 @@ from evosweep.core.problem import Problem
 from evosweep.samplers.evopress import EvoPressSampler
 from evosweep.samplers.level_codes import allocation_of
 from evosweep.samplers.optuna_native import OptunaSampler
-from evosweep.samplers.record import StudyRecorder
 from evosweep.samplers.static import AllocatorSampler
-from evosweep.samplers.storage import Journal
 from evosweep.search.loop import run_search
 from evosweep.search.plan import Plan
 from evosweep.search.stages import Stage, Stages
 from evosweep.search.survival import Outcome
+from evosweep.tracking.study.record import StudyRecorder
+from evosweep.tracking.study.storage import Journal
 
 
 class Quadratic:

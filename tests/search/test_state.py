@@ -11,7 +11,7 @@ from evosweep.core.genomes import genome_from_text, genome_to_text
 from evosweep.core.problem import Problem
 from evosweep.core.unit import Unit
 from evosweep.samplers.evopress import EvoPressSampler
-from evosweep.samplers.optuna import OptunaSampler
+from evosweep.samplers.optuna_native import OptunaSampler
 from evosweep.samplers.random import RandomFeasibleSampler
 from evosweep.search.loop import run_search
 from evosweep.search.plan import Plan
@@ -269,6 +269,24 @@ def test_a_state_of_another_search_is_refused(problem: Problem, tmp_path: Path, 
     with pytest.raises(EvosweepError, match=message) as error:
         search(problem, **{**same, **change}, state=SearchState.read(path, problem=problem))
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("settings", [{"offspring": 11}, {"offspring": 13}, {"max_flips": 1}])
+def test_a_sampler_with_other_settings_is_noticed(problem: Problem, tmp_path: Path, settings: dict) -> None:
+    state = stopped(problem, 2, tmp_path / "state.json")
+    assert state is not None
+    with pytest.raises(
+        EvosweepError, match="does not propose what this search state holds of generation 1: its settin"
+    ):
+        run_search(
+            name="x",
+            sampler=EvoPressSampler(problem, **{"seed": 3, "offspring": 12, **settings}),
+            scorer=Noisy(problem),
+            plan=Plan.of(generations=GENERATIONS, stages=STAGES),
+            dense={"kl": 0.0, "ppl": 1.0},
+            listeners=[],
+            state=state,
+        )
 
 
 def damaged(name: str, text: str) -> str:

@@ -82,4 +82,4 @@ def test_figures_to_hover_over_hold_what_they_show(problem: Problem, name: str) 
     if name == "convergence":
         assert shown["x"] == [10] and shown["y"] == [0.5]
     else:
-        assert len(shown["text"]) == 3 and all(line == ["3bit"] * 4 for line in shown["text"])
+        assert len(shown["text"]) == 3 and all(line == ["3bit"] * 4 for line in shown["customdata"])

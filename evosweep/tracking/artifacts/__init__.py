@@ -1,1 +1,1 @@
-"""A search's result made into a file or figure; each module one artifact."""
+"""A search's result made into a file or figure; one module an artifact."""

@@ -1,4 +1,4 @@
-"""Figure and numbers: does the sum of layer errors tell which allocation is better? The premise of ILP, DP and greedy.
+"""Figure and numbers: does the sum of layer errors rank allocations as fitness does? The premise of ILP, DP and greedy.
 
 EvoPress starts from the claim that it does not (arXiv 2410.14649, section 3); here it is tested on one's own model.
 """
@@ -47,14 +47,14 @@ class Additivity:
             return
         figures = statistics(samples)
         write_json(folder / "additivity.json", figures)
-        figure = Figure(figsize=(5.4, 4), layout="constrained")
+        figure = Figure(figsize=(6.4, 4.2), layout="constrained")
         axis = figure.subplots()
         for each in samples:
             axis.scatter(each.sums - each.sums.mean(), each.fitness - each.fitness.mean(), s=6, alpha=0.5, color="C0")
         axis.set_xlabel("sum of relative layer errors, less the generation's mean")
         axis.set_ylabel("fitness, less the generation's mean")
         axis.set_title(
-            f"Pearson {figures['pearson']:.2f}, Spearman {figures['spearman']:.2f}; "
+            f"Pearson {figures['pearson']:.2f}, Spearman {figures['spearman']:.2f}\n"
             f"{figures['violations_percent']:.0f} % of pairs in the wrong order",
             fontsize=10,
         )
@@ -68,11 +68,11 @@ def samples_of(result: SearchResult) -> list[Sample]:
     if any(level.relative_error is None for unit in problem.units for level in unit.levels):
         return []
     errors = np.zeros(problem.costs.shape)
-    for place, unit in enumerate(problem.units):
-        errors[place, : len(unit.levels)] = [level.relative_error for level in unit.levels]
+    for row, unit in enumerate(problem.units):
+        errors[row, : len(unit.levels)] = [level.relative_error for level in unit.levels]
     samples = []
     for record in result.generations:
-        scored = [each for each in record.candidates if each.scores and each.duplicate_of is None]
+        scored = [candidate for candidate in record.candidates if candidate.scores and candidate.duplicate_of is None]
         first = [each for each in scored if min(each.scores) == 0 and np.isfinite(each.scores[0])]
         if len(first) >= LEAST:
             sums = np.array([errors[problem.indices, each.genome][problem.alive(each.genome)].sum() for each in first])

@@ -5,7 +5,9 @@ import html
 from pathlib import Path
 
 from evosweep.core.events import SearchResult
+from evosweep.tracking.describe import selection
 
+ORDER = ("allocation", "convergence", "stages", "additivity")
 STYLE = (
     "body{font:15px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#222}"
     "table{border-collapse:collapse}td,th{padding:.2rem .8rem;border-bottom:1px solid #ddd;text-align:right}"
@@ -20,16 +22,17 @@ class ReportPage:
         """Write ``report.html``; the last of the artifacts, since it shows those before it."""
         run = folder.parent
         settings = run / "config.yaml"
-        parts = [
+        blocks = [
             f"<h1>{html.escape(result.sampler)}, seed {result.seed}</h1>",
             _table(result),
-            *(f"<h2>{path.stem.replace('_', ' ')}</h2>{_image(path)}" for path in sorted(folder.glob("*.png"))),
+            f"<p>{html.escape(selection(result))}</p>",
+            *(f"<h2>{path.stem.replace('_', ' ')}</h2>{_image(path)}" for path in _figures(folder)),
             "<h2>Load it</h2>",
             _code(_loading(result, run)),
         ]
         if settings.exists():
             command, _, values = settings.read_text(encoding="utf-8").partition("\n")
-            parts += [
+            blocks += [
                 "<h2>Get it again</h2>",
                 _code(command.lstrip("# ")),
                 "<details><summary>all settings</summary>",
@@ -37,18 +40,32 @@ class ReportPage:
                 "</details>",
             ]
         page = f"<!doctype html><html lang=en><meta charset=utf-8><title>evosweep</title><style>{STYLE}</style>"
-        (folder / "report.html").write_text(page + "".join(parts) + "</html>", encoding="utf-8")
+        (folder / "report.html").write_text(page + "".join(blocks) + "</html>", encoding="utf-8")
+
+
+def _figures(folder: Path) -> list[Path]:
+    """Return the figures beside the page in the order in which they are read, unknown ones last."""
+    return sorted(
+        folder.glob("*.png"),
+        key=lambda path: (ORDER.index(path.stem) if path.stem in ORDER else len(ORDER), path.stem),
+    )
 
 
 def _table(result: SearchResult) -> str:
     row, start = result.row(), result.generations[0].validation
+    first = result.problem.encode(result.generations[0].elite)
     figures = [
         ("", "found", "start", "dense"),
         ("validation KL", f"{row['kl']:.4f}", f"{start['kl']:.4f}", "0"),
         ("validation PPL", f"{row['ppl']:.2f}", f"{start['ppl']:.2f}", f"{row['dense_ppl']:.2f}"),
         ("true bits a weight", f"{row['bits_per_weight']:.3f}", f"{result.generations[0].bits_per_weight:.3f}", ""),
-        ("megabytes", f"{row['size_mb']:.1f}", "", ""),
-        ("weights removed", f"{row['sparsity']:.1%}", "", "0.0%"),
+        (
+            "megabytes, embeddings included",
+            f"{row['size_mb']:.1f}",
+            f"{result.problem.megabytes(result.generations[0].cost):.1f}",
+            "",
+        ),
+        ("weights removed", f"{row['sparsity']:.1%}", f"{result.problem.sparsity(first):.1%}", "0.0%"),
         ("tokens scored", f"{row['tokens']:,}", "", ""),
         ("seconds", f"{row['seconds']:.0f}", "", ""),
     ]

@@ -1,4 +1,4 @@
-"""Figure and numbers: do the stages cut the right ones? What each scored, and how the best had ranked before."""
+"""Figure and numbers: do the stages drop the right candidates? How the last stage's best had ranked in those before."""
 
 from pathlib import Path
 from typing import Any
@@ -38,19 +38,21 @@ class Stages:
 
     @staticmethod
     def _draw(table: npt.NDArray[np.float64], result: SearchResult, path: Path) -> None:
-        figure = Figure(figsize=(9, 3.4), layout="constrained")
+        figure = Figure(figsize=(10, 3.6), layout="constrained")
         left, right = figure.subplots(1, 2)
         stages = range(table.shape[1])
         left.bar(stages, np.nanmean(table[:, :, 0], axis=0), color="C0")
         left.set_yscale("log")
         left.set_xticks(stages)
+        left.set_title("how many are scored", fontsize=10)
+        right.set_title("where the last stage's best ranked before", fontsize=10)
         left.set_xlabel("stage")
         left.set_ylabel("offspring scored a generation")
         for stage in stages[:-1]:
             shown = table[:, stage, 1]
             right.hist(100 * shown[np.isfinite(shown)], bins=20, range=(0, 100), alpha=0.6, label=f"stage {stage}")
             right.axvline(100 * _passed(table, stage), linestyle="--", linewidth=1, color=f"C{stage}")
-        right.set_xlabel("rank of the best offspring (% of those scored; dashed: the cut)")
+        right.set_xlabel("rank of the best offspring (% of scored; dashed: cut)")
         right.set_ylabel("generations")
         right.legend()
         figure.suptitle(f"{result.sampler}, seed {result.seed}: do the stages cut the right ones?")
@@ -58,15 +60,18 @@ class Stages:
 
 
 def ranks(record: GenerationRecord) -> list[tuple[int, float]]:
-    """Return, a stage each, how many offspring were scored and the rank there (0 to 1) of the last stage's best."""
-    scored = [each for each in record.candidates if each.scores and each.duplicate_of is None]
+    """Return, for every stage, how many offspring were scored and the rank there (0 to 1) of the last stage's best."""
+    scored = [candidate for candidate in record.candidates if candidate.scores and candidate.duplicate_of is None]
     if not scored:
         return []
-    last = max(max(each.scores) for each in scored)
-    best = min((each for each in scored if last in each.scores), key=lambda each: (each.scores[last], each.slot))
+    last = max(max(candidate.scores) for candidate in scored)
+    best = min(
+        (candidate for candidate in scored if last in candidate.scores),
+        key=lambda candidate: (candidate.scores[last], candidate.slot),
+    )
     lines = []
-    for stage in sorted({stage for each in scored for stage in each.scores}):
-        values = np.array([each.scores[stage] for each in scored if stage in each.scores])
+    for stage in sorted({stage for candidate in scored for stage in candidate.scores}):
+        values = np.array([candidate.scores[stage] for candidate in scored if stage in candidate.scores])
         if stage in best.scores:
             lines.append((len(values), float((values < best.scores[stage]).sum()) / len(values)))
     return lines

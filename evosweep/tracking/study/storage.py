@@ -1,7 +1,12 @@
 """Where Optuna keeps studies, and how much of a search is kept there."""
 
 import json
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from optuna.artifacts import FileSystemArtifactStore
 from optuna.storages import BaseStorage, InMemoryStorage, JournalStorage
@@ -11,6 +16,7 @@ from evosweep.core.checks import check_choice
 from evosweep.core.errors import SettingError
 
 RECORD = ("compact", "elites", "all")
+CHUNK = 2**16  # bytes read at once
 SQLITE = b"SQLite format 3\0"
 
 
@@ -30,19 +36,36 @@ class Journal:
     """
 
     def __init__(self, *, path: str, record: str = "compact", artifacts: str | None = None) -> None:
+        if not isinstance(path, str) or not path:
+            raise SettingError("path", allowed="the path of a journal file", got=path)
+        if artifacts is not None and not (isinstance(artifacts, str) and artifacts):
+            raise SettingError("artifacts", allowed="a folder, or null for no pictures", got=artifacts)
         self.path = Path(path)
         self.record = check_choice("record", record, RECORD)
         self.artifacts = artifacts
+        self.repaired = ""
+        if self.path.exists() and not self.path.is_file():
+            kind = "a folder" if self.path.is_dir() else "a device"
+            raise SettingError("path", allowed="a file that can be written", got=path, hint=f"that is {kind}")
         found = _foreign(self.path) if self.path.is_file() else ""
         if found:
             raise SettingError("path", allowed="a journal file", got=path, hint=f"that is {found}")
 
     def open(self) -> BaseStorage:
-        """Return the storage, its file and folder made if they are not there."""
+        """Return the storage, its file and folder made if they are not there.
+
+        A last line that was not written to its end (full disk, power loss) is cut off; ``repaired`` then says so.
+        """
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             # The open lock works on every file system and platform, the default symlink lock does not.
-            return JournalStorage(JournalFileBackend(str(self.path), lock_obj=JournalFileOpenLock(str(self.path))))
+            lock = JournalFileOpenLock(str(self.path))
+            if self.path.is_file():
+                with _held(lock):
+                    cut = cut_torn_line(self.path)
+                if cut:
+                    self.repaired = f"{self.path}: {cut} bytes of a line that was not written to its end were cut off"
+            return JournalStorage(JournalFileBackend(str(self.path), lock_obj=lock))
         except OSError as error:
             raise SettingError(
                 "path",
@@ -58,6 +81,8 @@ class Journal:
             return None
         try:
             Path(self.artifacts).mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.artifacts):
+                pass  # it can be written
         except OSError as error:
             raise SettingError(
                 "artifacts",
@@ -76,6 +101,8 @@ class Memory:
         record: As in ``Journal``.
     """
 
+    repaired = ""
+
     def __init__(self, *, record: str = "compact") -> None:
         self.record = check_choice("record", record, RECORD)
 
@@ -85,6 +112,57 @@ class Memory:
 
     def artifact_store(self) -> None:
         """Return nothing: pictures are kept in folders."""
+
+
+def cut_torn_line(path: Path) -> int:
+    """Cut a journal back to its last whole line; return the bytes that were cut off. The caller holds its lock.
+
+    A writer that appends after a torn line leaves one line that is no JSON, so the last line is also read.
+    """
+    with path.open("rb+") as file:
+        size = end = file.seek(0, os.SEEK_END)
+        while end > 0:
+            start = _start_of_line(file, end)
+            file.seek(start)
+            line = file.read(end - start)
+            if line.endswith(b"\n") and _is_json(line):
+                break
+            end = start
+        if end < size:
+            file.truncate(end)
+            file.flush()
+            os.fsync(file.fileno())
+        return size - end
+
+
+def _start_of_line(file: BinaryIO, end: int) -> int:
+    """Return where the line begins whose last byte is before ``end``."""
+    position = end - 1
+    while position > 0:
+        step = min(CHUNK, position)
+        file.seek(position - step)
+        found = file.read(step).rfind(b"\n")
+        if found >= 0:
+            return position - step + found + 1
+        position -= step
+    return 0
+
+
+def _is_json(line: bytes) -> bool:
+    try:
+        json.loads(line)
+    except ValueError:
+        return False
+    return True
+
+
+@contextmanager
+def _held(lock: JournalFileOpenLock) -> Iterator[None]:
+    lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _foreign(path: Path) -> str:

@@ -14,26 +14,36 @@ from optuna.distributions import BaseDistribution, FloatDistribution
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from PIL import Image
 
-from evosweep.core.events import Candidate, Event, GenerationRecord, SearchEnded, SearchStarted
-from evosweep.core.files import digest
+from evosweep.core.events import Candidate, Event, GenerationRecord, SearchEnded, SearchResult, SearchStarted
+from evosweep.core.files import digest, json_safe
 from evosweep.core.problem import Genome, Problem
 from evosweep.samplers import level_codes
 from evosweep.samplers.base import unit_distributions
-from evosweep.samplers.dashboard import dress
-from evosweep.tracking.artifacts.heatmap import level_image
+from evosweep.tracking.artifacts.heatmap import level_image, level_table
+from evosweep.tracking.base import TrackingError
+from evosweep.tracking.behind import one_line
+from evosweep.tracking.palette import level_styles
+from evosweep.tracking.study.dashboard import dress
 
 SPANS = 16  # most parameters over the depth of a model
 RUN = "mlflow_run"  # attribute of the study and of elites
-AGAIN = -1  # slot of a trial that says that a parent, which ran before, is the best again
+ELITE = "elite"  # attribute of trials that were the best of their generation
+READABLE = "levels_by_layer"  # attribute of elites: a line a kind of layer, a short label a block
+AGAIN = -1  # slot of a trial that records that a parent, which ran before, is the best again
 Parameters = Callable[[Genome], dict[str, Any]]
 
 
 class StudyRecorder:
     """Listener that adds each generation's candidates as finished trials.
 
-    A generation's elite is a complete trial, its value the fixed-validation KL; Optuna's plots are made of these. The
-    others are pruned trials whose intermediate values are their stage scores. An elite that stays is not written
-    again. All carry their levels as one string (``level_codes.allocation_of`` reads it) and what they changed in words.
+    Every candidate is a pruned trial whose intermediate values are its stage scores. Those were taken on other tokens
+    in every generation, so no two generations can be compared by them; a generation's elite also has its validation
+    figures as attributes. Only the exported winner is a complete trial, added at the end, its value the validation KL:
+    Optuna's best trial is therefore the one that was exported, although an earlier elite may have had a lower
+    validation KL by chance (validation never selects), and no importance is computed from a handful of elites.
+
+    All trials carry their levels as one string (``level_codes.allocation_of`` reads it) and what they changed in words;
+    elites carry their levels in readable form, a line a kind of layer.
 
     Optuna Dashboard walks trials times parameter names at every poll, and sends every parameter's range with every
     trial; so by default elites have one parameter a kind of layer and at most ``SPANS`` over the depth, and
@@ -54,13 +64,19 @@ class StudyRecorder:
         record: str = "compact",
         artifacts: FileSystemArtifactStore | None = None,
     ) -> None:
-        self.study = optuna.create_study(storage=storage, study_name=name, direction="minimize")
+        try:
+            self.study = optuna.create_study(storage=storage, study_name=name, direction="minimize")
+        except OSError as error:
+            raise TrackingError(f"the study {name!r} cannot be written: {one_line(error)}") from error
         self.record, self.artifacts = record, artifacts
-        self.winner: int | None = None  # number of the last elite's trial
+        self.winner: int | None = None  # number of the last elite's trial; in the end, of the exported winner's
+        self.missing = ""
+        self._elites: dict[int, int] = {}  # generation to the number of its elite's trial
         self._run: dict[str, str] = {}
         self._problem: Problem | None = None
         self._parent: Genome | None = None
         self._written = 0
+        self._elite = 0  # number of the last elite's trial
         self._numbers: dict[bytes, int] = {}  # trial in which a genome ran first
         self._parameters: Parameters = lambda genome: {}
         self._distributions: dict[str, BaseDistribution] = {}
@@ -72,10 +88,7 @@ class StudyRecorder:
         elif isinstance(event, GenerationRecord):
             self._generation(event)
         elif isinstance(event, SearchEnded):
-            self.study.set_user_attr("winner", dict(event.result.allocation))
-            self.study.set_user_attr("result", event.result.row())
-            self.study.set_user_attr("stopped", event.result.stopped)
-            dress(self.study, event.result)
+            self._end(event.result)
 
     @property
     def _known(self) -> Problem:
@@ -108,16 +121,50 @@ class StudyRecorder:
         if slot is None and record.changed:  # one of several parents is the best now; it ran before
             slot, numbers = AGAIN, {AGAIN: self._numbers[elite.tobytes()]}
             candidates.append(Candidate(slot=AGAIN, genome=elite, duplicate_of=AGAIN))
-        for place, each in enumerate(candidates):
-            number = self._written + place
-            if each.slot == slot:
-                self.winner = number
-            if each.slot != AGAIN:
-                numbers[each.slot] = number
-                self._numbers.setdefault(each.genome.tobytes(), number)
-        self.study.add_trials([self._trial(each, record, numbers, won=each.slot == slot) for each in candidates])
+        for index, candidate in enumerate(candidates):
+            number = self._written + index
+            if candidate.slot == slot:
+                self._elite = number
+            if candidate.slot != AGAIN:
+                numbers[candidate.slot] = number
+                self._numbers.setdefault(candidate.genome.tobytes(), number)
+        self.study.add_trials(
+            [self._trial(candidate, record, numbers, won=candidate.slot == slot) for candidate in candidates]
+        )
         self._written += len(candidates)
+        self._elites[record.generation] = self.winner = self._elite
         self._parent = elite
+
+    def _end(self, result: SearchResult) -> None:
+        """Add the exported winner as the only complete trial, and what the dashboard shows beside its plots."""
+        problem, record = self._known, result.generations[result.winner_generation]
+        genome = problem.encode(result.allocation)
+        attributes: dict[str, Any] = {
+            "exported": True,
+            "generation": record.generation,
+            "bits_per_weight": problem.bits_per_weight(problem.cost(genome)),
+            level_codes.LEVELS: level_codes.written(problem, genome),
+            READABLE: readable(problem, genome),
+            **{f"val_{key}": value for key, value in json_safe(dict(result.validation)).items()},
+            **self._run,
+        }
+        if record.generation in self._elites:
+            attributes["duplicate_of"] = self._elites[record.generation]
+        trial = create_trial(
+            state=TrialState.COMPLETE,
+            value=float(result.validation["kl"]),
+            params=self._parameters(genome),
+            distributions=self._distributions,
+            user_attrs=attributes,
+            system_attrs=self._picture(record),
+        )
+        self.study.add_trial(trial)
+        self.winner = self._written
+        self._written += 1
+        self.study.set_user_attr("winner", dict(result.allocation))
+        self.study.set_user_attr("result", json_safe(result.row()))
+        self.study.set_user_attr("stopped", result.stopped)
+        dress(self.study, result)
 
     def _trial(
         self, candidate: Candidate, record: GenerationRecord, numbers: Mapping[int, int], *, won: bool
@@ -135,12 +182,11 @@ class StudyRecorder:
         if candidate.duplicate_of is not None:
             attributes["duplicate_of"] = numbers[candidate.duplicate_of]
         if won:
-            attributes |= {f"val_{key}": value for key, value in record.validation.items()}
-            attributes |= self._run
+            attributes |= {f"val_{key}": value for key, value in json_safe(dict(record.validation)).items()}
+            attributes |= {ELITE: True, READABLE: readable(problem, candidate.genome), **self._run}
         full = won or self.record == "all"
         trial = create_trial(
-            state=TrialState.COMPLETE if won else TrialState.PRUNED,
-            value=record.validation["kl"] if won else None,
+            state=TrialState.PRUNED,
             params=self._parameters(candidate.genome) if full else {},
             distributions=self._distributions if full else {},
             intermediate_values={int(stage): float(score) for stage, score in candidate.scores.items()},
@@ -153,7 +199,7 @@ class StudyRecorder:
     def _changed(self, genome: Genome, parent: Genome) -> str:
         """Return the levels in which a genome differs from its parent, in words."""
         moved = np.flatnonzero(genome != parent).tolist()
-        units = [(self._known.units[place], int(parent[place]), int(genome[place])) for place in moved]
+        units = [(self._known.units[index], int(parent[index]), int(genome[index])) for index in moved]
         return ", ".join(f"{unit.name}: {unit.levels[old].name} to {unit.levels[new].name}" for unit, old, new in units)
 
     def _picture(self, record: GenerationRecord) -> dict[str, str]:
@@ -167,11 +213,24 @@ class StudyRecorder:
         data = BytesIO()
         Image.fromarray(level_image(self._known, record.elite)).save(data, format="png")
         name = digest([self.study.study_name, record.generation])
-        self.artifacts.write(name, BytesIO(data.getvalue()))
+        try:
+            self.artifacts.write(name, BytesIO(data.getvalue()))
+        except OSError as error:
+            self.artifacts = None
+            self.missing = f"the study has no pictures from generation {record.generation} on: {one_line(error)}"
+            return {}
         meta = ArtifactMeta(
             artifact_id=name, filename=f"levels_{record.generation:04d}.png", mimetype="image/png", encoding=None
         )
         return {f"artifacts:{name}": json.dumps(asdict(meta))}
+
+
+def readable(problem: Problem, genome: Genome) -> dict[str, str]:
+    """Return the labels of a genome's levels by kind of layer, in the order of the blocks: ``{"mlp.up": "3 2 4"}``."""
+    names, rows, _ = level_table(problem, problem.decode(genome))
+    styles = level_styles(problem)
+    labels = [" ".join(styles[name].label if name else "." for name in line) for line in names]
+    return dict(zip(rows, labels, strict=True))
 
 
 def aggregates(problem: Problem) -> tuple[Parameters, dict[str, BaseDistribution]]:

@@ -1,0 +1,188 @@
+"""What can be done with runs that are over: export, score, compare, resume; and with the cache."""
+
+import argparse
+import json
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from omegaconf import DictConfig
+from rich.console import Console
+from rich.markdown import Markdown
+
+from evosweep.cli import cache
+from evosweep.cli.compose import build
+from evosweep.cli.finish import SELECTION, lying
+from evosweep.cli.folders import CLAIM
+from evosweep.cli.job import WORKBENCH, bench_of, notes_of, quiet_libraries, shared_progress, task_of
+from evosweep.cli.reopen import Earlier, export_earlier, find_run, reopen, settings_of
+from evosweep.core.errors import EvosweepError
+from evosweep.core.results import RESULT, read_result
+from evosweep.evaluate.population import Evaluator
+from evosweep.evaluate.scorer import StagedScorer
+from evosweep.fitness.base import Fitness
+from evosweep.fitness.kl import KL
+from evosweep.fitness.perplexity import Perplexity
+from evosweep.pipeline import CONFIG, MODEL, STATE, check, run
+from evosweep.tracking import comparison
+from evosweep.tracking.console import summary, terminal
+
+SPLITS = ("validation", "search", "calibration")
+
+
+def run_command(arguments: Sequence[str], conf: Path) -> None:
+    """Run a subcommand.
+
+    Args:
+        arguments: Its name, then what was typed behind it.
+        conf: Folder of the configuration's files.
+
+    Raises:
+        EvosweepError: A run, a setting or a file that cannot be used.
+    """
+    quiet_libraries()
+    parser = _parser()
+    options, rest = parser.parse_known_args(list(arguments))
+    unknown = [text for text in rest if text.startswith("-") or not hasattr(options, "overrides")]
+    if unknown:
+        parser.error(f"unrecognized: {' '.join(unknown)}")
+    if rest:  # overrides behind an option
+        options.overrides = [*options.overrides, *rest]
+    options.call(options, conf)
+
+
+class _Parser(argparse.ArgumentParser):
+    """Raises what is wrong with the arguments, so that it is told in one line like everything else."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise EvosweepError."""
+        raise EvosweepError(f"{self.prog}: {message}; {self.prog} --help shows what there is")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="evosweep", description="What follows a run.")
+    commands = parser.add_subparsers(required=True)
+    run = "the run's folder, or the id of its MLflow run"
+    overrides = "settings to change, as export=dense; all others are the run's own"
+
+    export = commands.add_parser("export", help="write the allocation of a run as a model, without a search")
+    export.add_argument("run", help=run)
+    export.add_argument("overrides", nargs="*", help=overrides)
+    export.add_argument("--to", type=Path, help="folder to write; by default model/ in the run's folder")
+    export.set_defaults(call=_export)
+
+    score = commands.add_parser("score", help="measure the allocation of a run on a split, or on other text")
+    score.add_argument("run", help=run)
+    score.add_argument("overrides", nargs="*", help="as data=text data.path=other.txt; all others are the run's own")
+    score.add_argument("--split", choices=SPLITS, default="validation")
+    score.set_defaults(call=_score)
+
+    compare = commands.add_parser("compare", help="show several runs in one table")
+    compare.add_argument("runs", nargs="+", help=f"each {run}; a folder above runs counts for all of them")
+    compare.set_defaults(call=_compare)
+
+    resume = commands.add_parser("resume", help="go on with a search that was interrupted")
+    resume.add_argument("run", help=run)
+    resume.add_argument("overrides", nargs="*", help=overrides)
+    resume.set_defaults(call=_resume)
+    cache.add_commands(commands)
+    return parser
+
+
+def _export(options: argparse.Namespace, conf: Path) -> None:
+    folder = find_run(options.run)
+    config = settings_of(folder, options.overrides, conf)
+    facts = export_earlier(reopen(folder, config), target=options.to or folder / MODEL)
+    row = read_result(folder / RESULT) if (folder / RESULT).is_file() else {"kl": float("nan"), "run": str(folder)}
+    for line in lying([folder], [{**row, "export": facts}]):
+        _say(line)
+
+
+def _score(options: argparse.Namespace, conf: Path) -> None:
+    folder = find_run(options.run)
+    run = reopen(folder, settings_of(folder, [], conf))
+    evaluator = run.bench.evaluator
+    if options.overrides:
+        evaluator = _on_other_text(run, settings_of(folder, options.overrides, conf))
+    windows = range(len(evaluator.splits[options.split].windows))
+    figures: list[Fitness] = [KL(), Perplexity()]
+    if options.split == "validation":
+        scorer = StagedScorer(evaluator, fitness=KL(), seed=0)
+        found = scorer.validate(run.genome)
+    else:
+        scored = evaluator.score(run.genome[None], split=options.split, windows=windows, fitness=figures)
+        found = {name: float(values[0]) for name, values in scored.items()}
+    cost = run.problem.cost(run.genome)
+    split = evaluator.splits[options.split]
+    facts = {
+        "split": options.split,
+        "text": split.hash,
+        "tokens": split.tokens,
+        **found,
+        "bits_per_weight": run.problem.bits_per_weight(cost),
+        "size_mb": run.problem.megabytes(cost),
+    }
+    print(json.dumps(facts))  # noqa: T201 - for programs, too
+
+
+def _on_other_text(run: Earlier, config: DictConfig) -> Evaluator:
+    """Return what scores a run's levels, as they were calibrated, on the text that other settings name.
+
+    Raises:
+        EvosweepError: Something else than the text is changed, or the text cannot be used.
+    """
+    for key in WORKBENCH:
+        if key not in ("data", "tokens", "evaluate") and config[key] != run.config[key]:
+            raise EvosweepError(f"{key} cannot be changed for a score: the allocation is one of the run's own levels")
+    tokenizer = run.bench.loaded.tokenizer
+    splits = build(config, "tokens").split(build(config, "data"), tokenizer, progress=shared_progress())
+    return Evaluator(
+        anatomy=run.bench.anatomy, store=run.bench.store, splits=splits, resources=build(config, "evaluate")
+    )
+
+
+def _compare(options: argparse.Namespace, conf: Path) -> None:
+    del conf
+    paths: list[Path] = []
+    for given in options.runs:
+        folder = Path(given) if Path(given).is_dir() else find_run(given)
+        found = [folder / RESULT] if (folder / RESULT).is_file() else _below(folder)
+        if not found:
+            raise EvosweepError(f"there is no {RESULT} in {folder} or below it")
+        paths += found
+    rows = [read_result(path) for path in dict.fromkeys(paths)]
+    console = terminal()
+    console.print(summary(rows, title="runs"))
+    console.print(Markdown(comparison.markdown(rows)))
+    _say(SELECTION, console)
+
+
+def _below(folder: Path) -> list[Path]:
+    """Return results below a folder; what MLflow keeps of them as artifacts is no run."""
+    found = sorted(folder.rglob(RESULT))
+    return [path for path in found if (path.parent / "config.yaml").is_file() and "mlruns" not in path.parts]
+
+
+def _resume(options: argparse.Namespace, conf: Path) -> None:
+    folder = find_run(options.run)
+    config = settings_of(folder, options.overrides, conf)
+    if (folder / RESULT).is_file():
+        raise EvosweepError(f"the search of {folder} is over: its {RESULT} is there; nothing is left to resume")
+    if not (folder / STATE).is_file():
+        raise EvosweepError(f"{folder} kept no {STATE}: no generation was finished; type its command again")
+    task = task_of(config, folder=folder, resume=True)
+    shared_progress().begin(prefix="", log=folder / CLAIM, first="resumed")
+    bench = bench_of(config)
+    first, *_ = (folder / CONFIG).read_text(encoding="utf-8").splitlines()
+    typed = [*shlex.split(first.lstrip("# "))[3:], *options.overrides]
+    choices = {"sampler": next((text.partition("=")[2] for text in typed if text.startswith("sampler=")), None)}
+    notes = notes_of(config, task, model=bench.loaded.name, overrides=typed, choices=choices)
+    row = run(task, bench, check(task, bench), notes)
+    terminal().print(summary([row], title=str(config.name)))
+    for line in [SELECTION, *lying([folder], [row])]:
+        _say(line)
+
+
+def _say(text: Any, console: Console | None = None) -> None:
+    (console or terminal()).print(text, highlight=False, markup=False, soft_wrap=True)

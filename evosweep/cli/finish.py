@@ -1,0 +1,167 @@
+"""What a command says in the end: one table, the export of the winner, what lies where, and how to look at it."""
+
+import io
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import DictConfig, OmegaConf, open_dict
+from rich.console import Console
+from rich.markdown import Markdown
+
+from evosweep.cli.compose import build
+from evosweep.core.errors import EvosweepError
+from evosweep.core.files import write_json
+from evosweep.core.redact import redact
+from evosweep.core.results import RESULT, read_result
+from evosweep.pipeline import CONFIG, MODEL
+from evosweep.tracking import comparison
+from evosweep.tracking.artifacts.compared import FIGURES as compared_figures
+from evosweep.tracking.console import COLUMNS, summary, terminal
+
+if TYPE_CHECKING:
+    from evosweep.cli.multirun import Summary
+
+DASHBOARD = "http://127.0.0.1:8080/dashboard"  # where optuna-dashboard listens unless told otherwise
+SELECTION = "kl and ppl are measured on validation text, which never selects: winners were chosen on search tokens"
+Row = Mapping[str, Any]
+
+
+def finish(run: "Summary", status: str, began: Sequence[Path]) -> None:
+    """Export a multirun's winners, show the table of its jobs and where everything lies, and close its parent run."""
+    assert run.config is not None and run.folder is not None
+    folders = run.jobs()
+    rows = [read_result(folder / RESULT) for folder in folders]
+    table = summary(rows, title=str(run.config.name)) if rows else None
+    console = terminal()
+    try:
+        if run.multirun is not None and status != "KILLED":
+            _export_winners(folders, rows)
+            rows = [read_result(folder / RESULT) for folder in folders]
+    finally:
+        if table is not None:
+            console.print(table)
+            if len({row["seed"] for row in rows}) > 1:
+                console.print(Markdown(comparison.markdown(rows)))
+            for line in [
+                SELECTION,
+                *lying(folders, rows),
+                *how_to_look(run.config, link=_link(rows), studies=studies_of(began)),
+            ]:
+                console.print(redact(line), highlight=False, markup=False, soft_wrap=True)
+        if run.multirun is not None:
+            _log(run, status, began, rows, table)
+
+
+def _export_winners(folders: Sequence[Path], rows: Sequence[Row]) -> None:
+    """Export, at every budget, the job with the lowest validation kl, where its settings ask for that."""
+    from evosweep.cli.reopen import export_earlier, reopen  # noqa: PLC0415 - heavy
+
+    best: dict[str, int] = {}
+    for index, row in enumerate(rows):
+        if row["budget"] not in best or row["kl"] < rows[best[row["budget"]]]["kl"]:
+            best[row["budget"]] = index
+    for index in best.values():
+        config = OmegaConf.load(folders[index] / CONFIG)
+        assert isinstance(config, DictConfig)
+        if config.export.get("enabled") and not rows[index].get("export"):
+            export_earlier(reopen(folders[index], config), target=folders[index] / MODEL)
+
+
+def lying(folders: Sequence[Path], rows: Sequence[Row]) -> list[str]:
+    """Return where the winners lie, how large they are, and how they are loaded."""
+    lines = []
+    for folder, row in zip(folders, rows, strict=True):
+        facts = row.get("export")
+        if facts:
+            code = "; ".join(part for part in str(facts["load"]).splitlines() if part)
+            where = _short(Path(facts["path"]))
+            lines.append(f"{where}   {facts['bytes'] / 1e6:.1f} MB on disk, kl {row['kl']:.4f}: {row['run']}")
+            lines.append(f"   folder = {str(where)!r}; {code}")
+        elif len(rows) == 1:
+            lines.append(
+                f"{_short(folder)}   allocation.json; not exported: python -m evosweep export {_short(folder)}"
+            )
+    if len(rows) > 1:
+        lines.append(f"{_short(folders[0].parent)}/*   allocation.json, result.json, report/ and run.log of every job")
+    return lines
+
+
+def _short(path: Path) -> Path:
+    """Return a path as one would type it here."""
+    return path.relative_to(Path.cwd()) if path.is_absolute() and path.is_relative_to(Path.cwd()) else path
+
+
+def how_to_look(config: DictConfig, *, link: str | None, studies: Sequence[tuple[str, str | None]]) -> list[str]:
+    """Return the commands that open what a run left, and where it is then seen."""
+    lines = []
+    if link:
+        command, seen = build(config, "tracking").command, "every run, every generation"
+        lines.append(f"{command}   # {seen}: {link}" if command else f"{link}   # {seen}")
+    for path, artifacts in sorted(set(studies)):
+        pictures = f" --artifact-dir {artifacts}" if artifacts else ""
+        lines.append(f"optuna-dashboard {path}{pictures}   # every candidate: {DASHBOARD}")
+    return lines
+
+
+def studies_of(folders: Sequence[Path]) -> list[tuple[str, str | None]]:
+    """Return the journals that jobs keep their studies in, and the folders of their pictures."""
+    storages = [OmegaConf.load(folder / CONFIG).storage for folder in folders]
+    return [(storage.path, storage.get("artifacts")) for storage in storages if storage.get("path")]
+
+
+def _link(rows: Sequence[Row]) -> str | None:
+    return next((str(row["mlflow_link"]) for row in rows if row.get("mlflow_link")), None)
+
+
+def _log(run: "Summary", status: str, began: Sequence[Path], rows: Sequence[Row], table: Any) -> None:
+    """Close the multirun's parent run in every experiment that its jobs were logged to, with their comparison."""
+    assert run.config is not None and run.multirun is not None
+    with tempfile.TemporaryDirectory() as name:
+        files, note = _files(Path(name), rows, table)
+        failures = []
+        for config in _trackings(run.config, began):
+            try:
+                build(config, "tracking").summarize(run.multirun, status=status, files=files, note=note)
+            except EvosweepError as error:
+                failures.append(error)
+    if failures:
+        raise failures[0]
+
+
+def _files(folder: Path, rows: Sequence[Row], table: Any) -> tuple[list[Path], str]:
+    """Return files of the comparison, and its table in words."""
+    columns = [*COLUMNS, "mlflow_run", "dense_ppl"]
+    data = [[row.get(key) for key in columns] for row in rows]
+    files = [write_json(folder / "summary.json", {"columns": columns, "data": data})]
+    if table is None:
+        return files, ""
+    compared = {"columns": comparison.COLUMNS, "data": comparison.table(rows)}
+    files.append(write_json(folder / "comparison.json", compared))
+    files += [path for draw in compared_figures for path in draw(rows, folder)]
+    page = Console(record=True, width=160, file=io.StringIO())
+    page.print(table)
+    files.append(folder / "summary.txt")
+    files[-1].write_text(page.export_text(), encoding="utf-8")
+    return files, comparison.markdown(rows)
+
+
+def _trackings(main: DictConfig, began: Sequence[Path]) -> list[DictConfig]:
+    """Return the different tracking settings of jobs: experiments that name themselves log apart.
+
+    What a job kept of its settings is without credentials, so only what differs from the command's is taken from it.
+    """
+    found: dict[str, DictConfig] = {}
+    for folder in began:
+        config = OmegaConf.load(folder / CONFIG)
+        assert isinstance(config, DictConfig)
+        tracking, mine = config.tracking, OmegaConf.create({"tracking": OmegaConf.to_container(main.tracking)})
+        mine = OmegaConf.create({**mine, "name": config.name})
+        if tracking.get("_target_") == main.tracking.get("_target_"):
+            with open_dict(mine):
+                mine.tracking.update({k: v for k, v in tracking.items() if k != "uri"})
+        else:
+            mine.tracking = tracking
+        found.setdefault(OmegaConf.to_yaml(mine.tracking), mine)
+    return list(found.values())

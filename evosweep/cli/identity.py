@@ -1,0 +1,37 @@
+"""What a run is: the settings that make it comparable, and what was typed for it."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from evosweep.core.files import digest
+from evosweep.core.redact import redact
+
+ELSEWHERE = ("seed", "name", "tracking", "storage", "report", "export", "hydra")  # changes no figure but by chance
+SHOWN_BY_NAME = ("sampler=", "seed=", "name=", "tracking", "storage", "export", "report", "hydra")
+
+
+@dataclass(frozen=True)
+class RunIdentity:
+    """Digest of a run's resolved settings without those that change no figure (seed, name, tracking, storage ...).
+
+    Runs with one identity are repetitions of one another; a comparison takes their mean.
+    """
+
+    digest: str
+
+    @classmethod
+    def of(cls, config: DictConfig) -> "RunIdentity":
+        """Return the identity of a configuration."""
+        settings: Any = OmegaConf.to_container(config, resolve=True)
+        return cls(digest({key: value for key, value in settings.items() if key not in ELSEWHERE}))
+
+    def __str__(self) -> str:
+        return self.digest
+
+
+def overrides_of(task: list[str]) -> list[str]:
+    """Return what was overridden for a job, but for what its name shows anyway."""
+    plain = [override.lstrip("+") for override in task]
+    return [redact(override) for override in plain if not override.startswith(SHOWN_BY_NAME)]

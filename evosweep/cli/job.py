@@ -1,0 +1,206 @@
+"""One job of the command line: from its configuration to objects, through the pipeline, to its row of figures."""
+
+import json
+import logging
+import os
+import shlex
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import optuna
+import transformers
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+from evosweep import __version__, parallel
+from evosweep.cli.compose import build, sections
+from evosweep.cli.folders import CLAIM, check_writable
+from evosweep.cli.identity import RunIdentity, overrides_of
+from evosweep.cli.multirun import JOBS, MULTIRUN, VARIED
+from evosweep.cli.names import check_name
+from evosweep.cli.progress import JobProgress
+from evosweep.core.budget import KINDS
+from evosweep.core.checks import check_int
+from evosweep.core.errors import SettingError
+from evosweep.core.redact import redact
+from evosweep.pipeline import Materials, Notes, Task, Workbench, check, check_together, open_bench
+from evosweep.pipeline import run as run_pipeline
+from evosweep.search.plan import Plan
+from evosweep.tracking.console import RichProgress
+from evosweep.tracking.naming import run_params, varied_values
+
+WORKBENCH = ("model", "data", "tokens", "compressor", "drop", "store", "evaluate")
+PLAN = ("generations", "stages", "racing", "surrogate", "tokens", "patience", "final")
+PARTS = ("budget", "sampler", "fitness", "scorer", "tracking", "report", "storage")
+SEED_LIMIT = 2**63 - 1
+EXPORT_JOBS = ("winner", "all")
+logger = logging.getLogger(__name__)
+
+
+@lru_cache(maxsize=1)
+def shared_progress() -> JobProgress:
+    """Return the progress of this process's jobs."""
+    return JobProgress(RichProgress())
+
+
+@lru_cache(maxsize=1)
+def _opened(settings: str) -> Workbench:
+    return open_bench(materials_of(OmegaConf.create(json.loads(settings))), progress=shared_progress())
+
+
+def forget_bench() -> None:
+    """Let the next job load its model anew."""
+    _opened.cache_clear()
+
+
+def bench_of(config: DictConfig) -> Workbench:
+    """Return the workbench of a configuration; jobs of one process with the same settings share the last one."""
+    return _opened(json.dumps({key: sections(config, key)[1] for key in WORKBENCH}))
+
+
+def materials_of(config: DictConfig) -> Materials:
+    """Return the objects that a workbench is made of."""
+    made = {group: build(config, group) for group in WORKBENCH}
+    made["resources"] = made.pop("evaluate")
+    return Materials(**made)
+
+
+def run(config: DictConfig) -> dict[str, Any]:
+    """Run one search from configuration to exported winner.
+
+    Returns:
+        The flat row of ``result.json``.
+
+    Raises:
+        EvosweepError: Something in the configuration or its files cannot be used.
+    """
+    hydra = HydraConfig.get()
+    quiet_libraries(verbose=hydra.verbose)
+    parallel.join()
+    folder = Path(hydra.runtime.output_dir)
+    imply_budget(config, list(hydra.overrides.task))
+    varied = varied_values(list(hydra.overrides.task), json.loads(os.environ.get(VARIED, "[]")))
+    task = replace(task_of(config, folder=folder), varied=varied)
+    shared_progress().begin(prefix=_prefix(), log=folder / CLAIM, first=_command(list(hydra.overrides.task)))
+    bench = bench_of(config)
+    draft = check(task, bench)
+    if not parallel.is_leader():
+        return {"store": bench.store.key}  # the first process searches
+    overrides = list(hydra.overrides.task)
+    notes = notes_of(config, task, model=bench.loaded.name, overrides=overrides, choices=hydra.runtime.choices)
+    return run_pipeline(task, bench, draft, notes)
+
+
+def task_of(config: DictConfig, *, folder: Path, resume: bool = False) -> Task:
+    """Read and check every setting that does not need the model, before it is loaded and anything is written."""
+    seed = check_int("seed", config.seed, low=-SEED_LIMIT, high=SEED_LIMIT)
+    check_name(config.name)
+    made = {group: build(config, group) for group in PARTS}
+    exporter = build(config, "export", without=("jobs",))
+    jobs = config.export.get("jobs", "winner")
+    if jobs not in EXPORT_JOBS:
+        raise SettingError("export.jobs", allowed=EXPORT_JOBS, got=jobs)
+    check_together(made["storage"], made["tracking"], exporter)
+    check_storage(made["storage"])
+    return Task(
+        seed=seed,
+        plan=plan_of(config),
+        exporter=exporter,
+        tracker=made.pop("tracking"),
+        folder=folder,
+        export_now=MULTIRUN not in os.environ or jobs == "all" or config.tracking.get("model") == "weights",
+        resume=resume,
+        **made,
+    )
+
+
+def imply_budget(config: DictConfig, overrides: Sequence[str]) -> None:
+    """Let a budget of another kind, typed alone, take the place of the one that the configuration has.
+
+    ``budget.megabytes=100`` then needs no ``budget=megabytes`` beside it.
+    """
+    typed = [text.lstrip("+").partition("=")[0] for text in overrides if not text.endswith("=null")]
+    kinds = [key.partition(".")[2] for key in typed if key.startswith("budget.")]
+    if len(kinds) == 1 and "budget" not in typed and kinds[0] in KINDS:
+        for other in set(KINDS) - set(kinds):
+            config.budget[other] = None
+
+
+def plan_of(config: DictConfig) -> Plan:
+    """Return the plan of the search; its errors name the settings of ``search``."""
+    _, search = sections(config, "search")
+    stages = search.get("stages")
+    if not isinstance(stages, list) or not all(isinstance(stage, dict) for stage in stages):
+        raise SettingError(
+            "search.stages",
+            allowed="a list of {survivors: .., tokens: ..}",
+            got=stages,
+            hint="in a shell, quoted: 'search.stages=[{survivors: 1, tokens: 256}]'",
+        )
+    try:
+        return Plan.of(**{key: search[key] for key in PLAN if key in search})
+    except SettingError as error:
+        raise error.at("search") from error
+
+
+def check_storage(storage: Any) -> None:
+    """Raise SettingError where studies or their pictures could not be written."""
+    path, artifacts = getattr(storage, "path", None), getattr(storage, "artifacts", None)
+    if path is not None:
+        check_writable(Path(path), setting="storage.path", file=True)
+    if artifacts is not None:
+        if not isinstance(artifacts, str) or not artifacts:
+            raise SettingError("storage.artifacts", allowed="a folder, or null", got=artifacts)
+        check_writable(Path(artifacts), setting="storage.artifacts")
+
+
+def _prefix() -> str:
+    number = HydraConfig.get().job.num if MULTIRUN in os.environ else None
+    return "" if number is None else f"[job {int(number) + 1}/{os.environ.get(JOBS, '?')}] "
+
+
+def _command(overrides: Sequence[str]) -> str:
+    """Return the command that starts a job with these overrides, without credentials."""
+    return shlex.join(["python", "-m", "evosweep", *redact(list(overrides))])
+
+
+def notes_of(
+    config: DictConfig, task: Task, *, model: str, overrides: Sequence[str], choices: Mapping[str, Any]
+) -> Notes:
+    """Return what is recorded about a run.
+
+    Args:
+        config: Its configuration.
+        task: Made of it.
+        model: Name of the model.
+        overrides: As typed.
+        choices: Chosen file of every group.
+    """
+    shown = overrides_of(list(overrides))
+    return Notes(
+        row={"overrides": shown, "identity": str(RunIdentity.of(config)), "name": config.name},
+        params=run_params(choices=choices, model=model, budget=str(task.budget), seed=task.seed, varied=task.varied),
+        config=f"# {_command(overrides)}\n{redact(OmegaConf.to_yaml(config, resolve=True))}",
+        source=redact(OmegaConf.to_yaml(config.data, resolve=True)),
+        experiment=config.name,
+        multirun=os.environ.get(MULTIRUN),
+        tags={"overrides": " ".join(shown)},
+        facts={"evosweep": __version__},
+    )
+
+
+def quiet_libraries(*, verbose: object = False) -> None:
+    """Keep libraries off the terminal; with ``hydra.verbose``, let those speak that it names, or (true) all."""
+    if verbose:  # Hydra has set the levels
+        logging.basicConfig(format="%(asctime)s %(name)s %(levelname)s: %(message)s")
+        return
+    warnings.filterwarnings("ignore")
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    for name in ("mlflow", "alembic", "httpx", "huggingface_hub", "datasets", "fsspec"):
+        logging.getLogger(name).setLevel(logging.ERROR)

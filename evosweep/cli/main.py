@@ -1,0 +1,159 @@
+"""Entry of the command line: dispatch, run Hydra's jobs, say in one line what is wrong, and return an exit code."""
+
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NoReturn
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from evosweep.cli import messages
+from evosweep.cli.check import check_config
+from evosweep.cli.compose import with_path
+from evosweep.cli.multirun import JOBS, MULTIRUN, Refused, Summary
+from evosweep.core.errors import EvosweepError
+from evosweep.core.redact import redact
+
+PACKAGE = Path(__file__).parents[1]
+CHECKOUT = PACKAGE.parent / "conf"
+CONF = CHECKOUT if (CHECKOUT / "config.yaml").is_file() else PACKAGE / "conf"
+MAIN = "EVOSWEEP_MAIN"  # environment: process of the command; a launcher's workers have another
+SUBCOMMANDS = ("export", "score", "compare", "resume", "cache")
+BAD_INPUT, INTERRUPTED, TERMINATED = 2, 130, 143
+
+_failures: list[tuple[str, int | None]] = []  # why jobs failed, and their numbers, for one block at the end
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM: the run ends as after Ctrl-C, with another exit code."""
+
+
+@hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")
+def job(config: DictConfig) -> Any:
+    """Run one job; an error of the user's is kept for one clear line at the end."""
+    try:
+        check_config(config, CONF)
+        from evosweep.cli.job import run  # noqa: PLC0415 - heavy; a misspelt setting is answered without it
+
+        return run(config)
+    except (EvosweepError, OmegaConfBaseException) as error:
+        named = messages.of(error, conf=CONF)
+        if os.environ.get(MAIN) != str(os.getpid()):  # a launcher's worker: its parent must hear of it
+            raise named from error
+        _failures.append((str(named), HydraConfig.get().job.num if MULTIRUN in os.environ else None))
+        return None
+
+
+def main() -> None:
+    """Run the command; exit code 2 for what a user can mend, 130 after Ctrl-C, 143 after SIGTERM."""
+    arguments = sys.argv[1:]
+    if not arguments:
+        print(messages.WELCOME)  # noqa: T201
+        return
+    if arguments[0] in SUBCOMMANDS:
+        from evosweep.cli.commands import run_command  # noqa: PLC0415 - heavy
+
+        sys.exit(_one_line(lambda: run_command(arguments, CONF)))
+    os.environ[MAIN] = str(os.getpid())
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra then raises instead of printing a shortened traceback
+    with _terminable():
+        code = _run_jobs()
+    if code:
+        sys.exit(code)
+
+
+def _run_jobs() -> int:
+    """Run Hydra's jobs and what follows them; return the exit code."""
+    code, unexpected, count = 0, True, ""
+    try:
+        job()
+        unexpected = False
+    except KeyboardInterrupt as error:
+        code, unexpected = TERMINATED if isinstance(error, Terminated) else INTERRUPTED, False
+    except Refused as refused:
+        _failures.append((str(refused.error), None))
+        unexpected = False
+    except Exception as error:
+        told = _of_the_user(error)
+        if told is None:
+            raise
+        _failures.append((told, None))
+        unexpected = False
+    finally:
+        count = os.environ.get(JOBS, "?")
+        status = "KILLED" if code else "FAILED" if _failures or unexpected else "FINISHED"
+        _end(status)
+    if code:
+        print(Summary.kept(), file=sys.stderr)  # noqa: T201
+        return code
+    _print_errors(_failures, count)
+    return BAD_INPUT if _failures else 0
+
+
+def _of_the_user(error: Exception) -> str | None:
+    """Return what to tell about an error of composing, of folders or of a launcher; None for a fault of ours."""
+    group_is_no_name = isinstance(error, ValueError) and "Config group override" in str(error)  # Hydra's own
+    if group_is_no_name or isinstance(error, EvosweepError | HydraException | OmegaConfBaseException):
+        return str(messages.of(error, conf=CONF))
+    if type(error).__name__ in ("TerminatedWorkerError", "BrokenProcessPool"):
+        return "a worker of the launcher was killed, perhaps out of memory; jobs without a result did not run"
+    return None
+
+
+def _end(status: str) -> None:
+    if Summary.active is None:
+        return
+    try:
+        Summary.active.end(status)
+    except EvosweepError as error:
+        _failures.append((str(with_path(error)), None))
+
+
+def _print_errors(failures: list[tuple[str, int | None]], count: str = "") -> None:
+    """Print one line a reason, with the jobs of a multirun that failed of it."""
+    jobs: dict[str, list[int]] = {}
+    for text, job_number in failures:
+        jobs.setdefault(text, []).extend([] if job_number is None else [job_number + 1])
+    for text, numbers in jobs.items():
+        which = f" (job {', '.join(map(str, numbers))} of {count})" if numbers else ""
+        print(f"error: {redact(' '.join(text.split()))}{which}", file=sys.stderr)  # noqa: T201
+
+
+def _one_line(call: Any) -> int:
+    """Run a subcommand; return its exit code, bad input as one line."""
+    with _terminable():
+        try:
+            call()
+        except KeyboardInterrupt as error:
+            print("interrupted", file=sys.stderr)  # noqa: T201
+            return TERMINATED if isinstance(error, Terminated) else INTERRUPTED
+        except (EvosweepError, HydraException, OmegaConfBaseException) as error:
+            _print_errors([(str(messages.of(error, conf=CONF)), None)])
+            return BAD_INPUT
+    return 0
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Let SIGTERM end the command in order: its runs are closed as killed."""
+
+    def stop(*_: Any) -> NoReturn:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a second one ends it at once
+        raise Terminated
+
+    try:
+        before = signal.signal(signal.SIGTERM, stop)
+    except ValueError:  # not the main thread, as in somebody's notebook
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,143 @@
+"""An earlier run opened again: its settings, model, store and allocation, without a search."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import DictConfig, OmegaConf
+
+from evosweep.cli.check import check_config, choices
+from evosweep.cli.compose import build
+from evosweep.cli.folders import CLAIM
+from evosweep.cli.job import bench_of, shared_progress
+from evosweep.core.allocation import Allocation
+from evosweep.core.errors import EvosweepError, did_you_mean
+from evosweep.core.files import remove_empty_folders
+from evosweep.core.problem import Genome, Problem
+from evosweep.core.results import RESULT, read_result, write_result
+from evosweep.pipeline import ALLOCATION, CONFIG, Workbench
+
+RUN_ID = re.compile(r"[0-9a-f]{32}")
+
+
+@dataclass(frozen=True)
+class Earlier:
+    """An earlier run's allocation on its workbench."""
+
+    folder: Path
+    config: DictConfig
+    bench: Workbench
+    problem: Problem
+    genome: Genome
+
+
+def find_run(run: str) -> Path:
+    """Return the folder of a run.
+
+    Args:
+        run: A folder, or the id of an MLflow run that was made from this machine.
+
+    Raises:
+        EvosweepError: There is no such folder or run, or it holds no run.
+    """
+    folder = Path(run)
+    if not folder.exists() and RUN_ID.fullmatch(run):
+        folder = _folder_of(run)
+    if not folder.is_dir():
+        siblings = [path.name for path in folder.parent.iterdir()] if folder.parent.is_dir() else []
+        hint = did_you_mean(folder.name, siblings)
+        raise EvosweepError(f"a run must be its folder or the id of its MLflow run, got {run!r}{hint}")
+    if not (folder / CONFIG).is_file():
+        below = sorted(path.parent for path in folder.rglob(ALLOCATION) if (path.parent / CONFIG).is_file())
+        hint = f"; runs below it: {', '.join(map(str, below[:5]))}" if below else ""
+        raise EvosweepError(f"{folder} holds no run (no {CONFIG}){hint}")
+    return folder
+
+
+def _folder_of(run_id: str) -> Path:
+    from mlflow import MlflowClient  # noqa: PLC0415 - heavy
+    from mlflow.exceptions import MlflowException  # noqa: PLC0415
+
+    try:
+        tags = MlflowClient().get_run(run_id).data.tags
+    except MlflowException as error:
+        raise EvosweepError(f"MLflow has no run {run_id} here: {str(error).splitlines()[0]}") from error
+    folder = Path(tags.get("folder", ""))
+    if not tags.get("folder") or not folder.is_dir():
+        raise EvosweepError(f"the folder of MLflow run {run_id} is not on this machine: {folder}")
+    return folder
+
+
+def settings_of(folder: Path, overrides: Sequence[str], conf: Path) -> DictConfig:
+    """Return a run's resolved settings, changed as typed: ``export=dense``, ``data.path=other.jsonl``.
+
+    Raises:
+        EvosweepError: An override names no choice or no setting.
+    """
+    config = OmegaConf.load(folder / CONFIG)
+    assert isinstance(config, DictConfig)
+    for parsed in OverridesParser.create().parse_overrides(list(overrides)):
+        key, value = parsed.get_key_element().lstrip("+"), parsed.value()
+        if choices(conf, key):
+            config[key] = _choice(key, str(value), conf, keep=config.get(key))
+        elif OmegaConf.select(config, key) is None and not parsed.is_add():
+            known = list(_keys(OmegaConf.to_container(config), ""))
+            raise EvosweepError(f"there is no setting {key!r}{did_you_mean(key, known)}")
+        else:
+            OmegaConf.update(config, key, value)
+    check_config(config, conf)
+    return config
+
+
+def _choice(group: str, choice: str, conf: Path, *, keep: Any) -> DictConfig:
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(conf), version_base="1.3"):
+        made = compose("config", overrides=[f"{group}={choice}"])[group]
+    section = OmegaConf.create(OmegaConf.to_container(made, resolve=False))
+    if group == "export" and isinstance(keep, DictConfig) and "jobs" in keep:
+        section.jobs = keep.jobs
+    assert isinstance(section, DictConfig)
+    return section
+
+
+def _keys(value: Any, path: str) -> Any:
+    if isinstance(value, dict):
+        for key, item in value.items():
+            full = f"{path}.{key}" if path else str(key)
+            yield full
+            yield from _keys(item, full)
+
+
+def reopen(folder: Path, config: DictConfig) -> Earlier:
+    """Return a run's allocation on its model and store; the store is found again, or built again if it was cleaned."""
+    shared_progress().begin(prefix="", log=folder / CLAIM, first="opened again")
+    bench = bench_of(config)
+    problem = bench.problem(build(config, "budget"))
+    genome = problem.encode(Allocation.load(folder / ALLOCATION))
+    return Earlier(folder, config, bench, problem, genome)
+
+
+def export_earlier(run: Earlier, *, target: Path) -> dict[str, Any]:
+    """Export a run's allocation, and record it in the run's ``result.json`` if there is one."""
+    exporter = build(run.config, "export", without=("jobs",))
+    if not exporter.enabled:
+        raise EvosweepError("export must be one that writes a model: export=packed, export=dense ...")
+    exporter.check(run.bench.compressor, run.bench.drop, run.bench.anatomy)
+    try:
+        facts: dict[str, Any] = exporter.export(
+            run.genome,
+            problem=run.problem,
+            evaluator=run.bench.evaluator,
+            loaded=run.bench.loaded,
+            folder=target,
+        )
+    finally:
+        remove_empty_folders(target, stop=run.folder)
+    if (run.folder / RESULT).is_file():
+        write_result(run.folder, {**read_result(run.folder / RESULT), "export": facts})
+    return facts

@@ -1,0 +1,25 @@
+"""Credentials taken out of whatever is shown or kept."""
+
+import re
+from typing import Any
+
+_CREDENTIALS = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*://)(?P<user>[^\s/@:'\"]*)(?P<secret>:[^\s/'\"]*)?@")
+
+
+def redact(value: Any) -> Any:
+    """Return text without the credentials of URIs in it; lists and mappings are walked, anything else is kept.
+
+    ``http://user:secret@host`` becomes ``http://user:***@host``; a token alone, ``https://token@host``, becomes
+    ``https://***@host``.
+    """
+    if isinstance(value, str):
+        return _CREDENTIALS.sub(_masked, value)
+    if isinstance(value, dict):
+        return {key: redact(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [redact(item) for item in value]
+    return value
+
+
+def _masked(found: re.Match[str]) -> str:
+    return f"{found['scheme']}{found['user']}:***@" if found["secret"] else f"{found['scheme']}***@"

@@ -1,0 +1,569 @@
+"""A run from model to exported winner, its steps in order: objects in, objects out.
+
+load -> tokenize -> plan -> store -> problem -> measure -> search -> export -> report. No configuration and no printing
+here: ``evosweep.cli`` builds the objects from YAML, ``evosweep.api`` from Python.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from evosweep.compressors.base import Compressor
+from evosweep.core.budget import Budget
+from evosweep.core.errors import EvosweepError, ModelError, SettingError
+from evosweep.core.events import Event, GenerationRecord, Listener, Progress, SearchResult, Silent
+from evosweep.core.problem import Problem
+from evosweep.core.results import write_result
+from evosweep.core.unit import Unit
+from evosweep.data.documents import DocumentSource
+from evosweep.data.tokens import TokenSplit, Windows
+from evosweep.evaluate.memory import Resources, plan_memory
+from evosweep.evaluate.population import Evaluator
+from evosweep.evaluate.scorer import StagedScorer
+from evosweep.evaluate.sensitivity import MEASURES, measure
+from evosweep.fitness.base import Fitness
+from evosweep.fitness.kl import KL
+from evosweep.models.anatomy import Anatomy
+from evosweep.models.dropping import Drop
+from evosweep.models.load import LoadedModel, ModelSource
+from evosweep.samplers.base import PopulationSampler
+from evosweep.search.loop import end_search, run_search
+from evosweep.search.plan import Plan
+from evosweep.search.protocols import Scorer
+from evosweep.search.state import SearchState
+from evosweep.store.build import StoreBuilder
+from evosweep.store.manifest import LevelStore
+from evosweep.store.store_plan import StorePlan, plan_store
+from evosweep.tracking.base import TextInput, Tracker, TrackingError
+from evosweep.tracking.behind import Behind
+from evosweep.tracking.naming import run_name
+from evosweep.tracking.report import Report
+from evosweep.tracking.study.record import StudyRecorder
+
+logger = logging.getLogger(__name__)
+ALLOCATION = "allocation.json"
+SETTLE = 60.0  # seconds that writing may go on after a search
+FEW_TOKENS = 8  # that the dense model is tried on before any work
+CONFIG = "config.yaml"  # settings of a run; there once they are checked
+STATE = "search_state.json"  # what a search needs to go on
+MODEL = "model"  # folder of the exported winner
+
+
+class Exporter(Protocol):
+    """Writes a winner as a model that loads elsewhere."""
+
+    @property
+    def enabled(self) -> bool:
+        """Whether to export at all."""
+
+    def check(self, compressor: Compressor, drop: Drop, anatomy: Anatomy) -> None:
+        """Raise SettingError where what a search may choose cannot be written."""
+
+    def export(
+        self, genome: Any, *, problem: Problem, evaluator: Evaluator, loaded: LoadedModel, folder: Path
+    ) -> dict[str, Any]:
+        """Write the model; return ``path``, ``bytes``, ``load`` ..."""
+
+
+class Storage(Protocol):
+    """Keeps Optuna studies."""
+
+    record: str
+    repaired: str
+
+    def open(self) -> Any:
+        """Return Optuna's storage."""
+
+    def artifact_store(self) -> Any:
+        """Return where pictures are kept, if anywhere."""
+
+
+@dataclass(frozen=True)
+class Materials:
+    """What a level store is made of, and how candidates are scored on it."""
+
+    model: ModelSource
+    data: DocumentSource
+    tokens: Windows
+    compressor: Compressor
+    drop: Drop = field(default_factory=Drop)
+    store: StoreBuilder = field(default_factory=StoreBuilder)
+    resources: Resources = field(default_factory=Resources)
+
+
+class Workbench:
+    """A model and its text with everything derived from them, each made once, when it is first needed.
+
+    Args:
+        loaded: The dense model and its tokenizer.
+        splits: Token windows by split.
+        compressor: Makes the levels.
+        drop: What may be dropped.
+        store: How the level store is built.
+        resources: What scoring may take.
+        progress: Shows how far each phase is.
+    """
+
+    def __init__(
+        self,
+        *,
+        loaded: LoadedModel,
+        splits: Mapping[str, TokenSplit],
+        compressor: Compressor,
+        drop: Drop | None = None,
+        store: StoreBuilder | None = None,
+        resources: Resources | None = None,
+        progress: Progress | None = None,
+    ) -> None:
+        self.loaded, self.splits, self.compressor = loaded, dict(splits), compressor
+        self.drop, self.builder = drop or Drop(), store or StoreBuilder()
+        self.resources, self.progress = resources or Resources(), progress or Silent()
+        self.seconds: dict[str, float] = {}
+
+    @cached_property
+    def anatomy(self) -> Anatomy:
+        """The dense model taken apart."""
+        return Anatomy(self.loaded.model)
+
+    @cached_property
+    def plan(self) -> StorePlan:
+        """Units, levels and costs before any level is made."""
+        return plan_store(self.anatomy, self.compressor, self.drop)
+
+    @property
+    def planned(self) -> tuple[Unit, ...]:
+        """Units and costs before any level is made."""
+        return self.plan.units
+
+    @property
+    def fixed_bits(self) -> int:
+        """Bits of what belongs to no unit."""
+        return self.plan.fixed_bits
+
+    @cached_property
+    def store(self) -> LevelStore:
+        """The level store, found or built."""
+        with self.timed("store"):
+            return self.builder.open(
+                self.plan, self.splits["calibration"], model_name=self.loaded.name, progress=self.progress
+            )
+
+    @cached_property
+    def evaluator(self) -> Evaluator:
+        """Scores genomes of the store."""
+        return Evaluator(anatomy=self.anatomy, store=self.store, splits=self.splits, resources=self.resources)
+
+    @cached_property
+    def dense(self) -> dict[str, float]:
+        """Validation figures of the dense model."""
+        scorer = StagedScorer(self.evaluator, fitness=KL(), seed=0)
+        with self.timed("dense"):
+            return scorer.validate(None)
+
+    def planned_problem(self, budget: Budget) -> Problem:
+        """Return the problem as it will be, before any level is made; raises where the budget does not fit."""
+        return budget.problem(self.planned, fixed_bits=self.fixed_bits)
+
+    def problem(self, budget: Budget, units: Sequence[Unit] | None = None) -> Problem:
+        """Return the problem of the store's levels, or of these units of it, under a budget."""
+        made = self.store.units if units is None else units
+        return budget.problem(made, fixed_bits=self.store.fixed_bits, planned=self.planned)
+
+    @contextmanager
+    def timed(self, phase: str) -> Iterator[None]:
+        """Record how long a phase takes."""
+        began = time.monotonic()
+        yield
+        self.seconds[phase] = time.monotonic() - began
+        logger.debug("%s: %.1f s", phase, self.seconds[phase])
+
+
+def open_bench(materials: Materials, *, progress: Progress) -> Workbench:
+    """Load the model, read and tokenize the text, and return the workbench that everything else is done on."""
+    began = time.monotonic()
+    loaded = _loaded(materials.model, progress)
+    seconds = {"model": time.monotonic() - began}
+    began = time.monotonic()
+    splits = materials.tokens.split(materials.data, loaded.tokenizer, progress=progress)
+    seconds["text"] = time.monotonic() - began
+    _check_vocabulary(loaded, splits)
+    _check_forward(loaded, splits)
+    bench = Workbench(
+        loaded=loaded,
+        splits=splits,
+        compressor=materials.compressor,
+        drop=materials.drop,
+        store=materials.store,
+        resources=materials.resources,
+        progress=progress,
+    )
+    bench.seconds.update(seconds)
+    return bench
+
+
+def _loaded(source: ModelSource, progress: Progress) -> LoadedModel:
+    """Return the model; what a library says against its settings is an error of the user's, in one line."""
+    try:
+        return source.load(progress=progress)
+    except (EvosweepError, MemoryError):
+        raise
+    except Exception as error:
+        logger.debug("the model could not be made", exc_info=True)
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+        raise ModelError(f"model must be one that can be made with these settings: {lines[-1]}") from error
+
+
+def _check_vocabulary(loaded: LoadedModel, splits: Mapping[str, TokenSplit]) -> None:
+    """Raise ModelError where the tokenizer makes tokens that the model does not know."""
+    count = getattr(loaded.model.config, "vocab_size", None)
+    largest = max(int(split.windows.max()) for split in splits.values())
+    if isinstance(count, int) and largest >= count:
+        raise ModelError(
+            f"model has a vocabulary of {count} tokens, but its tokenizer makes token {largest} of the text"
+        )
+
+
+@torch.inference_mode()
+def _check_forward(loaded: LoadedModel, splits: Mapping[str, TokenSplit]) -> None:
+    """Raise ModelError where the dense model does not run on a few tokens, or gives no numbers."""
+    tokens = torch.from_numpy(splits["search"].windows[:1, :FEW_TOKENS])
+    try:
+        device = next(loaded.model.parameters()).device
+        logits = loaded.model(input_ids=tokens.to(device)).logits
+    except (RuntimeError, ValueError, TypeError, IndexError, AttributeError) as error:
+        text = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ModelError(f"model must be one that runs on text, with these settings it does not: {text}") from error
+    if not bool(logits.isfinite().all()):
+        raise ModelError("the dense model gives NaN or Inf: try another model.dtype, as model.dtype=float32")
+
+
+@dataclass(frozen=True)
+class Task:
+    """One search, and where what it finds goes.
+
+    Attributes:
+        sampler: Makes the sampler of a problem: ``sampler(problem=.., seed=..)``.
+        scorer: Makes what scores candidates: ``scorer(evaluator=.., fitness=.., seed=..)``.
+        resume: Whether the search goes on from the state in ``folder``.
+        varied: Settings that a multirun varies, with this run's values; part of the run's name.
+        export_now: Whether the winner is exported by this run; a multirun exports its own winner at the end.
+    """
+
+    seed: int
+    budget: Budget
+    sampler: Callable[..., PopulationSampler]
+    fitness: Fitness
+    plan: Plan
+    exporter: Exporter
+    tracker: Tracker
+    storage: Storage
+    report: Report
+    folder: Path
+    scorer: Callable[..., Scorer] = StagedScorer
+    varied: Mapping[str, str] = field(default_factory=dict)
+    export_now: bool = True
+    resume: bool = False
+
+
+@dataclass(frozen=True)
+class Notes:
+    """What is recorded about a run beside its figures.
+
+    Attributes:
+        row: Further entries of ``result.json``.
+        params: Of the tracker's run.
+        config: Text of ``config.yaml``.
+        source: The text's settings, for the tracker.
+        experiment: Name that token splits are recorded under.
+        multirun: Name of the multirun that the run belongs to.
+        tags: Of the tracker's run.
+        facts: Of the study and the tracker's run.
+    """
+
+    row: Mapping[str, Any] = field(default_factory=dict)
+    params: Mapping[str, str] = field(default_factory=dict)
+    config: str = ""
+    source: str = ""
+    experiment: str = "evosweep"
+    multirun: str | None = None
+    tags: Mapping[str, str] = field(default_factory=dict)
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A task that was checked against its model and text, before any long work."""
+
+    name: str
+    columns: tuple[str, ...]
+
+
+def check(task: Task, bench: Workbench) -> Draft:
+    """Raise EvosweepError where a task does not fit its model and text; return its name and what it must measure."""
+    for index, stage in enumerate(task.plan.stages):
+        bench.splits["search"].count(f"search.stages[{index}].tokens", stage.tokens)
+    if task.exporter.enabled:
+        task.exporter.check(bench.compressor, bench.drop, bench.anatomy)
+    problem = bench.planned_problem(task.budget)
+    longest = max(split.seq_len for split in bench.splits.values())
+    plan_memory(bench.resources, bench.anatomy, bench.planned, seq_len=longest)
+    sampler = task.sampler(problem=problem, seed=task.seed)
+    _check_choice(task, bench, sampler)
+    columns = tuple(column for column in sampler.columns if column in MEASURES)
+    if columns:
+        bench.splits["search"].count("evaluate.sensitivity_tokens", bench.resources.sensitivity_tokens)
+    if problem.budget == problem.most:
+        bench.progress.say(
+            f"the budget {task.budget} allows every unit its largest level "
+            f"({problem.bits_per_weight(problem.most):.3f} bits per weight): a smaller one leaves something to search"
+        )
+    task.tracker.check()
+    name = run_name(
+        model=bench.loaded.name, sampler=sampler.name, budget=str(task.budget), seed=task.seed, varied=task.varied
+    )
+    return Draft(name, columns)
+
+
+def _check_choice(task: Task, bench: Workbench, sampler: PopulationSampler) -> None:
+    """Raise SettingError where a sampler would have to choose among single levels."""
+    chooses = sampler.limit is None or bool(sampler.columns)
+    if chooses and all(len(unit.levels) == 1 for unit in bench.planned):
+        raise SettingError(
+            "",
+            owner=bench.compressor,
+            allowed=f"one that gives units two levels or more for sampler={sampler.name}",
+            got=[level.name for level in bench.planned[0].levels],
+        )
+
+
+def run(task: Task, bench: Workbench, draft: Draft, notes: Notes) -> dict[str, Any]:
+    """Run a checked task from level store to report.
+
+    Returns:
+        The flat row of ``result.json``.
+    """
+    with _tracked(task, bench, draft, notes):
+        problem, spent = _measured(task, bench, draft)
+        recorder = _recorder(task, bench, draft)
+        listeners = (
+            AllocationFile(task.folder),
+            Behind(recorder, name="the study"),
+            Behind(task.tracker, name="MLflow"),
+        )
+        with _heard(listeners):
+            result = _searched(task, bench, draft, notes, problem, spent, listeners, recorder)
+            row = _row(task, bench, draft, notes, result)
+            write_result(task.folder, row)
+            if task.exporter.enabled and task.export_now:
+                result = replace(result, export=export(result, bench, task.exporter, task.folder / MODEL))
+                row["export"] = dict(result.export)
+                write_result(task.folder, row)
+            report = task.report.write(result, task.folder)
+            end_search(result, listeners)
+        task.tracker.deliver(result, report=report, run=task.folder, trial=recorder.winner)
+        row["phases"] = {name: round(seconds, 2) for name, seconds in bench.seconds.items()}
+        row["mlflow_link"] = task.tracker.link
+        write_result(task.folder, row)
+    _check_recorded(task, listeners)
+    return row
+
+
+def _check_recorded(task: Task, listeners: Sequence[Any]) -> None:
+    """Raise TrackingError where the study or the tracker lacks something; the run's folder has everything."""
+    missing = [text for text in (*(each.missing for each in listeners), task.tracker.missing) if text]
+    if missing:
+        raise TrackingError(f"the result is in {task.folder}, but " + "; ".join(missing))
+
+
+def export(result: SearchResult, bench: Workbench, exporter: Exporter, folder: Path) -> dict[str, Any]:
+    """Write a winner into a folder; return its path, size on disk, and the code that loads it."""
+    bench.progress.say(f"exporting to {folder}")
+    with bench.timed("export"):
+        return exporter.export(
+            result.problem.encode(result.allocation),
+            problem=result.problem,
+            evaluator=bench.evaluator,
+            loaded=bench.loaded,
+            folder=folder,
+        )
+
+
+class AllocationFile:
+    """Listener that keeps ``allocation.json`` in the run's folder at the best allocation so far.
+
+    Args:
+        folder: Of the run.
+    """
+
+    missing = ""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def on_event(self, event: Event) -> None:
+        """Write the elite whenever it changes, and the winner in the end."""
+        if isinstance(event, GenerationRecord) and (event.changed or event.generation == 0):
+            facts = {"generation": event.generation, "bits_per_weight": event.bits_per_weight, **event.validation}
+            event.elite.save(self.folder / ALLOCATION, **facts)
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Return at once: everything is written as it happens."""
+        del timeout
+        return True
+
+
+def _recorder(task: Task, bench: Workbench, draft: Draft) -> StudyRecorder:
+    storage = task.storage.open()
+    if task.storage.repaired:
+        bench.progress.say(task.storage.repaired)
+    return StudyRecorder(
+        storage=storage,
+        name=f"{draft.name} {datetime.now():%Y-%m-%d %H:%M:%S.%f}"[:-3],
+        record=task.storage.record,
+        artifacts=task.storage.artifact_store(),
+    )
+
+
+def _searched(
+    task: Task,
+    bench: Workbench,
+    draft: Draft,
+    notes: Notes,
+    problem: Problem,
+    spent: int,
+    listeners: Sequence[Listener],
+    recorder: StudyRecorder,
+) -> SearchResult:
+    """Run the search, and leave its winner in ``allocation.json``."""
+    state = task.folder / STATE
+    result = run_search(
+        name=draft.name,
+        sampler=task.sampler(problem=problem, seed=task.seed),
+        scorer=task.scorer(evaluator=bench.evaluator, fitness=task.fitness, seed=task.seed),
+        plan=task.plan,
+        dense=bench.dense,
+        listeners=listeners,
+        facts={
+            "study": recorder.study.study_name,
+            "store": bench.store.key,
+            "mlflow_run": task.tracker.run_id,
+            **notes.facts,
+        },
+        tokens_spent=spent,
+        progress=bench.progress,
+        state=SearchState.read(state, problem=problem) if task.resume else None,
+        state_path=state,
+        identity={"store": bench.store.key, "text": bench.splits["search"].hash, "fitness": task.fitness.name},
+    )
+    result.allocation.save(task.folder / ALLOCATION, store=bench.store.key, **result.row())
+    return result
+
+
+def _measured(task: Task, bench: Workbench, draft: Draft) -> tuple[Problem, int]:
+    """Return the problem with the columns that must be measured on the model, and the tokens that this took."""
+    problem, spent, units = bench.problem(task.budget), 0, bench.store.units
+    if not draft.columns:
+        return problem, spent
+    with bench.timed("sensitivities"):
+        for column in draft.columns:
+            columns, tokens = measure(
+                column,
+                bench.evaluator,
+                problem,
+                tokens=bench.resources.sensitivity_tokens,
+                seed=task.seed,
+                progress=bench.progress,
+            )
+            spent += tokens
+            units = tuple(replace(unit, columns={**unit.columns, **columns.get(unit.name, {})}) for unit in units)
+    return bench.problem(task.budget, units), spent
+
+
+def _row(task: Task, bench: Workbench, draft: Draft, notes: Notes, result: SearchResult) -> dict[str, Any]:
+    """Return the flat row of ``result.json``."""
+    width = 8 * bench.anatomy.dtype.itemsize
+    dense_bits = width * int(result.problem.numels.sum())
+    return {
+        "run": draft.name,
+        "budget": str(task.budget),
+        "store": bench.store.key,
+        "folder": str(task.folder),
+        **notes.row,
+        **result.row(),
+        "selected_by": f"{task.fitness.name} on search tokens; validation never selects",
+        "dense_bits_per_weight": float(width),
+        "dense_size_mb": (dense_bits + bench.store.fixed_bits) / 8e6,
+        "mlflow_run": task.tracker.run_id,
+        "mlflow_link": task.tracker.link,
+        "export": {},
+        "history": result.history(),
+    }
+
+
+@contextmanager
+def _tracked(task: Task, bench: Workbench, draft: Draft, notes: Notes) -> Iterator[None]:
+    """Open the tracker's run, and close it as finished, failed or killed."""
+    tracker = task.tracker
+    tracker.start(
+        draft.name,
+        params=notes.params,
+        config=notes.config,
+        multirun=notes.multirun,
+        tags={"folder": str(task.folder.absolute()), **notes.tags},
+        inputs=[
+            TextInput(
+                name=f"{notes.experiment} {split.name}",
+                digest=split.hash,
+                context=split.name,
+                tokens=split.tokens,
+                source=notes.source,
+            )
+            for split in bench.splits.values()
+        ],
+        device=bench.anatomy.device.type,
+        folder=task.folder,
+    )
+    try:
+        if notes.config:
+            (task.folder / CONFIG).write_text(notes.config, encoding="utf-8")
+        yield
+    except BaseException as error:
+        killed = isinstance(error, KeyboardInterrupt)
+        reason = "interrupted" if killed else f"{type(error).__name__}: {error}"
+        with suppress(Exception):  # what broke is known already
+            tracker.close("KILLED" if killed else "FAILED", reason=reason)
+        raise
+    tracker.close("FINISHED")
+
+
+@contextmanager
+def _heard(listeners: Sequence[Any]) -> Iterator[None]:
+    """Wait in the end, whatever happens, until the listeners have written everything."""
+    try:
+        yield
+    except BaseException:
+        for listener in listeners:
+            with suppress(Exception):  # what broke is known already
+                listener.wait(SETTLE)
+        raise
+    for listener in listeners:
+        listener.wait(SETTLE)
+
+
+def check_together(storage: Storage, tracker: Tracker, exporter: Exporter) -> None:
+    """Raise SettingError where studies and runs would go to one file, or weights be logged that nobody exports."""
+    path = getattr(storage, "path", None)
+    if path is not None and tracker.database == path.absolute():
+        raise SettingError(
+            "storage.path", allowed="a file of its own", got=str(path), hint="that is MLflow's database (tracking.uri)"
+        )
+    if tracker.model == "weights" and not exporter.enabled:
+        raise SettingError("tracking.model", allowed=["none"], got="weights", hint="nothing is exported")

@@ -1,0 +1,105 @@
+"""What a run expects of whatever tracks it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from evosweep.core.errors import EvosweepError
+from evosweep.core.events import Event, SearchResult
+
+
+class TrackingError(EvosweepError):
+    """The result is complete, but not everything could be written where runs or studies are tracked."""
+
+
+@dataclass(frozen=True)
+class TextInput:
+    """A split of the text that a run used.
+
+    Attributes:
+        name: Shown to users.
+        digest: Content hash.
+        source: The settings that the text came from, as YAML.
+        context: What the split was for: ``calibration``, ``search`` or ``validation``.
+        tokens: Number of tokens in it.
+    """
+
+    name: str
+    digest: str
+    source: str
+    context: str
+    tokens: int
+
+
+class Tracker(Protocol):
+    """Listener that keeps a search somewhere for later. Only ``check`` and ``start`` may raise."""
+
+    model: str
+
+    @property
+    def run_id(self) -> str | None:
+        """Identifier of the run; None before ``start``."""
+
+    @property
+    def link(self) -> str | None:
+        """Address at which a browser shows the experiment; None before ``start``."""
+
+    @property
+    def command(self) -> str:
+        """Command that serves ``link``; empty where a server runs already."""
+
+    @property
+    def database(self) -> Path | None:
+        """Database file that the runs are kept in, if that is a file."""
+
+    @property
+    def missing(self) -> str:
+        """One line about what could not be written; empty if nothing is missing."""
+
+    def check(self) -> None:
+        """Raise SettingError where runs cannot be kept; creates what the first run needs."""
+
+    def start(
+        self,
+        name: str,
+        *,
+        params: Mapping[str, str],
+        tags: Mapping[str, str],
+        config: str = "",
+        multirun: str | None = None,
+        inputs: Sequence[TextInput] = (),
+        device: str = "cpu",
+        folder: Path | None = None,
+    ) -> str:
+        """Open a run and return its identifier.
+
+        Args:
+            name: Shown to users.
+            params: What was chosen.
+            tags: What else is known.
+            config: The whole configuration as YAML.
+            multirun: Name of the multirun that this run is a job of.
+            inputs: Texts that were used.
+            device: Type of the device that computes, ``cpu`` or ``cuda``.
+            folder: The run's folder; what cannot be tracked is written there.
+        """
+
+    def on_event(self, event: Event) -> None:
+        """Keep an event."""
+
+    def deliver(self, result: SearchResult, *, report: Path, run: Path, trial: int | None) -> None:
+        """Keep what a search leaves at its end.
+
+        Args:
+            result: Of the search.
+            report: Folder of figures.
+            run: The run's folder: ``allocation.json``, ``config.yaml``, and ``model/`` if the winner was exported.
+            trial: Number of the winner's trial in the study.
+        """
+
+    def close(self, status: str, *, reason: str = "") -> None:
+        """End the run as ``FINISHED``, ``FAILED`` or ``KILLED``."""
+
+    def summarize(self, multirun: str, *, status: str, files: Sequence[Path], note: str = "") -> None:
+        """End a multirun: keep its comparison, as files and as a note in Markdown."""

@@ -1,0 +1,82 @@
+"""The exported winner as a model of MLflow's that ``mlflow.pyfunc`` loads: code as text and weights, no pickle."""
+
+import tempfile
+from importlib.metadata import version
+from pathlib import Path
+
+import mlflow
+from mlflow import MlflowClient
+from mlflow.entities import LoggedModelOutput
+
+from evosweep.core.events import SearchResult
+from evosweep.tracking.mlflow_tracker.writes import rounded
+
+CODE = '''\
+"""A compressed language model: give it prompts, get their continuations."""
+
+import mlflow
+import transformers
+
+
+class Winner(mlflow.pyfunc.PythonModel):
+    """Continues prompts greedily; ``params={{"max_new_tokens": 64}}`` for longer ones."""
+
+    def load_context(self, context):
+        """Load the weights."""
+        folder = context.artifacts["model"]
+{load}
+        self.model = model.eval()
+        self.tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+
+    def predict(self, context, model_input: list[str], params=None) -> list[str]:
+        """Return a continuation for each prompt."""
+        tokens = (params or {{}}).get("max_new_tokens", 32)
+        texts = []
+        for prompt in model_input:
+            given = self.tokenizer(prompt, return_tensors="pt")
+            made = self.model.generate(**given, max_new_tokens=tokens, do_sample=False)
+            texts.append(self.tokenizer.decode(made[0, given["input_ids"].shape[1] :], skip_special_tokens=True))
+        return texts
+
+
+mlflow.models.set_model(Winner())
+'''
+
+
+def log_winner(client: MlflowClient, result: SearchResult, *, run: str, name: str, folder: Path) -> None:
+    """Log the exported winner as the model of a run.
+
+    Args:
+        client: Of the store.
+        result: Of the search; its export says how the weights are loaded.
+        run: The run that found it.
+        name: Of the model.
+        folder: The exported weights.
+    """
+    load = "\n".join(f"        {line}" if line else "" for line in str(result.export["load"]).splitlines())
+    known = {key: rounded(value) if isinstance(value, float) else value for key, value in result.row().items()}
+    experiment = client.get_run(run).info.experiment_id
+    made = client.create_logged_model(
+        experiment,
+        name=_allowed(name),
+        source_run_id=run,
+        model_type="evosweep",
+        params={key: str(value) for key, value in known.items()},
+    )
+    with tempfile.TemporaryDirectory() as temporary:
+        code, saved = Path(temporary) / "winner.py", Path(temporary) / "saved"
+        code.write_text(CODE.format(load=load), encoding="utf-8")
+        mlflow.pyfunc.save_model(
+            str(saved),
+            python_model=str(code),
+            artifacts={"model": str(folder)},
+            pip_requirements=[f"{package}=={version(package)}" for package in ("mlflow", "torch", "transformers")],
+        )
+        client.log_model_artifacts(made.model_id, str(saved))
+    client.finalize_logged_model(made.model_id, "READY")
+    client.log_outputs(run, [LoggedModelOutput(made.model_id, step=0)])
+
+
+def _allowed(name: str) -> str:
+    """Return a name without the characters that MLflow forbids in names of models."""
+    return "".join("-" if letter in "/:.%\"'=" else letter for letter in name)

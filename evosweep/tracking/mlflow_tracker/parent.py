@@ -1,0 +1,71 @@
+"""The parent run of a multirun: its jobs' best figures, what they share, and who won."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from mlflow import MlflowClient
+from mlflow.entities import Run
+
+from evosweep.core.metrics import KL, PPL, SIZE_MB
+from evosweep.tracking.mlflow_tracker import view, writes
+
+MULTIRUN_TAG = "evosweep.multirun"
+MOST_JOBS = 1000
+BEST = (KL, PPL, SIZE_MB)  # figures of the best job that the parent carries
+
+
+def find_parent(client: MlflowClient, experiment: str, multirun: str) -> str | None:
+    """Return the parent run of a multirun, if there is one yet."""
+    runs = client.search_runs([experiment], filter_string=f"tags.`{MULTIRUN_TAG}` = '{multirun}'", max_results=1)
+    return str(runs[0].info.run_id) if runs else None
+
+
+def summarize(
+    client: MlflowClient, experiment: str, multirun: str, *, status: str, files: Sequence[Path], note: str
+) -> None:
+    """End a multirun's parent run; nothing if no job began.
+
+    Args:
+        client: Of the store.
+        experiment: Of the multirun.
+        multirun: Its name.
+        status: ``FINISHED``, ``FAILED`` or ``KILLED``.
+        files: Comparison as tables and figures.
+        note: Comparison in Markdown.
+    """
+    parent = find_parent(client, experiment, multirun)
+    if parent is None:
+        return
+    try:
+        jobs = list(
+            client.search_runs(
+                [experiment], filter_string=f"tags.`{view.PARENT_TAG}` = '{parent}'", max_results=MOST_JOBS
+            )
+        )
+        for path in files:
+            client.log_artifact(parent, str(path))
+        _describe(client, parent, jobs, note)
+    finally:
+        client.set_terminated(parent, status=status)
+    view.refresh(client, experiment)
+
+
+def _describe(client: MlflowClient, parent: str, jobs: Sequence[Run], note: str) -> None:
+    """Give the parent the figures of its best job, the params that all jobs share, and a name that says both."""
+    done = [job for job in jobs if KL in job.data.metrics]
+    if done:
+        best = min(done, key=lambda job: float(job.data.metrics[KL]))
+        figures = {key: float(best.data.metrics[key]) for key in BEST if key in best.data.metrics}
+        for write in writes.metrics(parent, figures):
+            write.send(client)
+        name = f"best of {len(done)}: {best.info.run_name}"
+        client.update_run(parent, name=name)
+        note = f"Best: **{best.info.run_name}**, kl {figures[KL]:g}.\n\n{note}" if note else note
+    params = [job.data.params for job in jobs]
+    shared = {key: value for key, value in (params or [{}])[0].items() if all(one.get(key) == value for one in params)}
+    known = client.get_run(parent).data.params
+    added = {key: value for key, value in shared.items() if key not in known}
+    if added:
+        writes.params(parent, added).send(client)
+    if note:
+        writes.tags(parent, {view.NOTE_TAG: note}).send(client)
