@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from mlflow import MlflowClient
 from playwright.sync_api import Page
 
-from tests.browser import chromium, close_assistant, mlflow_server, optuna_dashboard, see
+from tests.browser import chromium, close_assistant, mlflow_server, optuna_dashboard, scroll_to, see
 
 
 def mlflow_pages(folder: Path, name: str, screens: Path | None) -> dict[str, float]:
@@ -36,7 +36,7 @@ def mlflow_pages(folder: Path, name: str, screens: Path | None) -> dict[str, flo
                 [f"{count} matching runs"],
             ),
             "run": (f"{top}/runs/{runs[0].info.run_id}", ["generations after the start"]),
-            "metrics": (f"{top}/runs/{runs[0].info.run_id}/model-metrics", ["units_changed", "levels"]),
+            "metrics": (f"{top}/runs/{runs[0].info.run_id}/model-metrics", ["units_changed"]),
             "artifacts": (f"{top}/runs/{runs[0].info.run_id}/artifacts", ["allocation.png"]),
             "compare": (f'{base}/#/compare-runs?runs={ids}&experiments=["{experiment}"]', ["Parallel Coordinates"]),
         }
@@ -49,7 +49,7 @@ def mlflow_pages(folder: Path, name: str, screens: Path | None) -> dict[str, flo
                     if key == "artifacts":
                         page.get_by_text("allocation.png", exact=True).click()
                     if key == "metrics":
-                        page.locator("img[src*='levels'], img[src*='artifact']").first.scroll_into_view_if_needed()
+                        scroll_to(page, "img[src*=levels]")
                     _shot(page, screens / f"mlflow_{key}.png")
     return seconds
 

@@ -47,7 +47,7 @@ from evosweep.models.load import LoadedModel, ModelSource
 from evosweep.search.evopress import EvoPress, RandomSearch
 from evosweep.store.build import StoreBuilder
 from evosweep.store.manifest import LevelStore, Stored
-from evosweep.store.plan import plan_store
+from evosweep.store.store_plan import plan_store
 
 HOSTED_DENSE = 2e9  # bytes of dequantized weights kept where packed levels are in host memory
 DRIFT = 12  # generations that the parent is away from uniform

@@ -40,7 +40,7 @@ from evosweep.models.load import LoadedModel, ModelSource
 from evosweep.models.patch import replaced_weights
 from evosweep.store.build import StoreBuilder
 from evosweep.store.manifest import LevelStore
-from evosweep.store.plan import plan_store
+from evosweep.store.store_plan import plan_store
 from evosweep.tracking.console import RichProgress
 
 BITS, GROUP, DAMPING, LAZY, PROPAGATE = (2, 3, 4, 5, 6), 64, 0.01, 128, 3

@@ -22,7 +22,7 @@ _PUBLIC = {
     "Problem": "evosweep.core.problem",
     "SearchResult": "evosweep.core.events",
     "EvosweepError": "evosweep.core.errors",
-    "Workbench": "evosweep.pipeline",
+    "Workbench": "evosweep.workbench",
     "GPTQ": "evosweep.compressors.gptq",
     "RoundToNearest": "evosweep.compressors.rtn",
     "SparseGPT": "evosweep.compressors.sparsegpt",

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
-from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import Locator, Page, sync_playwright
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 FLAGS = [
@@ -83,6 +83,19 @@ def see(page: Page, texts: Sequence[str]) -> None:
     """Wait until all of these can be seen."""
     for text in texts:
         page.get_by_text(text).locator("visible=true").first.wait_for()
+
+
+def scroll_to(page: Page, selector: str) -> Locator:
+    """Scroll the page's main part down until something that is made when it comes into sight is there."""
+    found = page.locator(selector).first
+    page.mouse.move(SIZE["width"] / 2, SIZE["height"] / 2)
+    for _ in range(60):
+        if found.count():
+            break
+        page.mouse.wheel(0, 600)
+        page.wait_for_timeout(500)
+    found.scroll_into_view_if_needed()
+    return found
 
 
 def _free_port() -> int:

@@ -17,7 +17,7 @@ from evosweep.models.anatomy import Anatomy
 from evosweep.models.load import LoadedModel, Random
 from evosweep.store.build import StoreBuilder
 from evosweep.store.manifest import LevelStore
-from evosweep.store.plan import plan_store
+from evosweep.store.store_plan import plan_store
 
 torch.set_num_threads(1)  # two pytest workers share two cores
 if not torch.cuda.is_available():

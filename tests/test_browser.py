@@ -108,9 +108,7 @@ def test_the_metrics_page_has_lines_that_vary_bars_and_pictures(
     client = MlflowClient(tracking_uri=f"sqlite:///{finished / 'mlflow.db'}")
     metrics = client.get_run(rows["evopress"]["mlflow_run"]).data.metrics
     assert not [key for key in metrics if key.startswith("system/")]  # on a CPU
-    page.get_by_text("Image grid").or_(page.locator("img[src*='levels']")).first.scroll_into_view_if_needed()
-    picture = page.locator("img[src*='levels'], img[src*='artifact']").first
-    picture.wait_for()
+    picture = browser.scroll_to(page, "img[src*=levels]")
     page.wait_for_function("picture => picture.naturalWidth > 100", arg=picture.element_handle())
 
 

@@ -7,27 +7,11 @@ from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
-from evosweep.cli.compose import check_keys
+from evosweep.cli.check import check_config
 from evosweep.cli.main import CONF
 from evosweep.core.budget import Budget
 from evosweep.search.plan import Plan
 
-SECTIONS = (
-    "model",
-    "data",
-    "tokens",
-    "compressor",
-    "drop",
-    "budget",
-    "sampler",
-    "fitness",
-    "storage",
-    "tracking",
-    "report",
-    "export",
-    "store",
-    "evaluate",
-)
 GROUPS = {
     folder.name: sorted(path.stem for path in folder.glob("*.yaml"))
     for folder in sorted(CONF.iterdir())
@@ -41,9 +25,9 @@ def composed(*overrides: str):
 
 
 def check(config) -> None:
-    for section in SECTIONS:
-        check_keys(OmegaConf.to_container(config[section]), section)
-    Plan.of(generations=config.search.generations, stages=OmegaConf.to_container(config.search.stages))
+    check_config(OmegaConf.masked_copy(config, [key for key in config if key != "hydra"]), CONF)
+    search = OmegaConf.to_container(config.search)
+    Plan.of(**{key: value for key, value in search.items() if key not in {"offspring", "max_flips"}})
     Budget(**{key: value for key, value in config.budget.items() if not str(key).startswith("_")})
 
 

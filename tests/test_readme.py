@@ -10,12 +10,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from evosweep.core.results import read_result
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from mlflow import MlflowClient
 
 from evosweep.core.events import Silent
+from evosweep.core.results import read_result
 from evosweep.models.load import Random
 from tests.cli import TINY, evosweep, workplace, write_corpus
 from tests.conftest import tiny_config

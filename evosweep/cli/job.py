@@ -27,11 +27,12 @@ from evosweep.core.budget import KINDS
 from evosweep.core.checks import check_int
 from evosweep.core.errors import SettingError
 from evosweep.core.redact import redact
-from evosweep.pipeline import Materials, Notes, Task, Workbench, check, check_together, open_bench
+from evosweep.pipeline import Notes, Task, check, check_together
 from evosweep.pipeline import run as run_pipeline
 from evosweep.search.plan import Plan
 from evosweep.tracking.console import RichProgress
 from evosweep.tracking.naming import run_params, varied_values
+from evosweep.workbench import Materials, Workbench, open_bench
 
 WORKBENCH = ("model", "data", "tokens", "compressor", "drop", "store", "evaluate")
 PLAN = ("generations", "stages", "racing", "surrogate", "tokens", "patience", "final")

@@ -20,7 +20,8 @@ from evosweep.core.errors import EvosweepError, did_you_mean
 from evosweep.core.files import remove_empty_folders
 from evosweep.core.problem import Genome, Problem
 from evosweep.core.results import RESULT, read_result, write_result
-from evosweep.pipeline import ALLOCATION, CONFIG, Workbench
+from evosweep.pipeline import ALLOCATION, CONFIG
+from evosweep.workbench import Workbench
 
 RUN_ID = re.compile(r"[0-9a-f]{32}")
 

@@ -134,8 +134,9 @@ def undominated(
     """
 
     def dominates(other: LevelSpec, level: LevelSpec) -> bool:
-        cheaper, better = other.cost <= level.cost, errors[other.name] <= errors[level.name]
-        return cheaper and better and (other.cost, errors[other.name]) != (level.cost, errors[level.name])
+        ours = (level.cost, errors[level.name])
+        theirs = (other.cost, errors[other.name])
+        return theirs[0] <= ours[0] and theirs[1] <= ours[1] and theirs != ours
 
     return [
         level

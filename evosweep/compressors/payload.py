@@ -34,12 +34,24 @@ class Format(Protocol):
     def decode(
         self, tensors: Mapping[str, torch.Tensor], meta: Mapping[str, Any], parts: Mapping[str, "Payload"]
     ) -> torch.Tensor:
-        """Return the fp32 weight (out, in), on the tensors' device."""
+        """Return the fp32 weight (out, in), on the tensors' device.
+
+        Args:
+            tensors: The payload's own tensors.
+            meta: Its numbers and words.
+            parts: The payloads that it holds.
+        """
 
     def apply(
         self, tensors: Mapping[str, torch.Tensor], meta: Mapping[str, Any], parts: Mapping[str, "Payload"]
     ) -> LayerFunction:
-        """Return the layer as a function, where a weight is not enough (rotated or quantized inputs)."""
+        """Return the layer as a function, where a weight is not enough (rotated or quantized inputs).
+
+        Args:
+            tensors: The payload's own tensors.
+            meta: Its numbers and words.
+            parts: The payloads that it holds.
+        """
 
 
 @dataclass(frozen=True)

@@ -167,17 +167,22 @@ def _fill(
 
 def _raise(problem: Problem, genome: Genome, unit: int, rng: np.random.Generator) -> None:
     """Set a unit to a level of its next higher cost, in place."""
-    level = int(problem.next_up[unit, genome[unit]])
-    genome[unit] = _one_of_its_cost(problem, unit, level, rng) if problem.has_equal_costs else level
+    if problem.has_equal_costs:
+        genome[unit] = _one_of_its_cost(problem, unit, int(problem.next_up[unit, genome[unit]]), rng)
+    else:
+        genome[unit] += 1
 
 
 def _lower(problem: Problem, genome: Genome, unit: int, rng: np.random.Generator) -> None:
     """Set a unit to a level of its next lower cost, in place."""
-    level = int(problem.next_down[unit, genome[unit]])
-    genome[unit] = _one_of_its_cost(problem, unit, level, rng) if problem.has_equal_costs else level
+    if problem.has_equal_costs:
+        genome[unit] = _one_of_its_cost(problem, unit, int(problem.next_down[unit, genome[unit]]), rng)
+    else:
+        genome[unit] -= 1
 
 
 def _one_of_its_cost(problem: Problem, unit: int, level: int, rng: np.random.Generator) -> int:
+    """Return a level of a unit that costs the same as ``level``, by lot."""
     return _choose(_indices(problem.plateaus[unit] == problem.plateaus[unit, level]), rng)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from evosweep import parallel
-from evosweep.assets.cache import cache_folder
+from evosweep.assets.cache import cache_folder, not_writable
 from evosweep.compressors.base import Compressor, identity
 from evosweep.core.checks import check_bool, check_choice, check_int, check_number
 from evosweep.core.errors import StoreError
@@ -24,8 +24,8 @@ from evosweep.models.load import weights_hash
 from evosweep.store.calibrate import Calibration, Walk
 from evosweep.store.lock import build_lock
 from evosweep.store.manifest import LevelStore
-from evosweep.store.plan import StorePlan, plan_store
-from evosweep.store.rows import SCHEMA, Manifest
+from evosweep.store.manifest_rows import SCHEMA, Manifest
+from evosweep.store.store_plan import StorePlan, plan_store
 
 DISK_MARGIN = 1.05
 
@@ -81,8 +81,8 @@ class StoreBuilder:
         """
         progress = progress or Silent()
         address = self._address(plan, calibration)
-        with _disk_errors_explained():
-            target = cache_folder("stores") / digest(address)
+        target = cache_folder("stores") / digest(address)
+        with _disk_errors_explained(target.parent):
             store = self._found(target)
             verb = "found"
             if store is None:
@@ -206,14 +206,10 @@ def _remove_unusable(target: Path, address: Mapping[str, Any], progress: Progres
 
 
 @contextmanager
-def _disk_errors_explained() -> Iterator[None]:
+def _disk_errors_explained(folder: Path) -> Iterator[None]:
     """Raise StoreError, with a message that says what to do, for every error of the disk inside."""
     try:
         yield
     except (OSError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        path = getattr(error, "filename", None)
-        raise StoreError(
-            f"the level store cannot be written{f' to {path}' if path else ''}: {reason}; make room there, or set "
-            "EVOSWEEP_CACHE to a folder that can be written"
-        ) from error
+        reason = error if isinstance(error, OSError) else OSError(str(error))
+        raise StoreError(f"the level store was not written: {not_writable(folder, reason)}") from error

@@ -20,13 +20,14 @@ from evosweep.models.anatomy import Anatomy, Site
 from evosweep.models.device import free_bytes
 from evosweep.models.patch import replaced_weights
 from evosweep.store.manifest import tensor_name
+from evosweep.store.manifest_rows import ManifestLevel, ManifestUnit
 from evosweep.store.outliers import outlier_ratios
-from evosweep.store.plan import StorePlan, in_model_order, planned_unit
-from evosweep.store.rows import ManifestLevel, ManifestUnit
 from evosweep.store.statistics.base import statistic_module
 from evosweep.store.statistics.walk import measure_inputs
+from evosweep.store.store_plan import StorePlan, in_model_order, planned_unit
 
-HIDDEN_SHARE, BATCH_SHARE = 0.4, 0.3  # of free memory
+HIDDEN_SHARE = 0.4  # of free memory, as the next
+BATCH_SHARE = 0.3
 MOST_AT_ONCE = {"cpu": 4096, "cuda": 65536}  # tokens; more makes nothing faster
 Tensors = dict[str, torch.Tensor]
 
@@ -214,7 +215,8 @@ def calibration_memory(anatomy: Anatomy, tokens: int) -> CalibrationMemory:
     hidden states, in every linear layer of the widest block inputs and outputs, and its inputs in fp32 for the second
     moment: no more than ``BATCH_SHARE``.
     """
-    free, item = free_bytes(anatomy.device), anatomy.dtype.itemsize
+    free = free_bytes(anatomy.device)
+    item = anatomy.dtype.itemsize
     width = anatomy.head.weight.shape[1]
     wanted = tokens * width * item
     home = torch.device("cpu") if wanted > HIDDEN_SHARE * free else anatomy.device

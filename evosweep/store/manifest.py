@@ -14,7 +14,7 @@ from evosweep.core.errors import StoreError, did_you_mean
 from evosweep.core.files import sha256_file
 from evosweep.core.unit import Unit
 from evosweep.models.dropping import DropEffect
-from evosweep.store.rows import Manifest, ManifestUnit
+from evosweep.store.manifest_rows import Manifest, ManifestUnit
 
 
 def tensor_name(unit: str, level: str, path: str) -> str:
@@ -103,7 +103,8 @@ class LevelStore:
     @cached_property
     def drops(self) -> dict[int, DropEffect]:
         """What dropping does to the model, by the unit's index."""
-        return {index: DropEffect.of(row.drop) for index, row in enumerate(self.manifest.units) if row.drop is not None}
+        rows = enumerate(self.manifest.units)
+        return {index: DropEffect.of(row.drop) for index, row in rows if row.drop is not None}
 
     def weight(self, unit: str, level: str, *, device: torch.device | str = "cpu") -> torch.Tensor:
         """Return the dequantized fp32 weight (out, in) of one level of one unit.

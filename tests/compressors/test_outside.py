@@ -13,14 +13,14 @@ from evosweep.compressors.gptq import GPTQ
 from evosweep.core.budget import Budget
 from evosweep.core.events import Silent
 from evosweep.evaluate.population import Evaluator
-from evosweep.exporters.packed import PackedSafetensors, load
+from evosweep.exporters.packed import PackedSafetensors
 from evosweep.fitness.kl import KL
 from evosweep.models.load import LoadedModel
 from evosweep.models.patch import replaced_weights
 from evosweep.store.build import StoreBuilder
 from evosweep.store.manifest import LevelStore
-from evosweep.store.plan import plan_store
 from evosweep.store.statistics.output_gradient_square import measure_model
+from evosweep.store.store_plan import plan_store
 from tests.compressors.gradient_rows import LARGEST_INPUT, GradientRows
 from tests.compressors.low_rank import LowRank
 from tests.contracts.compressor import CompressorContract
@@ -125,25 +125,3 @@ def test_a_compressor_by_target_gets_gradients_and_a_statistic_of_its_own(anatom
         kept = store.weight(unit.name, "50%").abs().sum(dim=1) > 0
         rows = len(kept)
         assert set(kept.nonzero().flatten().tolist()) == set(squares[unit.name].topk(rows // 2).indices.tolist())
-
-
-def test_packed_models_written_before_payloads_could_nest_still_load(
-    anatomy, splits, loaded, store, evaluator, tmp_path
-) -> None:
-    genome = np.zeros(len(store.units), dtype=np.int64)
-    PackedSafetensors().export(
-        genome,
-        problem=Budget(bits_per_weight=40).problem(store.units, fixed_bits=store.fixed_bits),
-        evaluator=evaluator,
-        loaded=LoadedModel("tiny", loaded.model, loaded.tokenizer),
-        folder=tmp_path / "model",
-    )
-    path = tmp_path / "model" / "packed.json"
-    index = json.loads(path.read_text())
-    for unit in index["units"].values():
-        unit["parts"] = unit.pop("tensors")
-        unit["format"] = unit["format"].rpartition(".")[2]
-    path.write_text(json.dumps({**index, "version": 1}))
-    model = load(tmp_path / "model")
-    name = store.units[0].name
-    assert torch.allclose(model.get_submodule(name).weight, store.weight(name, "2bit"), atol=1e-6)

@@ -1,11 +1,13 @@
 import numpy as np
 import pytest
+import torch
 
 from evosweep.compressors.gptq import GPTQ
 from evosweep.compressors.rtn import RoundToNearest
 from evosweep.compressors.several import Several
 from evosweep.compressors.sparse_gptq import SparseGPTQ
 from evosweep.compressors.sparsegpt import SparseGPT
+from evosweep.compressors.wanda import Wanda
 from evosweep.core.budget import Budget
 from evosweep.core.errors import SettingError
 from evosweep.evaluate.population import Evaluator
@@ -13,7 +15,7 @@ from evosweep.fitness.kl import KL
 from evosweep.models.patch import replaced_weights
 from evosweep.search.evopress import RandomSearch
 from evosweep.store.build import StoreBuilder
-from evosweep.store.plan import plan_store
+from evosweep.store.store_plan import plan_store
 from tests.contracts.compressor import CompressorContract, gram_of, statistics_of
 
 
@@ -47,6 +49,28 @@ class TestSeveral(CompressorContract):
                 assert (level.name in payloads[unit]) == (not beaten)
                 left_out += beaten
         assert left_out
+
+
+def test_dominated_levels_of_one_part_are_left_out_on_request() -> None:
+    weights = {"a": torch.randn(24, 32, generator=torch.Generator().manual_seed(1))}
+    statistics = statistics_of(gram_of(32))
+    joint = SparseGPTQ(sparsity=[0.75, 0.1], bits=[2, 8], group=16, mask_block=16)
+    everything = Several(parts={"joint": joint}, dominated=True)
+    plans = everything.plan({"a": (24, 32)})
+    payloads = everything.compress(weights, statistics, plans)["a"]
+    errors = {name: payload.output_error(weights["a"], gram_of(32)) for name, payload in payloads.items()}
+    assert list(payloads) == ["75%@2bit", "10%@2bit", "75%@8bit", "10%@8bit"]
+    assert errors["10%@2bit"] < errors["75%@8bit"]
+    lean = Several(parts={"joint": joint}, dominated_within=False)
+    assert list(lean.compress(weights, statistics, plans)["a"]) == ["75%@2bit", "10%@2bit", "10%@8bit"]
+    assert list(Several(parts={"joint": joint}).compress(weights, statistics, plans)["a"]) == list(payloads)
+
+
+def test_what_several_compressors_need_is_measured_once() -> None:
+    free = {"a": RoundToNearest(bits=[2], group=16), "b": RoundToNearest(bits=[3], group=16)}
+    assert Several(parts=free, dominated=True).needs == frozenset()
+    assert Several(parts=free).needs == {"second_moment"}
+    assert Several(parts={"c": Wanda(), **free}, dominated=True).needs == {"second_moment_diagonal"}
 
 
 def test_parts_with_levels_of_one_name_are_an_error() -> None:

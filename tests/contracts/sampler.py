@@ -16,7 +16,13 @@ from tests.conftest import make_problem
 
 
 class SamplerContract:
-    """Subclass with ``make``."""
+    """Subclass with ``make``.
+
+    Attributes:
+        stopped_after: Generations before a search is stopped and restored.
+    """
+
+    stopped_after = 3
 
     def make(self, problem: Problem, seed: int) -> PopulationSampler:
         raise NotImplementedError
@@ -100,15 +106,15 @@ class SamplerContract:
     def test_a_restored_sampler_proposes_the_same_next_generation(self, problem: Problem) -> None:
         first = self.make(problem, 3)
         parents: list[np.ndarray] = []
-        for generation in range(3):
+        for generation in range(self.stopped_after):
             parents = self._search_step(first, problem, generation, parents)
         second = self.make(problem, 3)
         second.restore(json.loads(json.dumps(first.state())))
         third = self.make(problem, 3)
         third.restore(json.loads(json.dumps(second.state())))  # stopped a second time
-        expected = first.population(generation=3, parents=parents)
+        expected = first.population(generation=self.stopped_after, parents=parents)
         for other in (second, third):
-            proposed = other.population(generation=3, parents=parents)
+            proposed = other.population(generation=self.stopped_after, parents=parents)
             assert [c.genome.tolist() for c in proposed] == [c.genome.tolist() for c in expected]
             assert other.facts() == first.facts()
 

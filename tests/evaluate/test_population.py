@@ -21,7 +21,7 @@ from evosweep.fitness.perplexity import Perplexity
 from evosweep.models.anatomy import Anatomy
 from evosweep.models.patch import replaced_weights
 from evosweep.store.build import StoreBuilder
-from evosweep.store.plan import plan_store
+from evosweep.store.store_plan import plan_store
 from tests.models.test_anatomy import FAMILIES, small
 
 
@@ -86,8 +86,9 @@ def test_the_dense_figures_of_a_bfloat16_model_are_measured_and_zero() -> None:
     rng = np.random.default_rng(0)
     names = ("calibration", "search", "validation")
     splits = {name: TokenSplit(name, rng.integers(0, 64, (6, 16)), ("x",)) for name in names}
-    plan = plan_store(anatomy, GPTQ(bits=[2, 4], group=16))
-    store = StoreBuilder().open(plan, splits["calibration"], model_name="family")
+    store = StoreBuilder().open(
+        plan_store(anatomy, GPTQ(bits=[2, 4], group=16)), splits["calibration"], model_name="family"
+    )
     evaluator = Evaluator(anatomy=anatomy, store=store, splits=splits)
     figures = StagedScorer(evaluator, fitness=KL(), seed=0).validate(None)
     assert abs(figures["kl"]) < 1e-5 and figures["ppl"] > 10

@@ -14,7 +14,7 @@ from evosweep.models.dropping import Drop
 from evosweep.models.load import LoadedModel
 from evosweep.search.moves import random_feasible
 from evosweep.store.build import StoreBuilder
-from evosweep.store.plan import plan_store
+from evosweep.store.store_plan import plan_store
 from tests.models.test_anatomy import FAMILIES, small
 from tests.models.test_dropping import NoTokenizer, splits
 

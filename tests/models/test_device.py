@@ -15,7 +15,7 @@ from evosweep.models.load import Random
 from evosweep.store import calibrate
 from evosweep.store.build import StoreBuilder
 from evosweep.store.calibrate import calibration_memory
-from evosweep.store.plan import plan_store
+from evosweep.store.store_plan import plan_store
 
 CONFIG = {
     "vocab_size": 256,

@@ -20,7 +20,7 @@ from evosweep.models.anatomy import Anatomy
 from evosweep.models.dropping import Drop, droppables
 from evosweep.models.load import LoadedModel
 from evosweep.store.build import StoreBuilder
-from evosweep.store.plan import plan_store
+from evosweep.store.store_plan import plan_store
 from tests.models.test_anatomy import FAMILIES, small
 
 

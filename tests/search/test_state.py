@@ -271,6 +271,24 @@ def test_a_state_of_another_search_is_refused(problem: Problem, tmp_path: Path, 
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("settings", [{"offspring": 11}, {"offspring": 13}, {"max_flips": 1}])
+def test_a_sampler_with_other_settings_is_noticed(problem: Problem, tmp_path: Path, settings: dict) -> None:
+    state = stopped(problem, 2, tmp_path / "state.json")
+    assert state is not None
+    with pytest.raises(
+        EvosweepError, match="does not propose what this search state holds of generation 1: its settin"
+    ):
+        run_search(
+            name="x",
+            sampler=EvoPressSampler(problem, **{"seed": 3, "offspring": 12, **settings}),
+            scorer=Noisy(problem),
+            plan=Plan.of(generations=GENERATIONS, stages=STAGES),
+            dense={"kl": 0.0, "ppl": 1.0},
+            listeners=[],
+            state=state,
+        )
+
+
 def damaged(name: str, text: str) -> str:
     """Return a state's text with something wrong with it."""
     value = json.loads(text)

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from evosweep.compressors.rtn import RoundToNearest
-from evosweep.core.errors import SettingError, StoreError
+from evosweep.core.errors import AssetError, SettingError, StoreError
 from evosweep.store.build import StoreBuilder, megabytes
-from evosweep.store.plan import plan_store
+from evosweep.store.store_plan import plan_store
 from tests.store.test_store import Heard
 
 NOBODY = 65534
@@ -85,7 +85,10 @@ def test_a_read_only_cache_serves_the_store_that_it_has(plan, splits, cache) -> 
 
 def test_a_read_only_cache_without_the_store_is_one_line(plan, splits, cache) -> None:
     (cache / "stores").mkdir()
-    with read_only(cache), pytest.raises(StoreError, match=r"cannot be written.*denied.*EVOSWEEP_CACHE") as caught:
+    with (
+        read_only(cache),
+        pytest.raises(StoreError, match=r"cannot be written to: Permission denied .*EVOSWEEP_CACHE") as caught,
+    ):
         StoreBuilder().open(plan, splits["calibration"], model_name="t")
     assert "\n" not in str(caught.value)
 
@@ -93,7 +96,7 @@ def test_a_read_only_cache_without_the_store_is_one_line(plan, splits, cache) ->
 def test_a_cache_that_is_no_folder_is_one_line(plan, splits, tmp_path, monkeypatch) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("EVOSWEEP_CACHE", str(tmp_path / "file"))
-    with pytest.raises(StoreError, match=r"cannot be written to .*file.*EVOSWEEP_CACHE"):
+    with pytest.raises(AssetError, match=r"file/stores cannot be written to.*EVOSWEEP_CACHE"):
         StoreBuilder().open(plan, splits["calibration"], model_name="t")
 
 

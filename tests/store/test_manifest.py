@@ -10,8 +10,8 @@ from evosweep.core.errors import StoreError
 from evosweep.core.files import digest
 from evosweep.store.build import StoreBuilder
 from evosweep.store.manifest import LevelStore
-from evosweep.store.plan import plan_store
-from evosweep.store.rows import DIGEST_LENGTH, Manifest
+from evosweep.store.manifest_rows import DIGEST_LENGTH, Manifest
+from evosweep.store.store_plan import plan_store
 from tests.store.test_store import Heard
 
 

@@ -9,9 +9,9 @@ from evosweep.compressors.rtn import RoundToNearest
 from evosweep.compressors.statistics import Statistics
 from evosweep.core.errors import StoreError
 from evosweep.store.build import StoreBuilder
-from evosweep.store.plan import plan_store
 from evosweep.store.statistics import input_square, second_moment, second_moment_diagonal
 from evosweep.store.statistics.base import InputBatch
+from evosweep.store.store_plan import plan_store
 
 
 @pytest.mark.parametrize("weighting", ["relative", "plain"])

@@ -11,7 +11,7 @@ from evosweep.core.events import Silent
 from evosweep.store.build import StoreBuilder
 from evosweep.store.manifest import LevelStore
 from evosweep.store.outliers import outlier_ratios
-from evosweep.store.plan import plan_store
+from evosweep.store.store_plan import plan_store
 
 
 class Heard(Silent):

@@ -63,7 +63,8 @@ def test_budgets_are_compared_apart_and_settings_named() -> None:
         ("as_uniform=3", "ilp search.racing=0.2"),
         ("as_uniform=4", "evopress"),
     ]
-    assert comparison.markdown(rows).count("\n") == 4
+    table, _, explained = comparison.markdown(rows).partition("\n\n")
+    assert table.count("\n") == 4 and "sorted by mean validation KL" in explained
 
 
 def test_figures_are_drawn_where_there_is_something_to_draw(tmp_path) -> None:

@@ -17,7 +17,7 @@ from mlflow.exceptions import MlflowException
 from evosweep.core.errors import EvosweepError, SettingError
 from evosweep.core.events import GenerationRecord, SearchEnded, SearchResult, SearchStarted, StageRecord
 from evosweep.core.problem import Problem
-from evosweep.tracking.mlflow_tracker import MlflowTracker, outbox, store, view
+from evosweep.tracking.mlflow_tracker import MlflowTracker, store, view
 from evosweep.tracking.mlflow_tracker.outbox import Outbox
 from evosweep.tracking.mlflow_tracker.tracker import generation_figures
 from evosweep.tracking.mlflow_tracker.writes import Series, rounded
@@ -252,7 +252,6 @@ def test_a_server_that_comes_back_gets_everything(tracker: MlflowTracker, proble
 def test_a_server_that_stays_away_costs_neither_the_search_nor_the_figures(
     tracker: MlflowTracker, problem: Problem, monkeypatch, in_tmp
 ) -> None:
-    monkeypatch.setattr(outbox, "LAST", 0.2)
     tracker.start("x", params={}, tags={}, folder=in_tmp)
     server = Failing(tracker.client, monkeypatch)
     server.broken = True

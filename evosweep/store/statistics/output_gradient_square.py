@@ -5,10 +5,8 @@ The model is run with one block's activations at a time: a forward pass that kee
 after block from the last to the first, each run again with gradients.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from functools import partial
-from typing import Any
 
 import torch
 from torch import nn
@@ -80,15 +78,11 @@ def _back_through(
     """
     outputs: list[tuple[str, torch.Tensor]] = []
 
-    def remember(name: str, module: nn.Module, args: Any, output: torch.Tensor) -> None:
-        del module, args
-        outputs.append((name, output))
-
     given = given.detach().requires_grad_()
     with ExitStack() as stack:
         stack.enter_context(_on_device(anatomy.blocks[block], anatomy.device))
         for site in anatomy.sites_of(block):
-            stack.callback(site.module.register_forward_hook(partial(remember, site.name)).remove)
+            stack.callback(site.module.register_forward_hook(_recorder(site.name, outputs)).remove)
         result = anatomy.run_block(block, given)
         wanted = [given, *(output for _, output in outputs)]
         gradients = torch.autograd.grad(result, wanted, gradient, allow_unused=True)
@@ -96,6 +90,11 @@ def _back_through(
         if found is not None:
             totals[name] += found.float().reshape(-1, output.shape[-1]).square().sum(dim=0)
     return gradients[0]
+
+
+def _recorder(name: str, outputs: list[tuple[str, torch.Tensor]]) -> Callable[..., None]:
+    """Return a forward hook that appends a layer's output, under its name, to a list."""
+    return lambda module, args, output: outputs.append((name, output))
 
 
 @contextmanager

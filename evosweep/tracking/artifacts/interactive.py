@@ -69,6 +69,7 @@ def levels(result: SearchResult) -> graph_objects.Figure:
             ygap=1,
         )
     )
+    figure.update_xaxes(tickvals=blocks[:: max(1, len(blocks) // 15)])
     figure.update_yaxes(autorange="reversed", automargin=True)
     return figure.update_layout(title=f"{result.sampler}: level of every layer", xaxis_title="block")
 

@@ -9,7 +9,7 @@ from evosweep.core.errors import SettingError
 from evosweep.core.unit import Unit
 from evosweep.models.anatomy import Anatomy, Site
 from evosweep.models.dropping import Drop, Droppable
-from evosweep.store.rows import ManifestLevel, ManifestUnit
+from evosweep.store.manifest_rows import ManifestLevel, ManifestUnit
 from evosweep.store.statistics.base import check_needs
 
 

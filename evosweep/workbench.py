@@ -1,0 +1,191 @@
+"""A model and its text with everything derived from them: what the jobs of a multirun share."""
+
+import logging
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import torch
+
+from evosweep.compressors.base import Compressor
+from evosweep.core.budget import Budget
+from evosweep.core.errors import EvosweepError, ModelError
+from evosweep.core.events import Progress, Silent
+from evosweep.core.problem import Problem
+from evosweep.core.unit import Unit
+from evosweep.data.documents import DocumentSource
+from evosweep.data.tokens import TokenSplit, Windows
+from evosweep.evaluate.memory import Resources
+from evosweep.evaluate.population import Evaluator
+from evosweep.evaluate.scorer import StagedScorer
+from evosweep.fitness.kl import KL
+from evosweep.models.anatomy import Anatomy
+from evosweep.models.dropping import Drop
+from evosweep.models.load import LoadedModel, ModelSource
+from evosweep.store.build import StoreBuilder
+from evosweep.store.manifest import LevelStore
+from evosweep.store.store_plan import StorePlan, plan_store
+
+logger = logging.getLogger(__name__)
+FEW_TOKENS = 8  # that the dense model is tried on before any work
+
+
+@dataclass(frozen=True)
+class Materials:
+    """What a level store is made of, and how candidates are scored on it."""
+
+    model: ModelSource
+    data: DocumentSource
+    tokens: Windows
+    compressor: Compressor
+    drop: Drop = field(default_factory=Drop)
+    store: StoreBuilder = field(default_factory=StoreBuilder)
+    resources: Resources = field(default_factory=Resources)
+
+
+class Workbench:
+    """A model and its text with everything derived from them, each made once, when it is first needed.
+
+    Args:
+        loaded: The dense model and its tokenizer.
+        splits: Token windows by split.
+        compressor: Makes the levels.
+        drop: What may be dropped.
+        store: How the level store is built.
+        resources: What scoring may take.
+        progress: Shows how far each phase is.
+    """
+
+    def __init__(
+        self,
+        *,
+        loaded: LoadedModel,
+        splits: Mapping[str, TokenSplit],
+        compressor: Compressor,
+        drop: Drop | None = None,
+        store: StoreBuilder | None = None,
+        resources: Resources | None = None,
+        progress: Progress | None = None,
+    ) -> None:
+        self.loaded, self.splits, self.compressor = loaded, dict(splits), compressor
+        self.drop, self.builder = drop or Drop(), store or StoreBuilder()
+        self.resources, self.progress = resources or Resources(), progress or Silent()
+        self.seconds: dict[str, float] = {}
+
+    @cached_property
+    def anatomy(self) -> Anatomy:
+        """The dense model taken apart."""
+        return Anatomy(self.loaded.model)
+
+    @cached_property
+    def plan(self) -> StorePlan:
+        """Units, levels and costs before any level is made."""
+        return plan_store(self.anatomy, self.compressor, self.drop)
+
+    @property
+    def planned(self) -> tuple[Unit, ...]:
+        """Units and costs before any level is made."""
+        return self.plan.units
+
+    @property
+    def fixed_bits(self) -> int:
+        """Bits of what belongs to no unit."""
+        return self.plan.fixed_bits
+
+    @cached_property
+    def store(self) -> LevelStore:
+        """The level store, found or built."""
+        with self.timed("store"):
+            return self.builder.open(
+                self.plan, self.splits["calibration"], model_name=self.loaded.name, progress=self.progress
+            )
+
+    @cached_property
+    def evaluator(self) -> Evaluator:
+        """Scores genomes of the store."""
+        return Evaluator(anatomy=self.anatomy, store=self.store, splits=self.splits, resources=self.resources)
+
+    @cached_property
+    def dense(self) -> dict[str, float]:
+        """Validation figures of the dense model."""
+        scorer = StagedScorer(self.evaluator, fitness=KL(), seed=0)
+        with self.timed("dense"):
+            return scorer.validate(None)
+
+    def planned_problem(self, budget: Budget) -> Problem:
+        """Return the problem as it will be, before any level is made; raises where the budget does not fit."""
+        return budget.problem(self.planned, fixed_bits=self.fixed_bits)
+
+    def problem(self, budget: Budget, units: Sequence[Unit] | None = None) -> Problem:
+        """Return the problem of the store's levels, or of these units of it, under a budget."""
+        made = self.store.units if units is None else units
+        return budget.problem(made, fixed_bits=self.store.fixed_bits, planned=self.planned)
+
+    @contextmanager
+    def timed(self, phase: str) -> Iterator[None]:
+        """Record how long a phase takes."""
+        began = time.monotonic()
+        yield
+        self.seconds[phase] = time.monotonic() - began
+        logger.debug("%s: %.1f s", phase, self.seconds[phase])
+
+
+def open_bench(materials: Materials, *, progress: Progress) -> Workbench:
+    """Load the model, read and tokenize the text, and return the workbench that everything else is done on."""
+    began = time.monotonic()
+    loaded = _loaded(materials.model, progress)
+    seconds = {"model": time.monotonic() - began}
+    began = time.monotonic()
+    splits = materials.tokens.split(materials.data, loaded.tokenizer, progress=progress)
+    seconds["text"] = time.monotonic() - began
+    _check_vocabulary(loaded, splits)
+    _check_forward(loaded, splits)
+    bench = Workbench(
+        loaded=loaded,
+        splits=splits,
+        compressor=materials.compressor,
+        drop=materials.drop,
+        store=materials.store,
+        resources=materials.resources,
+        progress=progress,
+    )
+    bench.seconds.update(seconds)
+    return bench
+
+
+def _loaded(source: ModelSource, progress: Progress) -> LoadedModel:
+    """Return the model; what a library says against its settings is an error of the user's, in one line."""
+    try:
+        return source.load(progress=progress)
+    except (EvosweepError, MemoryError):
+        raise
+    except Exception as error:
+        logger.debug("the model could not be made", exc_info=True)
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+        raise ModelError(f"model must be one that can be made with these settings: {lines[-1]}") from error
+
+
+def _check_vocabulary(loaded: LoadedModel, splits: Mapping[str, TokenSplit]) -> None:
+    """Raise ModelError where the tokenizer makes tokens that the model does not know."""
+    count = getattr(loaded.model.config, "vocab_size", None)
+    largest = max(int(split.windows.max()) for split in splits.values())
+    if isinstance(count, int) and largest >= count:
+        raise ModelError(
+            f"model has a vocabulary of {count} tokens, but its tokenizer makes token {largest} of the text"
+        )
+
+
+@torch.inference_mode()
+def _check_forward(loaded: LoadedModel, splits: Mapping[str, TokenSplit]) -> None:
+    """Raise ModelError where the dense model does not run on a few tokens, or gives no numbers."""
+    tokens = torch.from_numpy(splits["search"].windows[:1, :FEW_TOKENS])
+    try:
+        device = next(loaded.model.parameters()).device
+        logits = loaded.model(input_ids=tokens.to(device)).logits
+    except (RuntimeError, ValueError, TypeError, IndexError, AttributeError) as error:
+        text = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ModelError(f"model must be one that runs on text, with these settings it does not: {text}") from error
+    if not bool(logits.isfinite().all()):
+        raise ModelError("the dense model gives NaN or Inf: try another model.dtype, as model.dtype=float32")
