@@ -16,25 +16,34 @@ from typing import Any
 
 import numpy as np
 
-import evosweep.pipeline
 from evosweep.cli.main import main as evosweep_main
-from evosweep.evaluate.scorer import StagedScorer
-from evosweep.search.racing import Raced
+from evosweep.search.protocols import Genomes, Scorer
+from evosweep.search.racing import Racing
+from evosweep.search.survival import Outcome, Race
 
 SHOWN = ("seed", "kl", "ppl", "tokens", "tokens_saved", "seconds")
 same: dict[tuple[float, int], list[bool]] = defaultdict(list)
 
 
-class Audited(StagedScorer):
-    """Scores a stage to its end after every race."""
+class Audited(Race):
+    """A race after which the stage is scored to its end, to see whether the same candidates survive.
 
-    def race(self, genomes: Any, *, survivors: int, racing: Any, **place: Any) -> Raced:
+    Args:
+        error: As for ``Racing``.
+    """
+
+    def __init__(self, error: float) -> None:
+        super().__init__(Racing(error))
+
+    def run(
+        self, genomes: Genomes, *, scorer: Scorer, generation: int, stage: int, tokens: int, survivors: int
+    ) -> Outcome:
         """Return the race's outcome; note whether its survivors are the whole stage's."""
-        raced = super().race(genomes, survivors=survivors, racing=racing, **place)
-        full = np.argsort(self.score(genomes, **place), kind="stable")[:survivors]
-        kept = np.lexsort((raced.scores, raced.out))[:survivors]
-        same[racing.error, place["stage"]].append(set(full) == set(kept))
-        return raced
+        place: dict[str, Any] = {"generation": generation, "stage": stage, "tokens": tokens}
+        outcome = super().run(genomes, scorer=scorer, survivors=survivors, **place)
+        whole = np.argsort(scorer.score(genomes, **place), kind="stable")[:survivors]
+        same[self.racing.error, stage].append(set(whole) == set(outcome.order()[:survivors]))
+        return outcome
 
 
 def main() -> None:
@@ -49,8 +58,7 @@ def main() -> None:
     options = parser.parse_args()
     options.folder.mkdir(parents=True, exist_ok=True)
     os.chdir(options.folder)
-    if options.audit:
-        evosweep.pipeline.StagedScorer = Audited  # type: ignore[misc]
+    races = [f"{{_target_:__main__.Audited,error:{each}}}" if options.audit else str(each) for each in options.errors]
     sys.argv = [
         "evosweep",
         "-m",
@@ -60,7 +68,7 @@ def main() -> None:
         "export=none",
         f"search.generations={options.generations}",
         f"seed={','.join(map(str, options.seeds))}",
-        f"search.racing={','.join(['null', *map(str, options.errors)])}",
+        f"search.racing={','.join(['null', *races])}",
         *options.overrides,
     ]
     evosweep_main()

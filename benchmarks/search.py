@@ -37,17 +37,17 @@ from evosweep.core.problem import Problem
 from evosweep.core.unit import Unit
 from evosweep.data.tokens import TokenSplit, Windows
 from evosweep.data.wikipedia import Wikipedia
-from evosweep.evaluate import routing
-from evosweep.evaluate.levels import Levels
+from evosweep.evaluate.level_weights import LevelWeights
 from evosweep.evaluate.memory import Resources
 from evosweep.evaluate.population import Evaluator
 from evosweep.fitness.kl import KL
 from evosweep.models.anatomy import Anatomy, Site
+from evosweep.models.dropping import without_blocks
 from evosweep.models.load import LoadedModel, ModelSource
-from evosweep.models.shrink import without_blocks
 from evosweep.search.evopress import EvoPress, RandomSearch
 from evosweep.store.build import StoreBuilder
 from evosweep.store.manifest import LevelStore, Stored
+from evosweep.store.store_plan import plan_store
 
 HOSTED_DENSE = 2e9  # bytes of dequantized weights kept where packed levels are in host memory
 DRIFT = 12  # generations that the parent is away from uniform
@@ -137,10 +137,10 @@ def built(anatomy: Anatomy, split: TokenSplit, *, repeated: bool) -> LevelStore:
     """Return a store of round-to-nearest levels 2-6 in groups of 64."""
     compressor, builder = RoundToNearest(bits=[2, 3, 4, 5, 6], group=64, symmetric=False), StoreBuilder(propagate=None)
     if not repeated:
-        return builder.open(anatomy, compressor, split, model_name="search")
+        return builder.open(plan_store(anatomy, compressor), split, model_name="search")
     blocks = len(anatomy.blocks)
     with without_blocks(anatomy, set(range(1, blocks))):
-        store = builder.open(Anatomy(anatomy.model), compressor, split, model_name="search")
+        store = builder.open(plan_store(Anatomy(anatomy.model), compressor), split, model_name="search")
     return Repeated(store.folder, blocks)
 
 
@@ -235,8 +235,8 @@ class Bench:
                 memory[place, level] = made.cpu().pin_memory() if options.host else made
             return memory[place, level]
 
-        def score(genomes: np.ndarray, majority: float = routing.MAJORITY["cuda"]) -> np.ndarray:
-            routing.MAJORITY["cuda"] = majority
+        def score(genomes: np.ndarray, majority: float | None = None) -> np.ndarray:
+            ours.majority = majority
             return ours.score(genomes, split="search", windows=windows, fitness=[KL()])["kl"]
 
         alone = OneByOne(self.evaluator(compile=False), kept)
@@ -256,7 +256,7 @@ class Bench:
         with tempfile.TemporaryDirectory() as name:
             if self.large:
                 far = self.evaluator(compile=False)
-                far.levels = Levels(
+                far.levels = LevelWeights(
                     self.store,
                     device=self.anatomy.device,
                     dtype=self.anatomy.dtype,

@@ -35,11 +35,12 @@ from evosweep.data.tokens import TokenSplit, Windows
 from evosweep.data.wikipedia import Wikipedia
 from evosweep.models.anatomy import Anatomy, Site
 from evosweep.models.device import tf32
+from evosweep.models.dropping import without_blocks
 from evosweep.models.load import LoadedModel, ModelSource
 from evosweep.models.patch import replaced_weights
-from evosweep.models.shrink import without_blocks
 from evosweep.store.build import StoreBuilder
 from evosweep.store.manifest import LevelStore
+from evosweep.store.store_plan import plan_store
 from evosweep.tracking.console import RichProgress
 
 BITS, GROUP, DAMPING, LAZY, PROPAGATE = (2, 3, 4, 5, 6), 64, 0.01, 128, 3
@@ -167,7 +168,7 @@ def compared(anatomy: Anatomy, split: TokenSplit, folder: Path, blocks: int, bat
     """Build the store of the first blocks both ways."""
     with without_blocks(anatomy, set(range(blocks, len(anatomy.blocks)))):
         few = Anatomy(anatomy.model)
-        StoreBuilder(batch_tokens=batch).open(few, GPTQ(bits=[2], group=GROUP), split, model_name="warm-up")
+        StoreBuilder(batch_tokens=batch).open(plan_store(few, GPTQ(bits=[2], group=GROUP)), split, model_name="warm-up")
         seconds, store = _timed(lambda: _ours(few, split, batch))
         copies = folder / "plain"
         copies.mkdir()
@@ -187,7 +188,7 @@ def compared(anatomy: Anatomy, split: TokenSplit, folder: Path, blocks: int, bat
 def _ours(anatomy: Anatomy, split: TokenSplit, batch: int) -> LevelStore:
     builder = StoreBuilder(propagate=PROPAGATE, batch_tokens=batch)
     compressor = GPTQ(bits=BITS, group=GROUP, damping=DAMPING)
-    return builder.open(anatomy, compressor, split, model_name="ours", progress=RichProgress())
+    return builder.open(plan_store(anatomy, compressor), split, model_name="ours", progress=RichProgress())
 
 
 def _timed(work):  # type: ignore[no-untyped-def]

@@ -21,6 +21,7 @@ from evosweep.allocators.ilp import ILP
 from evosweep.core.problem import Problem
 from evosweep.core.unit import Level, Nominal, Unit
 from evosweep.search.evopress import EvoPress
+from evosweep.search.mutation import Flips
 
 ILP_UNITS, ILP_LEVELS = 210, 7
 
@@ -35,7 +36,11 @@ def generations_needed(*, units: int, upper: int, offspring: int, seed: int, mos
     """Return after how many generations the best choice of ``upper`` units is found, on random weights."""
     weights = np.random.default_rng([seed, units]).normal(size=units)
     search = EvoPress(
-        linear_problem(units, upper), seed=seed, offspring=offspring, max_flips=1, cross=0.0, start_candidates=1
+        linear_problem(units, upper),
+        seed=seed,
+        offspring=offspring,
+        mutation=Flips(max_flips=1, cross=0.0),
+        start_candidates=1,
     )
     best = float(np.sort(weights)[:upper].sum())
     parent = search.start()[0]
@@ -56,7 +61,7 @@ def ilp_seconds(seed: int) -> float:
         ladder = tuple(
             Level(f"{bits}bit", numel * bits, nominal=Nominal("bits", bits)) for bits in range(2, 2 + ILP_LEVELS)
         )
-        harms = {f"{AROUND_TOP}/{level.name}": float(rng.lognormal()) * 4.0**-level.value for level in ladder}
+        harms = {f"{AROUND_TOP}/{level.name}": float(rng.lognormal()) * 4.0**-level.nominal.number for level in ladder}
         units.append(Unit(f"blocks.{place // 7}.linear_{place % 7}", numel, place // 7, ladder, harms))
     problem = Problem(tuple(units), budget=sum(unit.levels[1].cost for unit in units))
     began = time.perf_counter()

@@ -24,13 +24,13 @@ from evosweep.evaluate.scorer import StagedScorer
 from evosweep.evaluate.sensitivity import MEASURES, measure
 from evosweep.fitness.base import Fitness
 from evosweep.models.anatomy import Anatomy
+from evosweep.models.dropping import Drop
 from evosweep.models.load import LoadedModel
 from evosweep.samplers.base import PopulationSampler
 from evosweep.search.loop import end_search, run_search
 from evosweep.search.plan import Plan
 from evosweep.search.protocols import Scorer
 from evosweep.search.state import SearchState
-from evosweep.store.drop import Drop
 from evosweep.tracking.base import TextInput, Tracker, TrackingError
 from evosweep.tracking.behind import Behind
 from evosweep.tracking.naming import run_name

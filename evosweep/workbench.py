@@ -22,10 +22,11 @@ from evosweep.evaluate.population import Evaluator
 from evosweep.evaluate.scorer import StagedScorer
 from evosweep.fitness.kl import KL
 from evosweep.models.anatomy import Anatomy
+from evosweep.models.dropping import Drop
 from evosweep.models.load import LoadedModel, ModelSource
-from evosweep.store.build import StoreBuilder, fixed_bits, plan_units
-from evosweep.store.drop import Drop
+from evosweep.store.build import StoreBuilder
 from evosweep.store.manifest import LevelStore
+from evosweep.store.store_plan import StorePlan, plan_store
 
 logger = logging.getLogger(__name__)
 FEW_TOKENS = 8  # that the dense model is tried on before any work
@@ -79,26 +80,26 @@ class Workbench:
         return Anatomy(self.loaded.model)
 
     @cached_property
+    def plan(self) -> StorePlan:
+        """Units, levels and costs before any level is made."""
+        return plan_store(self.anatomy, self.compressor, self.drop)
+
+    @property
     def planned(self) -> tuple[Unit, ...]:
         """Units and costs before any level is made."""
-        return plan_units(self.anatomy, self.compressor, self.drop)
+        return self.plan.units
 
-    @cached_property
+    @property
     def fixed_bits(self) -> int:
         """Bits of what belongs to no unit."""
-        return fixed_bits(self.anatomy, self.compressor, self.drop)
+        return self.plan.fixed_bits
 
     @cached_property
     def store(self) -> LevelStore:
         """The level store, found or built."""
         with self.timed("store"):
             return self.builder.open(
-                self.anatomy,
-                self.compressor,
-                self.splits["calibration"],
-                drop=self.drop,
-                model_name=self.loaded.name,
-                progress=self.progress,
+                self.plan, self.splits["calibration"], model_name=self.loaded.name, progress=self.progress
             )
 
     @cached_property
@@ -111,7 +112,7 @@ class Workbench:
         """Validation figures of the dense model."""
         scorer = StagedScorer(self.evaluator, fitness=KL(), seed=0)
         with self.timed("dense"):
-            return {**scorer.validate(None), "kl": 0.0}
+            return scorer.validate(None)
 
     def planned_problem(self, budget: Budget) -> Problem:
         """Return the problem as it will be, before any level is made; raises where the budget does not fit."""

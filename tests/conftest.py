@@ -17,6 +17,7 @@ from evosweep.models.anatomy import Anatomy
 from evosweep.models.load import LoadedModel, Random
 from evosweep.store.build import StoreBuilder
 from evosweep.store.manifest import LevelStore
+from evosweep.store.store_plan import plan_store
 
 torch.set_num_threads(1)  # two pytest workers share two cores
 if not torch.cuda.is_available():
@@ -79,7 +80,8 @@ def splits(loaded: LoadedModel) -> dict:
 
 @pytest.fixture(scope="session")
 def store(anatomy: Anatomy, splits: dict) -> LevelStore:
-    return StoreBuilder().open(anatomy, GPTQ(bits=[2, 3, 4], group=16), splits["calibration"], model_name="tiny")
+    plan = plan_store(anatomy, GPTQ(bits=[2, 3, 4], group=16))
+    return StoreBuilder().open(plan, splits["calibration"], model_name="tiny")
 
 
 @pytest.fixture(scope="session")

@@ -26,7 +26,8 @@ def composed(*overrides: str):
 
 def check(config) -> None:
     check_config(OmegaConf.masked_copy(config, [key for key in config if key != "hydra"]), CONF)
-    Plan.of(generations=config.search.generations, stages=OmegaConf.to_container(config.search.stages))
+    search = OmegaConf.to_container(config.search)
+    Plan.of(**{key: value for key, value in search.items() if key not in {"offspring", "max_flips"}})
     Budget(**{key: value for key, value in config.budget.items() if not str(key).startswith("_")})
 
 
@@ -58,7 +59,7 @@ def test_every_module_of_a_plug_in_package_has_a_choice() -> None:
     for folder, shared in {
         "fitness": {"base"},
         "allocators": {"base", "harm"},
-        "compressors": {"base", "compensate", "grid", "integer", "kernels", "sparse"},
+        "compressors": {"base", "compensate", "grid", "integer", "kernels", "payload", "sparse", "statistics"},
         "samplers": {"base", "dashboard", "levels", "record", "storage"},
         "exporters": {"base"},
         "data": {"documents", "tokens"},

@@ -18,7 +18,7 @@ from PIL import Image
 from evosweep.core.allocation import Allocation
 from evosweep.core.results import read_result
 from evosweep.evaluate.scorer import StagedScorer
-from evosweep.samplers.levels import allocation_of
+from evosweep.samplers.level_codes import allocation_of
 from evosweep.tracking.artifacts.heatmap import CELL
 from evosweep.tracking.study.storage import Journal
 from tests.cli import TINY, evosweep, workplace, write_corpus

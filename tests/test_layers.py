@@ -9,6 +9,7 @@ ROOT = Path(evosweep.__file__).parent
 RANK = {
     "core": 0,
     "assets": 1,
+    "parallel": 1,  # a module of its own, not a package
     "search": 2,
     "allocators": 2,
     "data": 2,
@@ -21,6 +22,7 @@ RANK = {
     "evaluate": 4,
     "exporters": 5,
     "workbench": 5,
+    "testing": 6,
     "pipeline": 6,
     "api": 7,
     "cli": 7,

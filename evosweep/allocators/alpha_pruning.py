@@ -6,7 +6,7 @@ Data-free: it reads weights alone.
 import numpy as np
 import numpy.typing as npt
 
-from evosweep.allocators.base import column
+from evosweep.allocators.base import check_has_layers, column
 from evosweep.allocators.owl import block_targets, snap
 from evosweep.core.checks import check_number
 from evosweep.core.problem import Genome, Problem
@@ -15,7 +15,7 @@ HILL = "hill_exponent"
 
 
 class AlphaPruning:
-    """Block budgets that fall linearly with the blocks' mean Hill exponents, snapped to levels.
+    """Block budgets that fall linearly with the blocks' mean Hill exponents, rounded to levels.
 
     Args:
         spread: Block targets lie within this of the budget, in bits per weight (the paper's τ, there of sparsity).
@@ -28,12 +28,13 @@ class AlphaPruning:
         self.spread = check_number("spread", spread, low=0)
 
     def check(self, problem: Problem) -> None:
-        """Have nothing against any problem."""
+        """Raise a SettingError if all units can only be kept or dropped."""
+        check_has_layers(problem, self)
 
     def allocate(self, problem: Problem) -> Genome:
-        """Return the allocation that spends each block's target on its heaviest-tailed units first."""
+        """Return the allocation that spends every block's target, on its heaviest-tailed units first."""
         return snap(problem, self.targets(problem), priority=-column(problem, HILL))
 
     def targets(self, problem: Problem) -> npt.NDArray[np.float64]:
-        """Return each block's target in bits per weight, shape (blocks,); their weighted mean is the budget's."""
+        """Return every block's target in bits per weight, shape (blocks,); their weighted mean is the budget's."""
         return block_targets(problem, -column(problem, HILL), spread=self.spread)

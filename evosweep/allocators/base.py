@@ -1,34 +1,54 @@
-"""What an allocator is: the manifest's columns in, one genome out."""
+"""The interface of allocators: they read the columns of a problem's units and return one genome."""
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Protocol
+from typing import Protocol, TypeGuard
 
 import numpy as np
 import numpy.typing as npt
 
-from evosweep.core.errors import StoreError
+from evosweep.core.errors import SettingError, StoreError
 from evosweep.core.problem import Genome, Problem
 
 
 class Allocator(Protocol):
-    """Chooses every unit's level at once, from what the problem knows.
+    """Chooses the levels of all units at once, from the problem alone."""
 
-    Attributes:
-        columns: Columns of the units that it reads; those that need the model are measured first.
-    """
-
-    columns: Sequence[str]
+    @property
+    def columns(self) -> Sequence[str]:
+        """Columns of the units that it reads; those that need the model are measured first."""
 
     def check(self, problem: Problem) -> None:
-        """Raise a SettingError if this allocator has nothing to say about such a problem, before it is measured."""
+        """Raise a SettingError if this allocator cannot be used for such a problem; called before measuring."""
 
     def allocate(self, problem: Problem) -> Genome:
         """Return a genome within the budget."""
 
 
+def is_allocator(value: object) -> TypeGuard[Allocator]:
+    """Return whether an object has what an allocator needs."""
+    return all(hasattr(value, name) for name in ("columns", "check", "allocate"))
+
+
+def allocator_name(allocator: Allocator) -> str:
+    """Return the name by which results show an allocator."""
+    return str(getattr(allocator, "name", type(allocator).__name__.lower()))
+
+
+def check_has_layers(problem: Problem, allocator: Allocator) -> None:
+    """Raise a SettingError if all units can only be kept or dropped: they have no columns about a layer's weights."""
+    if all(unit.only_drops for unit in problem.units):
+        raise SettingError(
+            "",
+            owner=allocator,
+            allowed="one that chooses what to drop (block_influence, leave_one_out, random, evopress)",
+            got=allocator_name(allocator),
+            hint=f"{allocator_name(allocator)} needs layers with several levels (not compressor=none)",
+        )
+
+
 def allocate(allocator: Allocator, problem: Problem) -> Genome:
-    """Return what an allocator chooses; where units gate others, among allocations that drop none of them.
+    """Return the genome that an allocator chooses; where units gate others, without dropping any of these.
 
     Raises:
         BudgetError: The budget cannot be met without dropping.
@@ -43,12 +63,12 @@ def allocate(allocator: Allocator, problem: Problem) -> Genome:
 
 
 def column(problem: Problem, name: str, *, only: Sequence[int] | None = None) -> npt.NDArray[np.float64]:
-    """Return a column of the units, or only of those at some places, shape (units,).
+    """Return a column of the units, or of those with the indices ``only``, shape (units,).
 
     Raises:
         StoreError: Some unit lacks it.
     """
-    units = problem.units if only is None else [problem.units[place] for place in only]
+    units = problem.units if only is None else [problem.units[index] for index in only]
     lacking = [unit.name for unit in units if name not in unit.columns]
     if lacking:
         raise StoreError(f"column {name!r} is missing for {len(lacking)} units ({lacking[0]} ...)")

@@ -12,7 +12,7 @@ class Greedy:
     A step may jump over levels, so that a ladder whose harm does not fall evenly hides nothing.
 
     Args:
-        harm: Which: ``scaled``, ``bare``, ``around_uniform`` or ``around_top``, as ``Harm`` explains.
+        harm: Model of harm: ``scaled``, ``bare``, ``around_uniform`` or ``around_top``, as ``Harm`` explains.
     """
 
     def __init__(self, *, harm: str = DEFAULT) -> None:
@@ -20,12 +20,13 @@ class Greedy:
         self.name, self.columns = self.harm.named("greedy"), self.harm.columns
 
     def check(self, problem: Problem) -> None:
-        """Raise a SettingError where its harm says nothing about such a problem."""
+        """Raise a SettingError if its model of harm does not apply to such a problem."""
         self.harm.check(problem, owner=self)
 
     def allocate(self, problem: Problem) -> Genome:
         """Return the genome that no affordable step improves."""
-        harm, units = self.harm.table(problem), np.arange(len(problem.units))
+        harm = self.harm.table(problem)
+        units = np.arange(len(problem.units))
         genome = np.zeros(len(units), dtype=np.int64)
         for _ in range(int(problem.sizes.sum())):
             bits = problem.costs - problem.costs[units, genome][:, None]

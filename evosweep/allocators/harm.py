@@ -1,4 +1,4 @@
-"""The additive models that ILP, dynamic programming and greedy share: the harm thought to be in each level."""
+"""Additive models of harm, shared by ILP, dynamic programming and greedy: an estimate for every level of every unit."""
 
 import numpy as np
 import numpy.typing as npt
@@ -24,7 +24,7 @@ DEFAULT = "around_top"  # the best of them on what was measured, see benchmarks/
 
 
 class Harm:
-    """One of the ways to say how much each level of each unit hurts.
+    """A model of the harm that every level of every unit does to the whole model.
 
     Args:
         kind: ``around_top``: by how much the KL rises where only that unit takes that level, all others at their
@@ -47,7 +47,7 @@ class Harm:
         return allocator if self.kind == DEFAULT else f"{allocator}_{self.kind}"
 
     def check(self, problem: Problem, *, owner: object = None) -> None:
-        """Raise a SettingError where units drop: they have no layer error, and no weight."""
+        """Raise a SettingError if units can be dropped: they have no layer error, and no weight of their own."""
         weightless = self.kind == "hawq_v2" and bool(problem.gating.any())
         if weightless or (not problem.least and not problem.gated and self.kind in ("scaled", "bare", "hawq_v2")):
             raise SettingError(
@@ -63,7 +63,7 @@ class Harm:
 
         Raises:
             EvosweepError: A level has no layer error.
-            StoreError: What must be measured was not.
+            StoreError: A column was not measured.
         """
         if self.kind in ("scaled", "bare"):
             scale = np.ones(len(problem.units)) if self.kind == "bare" else column(problem, KL_PER_ERROR)
@@ -71,9 +71,9 @@ class Harm:
         table = np.full(problem.costs.shape, np.inf)
         for level in range(problem.costs.shape[1]):
             has = np.flatnonzero(problem.sizes > level)
-            names = [f"{self.columns[0]}/{problem.units[place].levels[level].name}" for place in has]
+            names = [f"{self.columns[0]}/{problem.units[index].levels[level].name}" for index in has]
             table[has, level] = [
-                column(problem, name, only=[place])[0] for place, name in zip(has.tolist(), names, strict=True)
+                column(problem, name, only=[index])[0] for index, name in zip(has.tolist(), names, strict=True)
             ]
         return np.maximum(table, LEAST_RISE) if self.kind == "around_top" else table
 

@@ -1,4 +1,4 @@
-"""Rankings of what to drop: the least missed first, until the budget holds."""
+"""Allocators that drop units in the order of one column, lowest first, until the budget holds."""
 
 import numpy as np
 
@@ -16,7 +16,7 @@ class _Ranking:
     columns: tuple[str, ...]
 
     def check(self, problem: Problem) -> None:
-        """Raise a SettingError where some unit cannot be dropped, and so has no rank."""
+        """Raise a SettingError if some unit cannot be dropped, and so has no rank."""
         if problem.least or problem.gating.any():
             raise SettingError(
                 "",
@@ -26,7 +26,7 @@ class _Ranking:
             )
 
     def allocate(self, problem: Problem) -> Genome:
-        """Return everything at its highest level but the lowest-ranked units, dropped until the budget holds."""
+        """Return the genome that drops the lowest-ranked units until the budget holds, and keeps all others."""
         ranks = column(problem, self.columns[0])
         genome = problem.sizes - 1
         for unit in np.argsort(ranks, kind="stable"):

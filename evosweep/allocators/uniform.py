@@ -1,4 +1,4 @@
-"""The same level everywhere."""
+"""Uniform: the same level for all units."""
 
 from evosweep.core.errors import SettingError
 from evosweep.core.problem import Genome, Problem
@@ -7,10 +7,11 @@ from evosweep.core.problem import Genome, Problem
 class Uniform:
     """The highest level that all units can share within the budget."""
 
+    name = "uniform"
     columns = ()
 
     def check(self, problem: Problem) -> None:
-        """Raise a SettingError where only dropping everything treats all units alike."""
+        """Raise a SettingError if the only uniform genome within the budget drops every unit."""
         if not problem.cost(problem.uniform()):
             raise SettingError(
                 "",
@@ -20,5 +21,5 @@ class Uniform:
             )
 
     def allocate(self, problem: Problem) -> Genome:
-        """Return it; what it leaves of the budget stays unspent, as users of uniform settings leave it."""
+        """Return the uniform genome; bits left over are not spent, as is usual for uniform settings."""
         return problem.uniform()

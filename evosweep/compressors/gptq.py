@@ -1,7 +1,7 @@
 """GPTQ (Frantar et al., arXiv 2210.17323) for several bit-widths and several layers at once.
 
-Layers that share an input share its Hessian and one factorization; every (layer, width) is then just more rows
-of one column loop, each row with its own largest code.
+Layers that share an input share its Hessian and one factorization; the rows of every (layer, width) go through one
+column loop together, each row with its own largest code.
 """
 
 from collections.abc import Mapping, Sequence
@@ -9,10 +9,12 @@ from typing import Any
 
 import torch
 
-from evosweep.compressors.base import Payload, Plans
-from evosweep.compressors.compensate import Rules, factorize, spans_of, sums, sweep, transposed
-from evosweep.compressors.grid import Grid, largest, stacked
+from evosweep.compressors.base import Plans
+from evosweep.compressors.compensate import ColumnRules, factorize, spans_of, stack_transposed, sums_by_matrix, sweep
+from evosweep.compressors.grid import Grid, largest_codes, stack_grids
 from evosweep.compressors.integer import IntegerLevels
+from evosweep.compressors.payload import Payload
+from evosweep.compressors.statistics import SECOND_MOMENT, Statistics
 from evosweep.core.checks import check_int, check_number
 
 
@@ -23,10 +25,12 @@ class GPTQ(IntegerLevels):
         bits: Code widths, each from 2 to 8, rising.
         group: Columns that share scale and zero; null means a whole row.
         symmetric: Whether the zero is the middle code.
-        coarse_scales: Whether scales are values of bfloat16, too.
+        coarse_scales: Whether scales are rounded to bfloat16, too.
         damping: Share of the Hessian's mean diagonal that is added to its diagonal.
         column_block: Columns between two updates of the columns that follow.
     """
+
+    needs = frozenset({SECOND_MOMENT})
 
     def __init__(
         self,
@@ -43,19 +47,24 @@ class GPTQ(IntegerLevels):
         self.column_block = check_int("column_block", column_block, low=1)
 
     def compress(
-        self, weights: Mapping[str, torch.Tensor], gram: torch.Tensor, plans: Plans
+        self, weights: Mapping[str, torch.Tensor], statistics: Statistics, plans: Plans
     ) -> dict[str, dict[str, Payload]]:
-        """Return unit -> level name -> payload of layers that share the input of ``gram``.
+        """Return unit -> level name -> payload of layers that share an input.
+
+        Args:
+            weights: fp32 weights (out, in) by unit name.
+            statistics: The shared input's second moment.
+            plans: What ``plan`` returned.
 
         Raises:
-            StoreError: ``gram`` stays singular whatever the damping.
+            StoreError: The second moment stays singular whatever the damping.
         """
-        del plans
-        jobs = [(name, width) for name in weights for width in self.bits]
+        gram = statistics.second_moment
+        jobs = [(name, level) for name in weights for level in plans[name]]
         rounded = quantize(
             [weights[name] for name, _ in jobs],
             gram,
-            widths=[width for _, width in jobs],
+            widths=[level.spec.bits for _, level in jobs],
             group=self.group_of(len(gram)),
             symmetric=self.symmetric,
             coarse=self.coarse_scales,
@@ -63,9 +72,9 @@ class GPTQ(IntegerLevels):
             column_block=self.column_block,
         )
         result: dict[str, dict[str, Payload]] = {name: {} for name in weights}
-        for (name, width), (codes, scales, zeros, error) in zip(jobs, rounded, strict=True):
-            result[name][f"{width}bit"] = self.payload(
-                codes=codes, scales=scales, zeros=zeros, width=width, error=error
+        for (name, level), (codes, scales, zeros, error) in zip(jobs, rounded, strict=True):
+            result[name][level.name] = self.payload(
+                codes=codes, scales=scales, zeros=zeros, width=level.spec.bits, error=error
             )
         return result
 
@@ -89,7 +98,7 @@ def quantize(
     damping: float,
     column_block: int,
 ) -> list[Rounded]:
-    """Quantize matrices that share an input column by column, moving each column's error onto those that follow.
+    """Return matrices that share an input quantized column by column, each column's error moved onto those after it.
 
     Args:
         weights: Each (rows, columns) with the same columns; not changed.
@@ -97,7 +106,7 @@ def quantize(
         widths: Bits a code, of each matrix.
         group: Columns a group; divides columns.
         symmetric: Whether the zero is the middle code.
-        coarse: Whether scales are values of bfloat16, too.
+        coarse: Whether scales are rounded to bfloat16, too.
         damping: Share of the mean diagonal added to the diagonal.
         column_block: Columns whose effect on later columns is applied at once.
 
@@ -105,18 +114,19 @@ def quantize(
         StoreError: The Hessian cannot be factorized.
     """
     sizes = [len(weight) for weight in weights]
-    left = transposed(weights, gram)
-    factor, top = factorize(gram, damping=damping), largest(widths, sizes, gram.device)
-    codes = torch.empty(left.shape, dtype=torch.uint8, device=left.device)
+    work = stack_transposed(weights, gram)
+    factor = factorize(gram, damping=damping)
+    top = largest_codes(widths, sizes, gram.device)
+    codes = torch.empty(work.shape, dtype=torch.uint8, device=work.device)
     grids: list[Grid] = []
 
-    def rules(columns: slice) -> Rules:
+    def rules(columns: slice) -> ColumnRules:
         if columns.start % group == 0:
-            members = left[columns.start : columns.start + group].T
+            members = work[columns.start : columns.start + group].T
             grids.append(Grid.of(members, top=top, symmetric=symmetric, coarse=coarse))
-        return Rules(grids[-1], codes[columns])
+        return ColumnRules(grids[-1], codes[columns])
 
-    total = sweep(left, factor, spans=spans_of(len(left), edges=group, block=column_block), rules=rules)
-    scales, zeros = stacked(grids)
-    parts = (part.T for part in codes.split(sizes, 1))
-    return list(zip(parts, scales.split(sizes), zeros.split(sizes), sums(total, sizes), strict=True))
+    total = sweep(work, factor, spans=spans_of(len(work), edges=group, block=column_block), rules=rules)
+    scales, zeros = stack_grids(grids)
+    codes_of = (matrix.T for matrix in codes.split(sizes, 1))
+    return list(zip(codes_of, scales.split(sizes), zeros.split(sizes), sums_by_matrix(total, sizes), strict=True))

@@ -1,4 +1,4 @@
-"""The grid that a group of weights is rounded to: codes from 0 up to a largest, a scale and a zero."""
+"""The grid that a group of weights is rounded to: codes from 0 to a largest code, a scale and a zero."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -31,7 +31,7 @@ class Grid:
             weight: Values of one group, shape (rows, group).
             top: Largest code of each row, shape (rows,).
             symmetric: Whether the zero is the middle code (top + 1) / 2.
-            coarse: Whether scales are bfloat16's values, too: what programs see that keep scales in a model's type.
+                coarse: Whether scales are rounded to bfloat16, too, for formats that keep scales in the model's type.
         """
         low = weight.amin(dim=1).clamp(max=0)
         high = weight.amax(dim=1).clamp(min=0)
@@ -41,7 +41,9 @@ class Grid:
         empty = (low == 0) & (high == 0)
         low, high = torch.where(empty, -1.0, low), torch.where(empty, 1.0, high)
         scale = ((high - low) / top).half().float().clamp(min=2.0**-24)
-        scale = scale.bfloat16().float() if coarse else scale  # at most fp16's digits are left of it
+        scale = (
+            scale.bfloat16().float() if coarse else scale
+        )  # which may only lose digits: the value is one of fp16's, too
         zero = (top + 1) / 2 if symmetric else torch.round(-low / scale).clamp(min=0).minimum(top)
         return cls(scale, zero, top)
 
@@ -52,24 +54,31 @@ class Grid:
 
     def codes(self, weight: torch.Tensor) -> torch.Tensor:
         """Return the nearest codes of weights (rows,) or (rows, columns), fp32, same shape."""
-        inverse, zero, top = (_beside(each, weight) for each in (self.inverse, self.zero, self.top))
+        inverse, zero, top = (_by_row(values, weight) for values in (self.inverse, self.zero, self.top))
         return torch.addcmul(zero, weight, inverse).round_().clamp_(min=0).minimum(top)
 
     def values(self, codes: torch.Tensor) -> torch.Tensor:
-        """Return what codes (rows,) or (rows, columns) stand for, fp32, same shape."""
-        return (codes - _beside(self.zero, codes)).mul_(_beside(self.scale, codes))
+        """Return the weights that codes (rows,) or (rows, columns) decode to, fp32, same shape."""
+        return (codes - _by_row(self.zero, codes)).mul_(_by_row(self.scale, codes))
 
 
-def _beside(each: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
-    return each if table.dim() == 1 else each[:, None]
+def _by_row(values: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
+    """Return one value a row, shaped to be combined with a table (rows,) or (rows, columns)."""
+    return values if table.dim() == 1 else values[:, None]
 
 
-def stacked(grids: Sequence[Grid]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return scales and zeros of groups that follow each other, both (rows, groups)."""
-    return torch.stack([each.scale for each in grids], dim=1), torch.stack([each.zero for each in grids], dim=1)
+def stack_grids(grids: Sequence[Grid]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return scales and zeros of consecutive groups, both (rows, groups)."""
+    return torch.stack([grid.scale for grid in grids], dim=1), torch.stack([grid.zero for grid in grids], dim=1)
 
 
-def largest(widths: Sequence[int], sizes: Sequence[int], device: torch.device) -> torch.Tensor:
-    """Return the largest code of every row, fp32, for matrices of so many rows and bits a code."""
+def largest_codes(widths: Sequence[int], sizes: Sequence[int], device: torch.device) -> torch.Tensor:
+    """Return the largest code of every row, 2^width − 1, fp32, the matrices' rows one after the other.
+
+    Args:
+        widths: Bits a code, of each matrix.
+        sizes: Rows of each matrix.
+        device: Where the result is needed.
+    """
     tops = torch.tensor([2.0**width - 1 for width in widths], device=device)
     return tops.repeat_interleave(torch.tensor(sizes, device=device))

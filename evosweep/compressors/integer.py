@@ -1,17 +1,30 @@
 """What integer quantizers share: levels, costs, payloads."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from evosweep.compressors.base import LevelPlan, Payload, check_divides
+from evosweep.compressors.base import LevelSpec, check_divides
 from evosweep.compressors.formats import grouped_int
+from evosweep.compressors.payload import Payload
 from evosweep.core.checks import check_bool, check_int
 from evosweep.core.errors import SettingError
 from evosweep.core.unit import Nominal
 
 WIDTHS = range(2, 9)
+
+
+@dataclass(frozen=True)
+class IntegerSpec:
+    """A level of integer codes.
+
+    Attributes:
+        bits: Width of a code.
+    """
+
+    bits: int
 
 
 class IntegerLevels:
@@ -21,7 +34,7 @@ class IntegerLevels:
         bits: Code widths, each from 2 to 8, rising.
         group: Columns that share scale and zero; null means a whole row.
         symmetric: Whether the zero is the middle code (and so costs nothing).
-        coarse_scales: Whether scales are values of bfloat16, too, for programs that keep them in the model's type.
+        coarse_scales: Whether scales are rounded to bfloat16, too, for formats that keep them in the model's type.
     """
 
     def __init__(self, *, bits: Sequence[int], group: int | None, symmetric: bool, coarse_scales: bool = False) -> None:
@@ -34,22 +47,23 @@ class IntegerLevels:
         """Return the group size for a layer with so many input features."""
         return self.group or columns
 
-    def plan(self, shapes: Mapping[str, tuple[int, int]]) -> dict[str, list[LevelPlan]]:
+    def plan(self, shapes: Mapping[str, tuple[int, int]]) -> dict[str, list[LevelSpec]]:
         """Return one level a width, named ``3bit``, its nominal number the width.
 
         Raises:
             SettingError: The group size does not divide some layer's input width.
         """
         check_divides("group", self.group or 1, shapes, owner=self)
-        return {name: self._ladder(*shape) for name, shape in shapes.items()}
+        return {name: self._levels(*shape) for name, shape in shapes.items()}
 
-    def _ladder(self, rows: int, columns: int) -> list[LevelPlan]:
+    def _levels(self, rows: int, columns: int) -> list[LevelSpec]:
         group = self.group_of(columns)
         return [
-            LevelPlan(
+            LevelSpec(
                 name=f"{width}bit",
                 cost=grouped_int.bits(rows=rows, columns=columns, width=width, group=group, symmetric=self.symmetric),
                 nominal=Nominal("bits", float(width)),
+                spec=IntegerSpec(width),
             )
             for width in self.bits
         ]
@@ -63,13 +77,21 @@ class IntegerLevels:
         width: int,
         error: float | None = None,
     ) -> Payload:
-        """Pack codes (rows, columns) with fp16-valued scales and integer zeros (rows, groups)."""
+        """Return the payload of a quantized layer.
+
+        Args:
+            codes: Codes, shape (rows, columns).
+            scales: Values of fp16, shape (rows, groups).
+            zeros: Whole numbers, shape (rows, groups).
+            width: Bits a code.
+            error: The layer's output error, where it is known.
+        """
         rows, columns = codes.shape
         meta = {"rows": rows, "columns": columns, "width": width, "group": columns // scales.shape[1]}
-        parts = grouped_int.encode(
+        tensors = grouped_int.encode(
             codes=codes, scales=scales, zeros=None if self.symmetric else zeros.to(torch.uint8), width=width
         )
-        return Payload("grouped_int", parts, meta, error)
+        return Payload(grouped_int.__name__, tensors, meta, error=error)
 
     def describe(self) -> dict[str, Any]:
         """Return the settings that decide payloads."""
@@ -82,7 +104,7 @@ class IntegerLevels:
 
 
 def check_widths(bits: object) -> list[int]:
-    """Return the widths that ``compressor.bits`` lists, from 2 to 8, rising.
+    """Return the widths that the argument ``bits`` lists, from 2 to 8, rising.
 
     Raises:
         SettingError: They are no such list.

@@ -1,18 +1,18 @@
-"""The column loop's inner part as one GPU kernel: a span of columns stays in registers while it is settled."""
+"""The inner part of the column loop as one GPU kernel: a span of columns stays in registers until it is final."""
 
 import torch
 import triton
 import triton.language as tl
 
-from evosweep.compressors.compensate import Rules
+from evosweep.compressors.grid import Grid
 
-ROWS = 32  # a program; so that small layers, too, keep a GPU's processors busy
+ROWS = 32  # of one program: few enough that small layers, too, keep all of a GPU's processors busy
 LEAST_SPAN = 16  # columns that a program has room for
 
 
 @triton.jit
-def _settle(  # type: ignore[no-untyped-def]
-    part,
+def _finalize_columns(  # type: ignore[no-untyped-def]
+    span,
     errors,
     factor,
     codes,
@@ -30,46 +30,56 @@ def _settle(  # type: ignore[no-untyped-def]
 ):
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     column = tl.arange(0, SPAN)
-    there = row < rows
-    both = (column < COLUMNS)[:, None] & there[None, :]
-    left = tl.load(part + column[:, None] * rows + row[None, :], mask=both, other=0.0)
+    in_range = row < rows
+    inside = (column < COLUMNS)[:, None] & in_range[None, :]
+    work = tl.load(span + column[:, None] * rows + row[None, :], mask=inside, other=0.0)
     if ROUNDS:
-        step = tl.load(scale + row, mask=there, other=1.0)
-        middle = tl.load(zero + row, mask=there, other=0.0)
-        most = tl.load(top + row, mask=there, other=1.0)
-    for place in range(COLUMNS):
-        weight = tl.sum(tl.where((column == place)[:, None], left, 0.0), axis=0)
-        settled = weight
+        step = tl.load(scale + row, mask=in_range, other=1.0)
+        middle = tl.load(zero + row, mask=in_range, other=0.0)
+        most = tl.load(top + row, mask=in_range, other=1.0)
+    for column_index in range(COLUMNS):
+        weight = tl.sum(tl.where((column == column_index)[:, None], work, 0.0), axis=0)
+        final = weight
         if ROUNDS:
             # Half to even, as torch rounds: what is added and taken away again leaves no room for a fraction.
             code = weight * (1.0 / step) + middle
             code = tl.minimum(tl.maximum(code, 0.0), most)
             code = (code + 8388608.0) - 8388608.0
-            tl.store(codes + place * rows + row, code.to(tl.uint8), mask=there)
-            settled = (code - middle) * step
+            tl.store(codes + column_index * rows + row, code.to(tl.uint8), mask=in_range)
+            final = (code - middle) * step
         if MASKS:
-            kept = tl.load(mask + place * rows + row, mask=there, other=0)
-            settled = tl.where(kept != 0, settled, 0.0)
-        error = (weight - settled) / tl.load(factor + place * stride + place)
-        tl.store(part + place * rows + row, settled, mask=there)
-        tl.store(errors + place * rows + row, error, mask=there)
-        after = tl.load(factor + place * stride + column, mask=(column > place) & (column < COLUMNS), other=0.0)
-        left -= after[:, None] * error[None, :]
+            kept = tl.load(mask + column_index * rows + row, mask=in_range, other=0)
+            final = tl.where(kept != 0, final, 0.0)
+        error = (weight - final) / tl.load(factor + column_index * stride + column_index)
+        tl.store(span + column_index * rows + row, final, mask=in_range)
+        tl.store(errors + column_index * rows + row, error, mask=in_range)
+        after = tl.load(
+            factor + column_index * stride + column, mask=(column > column_index) & (column < COLUMNS), other=0.0
+        )
+        work -= after[:, None] * error[None, :]
 
 
-def settle(part: torch.Tensor, errors: torch.Tensor, factor: torch.Tensor, rules: Rules) -> None:
-    """Settle a span, arguments as for ``compensate.settle``."""
-    grid, mask, (columns, rows) = rules.grid, rules.mask, part.shape
-    scale, zero, top = (part,) * 3 if grid is None else (grid.scale, grid.zero, grid.top)
-    _settle[(triton.cdiv(rows, ROWS),)](
-        part,
+def finalize_columns(
+    span: torch.Tensor,
+    errors: torch.Tensor,
+    factor: torch.Tensor,
+    *,
+    grid: Grid | None = None,
+    codes: torch.Tensor | None = None,
+    mask: torch.Tensor | None = None,
+) -> None:
+    """Round and prune a span of columns, in place; arguments as for ``compensate.finalize_columns``."""
+    columns, rows = span.shape
+    scale, zero, top = (span,) * 3 if grid is None else (grid.scale, grid.zero, grid.top)
+    _finalize_columns[(triton.cdiv(rows, ROWS),)](
+        span,
         errors,
         factor,
-        part if rules.codes is None else rules.codes,
+        span if codes is None else codes,
         scale,
         zero,
         top,
-        part if mask is None else mask.view(torch.uint8),
+        span if mask is None else mask.view(torch.uint8),
         rows,
         factor.stride(0),
         COLUMNS=columns,

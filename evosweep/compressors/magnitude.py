@@ -4,8 +4,10 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from evosweep.compressors.base import LevelPlan, Payload, Plans
-from evosweep.compressors.sparse import SparseLevels, keep_in_groups, keep_largest, payload_of
+from evosweep.compressors.base import Plans
+from evosweep.compressors.payload import Payload
+from evosweep.compressors.sparse import SparseLevels, SparseSpec, keep_largest, keep_pattern, payload_of
+from evosweep.compressors.statistics import Statistics
 
 
 class Magnitude(SparseLevels):
@@ -18,6 +20,8 @@ class Magnitude(SparseLevels):
         patterns: N:M patterns that are the levels instead, such as ``2:4``.
     """
 
+    needs: frozenset[str] = frozenset()
+
     def __init__(
         self,
         *,
@@ -29,15 +33,15 @@ class Magnitude(SparseLevels):
         super().__init__(sparsity=sparsity, window=window, step=step, patterns=patterns)
 
     def compress(
-        self, weights: Mapping[str, torch.Tensor], gram: torch.Tensor, plans: Plans
+        self, weights: Mapping[str, torch.Tensor], statistics: Statistics, plans: Plans
     ) -> dict[str, dict[str, Payload]]:
-        """Return unit -> level name -> payload; ``gram`` is not looked at."""
-        del gram
+        """Return unit -> level name -> payload; no statistic is read."""
+        del statistics
         return {
-            name: {plan.name: payload_of(weight, _mask(weight.abs(), plan)) for plan in plans[name]}
+            name: {level.name: payload_of(weight, _mask(weight.abs(), level.spec)) for level in plans[name]}
             for name, weight in weights.items()
         }
 
 
-def _mask(scores: torch.Tensor, plan: LevelPlan) -> torch.Tensor:
-    return keep_in_groups(scores, plan) if plan.group else keep_largest(scores, plan.kept)
+def _mask(scores: torch.Tensor, spec: SparseSpec) -> torch.Tensor:
+    return keep_largest(scores, spec.kept) if spec.pattern is None else keep_pattern(scores, spec.pattern)

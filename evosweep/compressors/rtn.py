@@ -1,23 +1,27 @@
-"""Round to nearest: the grid, and nothing else."""
+"""Round to nearest: no calibration, no compensation."""
 
 from collections.abc import Mapping, Sequence
 
 import torch
 
-from evosweep.compressors.base import Payload, Plans
+from evosweep.compressors.base import Plans
 from evosweep.compressors.grid import Grid
 from evosweep.compressors.integer import IntegerLevels
+from evosweep.compressors.payload import Payload
+from evosweep.compressors.statistics import Statistics
 
 
 class RoundToNearest(IntegerLevels):
-    """Each weight to the nearest point of its group's min-max grid; needs no inputs.
+    """Rounds each weight to the nearest point of its group's min-max grid; needs no calibration inputs.
 
     Args:
         bits: Code widths, each from 2 to 8, rising.
         group: Columns that share scale and zero; null means a whole row.
         symmetric: Whether the zero is the middle code.
-        coarse_scales: Whether scales are values of bfloat16, too.
+        coarse_scales: Whether scales are rounded to bfloat16, too.
     """
+
+    needs: frozenset[str] = frozenset()
 
     def __init__(
         self,
@@ -30,12 +34,13 @@ class RoundToNearest(IntegerLevels):
         super().__init__(bits=bits, group=group, symmetric=symmetric, coarse_scales=coarse_scales)
 
     def compress(
-        self, weights: Mapping[str, torch.Tensor], gram: torch.Tensor, plans: Plans
+        self, weights: Mapping[str, torch.Tensor], statistics: Statistics, plans: Plans
     ) -> dict[str, dict[str, Payload]]:
-        """Return unit -> level name -> payload; ``gram`` is not looked at."""
-        del gram, plans
+        """Return unit -> level name -> payload; no statistic is read."""
+        del statistics
         return {
-            name: {f"{width}bit": self._round(weight, width) for width in self.bits} for name, weight in weights.items()
+            name: {level.name: self._round(weight, level.spec.bits) for level in plans[name]}
+            for name, weight in weights.items()
         }
 
     def _round(self, weight: torch.Tensor, width: int) -> Payload:

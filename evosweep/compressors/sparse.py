@@ -2,17 +2,34 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from evosweep.compressors.base import LevelPlan, Payload, check_divides
+from evosweep.compressors.base import LevelSpec, check_divides
 from evosweep.compressors.formats import bitmask
+from evosweep.compressors.payload import Payload
 from evosweep.core.checks import check_int, check_number
 from evosweep.core.errors import SettingError
 from evosweep.core.unit import Nominal
 
 STEPS_IN_SMALLEST = 4
+Pattern = tuple[int, int]
+"""N and M of an N:M pattern: of every M consecutive weights of a row, N are kept."""
+
+
+@dataclass(frozen=True)
+class SparseSpec:
+    """A level that removes weights.
+
+    Attributes:
+        kept: Weights that are kept.
+        pattern: The N:M pattern in which they are kept; None keeps them anywhere.
+    """
+
+    kept: int
+    pattern: Pattern | None = None
 
 
 class SparseLevels:
@@ -26,7 +43,7 @@ class SparseLevels:
         window: How far the ladder reaches to both sides, in sparsity.
         step: Weights a step; null takes a quarter of the smallest unit, so that it has levels too.
         patterns: N:M patterns (``2:4``) that are the levels instead, with the dense layer above them: of every M
-            weights that follow each other in a row, N are kept.
+            consecutive weights of a row, N are kept.
     """
 
     def __init__(self, *, sparsity: float, window: float, step: int | None, patterns: Sequence[str] | None) -> None:
@@ -36,11 +53,11 @@ class SparseLevels:
         self.patterns = (
             None
             if patterns is None
-            else [parse_pattern(f"patterns[{place}]", pattern) for place, pattern in enumerate(patterns)]
+            else [parse_pattern(f"patterns[{index}]", pattern) for index, pattern in enumerate(patterns)]
         )
 
-    def plan(self, shapes: Mapping[str, tuple[int, int]]) -> dict[str, list[LevelPlan]]:
-        """Return the ladder of every unit, densest last, named by sparsity: ``62.5%``.
+    def plan(self, shapes: Mapping[str, tuple[int, int]]) -> dict[str, list[LevelSpec]]:
+        """Return the levels of every unit, densest last, named by sparsity: ``62.5%``.
 
         Raises:
             SettingError: No level is left in a unit.
@@ -49,42 +66,46 @@ class SparseLevels:
             return {name: self._patterned(shapes, name) for name in shapes}
         numels = {name: rows * columns for name, (rows, columns) in shapes.items()}
         step = self.step or max(1, min(numels.values()) // STEPS_IN_SMALLEST)
-        return {name: self._ladder(name, numel, step) for name, numel in numels.items()}
+        return {name: self._levels(name, numel, step) for name, numel in numels.items()}
 
-    def _ladder(self, name: str, numel: int, step: int) -> list[LevelPlan]:
+    def _levels(self, name: str, numel: int, step: int) -> list[LevelSpec]:
         middle = numel - round(self.sparsity * numel / step) * step
         reach = int(self.window * numel / step)
-        kept = [middle + place * step for place in range(-reach, reach + 1)]
+        kept = [middle + steps * step for steps in range(-reach, reach + 1)]
         kept = [count for count in kept if 0 < count <= numel]
         if not kept:
             raise SettingError(
                 "step", owner=self, allowed=f"small enough for {name}, which has {numel} weights", got=step
             )
         return [
-            LevelPlan(
+            LevelSpec(
                 name=f"{100 * (1 - count / numel):.6g}%",
                 cost=bitmask.bits(numel=numel, kept=count),
                 nominal=Nominal("sparsity", 1 - count / numel),
-                kept=count,
+                spec=SparseSpec(count),
+                removed=1 - count / numel,
             )
             for count in kept
         ]
 
-    def _patterned(self, shapes: Mapping[str, tuple[int, int]], name: str) -> list[LevelPlan]:
+    def _patterned(self, shapes: Mapping[str, tuple[int, int]], name: str) -> list[LevelSpec]:
         numel = shapes[name][0] * shapes[name][1]
-        ladder = [
-            LevelPlan(
-                name="dense", cost=bitmask.bits(numel=numel, kept=numel), nominal=Nominal("sparsity", 0.0), kept=numel
+        levels = [
+            LevelSpec(
+                name="dense",
+                cost=bitmask.bits(numel=numel, kept=numel),
+                nominal=Nominal("sparsity", 0.0),
+                spec=SparseSpec(numel),
             )
         ]
         for few, many in self.patterns or ():
             check_divides("M of patterns", many, shapes, got=f"{few}:{many}", owner=self)
             kept = numel // many * few
             cost = bitmask.bits(numel=numel, kept=kept)
-            ladder.append(
-                LevelPlan(f"{few}:{many}", cost, nominal=Nominal("sparsity", 1 - few / many), kept=kept, group=many)
-            )
-        return sorted(ladder, key=lambda plan: plan.cost)
+            nominal = Nominal("sparsity", 1 - few / many)
+            spec = SparseSpec(kept, (few, many))
+            levels.append(LevelSpec(f"{few}:{many}", cost, nominal, spec, removed=1 - kept / numel))
+        return sorted(levels, key=lambda level: level.cost)
 
     def describe(self) -> dict[str, Any]:
         """Return the settings that decide payloads."""
@@ -92,12 +113,18 @@ class SparseLevels:
 
 
 def payload_of(weight: torch.Tensor, mask: torch.Tensor, *, error: float | None = None) -> Payload:
-    """Pack a weight (rows, columns) of which ``mask`` is kept."""
+    """Return the payload of a pruned layer.
+
+    Args:
+        weight: Shape (rows, columns).
+        mask: True where a weight is kept, same shape.
+        error: The layer's output error, where it is known.
+    """
     rows, columns = weight.shape
-    return Payload("bitmask", bitmask.encode(weight, mask), {"rows": rows, "columns": columns}, error)
+    return Payload(bitmask.__name__, bitmask.encode(weight, mask), {"rows": rows, "columns": columns}, error=error)
 
 
-def parse_pattern(setting: str, pattern: object) -> tuple[int, int]:
+def parse_pattern(setting: str, pattern: object) -> Pattern:
     """Return N and M of ``N:M``.
 
     Raises:
@@ -109,10 +136,10 @@ def parse_pattern(setting: str, pattern: object) -> tuple[int, int]:
     return int(found[1]), int(found[2])
 
 
-def keep_in_groups(scores: torch.Tensor, plan: LevelPlan) -> torch.Tensor:
-    """Return a mask of the N largest scores of every M that follow each other in a row, shape (rows, columns)."""
-    grouped = scores.reshape(-1, plan.group)
-    few = plan.kept * plan.group // scores.numel()
+def keep_pattern(scores: torch.Tensor, pattern: Pattern) -> torch.Tensor:
+    """Return a mask of the N largest of every M consecutive scores of a row, shape (rows, columns)."""
+    few, many = pattern
+    grouped = scores.reshape(-1, many)
     mask = torch.zeros(grouped.shape, dtype=torch.bool, device=scores.device)
     return mask.scatter_(1, grouped.topk(few, dim=1).indices, True).view(scores.shape)
 

@@ -1,29 +1,45 @@
 """Joint sparsity and quantization: SparseGPT's masks with GPTQ's rounding of what is kept, in one column loop.
 
-Frantar and Alistarh (arXiv 2301.00774, section 3.5): both move errors the same way, so a column is masked and rounded
-in one step, and the columns that follow make up for the two at once.
+Frantar and Alistarh (arXiv 2301.00774, section 3.5): pruning and rounding compensate errors in the same way, so a
+column is masked and rounded in one step, and the columns after it compensate for both at once.
 """
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from evosweep.compressors.base import LevelPlan, Payload, Plans, check_divides
-from evosweep.compressors.compensate import Rules, factorize, spans_of, sums, sweep, transposed
+from evosweep.compressors.base import LevelSpec, Plans, check_divides
+from evosweep.compressors.compensate import ColumnRules, factorize, spans_of, stack_transposed, sums_by_matrix, sweep
 from evosweep.compressors.formats import sparse_int
-from evosweep.compressors.grid import Grid, largest, stacked
+from evosweep.compressors.grid import Grid, largest_codes, stack_grids
 from evosweep.compressors.integer import check_widths
-from evosweep.compressors.sparse import parse_pattern
+from evosweep.compressors.payload import Payload
+from evosweep.compressors.sparse import SparseSpec, parse_pattern
 from evosweep.compressors.sparsegpt import Masks
+from evosweep.compressors.statistics import SECOND_MOMENT, Statistics
 from evosweep.core.checks import check_bool, check_int, check_number
 from evosweep.core.errors import SettingError
 from evosweep.core.unit import Nominal
 
 
+@dataclass(frozen=True)
+class SparseIntegerSpec:
+    """A level that removes weights and rounds those that it keeps.
+
+    Attributes:
+        sparse: Which weights are kept.
+        bits: Width of a kept weight's code.
+    """
+
+    sparse: SparseSpec
+    bits: int
+
+
 class SparseGPTQ:
-    """Every sparsity at every width.
+    """Offers every sparsity at every width.
 
     Args:
         sparsity: Shares of weights removed, or N:M patterns; each above 0 and below 1.
@@ -34,6 +50,8 @@ class SparseGPTQ:
         mask_block: Columns whose mask is chosen at once; groups must fit into it.
         column_block: Columns between two updates of the columns that follow.
     """
+
+    needs = frozenset({SECOND_MOMENT})
 
     def __init__(
         self,
@@ -48,7 +66,7 @@ class SparseGPTQ:
     ) -> None:
         if not isinstance(sparsity, Sequence) or isinstance(sparsity, str) or not sparsity:
             raise SettingError("sparsity", allowed="a list of shares or N:M patterns", got=sparsity)
-        self.sparsity = [_share(f"sparsity[{place}]", each) for place, each in enumerate(sparsity)]
+        self.sparsity = [_share(f"sparsity[{index}]", share) for index, share in enumerate(sparsity)]
         self.bits = check_widths(bits)
         self.group = check_int("group", group, low=1)
         self.symmetric = check_bool("symmetric", symmetric)
@@ -63,7 +81,7 @@ class SparseGPTQ:
                 hint="a group's grid is made for the weights that its mask keeps",
             )
 
-    def plan(self, shapes: Mapping[str, tuple[int, int]]) -> dict[str, list[LevelPlan]]:
+    def plan(self, shapes: Mapping[str, tuple[int, int]]) -> dict[str, list[LevelSpec]]:
         """Return one level a sparsity and width, named ``50%@4bit``, its nominal number the true bits a weight.
 
         Raises:
@@ -73,72 +91,97 @@ class SparseGPTQ:
         for share in self.sparsity:
             if isinstance(share, str):
                 check_divides("M of sparsity", parse_pattern("", share)[1], shapes, got=share, owner=self)
-        return {name: self._ladder(*shape) for name, shape in shapes.items()}
+        return {name: self._levels(*shape) for name, shape in shapes.items()}
 
-    def _ladder(self, rows: int, columns: int) -> list[LevelPlan]:
-        numel, ladder = rows * columns, []
+    def _levels(self, rows: int, columns: int) -> list[LevelSpec]:
+        numel = rows * columns
+        levels = []
         for share in self.sparsity:
-            few, many = parse_pattern("", share) if isinstance(share, str) else (0, 0)
-            kept = numel // many * few if isinstance(share, str) else round(numel * (1 - share))
-            word = share if isinstance(share, str) else f"{100 * share:.6g}%"
+            if isinstance(share, str):
+                few, many = pattern = parse_pattern("", share)
+                name = share
+                sparse = SparseSpec(numel // many * few, pattern)
+            else:
+                name = f"{100 * share:.6g}%"
+                sparse = SparseSpec(round(numel * (1 - share)))
             for width in self.bits:
                 cost = sparse_int.bits(
-                    rows=rows, columns=columns, kept=kept, width=width, group=self.group, symmetric=self.symmetric
-                )
-                plan = LevelPlan(
-                    f"{word}@{width}bit",
-                    cost,
-                    nominal=Nominal("bits_per_weight", cost / numel),
-                    kept=kept,
-                    group=many,
+                    rows=rows,
+                    columns=columns,
+                    kept=sparse.kept,
                     width=width,
+                    group=self.group,
+                    symmetric=self.symmetric,
                 )
-                ladder.append(plan)
-        return sorted(ladder, key=lambda plan: plan.cost)
+                level = LevelSpec(
+                    name=f"{name}@{width}bit",
+                    cost=cost,
+                    nominal=Nominal("bits_per_weight", cost / numel),
+                    spec=SparseIntegerSpec(sparse, width),
+                    removed=1 - sparse.kept / numel,
+                )
+                levels.append(level)
+        return sorted(levels, key=lambda level: level.cost)
 
     def compress(
-        self, weights: Mapping[str, torch.Tensor], gram: torch.Tensor, plans: Plans
+        self, weights: Mapping[str, torch.Tensor], statistics: Statistics, plans: Plans
     ) -> dict[str, dict[str, Payload]]:
-        """Return unit -> level name -> payload of layers that share the input of ``gram``.
+        """Return unit -> level name -> payload of layers that share an input.
+
+        Args:
+            weights: fp32 weights (out, in) by unit name.
+            statistics: The shared input's second moment.
+            plans: What ``plan`` returned.
 
         Raises:
-            StoreError: ``gram`` stays singular whatever the damping.
+            StoreError: The second moment stays singular whatever the damping.
         """
-        jobs = [(name, plan) for name in weights for plan in plans[name]]
-        sizes = [len(weights[name]) for name, _ in jobs]
-        left, factor = transposed([weights[name] for name, _ in jobs], gram), factorize(gram, damping=self.damping)
-        masks = Masks(left, factor, sizes=sizes, plans=[plan for _, plan in jobs], block=self.mask_block)
-        top = largest([plan.width for _, plan in jobs], sizes, gram.device)
-        codes = torch.empty(left.shape, dtype=torch.uint8, device=left.device)
+        jobs = [(name, level) for name in weights for level in plans[name]]
+        made = self._joint([weights[name] for name, _ in jobs], statistics.second_moment, [v.spec for _, v in jobs])
+        result: dict[str, dict[str, Payload]] = {name: {} for name in weights}
+        for (name, level), payload in zip(jobs, made, strict=True):
+            result[name][level.name] = payload
+        return result
+
+    def _joint(
+        self, weights: Sequence[torch.Tensor], gram: torch.Tensor, specs: Sequence[SparseIntegerSpec]
+    ) -> list[Payload]:
+        """Return the payload of each matrix (rows, columns), all with the second moment ``gram``."""
+        sizes = [len(weight) for weight in weights]
+        work = stack_transposed(weights, gram)
+        factor = factorize(gram, damping=self.damping)
+        masks = Masks(work, factor, sizes=sizes, specs=[spec.sparse for spec in specs], block=self.mask_block)
+        top = largest_codes([spec.bits for spec in specs], sizes, gram.device)
+        codes = torch.empty(work.shape, dtype=torch.uint8, device=work.device)
         grids: list[Grid] = []
 
-        def rules(columns: slice) -> Rules:
-            mask = masks.at(columns)
+        def rules(columns: slice) -> ColumnRules:
+            mask = masks.choose(columns)
             if columns.start % self.group == 0:
                 members = slice(columns.start, columns.start + self.group)
-                kept = torch.where(masks.perhaps(members), left[members], 0.0)
+                kept = torch.where(masks.may_stay(members), work[members], 0.0)
                 grids.append(Grid.of(kept.T, top=top, symmetric=self.symmetric))
-            return Rules(grids[-1], codes[columns], mask)
+            return ColumnRules(grids[-1], codes[columns], mask)
 
-        spans = spans_of(len(left), edges=math.gcd(masks.edges, self.group), block=self.column_block)
-        total = sweep(left, factor, spans=spans, rules=rules)
-        scales, zeros = stacked(grids)
-        result: dict[str, dict[str, Payload]] = {name: {} for name in weights}
-        parts = zip(
+        spans = spans_of(len(work), edges=math.gcd(masks.edges, self.group), block=self.column_block)
+        total = sweep(work, factor, spans=spans, rules=rules)
+        scales, zeros = stack_grids(grids)
+        matrices = zip(
+            specs,
             codes.split(sizes, 1),
             masks.mask.split(sizes, 1),
             scales.split(sizes),
             zeros.split(sizes),
-            sums(total, sizes),
+            sums_by_matrix(total, sizes),
             strict=True,
         )
-        for (name, plan), (code, mask, scale, zero, error) in zip(jobs, parts, strict=True):
-            result[name][plan.name] = self._payload(plan, code.T, mask.T, scale, zero, error)
-        return result
+        return [
+            self._payload(spec, code.T, mask.T, scale, zero, error) for spec, code, mask, scale, zero, error in matrices
+        ]
 
     def _payload(
         self,
-        plan: LevelPlan,
+        spec: SparseIntegerSpec,
         codes: torch.Tensor,
         mask: torch.Tensor,
         scales: torch.Tensor,
@@ -146,21 +189,21 @@ class SparseGPTQ:
         error: float,
     ) -> Payload:
         rows, columns = codes.shape
-        parts = sparse_int.encode(
+        tensors = sparse_int.encode(
             codes=codes,
             mask=mask,
             scales=scales,
             zeros=None if self.symmetric else zeros.to(torch.uint8),
-            width=plan.width,
+            width=spec.bits,
         )
         meta = {
             "rows": rows,
             "columns": columns,
-            "kept": plan.kept,
-            "width": plan.width,
+            "kept": spec.sparse.kept,
+            "width": spec.bits,
             "group": columns // scales.shape[1],
         }
-        return Payload("sparse_int", parts, meta, error)
+        return Payload(sparse_int.__name__, tensors, meta, error=error)
 
     def describe(self) -> dict[str, Any]:
         """Return the settings that decide payloads."""

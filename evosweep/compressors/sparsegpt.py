@@ -2,15 +2,24 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
 import torch
 
-from evosweep.compressors.base import LevelPlan, Payload, Plans
-from evosweep.compressors.compensate import Factor, Rules, factorize, spans_of, sums, sweep, transposed
-from evosweep.compressors.sparse import SparseLevels, keep_in_groups, keep_largest, payload_of
+from evosweep.compressors.base import Plans
+from evosweep.compressors.compensate import (
+    ColumnRules,
+    Factor,
+    factorize,
+    spans_of,
+    stack_transposed,
+    sums_by_matrix,
+    sweep,
+)
+from evosweep.compressors.payload import Payload
+from evosweep.compressors.sparse import SparseLevels, SparseSpec, keep_largest, keep_pattern, payload_of
+from evosweep.compressors.statistics import SECOND_MOMENT, Statistics
 from evosweep.core.checks import check_int, check_number
 
 
@@ -26,6 +35,8 @@ class SparseGPT(SparseLevels):
         mask_block: Columns whose mask is chosen at once.
         column_block: Columns between two updates of the columns that follow.
     """
+
+    needs = frozenset({SECOND_MOMENT})
 
     def __init__(
         self,
@@ -44,25 +55,30 @@ class SparseGPT(SparseLevels):
         self.column_block = check_int("column_block", column_block, low=1)
 
     def compress(
-        self, weights: Mapping[str, torch.Tensor], gram: torch.Tensor, plans: Plans
+        self, weights: Mapping[str, torch.Tensor], statistics: Statistics, plans: Plans
     ) -> dict[str, dict[str, Payload]]:
-        """Return unit -> level name -> payload of layers that share the input of ``gram``.
+        """Return unit -> level name -> payload of layers that share an input.
+
+        Args:
+            weights: fp32 weights (out, in) by unit name.
+            statistics: The shared input's second moment.
+            plans: What ``plan`` returned.
 
         Raises:
-            StoreError: ``gram`` stays singular whatever the damping.
+            StoreError: The second moment stays singular whatever the damping.
         """
-        jobs = [(name, plan) for name in weights for plan in plans[name]]
+        jobs = [(name, level) for name in weights for level in plans[name]]
         pruned = prune(
             [weights[name] for name, _ in jobs],
-            gram,
-            plans=[plan for _, plan in jobs],
+            statistics.second_moment,
+            specs=[level.spec for _, level in jobs],
             damping=self.damping,
             mask_block=self.mask_block,
             column_block=self.column_block,
         )
         result: dict[str, dict[str, Payload]] = {name: {} for name in weights}
-        for (name, plan), (weight, mask, error) in zip(jobs, pruned, strict=True):
-            result[name][plan.name] = payload_of(weight, mask, error=error)
+        for (name, level), (weight, mask, error) in zip(jobs, pruned, strict=True):
+            result[name][level.name] = payload_of(weight, mask, error=error)
         return result
 
     def describe(self) -> dict[str, Any]:
@@ -75,17 +91,17 @@ def prune(
     weights: Sequence[torch.Tensor],
     gram: torch.Tensor,
     *,
-    plans: Sequence[LevelPlan],
+    specs: Sequence[SparseSpec],
     damping: float,
     mask_block: int,
     column_block: int,
 ) -> list[tuple[torch.Tensor, torch.Tensor, float]]:
-    """Prune matrices that share an input, each to exactly as many weights as its plan keeps.
+    """Return matrices that share an input, each pruned to exactly as many weights as its spec says.
 
     Args:
         weights: Each (rows, columns) with the same columns; not changed.
         gram: XᵀX up to a factor, fp32, shape (columns, columns).
-        plans: Weights left in each matrix, and whether in an N:M pattern.
+        specs: Weights kept in each matrix, and in which N:M pattern.
         damping: Share of the mean diagonal added to the diagonal.
         mask_block: Columns whose mask is chosen at once.
         column_block: Columns whose effect on later columns is applied at once.
@@ -96,69 +112,81 @@ def prune(
     Raises:
         StoreError: The Hessian cannot be factorized.
     """
-    left, factor = transposed(weights, gram), factorize(gram, damping=damping)
+    work = stack_transposed(weights, gram)
+    factor = factorize(gram, damping=damping)
     sizes = [len(weight) for weight in weights]
-    masks = Masks(left, factor, sizes=sizes, plans=plans, block=mask_block)
+    masks = Masks(work, factor, sizes=sizes, specs=specs, block=mask_block)
 
-    def rules(columns: slice) -> Rules:
-        return Rules(mask=masks.at(columns))
+    def rules(columns: slice) -> ColumnRules:
+        return ColumnRules(mask=masks.choose(columns))
 
-    total = sweep(left, factor, spans=spans_of(len(left), edges=masks.edges, block=column_block), rules=rules)
-    kept = zip(left.split(sizes, 1), masks.mask.split(sizes, 1), sums(total, sizes), strict=True)
+    total = sweep(work, factor, spans=spans_of(len(work), edges=masks.edges, block=column_block), rules=rules)
+    kept = zip(work.split(sizes, 1), masks.mask.split(sizes, 1), sums_by_matrix(total, sizes), strict=True)
     return [(weight.T, mask.T, error) for weight, mask, error in kept]
 
 
 class Masks:
-    """Which weights stay, chosen block by block, from what compensation has made of them by then.
+    """The masks of a sweep, chosen block by block from the compensated weights.
 
     Args:
-        left: Weights transposed, as a sweep changes them, shape (columns, rows of all matrices).
+        work: Weights transposed, which the sweep changes, shape (columns, rows of all matrices).
         factor: Of their second moment.
         sizes: Rows of each matrix.
-        plans: Weights left in each matrix, and whether in an N:M pattern.
-        block: Columns whose mask is chosen at once; a pattern's at M.
+        specs: Weights kept in each matrix, and in which N:M pattern.
+        block: Columns whose mask is chosen at once, where there is no pattern; with one, M columns are.
 
     Attributes:
-        mask: True where a weight stays, shape as ``left``.
-        edges: No span may cross a multiple of it.
+        mask: True where a weight is kept, shape as ``work``.
+        edges: No span of columns may cross a multiple of it.
     """
 
     def __init__(
         self,
-        left: torch.Tensor,
+        work: torch.Tensor,
         factor: Factor,
         *,
         sizes: Sequence[int],
-        plans: Sequence[LevelPlan],
+        specs: Sequence[SparseSpec],
         block: int,
     ) -> None:
-        self.left, self.sizes, self.plans, self.block = left, sizes, plans, block
+        self.work = work
+        self.sizes = sizes
+        self.specs = specs
+        self.block = block
         self.pivots = factor.upper.diagonal()[:, None]
-        self.mask = torch.zeros(left.shape, dtype=torch.bool, device=left.device)
-        self.edges = math.gcd(block, *(plan.group for plan in plans if plan.group))
+        self.mask = torch.zeros(work.shape, dtype=torch.bool, device=work.device)
+        lengths = [spec.pattern[1] for spec in specs if spec.pattern]
+        self.edges = math.gcd(block, *lengths)
+        self.longest = max([block, *lengths])  # columns whose scores are looked at from where a span starts
 
-    def at(self, columns: slice) -> torch.Tensor:
-        """Return the mask of a span, chosen now where a block begins with it, shape (columns, rows)."""
-        start, width = columns.start, len(self.left)
-        scores = (self.left[start : start + self.block] / self.pivots[start : start + self.block]).square()
-        split = zip(self.mask[start:].split(self.sizes, 1), scores.split(self.sizes, 1), self.plans, strict=True)
-        for part, scored, plan in split:
-            stop = min(start + (plan.group or self.block), width)
-            if plan.group and not start % plan.group:
-                # Transposed here: a group goes down the columns of the weight.
-                one = replace(plan, kept=plan.kept * plan.group // width)
-                part[: stop - start] = keep_in_groups(scored[: stop - start].T, one).T
-            elif not plan.group and not start % self.block:
-                # Each block takes its share, rounded so that the whole comes out exactly.
-                quota = plan.kept * stop // width - plan.kept * start // width
-                part[: stop - start] = keep_largest(scored, quota)
+    def choose(self, columns: slice) -> torch.Tensor:
+        """Return the mask of a span, shape (columns, rows); a block that begins with the span is chosen now."""
+        start = columns.start
+        width = len(self.work)
+        ahead = slice(start, start + self.longest)
+        scores = (self.work[ahead] / self.pivots[ahead]).square()  # w² / [H⁻¹]_jj
+        matrices = zip(self.mask[start:].split(self.sizes, 1), scores.split(self.sizes, 1), self.specs, strict=True)
+        for mask, score, spec in matrices:
+            if spec.pattern and start % spec.pattern[1] == 0:
+                length = spec.pattern[1]
+                # Transposed, since a pattern runs along the rows of the weight.
+                mask[:length] = keep_pattern(score[:length].T, spec.pattern).T
+            elif not spec.pattern and start % self.block == 0:
+                stop = min(start + self.block, width)
+                # Each block keeps its share, rounded so that the whole comes out exactly.
+                quota = spec.kept * stop // width - spec.kept * start // width
+                mask[: stop - start] = keep_largest(score[: stop - start], quota)
         return self.mask[columns]
 
-    def perhaps(self, columns: slice) -> torch.Tensor:
-        """Return what of some columns may yet stay, shape (columns, rows): what is not chosen yet, as in patterns."""
-        return self.mask[columns] | self._patterned
+    def may_stay(self, columns: slice) -> torch.Tensor:
+        """Return which weights may still be kept, shape (columns, rows): chosen ones, and all under a pattern.
+
+        A pattern's mask is chosen M columns at a time, later than the grid of the group that these columns are in.
+        """
+        return self.mask[columns] | self._has_pattern
 
     @cached_property
-    def _patterned(self) -> torch.Tensor:
-        patterned = torch.tensor([bool(plan.group) for plan in self.plans])
+    def _has_pattern(self) -> torch.Tensor:
+        """Whether each row's mask follows a pattern, shape (rows,)."""
+        patterned = torch.tensor([spec.pattern is not None for spec in self.specs])
         return patterned.repeat_interleave(torch.tensor(self.sizes)).to(self.mask.device)

@@ -4,12 +4,14 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from evosweep.compressors.base import Payload, Plans
-from evosweep.compressors.sparse import SparseLevels, keep_in_groups, payload_of
+from evosweep.compressors.base import Plans
+from evosweep.compressors.payload import Payload
+from evosweep.compressors.sparse import SparseLevels, SparseSpec, keep_pattern, payload_of
+from evosweep.compressors.statistics import SECOND_MOMENT_DIAGONAL, Statistics
 
 
 class Wanda(SparseLevels):
-    """Keeps the largest |W_ij|·‖X_j‖₂ of each row; all rows keep as many, up to one.
+    """Keeps the largest |W_ij|·‖X_j‖₂ of each row; rows keep equally many weights, up to a difference of one.
 
     Args:
         sparsity: Share of weights removed in the middle of the ladder.
@@ -17,6 +19,8 @@ class Wanda(SparseLevels):
         step: Weights a step; null takes a quarter of the smallest unit.
         patterns: N:M patterns that are the levels instead, such as ``2:4``.
     """
+
+    needs = frozenset({SECOND_MOMENT_DIAGONAL})
 
     def __init__(
         self,
@@ -29,31 +33,32 @@ class Wanda(SparseLevels):
         super().__init__(sparsity=sparsity, window=window, step=step, patterns=patterns)
 
     def compress(
-        self, weights: Mapping[str, torch.Tensor], gram: torch.Tensor, plans: Plans
+        self, weights: Mapping[str, torch.Tensor], statistics: Statistics, plans: Plans
     ) -> dict[str, dict[str, Payload]]:
         """Return unit -> level name -> payload."""
-        norms = gram.diagonal().sqrt()
+        norms = statistics.second_moment_diagonal.sqrt()
         result = {}
         for name, weight in weights.items():
             scores = weight.abs() * norms
             ranks = torch.argsort(torch.argsort(scores, dim=1, descending=True, stable=True), dim=1)
-            result[name] = {
-                plan.name: payload_of(
-                    weight, keep_in_groups(scores, plan) if plan.group else row_mask(ranks, plan.kept)
-                )
-                for plan in plans[name]
-            }
+            result[name] = {level.name: payload_of(weight, _mask(scores, ranks, level.spec)) for level in plans[name]}
         return result
 
 
+def _mask(scores: torch.Tensor, ranks: torch.Tensor, spec: SparseSpec) -> torch.Tensor:
+    return row_mask(ranks, spec.kept) if spec.pattern is None else keep_pattern(scores, spec.pattern)
+
+
 def row_mask(ranks: torch.Tensor, kept: int) -> torch.Tensor:
-    """Return a mask of exactly ``kept`` entries, those of lowest rank in each row; the first rows keep what is over.
+    """Return a mask of exactly ``kept`` entries, those of lowest rank in each row.
+
+    Where ``kept`` is not a multiple of the rows, the first rows keep one entry more.
 
     Args:
-        ranks: Place of each entry within its row, shape (rows, columns).
+        ranks: Rank of each entry within its row, 0 the best, shape (rows, columns).
         kept: Entries kept in all rows together.
     """
-    each, over = divmod(kept, len(ranks))
-    limits = torch.full((len(ranks), 1), each, device=ranks.device)
-    limits[:over] += 1
+    per_row, remainder = divmod(kept, len(ranks))
+    limits = torch.full((len(ranks), 1), per_row, device=ranks.device)
+    limits[:remainder] += 1
     return ranks < limits

@@ -1,4 +1,4 @@
-"""Which unit is at which level: immutable, hashable, JSON."""
+"""An allocation: the level of every unit; immutable, hashable, JSON."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -50,7 +50,7 @@ class Allocation(Mapping[str, str]):
         """Read what ``save`` wrote.
 
         Raises:
-            EvosweepError: The file is not there or holds no allocation.
+            EvosweepError: The file cannot be read or holds no allocation.
         """
         try:
             value = json.loads(path.read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""Ways to say a budget; underneath, each is a number of bits for the units."""
+"""Budgets in several units; a problem's budget is always a number of bits for its units."""
 
 import math
 from collections.abc import Sequence
@@ -11,12 +11,13 @@ from evosweep.core.errors import BudgetError, SettingError
 from evosweep.core.problem import Problem
 from evosweep.core.unit import Unit
 
+LARGEST = 2.0**62  # bits; a larger budget binds nothing
 KINDS = ("as_uniform", "bits_per_weight", "megabytes", "sparsity", "blocks_kept")
 MOST = 1e12  # bits per weight or megabytes: beyond anything that exists
 
 
 class Budget:
-    """A bound on size, said in one of several ways.
+    """A bound on size, given in one of several ways.
 
     Args:
         as_uniform: What every unit at this level costs: a level's name (``3bit``) or its nominal number (``3``).
@@ -66,12 +67,12 @@ class Budget:
         """Return the problem of these units under this budget.
 
         Args:
-            units: Units with the levels that there are.
-            fixed_bits: Bits of what belongs to no unit.
-            planned: The same units with all levels that the budget may name, where some were not worth making.
+            units: Units with the levels that the store has.
+            fixed_bits: Bits of everything that belongs to no unit.
+            planned: The same units with all levels that the budget may name, where the store left some out.
 
         Raises:
-            BudgetError: The budget is below the least that the levels allow; says least and most.
+            BudgetError: The budget is below the smallest that the levels allow; the message gives the range.
             SettingError: ``as_uniform`` names a level that some unit lacks.
         """
         widest = _widest(units, fixed_bits)
@@ -82,16 +83,29 @@ class Budget:
             raise
         if bits < widest.least:
             raise BudgetError(
-                f"budget.{self.kind} must be at least {self._say(widest, widest.least)} here "
-                f"(the most that these levels can use is {self._say(widest, widest.most)}), got {self.value}"
+                f"budget.{self.kind} must be at least {self._at_least(widest, widest.least)} here "
+                f"(the most that these levels can use is {self._at_least(widest, widest.most)}), got {self.value}"
             )
         return replace(widest, budget=min(bits, widest.most))
 
+    def note(self, problem: Problem) -> str | None:
+        """Return a sentence for the user if the budget is more than this problem can spend; None if it is not.
+
+        Args:
+            problem: As ``problem`` made it.
+        """
+        if self.kind not in ("bits_per_weight", "megabytes") or self._bits(problem) <= problem.most:
+            return None
+        return (
+            f"budget.{self.kind}={self.value:g} is more than the largest levels use "
+            f"({self._at_least(problem, problem.most)}): every unit can take its largest level"
+        )
+
     def _bits(self, problem: Problem) -> int:
         if self.kind == "bits_per_weight":
-            return int(float(self.value) * int(problem.numels.sum()) + 1e-6)
+            return _whole(float(self.value) * int(problem.numels.sum()))
         if self.kind == "megabytes":
-            return int(float(self.value) * 8e6) - problem.fixed_bits
+            return _whole(float(self.value) * 8e6) - problem.fixed_bits
         if self.kind == "blocks_kept":
             return kept_cost(problem, float(self.value))
         if self.kind == "sparsity":
@@ -102,10 +116,16 @@ class Budget:
             unit.levels[-1].cost if unit.gates else uniform_level_cost(unit, self.value) for unit in problem.units
         )
 
-    def _say(self, problem: Problem, bits: int) -> str:
+    def _at_least(self, problem: Problem, bits: int) -> str:
+        """Return a number of bits as users write budgets, rounded up so that what is printed is enough."""
         if self.kind == "megabytes":
-            return f"{problem.megabytes(bits):.3f} MB"
-        return f"{problem.bits_per_weight(bits):.4f} bits per weight"
+            return f"{-(-(bits + problem.fixed_bits) // 8000) / 1000:.3f} MB"
+        return f"{-(-bits * 10_000 // int(problem.numels.sum())) / 10_000:.4f} bits per weight"
+
+
+def _whole(bits: float) -> int:
+    """Return the whole bits within a budget; a number too large for any model is cut down to a very large one."""
+    return math.floor(min(bits, LARGEST) + 1e-6)
 
 
 def _widest(units: Sequence[Unit], fixed_bits: int) -> Problem:

@@ -5,13 +5,16 @@ import numpy as np
 from evosweep.core.problem import Genome, Problem
 
 DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
+_LETTERS = np.frombuffer(DIGITS.encode("ascii"), dtype=np.uint8)
+_VALUES = np.full(256, len(DIGITS), dtype=np.int64)  # of a character; what is no digit is too large
+_VALUES[_LETTERS] = np.arange(len(DIGITS))
 
 
 def genome_to_text(problem: Problem, genome: Genome) -> str:
     """Return the level index of every unit in base 36, in the problem's order, all with equally many digits."""
     width = _width(problem)
     if width == 1:
-        return "".join(DIGITS[index] for index in genome.tolist())
+        return _LETTERS[genome].tobytes().decode("ascii")
     return "".join(np.base_repr(index, len(DIGITS)).lower().rjust(width, "0") for index in genome.tolist())
 
 
@@ -22,10 +25,12 @@ def genome_from_text(problem: Problem, text: str) -> Genome:
         ValueError: The text is no genome of this problem.
     """
     width = _width(problem)
-    genome = np.array([int(text[start : start + width], len(DIGITS)) for start in range(0, len(text), width)])
-    if genome.shape != problem.sizes.shape or (genome >= problem.sizes).any() or (genome < 0).any():
+    digits = _VALUES[np.frombuffer(text.encode("ascii", "replace"), dtype=np.uint8)]
+    fits = digits.size == width * len(problem.units) and (digits < len(DIGITS)).all()
+    genome = digits.reshape(-1, width) @ len(DIGITS) ** np.arange(width)[::-1] if fits else problem.sizes
+    if (genome >= problem.sizes).any():
         raise ValueError(f"{text[:40]!r} is no genome of {len(problem.units)} units")
-    return genome.astype(np.int64)
+    return np.asarray(genome, dtype=np.int64)
 
 
 def _width(problem: Problem) -> int:

@@ -1,7 +1,7 @@
-"""Units, their levels and a budget: all that a search needs to know, and no torch."""
+"""A problem: units, their levels and a budget. All that a search needs to know; numpy only."""
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -65,16 +65,55 @@ class Problem:
         return table
 
     @functools.cached_property
-    def rises(self) -> npt.NDArray[np.int64]:
-        """What one level more costs at every (unit, level), shape as ``costs``; -1 where there is none."""
+    def plateaus(self) -> npt.NDArray[np.int64]:
+        """Index of every level's cost among the distinct costs of its unit, shape as ``costs``; past the end, -1.
+
+        Levels of one unit that cost the same share an index. Level 0 of a unit that gates others (it is dropped, and
+        they with it) shares its index with no other level, even at equal cost.
+        """
+        steps = np.diff(self.costs, axis=1) > 0
+        steps[self.gating, :1] = self.costs[self.gating, 1:2] >= 0
+        numbers = np.concatenate([np.zeros((len(self.units), 1), dtype=np.int64), steps.cumsum(axis=1)], axis=1)
+        return np.where(self.costs >= 0, numbers, -1)
+
+    @functools.cached_property
+    def next_up(self) -> npt.NDArray[np.int64]:
+        """Lowest level that costs more, for every (unit, level), shape as ``costs``; -1 where there is none."""
+        return self._next(lambda numbers, own: np.flatnonzero(numbers > own)[:1])
+
+    @functools.cached_property
+    def next_down(self) -> npt.NDArray[np.int64]:
+        """Highest level that costs less, for every (unit, level), shape as ``costs``; -1 where there is none."""
+        return self._next(lambda numbers, own: np.flatnonzero((numbers < own) & (numbers >= 0))[-1:])
+
+    def _next(self, find: Callable[[npt.NDArray[np.int64], int], npt.NDArray[np.int64]]) -> npt.NDArray[np.int64]:
         table = np.full(self.costs.shape, -1, dtype=np.int64)
-        table[:, :-1] = np.where(self.costs[:, 1:] >= 0, np.diff(self.costs, axis=1), -1)
+        for row, numbers in enumerate(self.plateaus):
+            for level in range(self.sizes[row]):
+                found = find(numbers, int(numbers[level]))
+                if len(found):
+                    table[row, level] = found[0]
         return table
 
     @functools.cached_property
+    def rises(self) -> npt.NDArray[np.int64]:
+        """What the next level that costs more costs in addition, for every (unit, level), shape as ``costs``.
+
+        -1 where there is none.
+        """
+        higher = np.take_along_axis(self.costs, np.maximum(self.next_up, 0), axis=1)
+        return np.where(self.next_up >= 0, higher - self.costs, -1)
+
+    @functools.cached_property
     def falls(self) -> npt.NDArray[np.int64]:
-        """What one level less frees at every (unit, level), shape as ``costs``; -1 where there is none."""
-        return np.concatenate([np.full((len(self.units), 1), -1, dtype=np.int64), self.rises[:, :-1]], axis=1)
+        """What the next level that costs less saves, for every (unit, level), shape as ``costs``; -1 if none."""
+        lower = np.take_along_axis(self.costs, np.maximum(self.next_down, 0), axis=1)
+        return np.where(self.next_down >= 0, self.costs - lower, -1)
+
+    @functools.cached_property
+    def has_equal_costs(self) -> bool:
+        """Whether some unit has levels that cost the same."""
+        return bool((self.plateaus.max(axis=1) + 1 < self.sizes).any())
 
     @functools.cached_property
     def sizes(self) -> npt.NDArray[np.int64]:
@@ -82,13 +121,13 @@ class Problem:
         return np.array([len(unit.levels) for unit in self.units], dtype=np.int64)
 
     @functools.cached_property
-    def places(self) -> npt.NDArray[np.int64]:
-        """0, 1, 2 ... for every unit, shape (units,): the rows of a table that is read by genome."""
+    def indices(self) -> npt.NDArray[np.int64]:
+        """0, 1, 2 ... for every unit, shape (units,): row indices for tables that are read with a genome."""
         return np.arange(len(self.units))
 
     @functools.cached_property
-    def rungs(self) -> int:
-        """Levels of all units together: no walk up or down the ladders takes more steps."""
+    def total_levels(self) -> int:
+        """Number of levels of all units together: no walk up or down the ladders takes more steps."""
         return int(self.sizes.sum())
 
     @functools.cached_property
@@ -98,16 +137,16 @@ class Problem:
 
     @functools.cached_property
     def kinds(self) -> npt.NDArray[np.int64]:
-        """Number of each unit's kind, shape (units,): the same for siblings in other blocks."""
+        """Index of every unit's kind, shape (units,): the same for units of that name in other blocks."""
         return np.unique([unit.kind for unit in self.units], return_inverse=True)[1]
 
     @functools.cached_property
     def gate(self) -> npt.NDArray[np.int64]:
-        """Place of the unit that each unit is gated by, shape (units,); its own place, if by none."""
-        places = {unit.name: place for place, unit in enumerate(self.units)}
+        """Index of the unit that each unit is gated by, shape (units,); its own index, if by none."""
+        index_of = {unit.name: index for index, unit in enumerate(self.units)}
         result = np.arange(len(self.units))
-        for place, unit in enumerate(self.units):
-            result[[places[name] for name in unit.gates]] = place
+        for index, unit in enumerate(self.units):
+            result[[index_of[name] for name in unit.gates]] = index
         return result
 
     @functools.cached_property
@@ -121,14 +160,14 @@ class Problem:
         return bool(self.gating.any())
 
     def alive(self, genome: Genome) -> npt.NDArray[np.bool_]:
-        """Return which units are there at all, shape (units,): gated ones only while their gate is open."""
+        """Return which units are part of the model, shape (units,): gated ones only while their gate is not dropped."""
         if not self.gated:
             return np.ones(len(self.units), dtype=bool)
         return (self.gate == np.arange(len(self.units))) | (genome[self.gate] > 0)
 
     def prices(self, genome: Genome) -> npt.NDArray[np.int64]:
-        """Return what each unit's level costs in bits, shape (units,); nothing where it is not there."""
-        costs = self.costs[self.places, genome]
+        """Return the cost of every unit's level in bits, shape (units,); 0 for units dropped with their gate."""
+        costs = self.costs[self.indices, genome]
         return np.where(self.alive(genome), costs, 0) if self.gated else costs
 
     @functools.cached_property
@@ -163,7 +202,7 @@ class Problem:
 
         Args:
             genome: Shape (units,).
-            groups: Number of each unit's group, from 0, shape (units,).
+            groups: Index of every unit's group, from 0, shape (units,).
         """
         bits = np.bincount(groups, weights=self.prices(genome))
         return np.asarray(bits / np.maximum(np.bincount(groups, weights=self.numels), 1), dtype=np.float64)
@@ -175,7 +214,7 @@ class Problem:
     def sparsity(self, genome: Genome) -> float:
         """Share of all units' weights that are removed, one by one or with what is dropped: dense-equivalent sparsity.
 
-        Beside it, a genome's cost says what that is worth: masks take space too.
+        It is not the share of bits saved, since masks take space too; see ``cost``.
         """
         removed = np.array([unit.levels[level].removed for unit, level in zip(self.units, genome, strict=True)])
         return float(np.where(self.alive(genome), removed, 1.0) @ self.numels / self.numels.sum())
@@ -212,11 +251,10 @@ class Problem:
         return Allocation({unit.name: unit.levels[index].name for unit, index in pairs})
 
     def uniform(self) -> Genome:
-        """Return the dearest genome within the budget that treats all units alike.
+        """Return the uniform allocation: the same level for all units, the highest one within the budget.
 
-        Where all have the same ladder (bit-widths), that is one level for all. Where they do not (sparsities that step
-        by a number of weights), each unit takes its dearest level up to one cost per weight. Nothing with other units
-        in it is dropped.
+        Where ladders differ (sparsities that step by a number of weights), every unit takes its highest level up to
+        one cost per weight. Units that gate others are kept.
         """
         same = len({unit.level_names for unit in self.units if not unit.gates}) == 1
         measure = np.arange(self.costs.shape[1])[None] if same else self.costs / self.numels[:, None]

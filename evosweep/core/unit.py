@@ -73,3 +73,8 @@ class Unit:
     def level_names(self) -> tuple[str, ...]:
         """Names of the ladder, cheapest first."""
         return tuple(level.name for level in self.levels)
+
+    @property
+    def only_drops(self) -> bool:
+        """Whether all its levels are either to keep or to drop it."""
+        return all(level.nominal is not None and level.nominal.kind == "kept" for level in self.levels)

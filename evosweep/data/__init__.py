@@ -1,1 +1,1 @@
-"""Text to token windows with stable ids, in three splits that share no document."""
+"""Documents from files and datasets, their division into splits, and token windows."""

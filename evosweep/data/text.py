@@ -1,138 +1,138 @@
-"""Text files and hub datasets, through ``datasets``."""
+"""Text, JSON and Parquet files on disk."""
 
 import codecs
-from collections.abc import Iterable, Mapping
-from itertools import islice
+import json
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from evosweep.core.checks import check_int
 from evosweep.core.errors import DataError, SettingError, did_you_mean
 from evosweep.core.events import Progress
 from evosweep.data.documents import Document
+from evosweep.data.rows import check_template, rows_to_documents
+from evosweep.data.sections import cut_if_few, normalize_line_ends
 
-KINDS = {".txt": "text", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
-SECTION_CHARACTERS = 4000
+SUFFIXES = (".txt", ".jsonl", ".json", ".parquet")
+NAMED = 3  # skipped files that are named in a note
 
 
 class TextFiles:
-    """txt, jsonl or parquet on disk.
+    """Documents of a .txt, .jsonl, .json or .parquet file, or of all such files in a folder.
 
-    A row of jsonl or parquet is a document; so is each txt file of a folder. A single txt file is cut at blank
-    lines into sections of some pages.
+    A row of JSON or Parquet is a document, and so is a .txt file. Where these are fewer than three, they are cut
+    into sections at blank lines, or at line ends where there are no blank lines.
 
     Args:
-        path: A file, or a folder whose files of these kinds are all read.
-        column: The column that holds the text, for jsonl and parquet.
+        path: A file or a folder.
+        column: The column that holds the text, for JSON and Parquet.
+        template: None for text; ``chat`` for a column of messages, rendered by the tokenizer's chat template.
     """
 
-    def __init__(self, *, path: str, column: str = "text") -> None:
+    def __init__(self, *, path: str, column: str = "text", template: str | None = None) -> None:
         if not isinstance(path, str) or not path:
             raise SettingError("path", allowed="a .txt, .jsonl or .parquet file, or a folder of them", got=path)
+        if not isinstance(column, str) or not column:
+            raise SettingError("column", allowed="the name of a column", got=column)
         self.path = Path(path).expanduser()
         self.column = column
+        self.template = check_template(template)
 
     def documents(self, *, progress: Progress) -> list[Document]:
         """Read all files.
 
         Raises:
-            DataError: Nothing there, not UTF-8, no such column, or empty.
+            DataError: No such file, not UTF-8, not JSON or Parquet, no such column, or no text.
         """
-        del progress
-        files = self._files()
         documents: list[Document] = []
-        for file in files:
-            documents += self._read(file, whole=len(files) > 1)
+        for file in self._files(progress):
+            documents += self._read(file)
         if not documents:
             raise DataError(f"data.path: {self.path} has no text in it")
-        return documents
+        return cut_if_few(documents)
 
-    def _files(self) -> list[Path]:
-        if self.path.is_dir():
-            files = sorted(file for file in self.path.rglob("*") if file.suffix.lower() in KINDS)
-            if not files:
-                raise DataError(f"data.path: no {', '.join(KINDS)} file in the folder {self.path}")
-            return files
-        if not self.path.is_file():
+    def _files(self, progress: Progress) -> list[Path]:
+        try:
+            if self.path.is_dir():
+                return self._files_of_folder(progress)
+            if self.path.is_file():
+                return [self._with_known_suffix()]
+            exists = self.path.exists()
             siblings = [item.name for item in self.path.parent.iterdir()] if self.path.parent.is_dir() else []
-            raise DataError(f"data.path: there is no file {self.path}{did_you_mean(self.path.name, siblings)}")
-        if self.path.suffix.lower() not in KINDS:
-            raise SettingError("path", owner=self, allowed=f"a file ending in {', '.join(KINDS)}", got=str(self.path))
-        return [self.path]
+        except (OSError, ValueError) as error:
+            raise DataError(f"data.path: {self.path} cannot be read: {_reason(error)}") from error
+        if exists:
+            raise DataError(f"data.path: {self.path} is not a regular file")
+        raise DataError(f"data.path: there is no file {self.path}{did_you_mean(self.path.name, siblings)}")
 
-    def _read(self, file: Path, *, whole: bool) -> list[Document]:
+    def _files_of_folder(self, progress: Progress) -> list[Path]:
+        """Return the regular files of the folder; say which ones with the right suffix are something else."""
+        named = sorted(file for file in self.path.rglob("*") if file.suffix.lower() in SUFFIXES)
+        files = [file for file in named if file.is_file()]
+        skipped = [file for file in named if not file.is_file()]
+        if skipped:
+            names = ", ".join(f"{file.relative_to(self.path).as_posix()} ({_kind(file)})" for file in skipped[:NAMED])
+            more = f" and {len(skipped) - NAMED} more" if len(skipped) > NAMED else ""
+            progress.say(f"skipped in {self.path}: {names}{more}")
+        if not files:
+            raise DataError(f"data.path: no {', '.join(SUFFIXES)} file in the folder {self.path}")
+        return files
+
+    def _with_known_suffix(self) -> Path:
+        if self.path.suffix.lower() not in SUFFIXES:
+            raise SettingError(
+                "path", owner=self, allowed=f"a file ending in {', '.join(SUFFIXES)}", got=str(self.path)
+            )
+        return self.path
+
+    def _read(self, file: Path) -> list[Document]:
+        # Relative to the folder that was given: two files of one name in different subfolders differ.
+        name = file.name if file == self.path else file.relative_to(self.path).as_posix()
         if file.suffix.lower() == ".txt":
-            text = _utf8(file)
-            parts = [text] if whole else sections(text)
-            return [Document(id=f"{file.name}#{n}", text=part) for n, part in enumerate(parts) if part.strip()]
-        if file.suffix.lower() != ".parquet":
-            _utf8(file)
-        rows = _load(KINDS[file.suffix.lower()], data_files=str(file), split="train", where=str(file))
-        return rows_to_documents(rows, column=self.column, prefix=file.name)
+            text = normalize_line_ends(_utf8(file))
+            return [Document(id=name, text=text)] if text.strip() else []
+        rows = _parquet_rows(file, self.column) if file.suffix.lower() == ".parquet" else _json_rows(file)
+        return rows_to_documents(rows, column=self.column, prefix=name, template=self.template)
 
 
-class HubDataset:
-    """A dataset of the Hugging Face hub, streamed.
-
-    Args:
-        path: Its id, e.g. ``HuggingFaceFW/fineweb-edu``.
-        name: Configuration, if it has several.
-        split: Which of its splits to read.
-        column: The column that holds the text.
-        max_documents: Rows read at most.
-    """
-
-    def __init__(
-        self,
-        *,
-        path: str,
-        name: str | None = None,
-        split: str = "train",
-        column: str = "text",
-        max_documents: int = 2000,
-    ) -> None:
-        if not isinstance(path, str) or not path:
-            raise SettingError("path", allowed="the id of a hub dataset, e.g. org/name", got=path)
-        self.path, self.name, self.split, self.column = path, name, split, column
-        self.max_documents = check_int("max_documents", max_documents, low=3)
-
-    def documents(self, *, progress: Progress) -> list[Document]:
-        """Stream the first ``max_documents`` rows.
-
-        Raises:
-            DataError: The hub cannot be reached, or there is no such dataset, split or column.
-        """
-        progress.say(f"streaming {self.path} from the hub")
-        where = f"hub dataset {self.path}"
-        rows = _load(self.path, name=self.name, split=self.split, streaming=True, where=where)
-        return rows_to_documents(islice(rows, self.max_documents), column=self.column, prefix=self.path)
+def _json_rows(file: Path) -> Iterator[Mapping[str, Any]]:
+    """Yield the objects of a file that has one object a line, or that is one list of objects."""
+    text = _utf8(file)
+    if text.lstrip().startswith("["):
+        rows: Iterable[tuple[int, Any]] = enumerate(_parse_json(text, str(file)), start=1)
+        noun = "item"
+    else:
+        # Not splitlines(): a JSON string may hold U+2028, which is a line end to Python alone.
+        lines = ((number, line) for number, line in enumerate(text.split("\n"), start=1) if line.strip())
+        rows = ((number, _parse_json(line, f"{file}, line {number},")) for number, line in lines)
+        noun = "line"
+    for number, row in rows:
+        if not isinstance(row, Mapping):
+            raise DataError(f"data.path: {file}, {noun} {number}, holds {json.dumps(row)[:40]}, not a JSON object")
+        yield row
 
 
-def rows_to_documents(rows: Iterable[Mapping[str, Any]], *, column: str, prefix: str) -> list[Document]:
-    """Turn table rows into documents; empty texts are left out."""
-    documents = []
-    for number, row in enumerate(rows):
-        if column not in row:
-            hint = did_you_mean(column, row)
-            raise DataError(f"data.column: {prefix} has no column {column!r}{hint}, only {list(row)}")
-        text = row[column]
-        if isinstance(text, str) and text.strip():
-            documents.append(Document(id=f"{prefix}#{number}", text=text))
-    return documents
+def _parse_json(text: str, where: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        reason = f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else _reason(error)
+        raise DataError(
+            f"data.path: {where} cannot be read as JSON: {reason}; one object a line or one list of objects is expected"
+        ) from error
 
 
-def sections(text: str, *, characters: int = SECTION_CHARACTERS) -> list[str]:
-    """Cut text at blank lines into sections of at least ``characters``; the last may be shorter."""
-    parts: list[str] = []
-    current: list[str] = []
-    for paragraph in text.split("\n\n"):
-        current.append(paragraph)
-        if sum(map(len, current)) >= characters:
-            parts.append("\n\n".join(current))
-            current = []
-    if current:
-        parts.append("\n\n".join(current))
-    return parts
+def _parquet_rows(file: Path, column: str) -> Iterator[Mapping[str, Any]]:
+    """Yield the rows of a Parquet file: of ``column`` alone if the file has it, else all columns."""
+    import pyarrow  # noqa: PLC0415 - slow to import, and only Parquet needs it
+    from pyarrow import parquet  # noqa: PLC0415
+
+    try:
+        with parquet.ParquetFile(file) as table:
+            columns = [column] if column in table.schema_arrow.names else None
+            for batch in table.iter_batches(columns=columns):
+                yield from batch.to_pylist()
+    except (pyarrow.ArrowException, OSError, ValueError) as error:
+        raise DataError(f"data.path: {file} cannot be read as Parquet: {_reason(error)}") from error
 
 
 def _utf8(file: Path) -> str:
@@ -141,16 +141,17 @@ def _utf8(file: Path) -> str:
     except UnicodeDecodeError as error:
         raise DataError(f"data.path: {file} is not UTF-8 (byte {error.start}); convert it first") from error
     except OSError as error:
-        raise DataError(f"data.path: {file} cannot be read: {error.strerror}") from error
+        raise DataError(f"data.path: {file} cannot be read: {_reason(error)}") from error
 
 
-def _load(path: str, *, where: str, **options: Any) -> Any:
-    """Call ``datasets.load_dataset``; whatever goes wrong in it is the user's data or network."""
-    import datasets  # noqa: PLC0415 - slow to import, and only these sources need it
+def _reason(error: BaseException) -> str:
+    """Return the first line of what an error says."""
+    text = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
+    return text.strip().splitlines()[0].rstrip(".")
 
-    datasets.disable_progress_bars()
-    try:
-        return datasets.load_dataset(path, **options)
-    except Exception as error:  # its builders raise many kinds
-        first = str(error).strip().splitlines()
-        raise DataError(f"data.path: {where} cannot be read: {first[0] if first else type(error).__name__}") from error
+
+def _kind(file: Path) -> str:
+    """Return what a path that is no regular file is."""
+    if file.is_dir():
+        return "a folder, whose files are read"
+    return "a link to nothing" if file.is_symlink() and not file.exists() else "not a regular file"

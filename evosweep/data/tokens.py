@@ -16,15 +16,18 @@ from evosweep.data.documents import SPLITS, Document, DocumentSource, check_shar
 
 
 class Tokenizer(Protocol):
-    """What is needed of a transformers tokenizer."""
+    """The part of a transformers tokenizer that is used here."""
 
     def __call__(self, text: list[str], *, add_special_tokens: bool, verbose: bool) -> Mapping[str, Any]:
-        """Return ``input_ids``, one list a text."""
+        """Return ``input_ids``, one list for each text."""
+
+    def apply_chat_template(self, conversation: list[dict[str, Any]], *, tokenize: bool) -> Any:
+        """Return the conversation as text, with the special tokens written out."""
 
 
 @dataclass(frozen=True)
 class TokenSplit:
-    """Windows of one split.
+    """Token windows of one split.
 
     Attributes:
         name: ``calibration``, ``search`` or ``validation``.
@@ -38,12 +41,12 @@ class TokenSplit:
 
     @property
     def seq_len(self) -> int:
-        """Tokens a window."""
+        """Tokens per window."""
         return int(self.windows.shape[1])
 
     @property
     def tokens(self) -> int:
-        """Tokens in all."""
+        """Tokens of all windows together."""
         return int(self.windows.size)
 
     @property
@@ -53,7 +56,11 @@ class TokenSplit:
         return digest([list(self.windows.shape), content])
 
     def count(self, setting: str, tokens: object) -> int:
-        """Return how many windows ``tokens`` tokens are.
+        """Return how many windows ``tokens`` tokens fill.
+
+        Args:
+            setting: Name of the setting that asks for them, for errors.
+            tokens: A multiple of ``seq_len``.
 
         Raises:
             SettingError: Not a whole number of windows.
@@ -63,23 +70,26 @@ class TokenSplit:
         if number % self.seq_len:
             raise SettingError(setting, allowed=f"a multiple of tokens.seq_len={self.seq_len}", got=number)
         if number > self.tokens:
-            raise DataError(
-                f"{setting} must be at most {self.tokens}, the tokens of the {self.name} split, got {number}"
-            )
+            raise DataError(_at_most(setting, self.tokens, split=self.name, got=number))
         return number // self.seq_len
 
     def sample(self, setting: str, tokens: object) -> "TokenSplit":
-        """Return ``tokens`` tokens of the split, its windows evenly spaced, so that all documents have a say."""
+        """Return evenly spaced windows of ``tokens`` tokens in all, so that every document can contribute.
+
+        Args:
+            setting: Name of the setting that asks for them, for errors.
+            tokens: A multiple of ``seq_len``.
+        """
         count = self.count(setting, tokens)
-        places = np.arange(count) * len(self.windows) // count
-        return TokenSplit(self.name, self.windows[places], self.documents)
+        indices = np.arange(count) * len(self.windows) // count
+        return TokenSplit(self.name, self.windows[indices], self.documents)
 
 
 class Windows:
     """Cuts documents into token windows in three splits that share no document.
 
     Args:
-        seq_len: Tokens a window.
+        seq_len: Tokens per window.
         calibration: Tokens of the calibration split that compressors see; a multiple of seq_len.
         validation: Tokens of the validation split that progress is reported on; a multiple of seq_len.
         shares: Share of the text that each split takes.
@@ -89,31 +99,87 @@ class Windows:
         self.seq_len = check_int("seq_len", seq_len, low=2)
         self.limits = {"calibration": calibration, "validation": validation}
         for name, tokens in self.limits.items():
-            check_int(f"{name}", tokens, low=self.seq_len)
+            if check_int(name, tokens, low=self.seq_len) % self.seq_len:
+                raise SettingError(name, allowed=f"a multiple of tokens.seq_len={self.seq_len}", got=tokens)
         self.shares = check_shares(shares)
 
     def split(
         self, source: DocumentSource, tokenizer: Tokenizer, *, progress: Progress | None = None
     ) -> dict[str, TokenSplit]:
-        """Read, divide and tokenize.
+        """Read documents, divide them among the splits and tokenize them.
+
+        Args:
+            source: Documents.
+            tokenizer: A transformers tokenizer; conversations need one with a chat template.
+            progress: Shows what is being read.
 
         Raises:
-            DataError: Too little text for the tokens asked.
+            DataError: Too little text for the tokens asked, or conversations that the tokenizer cannot render.
         """
         divided = split_documents(source.documents(progress=progress or Silent()), shares=self.shares)
-        splits = {name: self._tokenize(name, divided[name], tokenizer) for name in SPLITS}
+        streams = {name: _token_stream(divided[name], tokenizer) for name in SPLITS}
+        self._check_lengths({name: len(stream) for name, stream in streams.items()})
+        splits = {}
+        for name, stream in streams.items():
+            windows = stream[: len(stream) // self.seq_len * self.seq_len].reshape(-1, self.seq_len)
+            splits[name] = TokenSplit(name, windows, tuple(document.id for document in divided[name]))
         return splits | {name: splits[name].sample(f"tokens.{name}", self.limits[name]) for name in self.limits}
 
-    def _tokenize(self, name: str, documents: list[Document], tokenizer: Tokenizer) -> TokenSplit:
-        # The blank line belongs to the document before it: then a split is its documents' text, joined.
-        texts = [document.text.strip() + "\n\n" for document in documents]
-        ids = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
-        stream = np.concatenate([np.asarray(row, dtype=np.int64) for row in ids])
-        count = len(stream) // self.seq_len
-        if not count:
-            raise DataError(
-                f"the {name} split has {len(stream)} tokens, less than one window of tokens.seq_len={self.seq_len}; "
-                "give more text or a smaller tokens.seq_len"
-            )
-        windows = stream[: count * self.seq_len].reshape(count, self.seq_len)
-        return TokenSplit(name, windows, tuple(document.id for document in documents))
+    def _check_lengths(self, lengths: Mapping[str, int]) -> None:
+        """Raise DataError, with all splits' tokens and settings that fit, if a split has too few tokens."""
+        needs = {name: self.limits.get(name, self.seq_len) for name in lengths}
+        whole = {name: length // self.seq_len * self.seq_len for name, length in lengths.items()}
+        problems = []
+        if not all(whole.values()):
+            shortest = min(lengths, key=lambda name: lengths[name])
+            problems = [_at_most("tokens.seq_len", lengths[shortest], split=shortest, got=self.seq_len)]
+        problems += [
+            _at_most(f"tokens.{name}", whole[name], split=name, got=limit)
+            for name, limit in self.limits.items()
+            if 0 < whole[name] < limit
+        ]
+        if problems:
+            table = ", ".join(f"{name} has {lengths[name]} tokens and needs {needs[name]}" for name in lengths)
+            raise DataError(f"{'; '.join(problems)} ({table}); {self._advice(lengths)}")
+
+    def _advice(self, lengths: Mapping[str, int]) -> str:
+        """Return settings that fit splits of these lengths, as one line to paste."""
+        shortest = min(lengths.values())
+        if shortest < 2:
+            return "give more text"
+        # A divisor of today's length, so that search.stages stay multiples of it.
+        divisors = (self.seq_len // k for k in range(1, self.seq_len // 2 + 1) if self.seq_len % k == 0)
+        seq_len = next((divisor for divisor in divisors if divisor <= shortest), shortest)
+        fitting = {name: min(self.limits[name], lengths[name]) // seq_len * seq_len for name in self.limits}
+        pasted = " ".join(f"tokens.{name}={tokens}" for name, tokens in fitting.items())
+        return f"give more text, or what fits: tokens.seq_len={seq_len} {pasted}"
+
+
+def _at_most(setting: str, tokens: int, *, split: str, got: int) -> str:
+    return f"{setting} must be at most {tokens}, the tokens of the {split} split, got {got}"
+
+
+def _token_stream(documents: list[Document], tokenizer: Tokenizer) -> npt.NDArray[np.int64]:
+    """Return the tokens of all documents, one after the other, shape (tokens,)."""
+    texts = [_render(document, tokenizer) for document in documents]
+    ids = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+    return np.concatenate([np.asarray(row, dtype=np.int64) for row in ids])
+
+
+def _render(document: Document, tokenizer: Tokenizer) -> str:
+    """Return the text of a document as the model reads it."""
+    if not document.messages:
+        # A blank line ends a document, so that a split is the text of its documents, joined.
+        return document.text.strip() + "\n\n"
+    if not getattr(tokenizer, "chat_template", None):
+        raise DataError(
+            "data.template=chat: the model's tokenizer has no chat template; "
+            "use a model that has one (often the one called instruct), or data.template=null with a column of text"
+        )
+    try:
+        return str(tokenizer.apply_chat_template([dict(message) for message in document.messages], tokenize=False))
+    except Exception as error:  # templates are programs of the model's makers
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise DataError(
+            f"data.template=chat: {document.id} cannot be rendered by the chat template: {reason}"
+        ) from error

@@ -4,6 +4,7 @@ import bz2
 import json
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -11,7 +12,7 @@ import mwparserfromhell
 
 from evosweep.assets.cache import cache_folder
 from evosweep.assets.wheels import WheelFile
-from evosweep.core.errors import DataError
+from evosweep.core.errors import AssetError
 from evosweep.core.events import Progress
 from evosweep.core.files import write_json
 from evosweep.data.documents import Document
@@ -24,6 +25,7 @@ DUMP = WheelFile(
     platform=("--python-version", "3.11", "--platform", "manylinux_2_28_x86_64", "--platform", "manylinux_2_24_x86_64"),
 )
 CLEANING = 1  # raise when clean() changes: cached text then is made anew
+_CACHED = f"wikipedia-{DUMP.sha256[:12]}-{CLEANING}.json"
 
 _IMAGE_LINE = re.compile(
     r"^(thumb|thumbnail|frame|left|right|center|upright[\d.=]*|\d+px)\b[^\n]*\|[^\n]*$", re.M | re.I
@@ -42,20 +44,27 @@ class Wikipedia:
         """Return the articles; the id is the page's number in Wikipedia.
 
         Raises:
-            AssetError: The dump could not be had.
+            AssetError: The dump is neither in the cache nor can it be downloaded.
         """
         dump = DUMP.fetch(progress=progress)
-        cached = cache_folder("text") / f"wikipedia-{DUMP.sha256[:12]}-{CLEANING}.json"
-        if not cached.exists():
+        texts = _cached_texts()
+        if texts is None:
             pages = list(_pages(dump))
             cleaned = {page: clean(markup) for page, markup in progress.track(pages, description="cleaning Wikipedia")}
-            write_json(cached, {page: text for page, text in cleaned.items() if len(text) >= _MIN_CHARACTERS})
-        try:
-            texts = json.loads(cached.read_text(encoding="utf-8"))
-        except ValueError as error:
-            cached.unlink()
-            raise DataError(f"{cached} was damaged and has been removed; run again") from error
+            texts = {page: text for page, text in cleaned.items() if len(text) >= _MIN_CHARACTERS}
+            with suppress(OSError, AssetError):  # a read-only cache costs a minute at every start, nothing more
+                write_json(cache_folder("text") / _CACHED, texts)
         return [Document(id=f"enwiki/{page}", text=text) for page, text in texts.items()]
+
+
+def _cached_texts() -> dict[str, str] | None:
+    """Return the cleaned articles by page, or None if the cache does not have them whole."""
+    try:
+        texts = json.loads((cache_folder("text") / _CACHED).read_text(encoding="utf-8"))
+    except (OSError, ValueError, AssetError):
+        return None
+    whole = isinstance(texts, dict) and texts and all(isinstance(text, str) for text in texts.values())
+    return texts if whole else None
 
 
 def clean(markup: str) -> str:

@@ -1,4 +1,4 @@
-"""How curved the loss is in each layer's weights, for HAWQ-V2's model of harm."""
+"""The curvature of the loss in each layer's weights, which HAWQ-V2's estimate of harm needs."""
 
 import math
 from collections.abc import Sequence
@@ -13,12 +13,13 @@ from evosweep.core.events import Progress
 from evosweep.core.problem import Problem
 from evosweep.core.seeds import generator
 from evosweep.evaluate.population import Evaluator
-from evosweep.models.anatomy import Anatomy, Site
+from evosweep.models.anatomy import Anatomy
 from evosweep.models.device import moved
+from evosweep.models.slots import Slot
 
-BACKWARD = 3  # forward passes that a forward and a backward pass cost
-PASSES = 32  # backward passes, if so many windows fit one
-TOGETHER = 16384  # most tokens of one
+BACKWARD = 3  # a forward and a backward pass cost as much as so many forward passes
+PASSES = 32  # number of backward passes, unless that puts more than TOGETHER tokens into one
+TOGETHER = 16384  # most tokens in one backward pass
 
 
 def hawq_v2(
@@ -39,15 +40,15 @@ def hawq_v2(
         progress: Shows how far it is.
 
     Raises:
-        EvosweepError: A unit is no layer's weight, or weights wait elsewhere than on the model's device.
+        EvosweepError: A unit is not a layer's weight, or some weights are not on the model's device.
     """
     anatomy, split = evaluator.anatomy, evaluator.splits["search"]
-    sites = {site.name: site for site in anatomy.sites}
-    strangers = [unit.name for unit in problem.units if unit.name not in sites]
-    if strangers:
-        raise EvosweepError(f"curvature is that of a layer's weight; {strangers[0]} is none")
-    mine = [sites[unit.name] for unit in problem.units]
-    if any(site.weight.device != anatomy.device for site in mine):
+    slots = {slot.name: slot for slot in anatomy.slots}
+    others = [unit.name for unit in problem.units if unit.name not in slots]
+    if others:
+        raise EvosweepError(f"curvature is defined for a layer's weight; {others[0]} is not one")
+    mine = [slots[unit.name] for unit in problem.units]
+    if any(slot.parameter.device != anatomy.device for slot in mine):
         raise EvosweepError("curvature needs all weights on the model's device: model.offload=false")
     seq_len = split.windows.shape[1]
     count = max(1, len(problem.units) * tokens // (BACKWARD * seq_len))
@@ -61,34 +62,41 @@ def hawq_v2(
         squares += _squared_gradients(anatomy, mine, ids, labels_seed)
     traces = (squares / (count * seq_len)).tolist()  # a token
     columns: dict[str, dict[str, float]] = {}
-    for place, (unit, site, trace) in enumerate(zip(problem.units, mine, traces, strict=True)):
-        dense = site.weight.float()
+    for index, (unit, slot, trace) in enumerate(zip(problem.units, mine, traces, strict=True)):
+        dense = slot.read().float()
         columns[unit.name] = {
             f"{HAWQ}/{level.name}": 0.5
             * trace
             / unit.numel
-            * float((evaluator.weight(place, number).float() - dense).square().sum())
+            * float((evaluator.weight(index, number).float() - dense).square().sum())
             for number, level in enumerate(unit.levels)
         }
     return columns
 
 
-def _squared_gradients(anatomy: Anatomy, sites: Sequence[Site], ids: torch.Tensor, seed: int) -> torch.Tensor:
-    """Return ‖∇ log p(y)‖² by layer, shape (sites,), at labels y that the model itself gives to ids (rows, seq_len)."""
-    found = torch.zeros(len(sites), dtype=torch.float64, device=anatomy.device)
+def _squared_gradients(anatomy: Anatomy, slots: Sequence[Slot], ids: torch.Tensor, seed: int) -> torch.Tensor:
+    """Return the squared norm of the gradient of log p(y) by slot, shape (slots,), at labels y drawn from the model.
 
-    def note(place: int, weight: torch.Tensor) -> None:
-        assert weight.grad is not None
-        found[place] = weight.grad.float().square().sum()
-        weight.grad = None  # never more than one layer's at a time
+    Args:
+        anatomy: The dense model.
+        slots: Whose weights the gradient is taken of.
+        ids: Token ids (rows, seq_len).
+        seed: Chooses the labels.
+    """
+    found = torch.zeros(len(slots), dtype=torch.float64, device=anatomy.device)
+
+    def add(index: int, parameter: torch.Tensor) -> None:
+        assert parameter.grad is not None
+        found[index] = slots[index].view(parameter.grad).float().square().sum()
+        parameter.grad = None  # so that never more than one layer's gradient is kept
 
     rng = torch.Generator(anatomy.device).manual_seed(seed)
     with ExitStack() as stack, torch.enable_grad():
-        for place, site in enumerate(sites):
-            weight: torch.nn.Parameter = site.module.weight  # type: ignore[assignment]
-            stack.callback(weight.requires_grad_, weight.requires_grad)
-            weight.requires_grad_(True)
-            stack.callback(weight.register_post_accumulate_grad_hook(partial(note, place)).remove)
+        for index, slot in enumerate(slots):
+            parameter = slot.parameter
+            stack.callback(parameter.requires_grad_, parameter.requires_grad)
+            parameter.requires_grad_(True)
+            stack.callback(parameter.register_post_accumulate_grad_hook(partial(add, index)).remove)
         logits = anatomy.model(input_ids=ids, use_cache=False).logits.flatten(0, 1).float()
         labels = torch.multinomial(logits.detach().softmax(-1), 1, generator=rng)[:, 0]
         torch.nn.functional.cross_entropy(logits, labels, reduction="sum").backward()

@@ -1,4 +1,4 @@
-"""What scoring may take of a device's memory, and how that is shared out before anything is scored."""
+"""How much of a device's memory scoring may use, and how it is divided before anything is scored."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from evosweep.core.unit import Unit
 from evosweep.models.anatomy import Anatomy
 from evosweep.models.device import free_bytes
 
-FREE_SHARE = 0.85  # of free memory is ours, where nothing else is said
+FREE_SHARE = 0.85  # of free memory is used, where memory_gb is not given
 TARGETS_SHARE = 0.1
 WEIGHTS_SHARE = 0.6
 HOST_SHARE = 0.5  # of free host memory may be page-locked
@@ -20,12 +20,12 @@ ACTIVATION_COPIES = 12  # fp32 tensors of hidden size alive in a block per token
 
 
 class Resources:
-    """What scoring may take.
+    """The resources that scoring may use.
 
     Args:
-        memory_gb: Most memory of the model's device for levels, remembered outputs and activations together; null:
-            what is free.
-        compile: Whether torch compiles norms and the head's reduction; null: on CUDA. Some seconds at the start.
+        memory_gb: Most memory of the model's device for levels, the dense model's outputs and activations together;
+            null: what is free.
+        compile: Whether torch compiles norms and the head's reduction, which takes some seconds; null: on CUDA.
         tf32: Whether CUDA may multiply fp32 matrices in TF32.
         sensitivity_tokens: Tokens that each unit is measured on, for samplers that need it.
     """
@@ -50,14 +50,14 @@ class Resources:
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """Bytes of the device for each purpose, and where packed levels wait.
+    """Bytes of the device's memory for each purpose, and where packed levels are kept.
 
     Attributes:
-        dense: Dequantized weights; those used last are kept.
-        packed: ``device``, ``host`` (page-locked, the next block's on their way while a block runs), ``disk`` (memory-
-            mapped); ``nowhere`` if all dense weights fit, so that each is read once.
-        activations: Activations of a block.
-        targets: What is remembered of the dense model.
+        dense: Bytes for dequantized weights; those used last are kept.
+        packed: ``device``, ``host`` (page-locked, the next block's copied while a block runs), ``disk`` (memory-
+            mapped); ``nowhere`` if all dequantized weights fit, so that each is read once.
+        activations: Bytes for the activations of a block.
+        targets: Bytes for what fitness needs of the dense model.
     """
 
     dense: float
@@ -67,27 +67,27 @@ class MemoryPlan:
 
     @classmethod
     def of(cls, resources: Resources, device: torch.device, *, dense: int, packed: int, candidate: int) -> "MemoryPlan":
-        """Share out the memory that is free now.
+        """Return how the memory that is free now is divided.
 
         Args:
-            resources: What scoring may take.
-            device: Where the model runs.
+            resources: What scoring may use.
+            device: The model's device.
             dense: Bytes of all levels dequantized.
             packed: Bytes of all levels as stored.
-            candidate: Bytes of activations of one candidate on one window, which must fit.
+            candidate: Bytes of activations of one candidate on one window.
 
         Raises:
-            SettingError: They do not.
+            SettingError: There is no room for one candidate on one window.
         """
         memory = resources.memory or FREE_SHARE * free_bytes(device)
         targets, room = TARGETS_SHARE * memory, WEIGHTS_SHARE * memory
         if dense <= room:
-            weights, where, taken = float(dense), "nowhere", float(dense)
+            weights, packed_in, taken = float(dense), "nowhere", float(dense)
         elif packed <= room and device.type != "cpu":  # a CPU's packed levels are in its file cache anyway
-            weights, where, taken = room - packed, "device", room
+            weights, packed_in, taken = room - packed, "device", room
         else:
             hosts = device.type != "cpu" and packed <= HOST_SHARE * free_bytes(torch.device("cpu"))
-            weights, where, taken = room / 2, "host" if hosts else "disk", room
+            weights, packed_in, taken = room / 2, "host" if hosts else "disk", room
         left = memory - targets - taken
         if left < candidate:
             least = candidate / (1 - TARGETS_SHARE - WEIGHTS_SHARE)
@@ -98,7 +98,7 @@ class MemoryPlan:
                 got=f"{gigabytes} (free)" if resources.memory is None else float(gigabytes),
                 allowed=f"at least {least / 1e9:.3g}, for one candidate on one window (or a smaller tokens.seq_len)",
             )
-        return cls(weights, where, min(left, MOST_ACTIVATIONS[device.type]), targets)
+        return cls(weights, packed_in, min(left, MOST_ACTIVATIONS[device.type]), targets)
 
 
 def per_token(anatomy: Anatomy) -> int:
@@ -107,7 +107,17 @@ def per_token(anatomy: Anatomy) -> int:
 
 
 def plan_memory(resources: Resources, anatomy: Anatomy, units: Sequence[Unit], *, seq_len: int) -> MemoryPlan:
-    """Return the plan for some units, made or only planned, on windows of so many tokens."""
+    """Return the memory plan for scoring some units.
+
+    Args:
+        resources: What scoring may use.
+        anatomy: The model.
+        units: Units with their levels' costs, compressed or only planned.
+        seq_len: Tokens of the longest window.
+
+    Raises:
+        SettingError: There is no room for one candidate on one window.
+    """
     layers = [unit for unit in units if not unit.gates]
     return MemoryPlan.of(
         resources,

@@ -1,114 +1,64 @@
-"""Stand-in forwards with which the rows of a population go through one layer, each at its own level."""
-
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+"""The rows of a population grouped by level, and rows that are alike found, for a whole block at once."""
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import nn
-from torch.nn import functional
 
 from evosweep.models.device import moved
+from evosweep.models.slots import RowGroups
 
-Forward = Callable[[torch.Tensor], torch.Tensor]
-# Share of rows at one level from which all go through it first, and the others are overwritten.
-MAJORITY = {"cpu": 2.0, "cuda": 0.7}  # never on a CPU, where multiplying is dear and moving cheap
+# Share of rows at one level from which on all rows are multiplied with its weight, and the others overwritten.
+MAJORITY = {"cpu": 2.0, "cuda": 0.7}  # never on a CPU, where multiplications cost much and copies little
 
 
-@dataclass(frozen=True)
-class Groups:
-    """Rows of a population by their level of one unit.
+def groups_of(levels: npt.NDArray[np.int64], device: torch.device, *, majority: float | None = None) -> list[RowGroups]:
+    """Return the rows of a population grouped by level, for each of several units, with one transfer to the device.
 
-    Attributes:
-        levels: The levels that occur.
-        members: Rows of each, on the device.
-        main: Place of the level that most rows have.
-        rows: Rows in all.
-        cover: Whether all rows go through the main level first.
+    Offspring differ from their parent in few units, so nearly all rows of a layer have the same level. On a GPU,
+    gathering and scattering those rows costs more than the multiplications that it saves.
+
+    Args:
+        levels: Level of each row, shape (units, rows).
+        device: Where the row indices are needed.
+        majority: Share of rows at one level from which on all are multiplied with its weight; None: by device.
     """
-
-    levels: list[int]
-    members: Sequence[torch.Tensor]
-    main: int
-    rows: int
-    cover: bool
-
-
-def groups_of(levels: npt.NDArray[np.int64], device: torch.device) -> list[Groups]:
-    """Return the groups of several units, for levels of shape (units, rows); one transfer to the device for all.
-
-    Offspring differ from their parent in few units, so nearly all rows of a layer are at one level. On a GPU gathering
-    and scattering those costs more than the multiplications that it saves.
-    """
+    share = MAJORITY[device.type] if majority is None else majority
     orders = moved(np.argsort(levels, axis=1, kind="stable"), device)
     found = []
     for unit, order in zip(levels, orders, strict=True):
         different, counts = levels_in(unit)
         main = counts.index(max(counts))
-        cover = counts[main] >= MAJORITY[device.type] * len(unit)
+        cover = counts[main] >= share * len(unit)
         members = order.split(counts) if len(different) > 1 else (order,)
-        found.append(Groups(different, members, main, len(unit), cover))
+        found.append(RowGroups(different, members, main, len(unit), cover))
     return found
 
 
 def levels_in(unit: npt.NDArray[np.int64]) -> tuple[list[int], list[int]]:
-    """Return the levels that occur, in order, and how often each does; many times as fast as numpy's ``unique``."""
+    """Return the levels that occur in one unit's row, ascending, and how often each does.
+
+    The same as ``numpy.unique`` with counts, many times as fast on short rows of small integers.
+    """
     counts = np.bincount(unit)
-    there = np.flatnonzero(counts)
-    return there.tolist(), counts[there].tolist()
+    occurring = np.flatnonzero(counts)
+    return occurring.tolist(), counts[occurring].tolist()
 
 
 def distinct_rows(keys: npt.NDArray[np.int64]) -> tuple[list[int], npt.NDArray[np.int64]]:
-    """Return where each distinct row of a table occurs first, and for every row the place of its like among those."""
-    places: dict[bytes, int] = {}
-    first: list[int] = []
-    like = np.empty(len(keys), dtype=np.int64)
-    for row, key in enumerate(keys):
-        like[row] = places.setdefault(key.tobytes(), len(first))
-        if like[row] == len(first):
-            first.append(row)
-    return first, like
-
-
-def routed(module: nn.Module, groups: Groups, weights: Mapping[int, torch.Tensor]) -> Forward:
-    """Return a forward for inputs whose first dimension is the population's rows times the batch.
+    """Return the distinct rows of a table by where each occurs first, and which of them every row is.
 
     Args:
-        module: The linear layer.
-        groups: Which rows are at which level.
-        weights: Weight (out, in) of each level in it.
+        keys: Shape (rows, columns).
+
+    Returns:
+        ``first``, indices of the distinct rows, and ``which`` of shape (rows,), so that
+        ``keys[first][which]`` is ``keys``.
     """
-    bias: Any = module.bias
-    main = weights[groups.levels[groups.main]]
-    if len(groups.levels) == 1:
-        return lambda inputs: functional.linear(inputs, main, bias)
-    rest = [
-        (weights[level], rows)
-        for place, (level, rows) in enumerate(zip(groups.levels, groups.members, strict=True))
-        if place != groups.main or not groups.cover
-    ]
-
-    def forward(inputs: torch.Tensor) -> torch.Tensor:
-        by_row = inputs.view(groups.rows, -1, inputs.shape[-1])
-        if groups.cover:
-            outputs = functional.linear(by_row, main, bias)
-        else:
-            outputs = by_row.new_empty((*by_row.shape[:-1], len(main)))
-        for weight, rows in rest:
-            outputs.index_copy_(0, rows, functional.linear(by_row.index_select(0, rows), weight, bias))
-        return outputs.view(*inputs.shape[:-1], -1)
-
-    return forward
-
-
-def silent_rows(module: nn.Module, gone: npt.NDArray[np.int64], rows: int) -> Forward:
-    """Return a forward that says nothing for some rows of the population."""
-    forward = module.forward
-
-    def quiet(inputs: torch.Tensor) -> torch.Tensor:
-        outputs = forward(inputs)
-        return outputs.view(rows, -1).index_fill(0, moved(gone, outputs.device), 0).view(outputs.shape)
-
-    return quiet
+    numbers: dict[bytes, int] = {}
+    first: list[int] = []
+    which = np.empty(len(keys), dtype=np.int64)
+    for row, key in enumerate(keys):
+        which[row] = numbers.setdefault(key.tobytes(), len(first))
+        if which[row] == len(first):
+            first.append(row)
+    return first, which

@@ -1,4 +1,4 @@
-"""What allocators need that only the whole model can tell: measured end to end, or read from its weights."""
+"""Columns for allocators that need the whole model: measured end to end, or computed from its weights."""
 
 import json
 from collections.abc import Callable
@@ -33,11 +33,11 @@ METHOD = 5  # raise when the measurement changes: cached ones then are not reuse
 def kl_per_error(evaluator: Evaluator, problem: Problem, *, tokens: int, seed: int, progress: Progress) -> Columns:
     """Return each unit's KL per unit of layer error, measured around the budget's uniform allocation.
 
-    Every unit alone is lowered one level (raised one, where it is at the bottom); what the KL gains by it, over what
-    the layer error gains, is the scale. Lowering is what can do harm, and its signal is some ten times that of
-    raising. A unit whose KL moves the wrong way (noise) gets a low scale, not none: that of the lowest twentieth.
-    Few tokens say little about one unit, and a solver finds every unit that looks harmless by chance; so scales are
-    drawn towards the (geometric) mean of their kind, ``q_proj`` and so on, the more the fewer tokens there were.
+    Every unit alone is lowered one level (raised one, where it is at the lowest); the scale is the rise of the KL
+    over the rise of the layer error. Lowering gives some ten times the signal of raising. A unit whose KL moves the
+    wrong way (noise) gets the scale of the lowest twentieth instead of none. Few tokens say little about one unit, and
+    a solver would use every unit that looks harmless by chance; so scales are shrunk towards the geometric mean of
+    their kind (``q_proj`` and so on), the more the fewer tokens there were.
 
     Args:
         evaluator: Scores genomes.
@@ -51,7 +51,7 @@ def kl_per_error(evaluator: Evaluator, problem: Problem, *, tokens: int, seed: i
     probed = np.where(base > 0, base - 1, np.minimum(base + 1, problem.sizes - 1))
     genomes = np.repeat(base[None], len(problem.units) + 1, axis=0)
     np.fill_diagonal(genomes, probed)
-    # One window at a time, so that there is something to show; equal windows, so that their mean is the mean.
+    # One window at a time, so that the progress bar moves; windows are equally long, so their mean is the mean of all.
     scores = [
         evaluator.score(genomes, split="search", windows=[window], fitness=[KL()])["kl"]
         for window in progress.track(windows, description="measuring sensitivities")
@@ -80,44 +80,44 @@ def loss_alone(evaluator: Evaluator, problem: Problem, *, tokens: int, seed: int
 
 
 def around_uniform(evaluator: Evaluator, problem: Problem, *, tokens: int, seed: int, progress: Progress) -> Columns:
-    """Return by how much the KL rises where one unit alone takes one level, all others as in the uniform allocation."""
+    """Return the rise of the KL for each unit alone at each level, all others as in the uniform allocation."""
     return _rises(AROUND_UNIFORM, problem.uniform(), evaluator, problem, tokens=tokens, seed=seed, progress=progress)
 
 
 def around_top(evaluator: Evaluator, problem: Problem, *, tokens: int, seed: int, progress: Progress) -> Columns:
-    """Return by how much the KL rises where one unit alone takes one level, all others at their best."""
+    """Return the rise of the KL for each unit alone at each level, all others at their highest level."""
     return _rises(AROUND_TOP, problem.sizes - 1, evaluator, problem, tokens=tokens, seed=seed, progress=progress)
 
 
 def hill_exponents(evaluator: Evaluator, problem: Problem, *, tokens: int, seed: int, progress: Progress) -> Columns:
-    """Return the Hill exponent of every unit's dense weight; units without one (drop units) have none."""
+    """Return the Hill exponent of the dense weight of every unit that has a weight (drop units have none)."""
     del tokens, seed
-    sites = {site.name: site for site in evaluator.anatomy.sites}
-    units = [unit.name for unit in problem.units if unit.name in sites]
+    slots = {slot.name: slot for slot in evaluator.anatomy.slots}
+    units = [unit.name for unit in problem.units if unit.name in slots]
     return {
-        name: {HILL: hill_exponent(sites[name].weight)}
+        name: {HILL: hill_exponent(slots[name].read())}
         for name in progress.track(units, description="spectra of the weights")
     }
 
 
 @dataclass(frozen=True)
 class Measure:
-    """A measurement, and how many tokens it scores when asked for so many a unit."""
+    """A measurement, and the tokens that it scores in all, given the tokens for each unit."""
 
     measure: Callable[..., Columns]
     tokens: Callable[[Problem, int], int]
 
 
-def _a_level_each(problem: Problem, tokens: int) -> int:
+def _one_level_a_unit(problem: Problem, tokens: int) -> int:
     return (len(problem.units) + 1) * tokens
 
 
 def _all_levels(problem: Problem, tokens: int) -> int:
-    return (problem.rungs - len(problem.units) + 1) * tokens
+    return (problem.total_levels - len(problem.units) + 1) * tokens
 
 
 MEASURES = {
-    KL_PER_ERROR: Measure(kl_per_error, _a_level_each),
+    KL_PER_ERROR: Measure(kl_per_error, _one_level_a_unit),
     LOSS_ALONE: Measure(loss_alone, lambda problem, tokens: len(problem.units) * tokens),
     AROUND_UNIFORM: Measure(around_uniform, _all_levels),
     AROUND_TOP: Measure(around_top, _all_levels),
@@ -131,15 +131,23 @@ def measure(
 ) -> tuple[Columns, int]:
     """Return columns of ``MEASURES`` by unit name, and the tokens that they cost.
 
-    They are kept in the cache, so that a multirun measures once; their tokens count all the same. What is measured at
-    every level takes as many tokens a unit as what is measured at one, but a window at least.
+    They are kept in the cache, so that a multirun measures once; their tokens count all the same. A column measured at
+    every level takes as many tokens a unit as one measured at a single level, but one window at least.
+
+    Args:
+        column: A key of ``MEASURES``.
+        evaluator: Has model, levels and text.
+        problem: Units and their levels.
+        tokens: Tokens of the search split for each unit.
+        seed: Chooses them.
+        progress: Shows how far it is.
     """
     split, kind = evaluator.splits["search"], MEASURES[column]
     if kind.tokens is _all_levels:
         seq_len = split.windows.shape[1]
-        tokens = max(seq_len, tokens // int(problem.sizes.max() - 1) // seq_len * seq_len)
-    place = [METHOD, evaluator.store.key, problem.uniform().tolist(), split.hash, tokens, seed]
-    cached = cache_folder("columns") / f"{column}-{digest(place)}.json"
+        tokens = max(seq_len, tokens // max(int(problem.sizes.max()) - 1, 1) // seq_len * seq_len)
+    address = [METHOD, evaluator.store.key, problem.uniform().tolist(), split.hash, tokens, seed]
+    cached = cache_folder("columns") / f"{column}-{digest(address)}.json"
     if cached.exists():
         progress.say(f"{column} found")
         values = dict(json.loads(cached.read_text(encoding="utf-8")))
@@ -152,21 +160,21 @@ def measure(
 def _rises(
     column: str, base: Genome, evaluator: Evaluator, problem: Problem, *, tokens: int, seed: int, progress: Progress
 ) -> Columns:
-    rungs = [(place, level) for place, size in enumerate(problem.sizes) for level in range(size)]
-    probes = [(place, level) for place, level in rungs if level != base[place]]
+    every = [(unit, level) for unit, size in enumerate(problem.sizes) for level in range(size)]
+    probes = [(unit, level) for unit, level in every if level != base[unit]]
     genomes = np.repeat(base[None], len(probes) + 1, axis=0)
-    for row, (place, level) in enumerate(probes):
-        genomes[row, place] = level
+    for row, (index, level) in enumerate(probes):
+        genomes[row, index] = level
     scores = [
         evaluator.score(genomes, split="search", windows=[window], fitness=[KL()])["kl"]
         for window in progress.track(_windows(evaluator, tokens, seed), description="measuring every level")
     ]
     kl = np.mean(scores, axis=0)
     columns = {
-        unit.name: {f"{column}/{unit.levels[base[place]].name}": 0.0} for place, unit in enumerate(problem.units)
+        unit.name: {f"{column}/{unit.levels[base[index]].name}": 0.0} for index, unit in enumerate(problem.units)
     }
-    for (place, level), rise in zip(probes, kl[:-1] - kl[-1], strict=True):
-        unit = problem.units[place]
+    for (index, level), rise in zip(probes, kl[:-1] - kl[-1], strict=True):
+        unit = problem.units[index]
         columns[unit.name][f"{column}/{unit.levels[level].name}"] = float(rise) if np.isfinite(rise) else BROKEN
     return columns
 
@@ -181,8 +189,8 @@ def _scales(problem: Problem, base: Genome, probed: Genome, kl: npt.NDArray[np.f
     """Return KL differences over layer-error differences by unit name, shrunk towards the mean of their kind."""
     errors = np.array(
         [
-            float(unit.levels[there].error or 0.0) - float(unit.levels[here].error or 0.0)
-            for unit, here, there in zip(problem.units, base, probed, strict=True)
+            float(unit.levels[new].error or 0.0) - float(unit.levels[old].error or 0.0)
+            for unit, old, new in zip(problem.units, base, probed, strict=True)
         ]
     )
     right = (kl * errors > 0) & np.isfinite(kl)

@@ -1,6 +1,7 @@
-"""What exporters share: the winner as the model holds it, and the proof that what was written says the same."""
+"""What all exporters share: the winning allocation as the model holds it, and the check of what was written."""
 
 import io
+import shutil
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
@@ -13,24 +14,25 @@ import torch
 from evosweep.compressors.base import Compressor
 from evosweep.core.checks import check_bool, check_int
 from evosweep.core.errors import ExportError
+from evosweep.core.events import Progress, Silent
 from evosweep.core.files import new_folder
 from evosweep.core.problem import Genome, Problem
 from evosweep.evaluate.population import Evaluator
-from evosweep.models.anatomy import Anatomy, Site
+from evosweep.models.anatomy import Anatomy
+from evosweep.models.dropping import Drop, DropEffect, dropped_parameters, removed
 from evosweep.models.load import LoadedModel
-from evosweep.models.shrink import without_blocks, zeroed
-from evosweep.store.drop import Drop
+from evosweep.models.slots import Slot
 
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 1e-2, torch.float16: 1e-3}
 
 
 @dataclass(frozen=True)
 class Winner:
-    """An allocation seen from the model.
+    """An allocation applied to the model.
 
     Attributes:
         genome: Level of every unit.
-        problem: Units and ladders.
+        problem: Units and their levels.
         evaluator: Has the model and the levels.
     """
 
@@ -39,42 +41,37 @@ class Winner:
     evaluator: Evaluator
 
     @cached_property
-    def levels(self) -> Mapping[Site, int]:
-        """The place in the genome of every layer that is a unit."""
-        places = {unit.name: place for place, unit in enumerate(self.problem.units)}
-        drops = self.evaluator.store.drops
-        sites = (site for site in self.evaluator.anatomy.sites if site.name in places)
-        return {site: places[site.name] for site in sites if places[site.name] not in drops}
+    def slots(self) -> Mapping[Slot, int]:
+        """The index of the unit of every slot that is one."""
+        indices = {unit.name: index for index, unit in enumerate(self.problem.units)}
+        units = {slot: indices[slot.name] for slot in self.evaluator.anatomy.slots if slot.name in indices}
+        return {slot: index for slot, index in units.items() if index not in self.evaluator.drops}
 
     @cached_property
-    def silent(self) -> list[Site]:
-        """Layers whose output no longer joins the residual stream: each ends a dropped sub-block."""
-        writers = {drop["writer"] for drop in self._dropped if not drop["whole"]}
-        return [site for site in self.evaluator.anatomy.sites if site.name in writers]
-
-    @cached_property
-    def blocks(self) -> set[int]:
-        """Blocks that are dropped whole."""
-        return {block for drop in self._dropped if drop["whole"] for block in drop["blocks"]}
+    def dropped(self) -> list[DropEffect]:
+        """What is dropped."""
+        return [effect for index, effect in self.evaluator.drops.items() if self.genome[index] == 0]
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
-        """Let the model be without what is dropped for a while: blocks out, sub-blocks silent."""
-        with torch.no_grad(), zeroed(self.silent), without_blocks(self.evaluator.anatomy, self.blocks):
+        """Take what is dropped out of the model while the context lasts: blocks are gone, sub-blocks are zeros."""
+        with removed(self.evaluator.anatomy, self.dropped):
             yield
 
-    def layers(self) -> dict[str, tuple[Site, int]]:
-        """Return the layers that are units and still there, by their path while ``in_place``, with their places."""
+    def layers(self) -> dict[str, tuple[Slot, int]]:
+        """Return the slots that are units and not dropped, by their path while ``in_place``, and their units' index."""
         paths = {id(module): path for path, module in self.evaluator.anatomy.model.named_modules()}
-        return {
-            paths[id(site.module)]: (site, place) for site, place in self.levels.items() if id(site.module) in paths
-        }
+        return {paths[id(slot.module)]: (slot, index) for slot, index in self.slots.items() if id(slot.module) in paths}
 
     def others(self, *, without: Collection[int] = ()) -> dict[str, torch.Tensor]:
-        """Return the model's other tensors by name, tied ones once; none of the parameters with these ids."""
+        """Return the tensors of the model that belong to no unit, by name, tied ones once.
+
+        Args:
+            without: Ids of parameters to leave out as well.
+        """
         model = self.evaluator.anatomy.model
         owners = dict(model.named_parameters(remove_duplicate=False))
-        absent = {id(site.module.weight) for site in self.levels} | set(without)
+        absent = {id(slot.parameter) for slot in self.slots} | set(without)
         tensors: dict[str, torch.Tensor] = {}
         seen: set[int] = set()
         for name, value in model.state_dict().items():
@@ -83,14 +80,27 @@ class Winner:
                 tensors[name] = value
         return tensors
 
+    def dropped_parameters(self) -> set[int]:
+        """Return the ids of the parameters of dropped sub-blocks."""
+        return dropped_parameters(self.evaluator.anatomy, self.dropped)
+
     @property
-    def _dropped(self) -> list[dict[str, Any]]:
-        return [drop for place, drop in self.evaluator.store.drops.items() if self.genome[place] == 0]
+    def packed_bytes(self) -> int:
+        """Bytes of the allocation as the budget counts them."""
+        return round(1e6 * self.problem.megabytes(self.problem.cost(self.genome)))
+
+    @property
+    def dense_bytes(self) -> int:
+        """Bytes of all parameters in the model's type, without dropped blocks."""
+        anatomy = self.evaluator.anatomy
+        gone = {block for effect in self.dropped if effect.whole for block in effect.blocks}
+        absent = {id(parameter) for block in gone for parameter in anatomy.blocks[block].parameters()}
+        return sum(p.numel() * p.element_size() for p in anatomy.model.parameters() if id(p) not in absent)
 
 
 @dataclass(frozen=True)
 class Exporter:
-    """Writes a winner, reloads it, and compares what it says with what was scored.
+    """Writes an allocation as a model, reloads it, and compares its logits with those that were scored.
 
     Args:
         enabled: Whether to export at all.
@@ -100,56 +110,126 @@ class Exporter:
     enabled: bool = True
     check_tokens: int = 128
     loading: ClassVar[str]
-    """Code that makes a ``model`` of a ``folder``."""
+    """Python code that makes a ``model`` of a ``folder``."""
+    contents: ClassVar[str]
+    """What is written, in a few words."""
 
     def __post_init__(self) -> None:
         check_bool("enabled", self.enabled)
         check_int("check_tokens", self.check_tokens, low=1)
 
     def check(self, compressor: Compressor, drop: Drop, anatomy: Anatomy) -> None:
-        """Raise SettingError, before any work, where what a search may choose cannot be written."""
+        """Raise SettingError, before any work, where the format cannot hold what a search may choose.
+
+        Args:
+            compressor: Makes the levels.
+            drop: What may be dropped.
+            anatomy: The model.
+        """
+
+    def expected_bytes(self, winner: Winner) -> int:
+        """Return about how many bytes the weights will take on disk."""
+        return winner.packed_bytes
 
     def write(self, winner: Winner, loaded: LoadedModel, folder: Path) -> None:
-        """Write all but tokenizer and allocation."""
+        """Write everything but tokenizer, allocation and README.
+
+        Args:
+            winner: The allocation.
+            loaded: The dense model.
+            folder: An empty folder.
+        """
         raise NotImplementedError
 
     def reload(self, folder: Path, *, dtype: torch.dtype) -> torch.nn.Module:
-        """Return what was written as a user would load it."""
+        """Return the written model as a user would load it."""
         raise NotImplementedError
 
     def export(
-        self, genome: Genome, *, problem: Problem, evaluator: Evaluator, loaded: LoadedModel, folder: Path
+        self,
+        genome: Genome,
+        *,
+        problem: Problem,
+        evaluator: Evaluator,
+        loaded: LoadedModel,
+        folder: Path,
+        progress: Progress | None = None,
     ) -> dict[str, Any]:
         """Write the model, reload it, compare.
 
+        Args:
+            genome: Level of every unit.
+            problem: Units and their levels.
+            evaluator: Has the model and the levels.
+            loaded: The dense model with its tokenizer.
+            folder: Where to write; replaced if it exists.
+            progress: Shows beforehand how large the export will be.
+
         Returns:
-            ``path``, ``bytes`` on disk, ``max_logit_difference`` of the reloaded model, ``load``: code for it.
+            ``path``, ``bytes`` and ``size_mb`` on disk, ``max_logit_difference`` of the reloaded model, ``load``: code
+            that makes a ``model`` of a ``folder``, ``how_to_load``: the same in one line with this folder.
 
         Raises:
-            ExportError: The reloaded model says something else than what was scored; nothing is left then.
+            ExportError: No room on the disk, or the reloaded model gives other logits than were scored; nothing is
+                left then.
         """
+        winner = Winner(genome, problem, evaluator)
+        expected = self.expected_bytes(winner)
+        _check_room(folder, expected)
+        (progress or Silent()).say(f"exporting {self.contents}, about {expected / 1e6:.1f} MB, to {folder}")
         with new_folder(folder) as temporary:
-            self.write(Winner(genome, problem, evaluator), loaded, temporary)
+            self.write(winner, loaded, temporary)
             loaded.tokenizer.save_pretrained(temporary)
             problem.decode(genome).save(temporary / "allocation.json", problem=problem.fingerprint)
+            (temporary / "README.md").write_text(self._readme(winner, loaded), encoding="utf-8")
             difference = self._difference(genome, evaluator, temporary)
         size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-        return {"path": str(folder), "bytes": size, "max_logit_difference": difference, "load": self.loading}
+        return {
+            "path": str(folder),
+            "bytes": size,
+            "size_mb": round(size / 1e6, 3),
+            "max_logit_difference": difference,
+            "load": self.loading,
+            "how_to_load": how_to_load(self.loading, folder),
+        }
+
+    def _readme(self, winner: Winner, loaded: LoadedModel) -> str:
+        return (
+            f"# {loaded.name}, compressed with evosweep\n\n"
+            f"{self.contents.capitalize()}: {self.expected_bytes(winner) / 1e6:.1f} MB, where the dense weights take "
+            f"{winner.dense_bytes / 1e6:.1f} MB. `allocation.json` names the level of every unit.\n\n"
+            f'Load it with\n\n```python\nfolder = "."  # this folder\n\n{self.loading}\n```\n'
+        )
 
     def _difference(self, genome: Genome, evaluator: Evaluator, folder: Path) -> float:
         anatomy = evaluator.anatomy
         window = evaluator.splits["validation"].windows[0][: self.check_tokens]
         tokens = torch.from_numpy(window)[None].to(anatomy.device)
         scored = evaluator.logits(genome, tokens)
-        # Some loaders draw bars of their own, whatever transformers' verbosity; some of them in the first pass.
+        # Some loaders draw progress bars of their own, whatever transformers' verbosity; some in the first pass.
         with torch.inference_mode(), redirect_stderr(io.StringIO()):
             reloaded = self.reload(folder, dtype=anatomy.dtype).to(anatomy.device).eval()
-            logits = reloaded(input_ids=tokens).logits[0].float()
+            logits = reloaded(input_ids=tokens, use_cache=False).logits[0].float()
         difference = float((logits - scored).abs().max())
         scale = float(scored.abs().max())
         if not difference <= TOLERANCE[anatomy.dtype] * max(scale, 1.0):
             raise ExportError(
-                f"the exported model does not say what was scored: logits differ by {difference:.3g} "
+                f"the exported model does not give the logits that were scored: they differ by {difference:.3g} "
                 f"(largest logit {scale:.3g}); nothing was kept"
             )
         return difference
+
+
+def how_to_load(loading: str, folder: Path) -> str:
+    """Return an exporter's ``loading`` code in one line, with the folder in it."""
+    lines = [line for line in loading.splitlines() if line.strip()]
+    return "; ".join(lines).replace("(folder", f"({str(folder)!r}")
+
+
+def _check_room(folder: Path, expected: int) -> None:
+    parent = next(path for path in folder.absolute().parents if path.is_dir())
+    free = shutil.disk_usage(parent).free
+    if free < expected:
+        raise ExportError(
+            f"the export takes about {expected / 1e6:.3g} MB in {folder}, where {free / 1e6:.3g} MB are free"
+        )

@@ -15,8 +15,8 @@ from evosweep.core.errors import SettingError
 from evosweep.core.files import write_json
 from evosweep.exporters.base import Exporter, Winner
 from evosweep.models.anatomy import Anatomy
+from evosweep.models.dropping import Drop
 from evosweep.models.load import LoadedModel
-from evosweep.store.drop import Drop
 
 Packed = dict[str, torch.Tensor]
 OTHERS = ("dense", "packed", "none")
@@ -25,16 +25,13 @@ OTHERS = ("dense", "packed", "none")
 class CompressedTensors(Exporter):
     """Writes ``pack-quantized`` integers: codes packed to the bit, a scale a group, no zeros.
 
-    So levels must be symmetric bit-widths, their scales such as the model's type can hold, and whole blocks are all
-    that may be dropped. transformers unpacks any
-    mixture; vLLM, which reads the format too, has kernels for some widths only, and fuses query, key and value, and
-    gate and up, for which it wants one width each (not tried here).
+    So levels must be symmetric bit-widths, with scales that the model's type can hold, and only whole blocks may be
+    dropped. transformers unpacks any mixture; vLLM, which reads the format too, has kernels for some widths only, and
+    fuses query, key and value, and gate and up, each of which must then have one width (not tried here).
     """
 
-    loading = (
-        "from transformers import AutoModelForCausalLM  # needs compressed-tensors\n\n"
-        "model = AutoModelForCausalLM.from_pretrained(folder)"
-    )
+    contents = "compressed-tensors (pip install compressed-tensors)"
+    loading = "from transformers import AutoModelForCausalLM\n\nmodel = AutoModelForCausalLM.from_pretrained(folder)"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -44,15 +41,15 @@ class CompressedTensors(Exporter):
             )
 
     def check(self, compressor: Compressor, drop: Drop, anatomy: Anatomy) -> None:
-        """Raise SettingError where the format has no place for what a search may choose."""
+        """Raise SettingError where the format cannot hold what a search may choose."""
         hint = ""
         if not isinstance(compressor, IntegerLevels) or not compressor.symmetric:
             hint = "it holds symmetric bit-widths: compressor=gptq compressor.symmetric=true"
         elif anatomy.dtype is torch.bfloat16 and not compressor.coarse_scales:
             hint = "it keeps scales in the model's type, bfloat16: compressor.coarse_scales=true, or model.dtype"
         elif drop.granularity == "sublayers":
-            hint = "it has no place for a block without its attention or MLP: drop=blocks"
-        elif any(site.transposed for site in anatomy.sites):
+            hint = "it cannot hold a block without its attention or MLP: drop=blocks"
+        elif any(slot.layout != "linear" for slot in anatomy.slots):
             hint = "it has no layout for this model's transposed layers"
         if hint:
             raise SettingError("", owner=self, allowed=OTHERS, got="compressed_tensors", hint=hint)
@@ -63,8 +60,8 @@ class CompressedTensors(Exporter):
         with winner.in_place():
             tensors: Packed = winner.others()
             groups: dict[tuple[int, int], list[str]] = {}
-            for path, (_, place) in winner.layers().items():
-                width, group, packed = _packed(winner, place)
+            for path, (_, index) in winner.layers().items():
+                width, group, packed = _packed(winner, index)
                 tensors |= {f"{path}.{name}": value for name, value in packed.items()}
                 groups.setdefault((width, group), []).append(path)
             values = {name: value.cpu().contiguous() for name, value in tensors.items()}
@@ -75,33 +72,35 @@ class CompressedTensors(Exporter):
 
     def reload(self, folder: Path, *, dtype: torch.dtype) -> torch.nn.Module:
         """Return the model through ``from_pretrained``."""
-        model: torch.nn.Module = transformers.AutoModelForCausalLM.from_pretrained(str(folder), dtype=dtype)
+        model: torch.nn.Module = transformers.AutoModelForCausalLM.from_pretrained(
+            str(folder), dtype=dtype, trust_remote_code=False
+        )
         return model
 
 
-def _packed(winner: Winner, place: int) -> tuple[int, int, Packed]:
+def _packed(winner: Winner, index: int) -> tuple[int, int, Packed]:
     """Return a layer's width, group and tensors, its codes shifted to be signed and packed row by row."""
     from compressed_tensors.compressors.pack_quantized.helpers import pack_to_int32  # noqa: PLC0415 - an extra
 
-    unit = winner.problem.units[place]
-    stored = winner.evaluator.store.payload(unit.name, unit.levels[int(winner.genome[place])].name)
+    unit = winner.problem.units[index]
+    stored = winner.evaluator.store.payload(unit.name, unit.levels[int(winner.genome[index])].name)
     rows, columns, width, group = (stored.meta[key] for key in ("rows", "columns", "width", "group"))
-    parts = stored.parts()
-    codes = unpack(parts["codes"], width, rows * columns).view(rows, columns)
+    tensors = stored.tensors()
+    codes = unpack(tensors["codes"], width, rows * columns).view(rows, columns)
     signed = (codes.to(torch.int16) - 2 ** (width - 1)).to(torch.int8)
     return (
         width,
         group,
         {
             "weight_packed": pack_to_int32(signed, width),
-            "weight_scale": parts["scales"].to(winner.evaluator.anatomy.dtype),
+            "weight_scale": tensors["scales"].to(winner.evaluator.anatomy.dtype),
             "weight_shape": torch.tensor([rows, columns]),
         },
     )
 
 
 def _scheme(groups: dict[tuple[int, int], list[str]]) -> dict[str, Any]:
-    """Return the quantization config: a group of layers a (width, group size)."""
+    """Return the quantization config: one group of layers for each (width, group size)."""
     return {
         "quant_method": "compressed-tensors",
         "format": "pack-quantized",

@@ -1,4 +1,4 @@
-"""The winner at its true size: codes, scales, masks as the level store has them, and a loader for transformers."""
+"""An allocation at its true size: codes, scales, masks as the level store has them, and a loader for transformers."""
 
 import json
 from pathlib import Path
@@ -8,69 +8,78 @@ import torch
 import transformers
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from transformers.pytorch_utils import Conv1D
 
-from evosweep.compressors.base import decode
-from evosweep.core.errors import ExportError
-from evosweep.core.files import write_json
+from evosweep.compressors.payload import Layout
+from evosweep.core.errors import ExportError, ModelError
+from evosweep.core.files import digest, sha256_file, write_json
 from evosweep.exporters.base import Exporter, Winner
 from evosweep.models.load import LoadedModel
-from evosweep.models.parts import parts_of
+from evosweep.models.slots import slot_at
 
-TENSORS, INDEX = "packed.safetensors", "packed.json"  # no name that transformers would take for a whole model
-VERSION = 1
+TENSORS, INDEX, CONFIG = "packed.safetensors", "packed.json", "config.json"  # transformers ignores the first two
+VERSION = 2
 
 
 class PackedSafetensors(Exporter):
     """Writes packed levels, everything else in the model's type, and nothing of what is dropped."""
 
+    contents = "packed weights at their true size"
     loading = "from evosweep.exporters.packed import load\n\nmodel = load(folder)"
 
     def write(self, winner: Winner, loaded: LoadedModel, folder: Path) -> None:
-        """Write ``packed.safetensors``, its index and the model's config."""
+        """Write ``packed.safetensors``, its index with their hashes, and the model's config."""
         model: Any = loaded.model
-        gone = _gone(winner)
+        gone = winner.dropped_parameters()
         with winner.in_place():
             packed = {
-                path: _payload(winner, place)
-                for path, (site, place) in winner.layers().items()
-                if id(site.module.weight) not in gone
+                path: _payload(winner, index)
+                for path, (slot, index) in winner.layers().items()
+                if id(slot.parameter) not in gone
             }
-            tensors = {f"{path}|{part}": value for path, (_, parts) in packed.items() for part, value in parts.items()}
+            tensors = {
+                f"{path}|{name}": value for path, (_, payload) in packed.items() for name, value in payload.items()
+            }
             tensors |= winner.others(without=gone)
-            dropped = [name for name, each in model.named_parameters() if id(each) in gone]
+            dropped = [name for name, parameter in model.named_parameters() if id(parameter) in gone]
             save_file({name: value.cpu().contiguous() for name, value in tensors.items()}, folder / TENSORS)
-            units = {path: unit for path, (unit, _) in packed.items()}
-            write_json(folder / INDEX, {"version": VERSION, "units": units, "dropped": dropped})
             model.config.save_pretrained(folder)
             if model.can_generate():
                 model.generation_config.save_pretrained(folder)
+        units = {path: unit for path, (unit, _) in packed.items()}
+        write_index(folder, {"version": VERSION, "units": units, "dropped": dropped})
 
     def reload(self, folder: Path, *, dtype: torch.dtype) -> torch.nn.Module:
         """Return the model through ``load``."""
         return load(folder, dtype=dtype)
 
 
+def write_index(folder: Path, index: dict[str, Any]) -> None:
+    """Write the index of a packed model, with the hashes of the files beside it and of itself."""
+    files = {name: sha256_file(folder / name) for name in (TENSORS, CONFIG)}
+    signed = {**index, "files": files}
+    write_json(folder / INDEX, {**signed, "digest": digest(signed, length=64)})
+
+
 def load(folder: str | Path, *, dtype: torch.dtype | None = None) -> Any:
     """Return a packed model, unpacked into a plain transformers model in eval mode.
 
     Args:
-        folder: What ``export=packed`` wrote.
+        folder: A folder that ``export=packed`` wrote.
         dtype: Type of the weights; None is the one that the model had.
 
     Raises:
-        ExportError: The folder holds no packed model, or one of another version or of other layers.
+        ExportError: The folder holds no packed model, one of another version, or a file in it was changed.
     """
     folder = Path(folder)
+    index = _read_index(folder)
     try:
-        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
         tensors = load_file(folder / TENSORS)
+        config = transformers.AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
     except (OSError, ValueError, SafetensorError) as error:
-        raise ExportError(f"{folder} is no packed model: {INDEX} or {TENSORS} is missing or damaged") from error
-    if index.get("version") != VERSION:
-        raise ExportError(f"{folder} has version {index.get('version')}, this evosweep reads {VERSION}")
-    config = transformers.AutoConfig.from_pretrained(str(folder))
-    model = transformers.AutoModelForCausalLM.from_config(config, dtype=dtype or config.dtype).eval()
+        raise ExportError(f"{folder} is no packed model: {TENSORS} or {CONFIG} is missing or damaged") from error
+    model = transformers.AutoModelForCausalLM.from_config(
+        config, dtype=dtype or config.dtype, trust_remote_code=False
+    ).eval()
     try:
         with torch.no_grad():
             _fill(model, index, tensors)
@@ -79,47 +88,61 @@ def load(folder: str | Path, *, dtype: torch.dtype | None = None) -> Any:
     return model
 
 
-def _fill(model: Any, index: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
-    """Put tensors into a model where they belong, zeros where something was dropped.
+def _read_index(folder: Path) -> dict[str, Any]:
+    """Return the index of a packed model whose files are as they were written.
 
     Raises:
-        ExportError: The model has a tensor that is neither there nor dropped, or lacks a layer that is.
+        ExportError: As for ``load``.
     """
-    state, filled = model.state_dict(), set()
+    try:
+        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+        version, found = index.get("version"), index.pop("digest", None)
+    except (OSError, ValueError, AttributeError) as error:
+        raise ExportError(f"{folder} is no packed model: {INDEX} is missing or damaged") from error
+    if version != VERSION:
+        raise ExportError(f"{folder} has version {version}, this evosweep reads {VERSION}: export it again")
+    if found != digest(index, length=64):
+        raise ExportError(f"{folder / INDEX} was changed or is damaged: its content does not have its own digest")
+    for name, expected in index["files"].items():
+        path = folder / name
+        if not path.is_file() or sha256_file(path) != expected:
+            raise ExportError(f"{path} is missing or damaged: it does not have the SHA-256 that {INDEX} names")
+    return dict(index)
+
+
+def _fill(model: Any, index: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
+    """Copy tensors into a model by name, zeros where something was dropped.
+
+    Args:
+        model: Of the config in the folder.
+        index: The index.
+        tensors: The tensors of the file.
+
+    Raises:
+        ExportError: The model has a tensor that is neither in the file nor dropped, or lacks a layer of the index.
+    """
+    state = model.state_dict()
+    filled: set[int] = set()
     for path, unit in index["units"].items():
-        if f"{path}.weight" not in state:
-            raise ExportError(f"the packed model has a layer {path} that its config has not")
-        parts = {part: tensors[f"{path}|{part}"] for part in unit["parts"]}
-        weight = decode(unit["format"], parts, unit["meta"])
-        transposed = isinstance(model.get_submodule(path), Conv1D)
-        state[f"{path}.weight"].copy_(weight.T if transposed else weight)
-        filled.add(state[f"{path}.weight"].data_ptr())
+        try:
+            slot = slot_at(model, path)
+        except ModelError as error:
+            raise ExportError(f"the packed model has a layer {path} that its config does not have") from error
+        layout = Layout.from_json(unit)
+        slot.write(layout.assemble({name: tensors[f"{path}|{name}"] for name in layout.paths()}).weight)
+        filled.add(slot.parameter.data_ptr())
     for name, value in state.items():
         if name in tensors or name in index["dropped"]:
             value.copy_(tensors[name]) if name in tensors else value.zero_()
             filled.add(value.data_ptr())
-    missing = [name for name, value in state.items() if value.data_ptr() not in filled]  # tied ones are there once
+    missing = [name for name, value in state.items() if value.data_ptr() not in filled]  # tied ones are stored once
     if missing:
         raise ExportError(f"the packed model lacks {missing[0]} and {len(missing) - 1} more tensors")
 
 
-def _payload(winner: Winner, place: int) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    unit = winner.problem.units[place]
-    level = unit.levels[int(winner.genome[place])].name
+def _payload(winner: Winner, index: int) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """Return the index's entry and the tensors of the level that a unit has."""
+    unit = winner.problem.units[index]
+    level = unit.levels[int(winner.genome[index])].name
     stored = winner.evaluator.store.payload(unit.name, level)
-    parts = stored.parts()
-    return {"level": level, "format": stored.format, "meta": dict(stored.meta), "parts": sorted(parts)}, parts
-
-
-def _gone(winner: Winner) -> set[int]:
-    """Return the ids of the parameters of dropped sub-blocks."""
-    silent = {site.name for site in winner.silent}
-    if not silent:
-        return set()
-    parts = parts_of(winner.evaluator.anatomy, "sublayers")
-    return {
-        id(parameter)
-        for part in parts
-        if part.writer is not None and part.writer.name in silent
-        for parameter in part.parameters
-    }
+    return {"level": level, **stored.layout.to_json()}, stored.tensors()

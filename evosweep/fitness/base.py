@@ -1,4 +1,4 @@
-"""What a fitness is, and what several of them share: one pass over the output head."""
+"""The protocol of a fitness, and the one pass over the output head that several of them share."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -10,20 +10,20 @@ import torch
 from evosweep.models.fused import logits_and_sum
 from evosweep.models.head import Head
 
-CHUNK_BYTES = {"cpu": 96e6, "cuda": 2e9}  # of whole rows of logits at once
-PIECE_BYTES = {"cpu": 8e6, "cuda": 8e9}  # of logits of a piece of the vocabulary: in cache on a CPU
+ROWS_BYTES = 4e9  # of fp32 logits of several candidates at once, on CUDA
+CHUNK_BYTES = {"cpu": 96e6, "cuda": 2e9}  # of fp32 logits of some tokens, copies of which are made
+PIECE_BYTES = {"cpu": 8e6, "cuda": 8e9}  # of fp32 logits of a piece of the vocabulary: in cache on a CPU
 
 
 def rows_at_once(head: Head, tokens: int) -> int:
-    """Return how many candidates of so many tokens go through the head together: more than one where logits fit."""
-    device = head.weight.device.type
-    whole = tokens * len(head.weight) * head.weight.element_size()
-    return max(1, int(CHUNK_BYTES[device] / whole)) if device != "cpu" and head.linear else 1
+    """Return how many candidates, of so many tokens, go through the head together: on CUDA as many as fit."""
+    whole = 4 * tokens * len(head.weight)
+    return max(1, int(ROWS_BYTES / whole)) if head.weight.device.type != "cpu" and head.linear else 1
 
 
 @dataclass(frozen=True, eq=False)
 class Outputs:
-    """What a model says about some tokens.
+    """The output of a model on some tokens, from which any fitness is computed.
 
     Attributes:
         head: The (shared, uncompressed) output head.
@@ -38,7 +38,7 @@ class Outputs:
     compiled: bool = False
 
     def logits(self) -> Iterator[tuple[slice, torch.Tensor]]:
-        """Yield fp32 logits (some tokens, vocabulary) and where they belong, never all at once."""
+        """Yield slices of the tokens, with the fp32 logits (some tokens, vocabulary) of each, never all at once."""
         step = max(1, int(CHUNK_BYTES[self.hidden.device.type] / (4 * len(self.head.weight))))
         for start in range(0, len(self.hidden), step):
             span = slice(start, min(start + step, len(self.hidden)))
@@ -66,21 +66,21 @@ class Outputs:
         return total, label
 
     def _linear_pass(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """The same for a linear head, piece by piece of the vocabulary: what is alive stays in cache."""
+        """Return the same for a linear head, by pieces of the vocabulary, so that logits stay in cache."""
         step = max(1, int(PIECE_BYTES[self.hidden.device.type] / (4 * len(self.hidden))))
         sums, label = [], torch.empty(len(self.hidden), device=self.hidden.device)
         for start in range(0, len(self.head.weight), step):
             piece = self.head.piece(start, start + step)
             logits, total = logits_and_sum(self.hidden, piece.weight, piece.bias, compiled=self.compiled)
             sums.append(total)
-            place = self.labels - start
-            found = logits.gather(1, place.clamp(0, logits.shape[1] - 1)[:, None])[:, 0].float()
-            label = torch.where((place >= 0) & (place < logits.shape[1]), found, label)
+            column = self.labels - start
+            found = logits.gather(1, column.clamp(0, logits.shape[1] - 1)[:, None])[:, 0]
+            label = torch.where((column >= 0) & (column < logits.shape[1]), found, label)
         return torch.stack(sums).logsumexp(dim=0), label
 
 
 class Fitness(Protocol):
-    """How far a compressed model is from the dense one; lower is better.
+    """A measure of how far a compressed model is from the dense one, lower is better.
 
     Attributes:
         name: As in metrics: ``kl``, ``ppl``.
@@ -89,10 +89,15 @@ class Fitness(Protocol):
     name: str
 
     def targets(self, dense: Outputs) -> dict[str, torch.Tensor]:
-        """Return what must be remembered of the dense model, first dimension (tokens,)."""
+        """Return the tensors that ``losses`` needs of the dense model, each with first dimension tokens."""
 
     def losses(self, outputs: Outputs, targets: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """Return the loss of every token, fp32, shape (tokens,)."""
+        """Return the loss of every token, fp32, shape (tokens,).
+
+        Args:
+            outputs: The compressed model's output.
+            targets: What ``targets`` returned for the same tokens.
+        """
 
     def reduce(self, mean: float) -> float:
-        """Turn the mean loss into the figure that is reported."""
+        """Return the figure that is reported, for the mean loss."""

@@ -10,36 +10,38 @@ from evosweep.fitness.base import Outputs
 class KL:
     """KL(dense ‖ compressed) in nats per token, exact, in memory of hidden size.
 
-    With p the dense model's next-token distribution, W the linear head and h the compressed model's hidden
-    state, KL = Σ p·log p − h·(Wᵀp) − p·bias + logsumexp(W h + bias). Only Wᵀp and the two sums are kept of the
-    dense model. A head that is not linear keeps the dense hidden state and forms both logits in chunks.
+    With p the dense model's next-token distribution, W and b the linear head, h₀ and h the final hidden states of the
+    dense and the compressed model, and lse(h) = log Σ exp(W h + b):
+
+        KL = (h₀ − h)·(Wᵀp) + lse(h) − lse(h₀)
+
+    The head's bias cancels. Only Wᵀp and the number h₀·(Wᵀp) − lse(h₀) are kept of the dense model; rounding Wᵀp is
+    harmless, as only its product with h₀ − h counts. For a head that is not linear the dense hidden state is kept,
+    and both logits are computed in chunks.
     """
 
     name = "kl"
 
     def targets(self, dense: Outputs) -> dict[str, torch.Tensor]:
-        """Return ``mean_row`` (tokens, hidden) and ``constant`` (tokens,), or ``hidden`` for the general path."""
+        """Return ``mean_row`` (tokens, hidden) and ``constant`` (tokens,); ``hidden`` where the head is not linear."""
         head = dense.head
         if not head.linear:
             return {"hidden": dense.hidden}
-        # A model in half precision gets its rows in fp16: 11 bits of them are more than it has itself.
+        # fp16 rows for models in half precision: 11 bits are more than their own hidden states have.
         width = torch.float32 if dense.hidden.dtype is torch.float32 else torch.float16
         rows = torch.empty(dense.hidden.shape, device=dense.hidden.device, dtype=width)
         constant = torch.empty(len(dense.hidden), device=dense.hidden.device)
         for span, logits in dense.logits():
-            log_p = torch.log_softmax(logits, dim=1)
-            p = log_p.exp()
-            rows[span] = (p @ head.weight.float()).to(width)
-            constant[span] = (p * log_p).sum(dim=1)
-            if head.bias is not None:
-                constant[span] -= p @ head.bias.float()
+            total = torch.logsumexp(logits, dim=1)
+            rows[span] = ((logits - total[:, None]).exp() @ head.weight.float()).to(width)
+            constant[span] = (dense.hidden[span].float() * rows[span].float()).sum(dim=1) - total
         return {"mean_row": rows, "constant": constant}
 
     def losses(self, outputs: Outputs, targets: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Return the divergence of every token."""
         if outputs.head.linear:
             cross = (outputs.hidden.float() * targets["mean_row"].float()).sum(dim=1)
-            return targets["constant"] - cross + outputs.logsumexp
+            return (targets["constant"] - cross) + outputs.logsumexp
         result = torch.empty(len(outputs.hidden), device=outputs.hidden.device)
         for span, logits in outputs.logits():
             log_p = torch.log_softmax(outputs.head.logits(targets["hidden"][span]), dim=1)

@@ -9,12 +9,12 @@ from evosweep.fitness.base import Outputs
 
 
 class Perplexity:
-    """exp of the mean negative log-likelihood of the token that came next; needs nothing of the dense model."""
+    """exp of the mean negative log-likelihood of the token that came next; the dense model is not needed."""
 
     name = "ppl"
 
     def targets(self, dense: Outputs) -> dict[str, torch.Tensor]:
-        """Return nothing to remember."""
+        """Return no tensors."""
         del dense
         return {}
 

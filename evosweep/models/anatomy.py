@@ -1,123 +1,125 @@
-"""A decoder taken apart: blocks, units, shared inputs, head. Found from the modules, not from a list of types.
+"""The structure of a decoder: blocks, slots, shared inputs, head. Found from the modules, not from a list of types.
 
-One short probe forward pass shows which modules run, which linears are given the same tensor, and what a block
-returns; nothing is assumed about names.
+One short forward pass shows which modules run, which linear layers are given the same tensor, and what a block
+returns; nothing is assumed about names. Another one checks that running the blocks one by one gives what the whole
+model gives.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
 
 import torch
 from torch import nn
-from transformers.pytorch_utils import Conv1D
 
 from evosweep.core.errors import ModelError
 from evosweep.models.head import Head
 from evosweep.models.patch import replaced_forward
+from evosweep.models.slots import LinearSlot, Slot, slot_kind
+from evosweep.models.verify import check_block_by_block, check_causal
 
 PROBE_TOKENS = 8
 
 
-@dataclass(frozen=True)
-class Site:
-    """Where a unit sits.
-
-    Attributes:
-        name: Path of the module in the model.
-        block: Index of its block.
-        module: The linear layer itself.
-        group: Name of the first unit that is given the very same input tensor (itself, if none other).
-    """
-
-    name: str
-    block: int
-    module: nn.Module
-    group: str
-
-    @property
-    def transposed(self) -> bool:
-        """Whether the module keeps its weight as (in, out), as GPT-2's Conv1D does."""
-        return isinstance(self.module, Conv1D)
-
-    @property
-    def weight(self) -> torch.Tensor:
-        """The weight as (out, in), whatever the module's own layout."""
-        weight = self.module.weight
-        return weight.T if self.transposed else weight  # type: ignore[return-value]
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """(out, in)."""
-        rows, columns = self.weight.shape
-        return int(rows), int(columns)
-
-    def set_weight(self, weight: torch.Tensor) -> None:
-        """Overwrite the module's weight with (out, in) values."""
-        self.weight.copy_(weight)
+Site = Slot  # the name that slots had first
 
 
 class Anatomy:
-    """A causal language model seen as embed -> blocks -> tail -> head.
+    """A causal language model as embed -> blocks -> finish -> head.
 
     Args:
         model: A transformers causal language model in eval mode.
 
+    Attributes:
+        model: The same.
+        block_path: Path of the list of blocks in the model.
+        blocks: The list of blocks.
+        base: The module around the blocks that returns final hidden states.
+        slots: All slots in the blocks, in the order in which they run.
+        device: Where the model's first parameter is.
+        dtype: Its type.
+
     Raises:
-        ModelError: No list of blocks, or no linear layer in them, could be found.
+        ModelError: No list of blocks, or no linear layer in them, could be found; the model is not causal, gives NaN,
+            or cannot be run block by block with the same result.
     """
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
         self.block_path, self.blocks = find_blocks(model)
+        expected = check_causal(model, next(model.parameters()).device)
         self.base = _base_model(model, self.block_path)
         self.device = next(model.parameters()).device
         self.dtype = next(model.parameters()).dtype
         self._contexts: dict[int, list[tuple[tuple[Any, ...], dict[str, Any]]]] = {}
         with torch.no_grad():
-            self.sites = self._probe()
+            self.slots: list[Slot] = self._probe()
+        check_block_by_block(self, expected)
+        self._contexts.clear()
 
     @cached_property
     def head(self) -> Head:
         """From final hidden state to logits."""
         return Head.of(self.model, self.base)
 
-    def sites_of(self, block: int) -> list[Site]:
-        """Return the units of one block, in the order in which they run."""
-        return [site for site in self.sites if site.block == block]
+    @property
+    def sites(self) -> list[Slot]:
+        """The same as ``slots``."""
+        return self.slots
+
+    def slot(self, name: str) -> Slot:
+        """Return the slot with a name; KeyError where there is none."""
+        return self._by_name[name]
+
+    def slots_of(self, block: int) -> list[Slot]:
+        """Return the slots of one block, in the order in which they run."""
+        return [slot for slot in self.slots if slot.block == block]
+
+    sites_of = slots_of
+
+    @cached_property
+    def _by_name(self) -> dict[str, Slot]:
+        return {slot.name: slot for slot in self.slots}
 
     def embed(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Return what the first block is given, shape (batch, seq_len, hidden), for token ids (batch, seq_len)."""
+        """Return the input of the first block, shape (batch, seq_len, hidden), for token ids (batch, seq_len)."""
         return self._through_base(tokens, None)[0]
 
     def finish(self, tokens: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
-        """Return what the head is given, for what the last block returned; both (batch, seq_len, hidden)."""
+        """Return the final hidden states for the last block's output, both of shape (batch, seq_len, hidden).
+
+        Args:
+            tokens: The token ids (batch, seq_len) that were embedded.
+            hidden: Output of the last block.
+        """
         return self._through_base(tokens, hidden)[1]
 
     def run_block(self, index: int, hidden: torch.Tensor) -> torch.Tensor:
-        """Run one block on hidden states (batch, seq_len, hidden) of any batch size, wherever they lie."""
+        """Return the output of one block for hidden states (batch, seq_len, hidden) on any device."""
         arguments, keywords = self._context(hidden.shape[1])[index]
         return _first(self.blocks[index](hidden.to(self.device), *arguments, **keywords))
 
     def _context(self, seq_len: int) -> list[tuple[tuple[Any, ...], dict[str, Any]]]:
-        """What each block is given beside the hidden states: masks and positions, the same for every window."""
+        """Return the further arguments of every block: masks and positions, the same for every window."""
         if seq_len not in self._contexts:
             tokens = torch.zeros((1, seq_len), dtype=torch.long, device=self.device)
-            heard: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+            recorded: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
 
-            def hear(position: int, *args: Any, **kwargs: Any) -> Any:
+            def record(position: int, *args: Any, **kwargs: Any) -> Any:
                 del position
-                heard.append((args[1:], {key: value for key, value in kwargs.items() if key != "hidden_states"}))
+                recorded.append((args[1:], {key: value for key, value in kwargs.items() if key != "hidden_states"}))
                 return self._wrap(_given(args, kwargs))
 
-            self._run_base(tokens, hear)
-            self._contexts[seq_len] = heard
+            self._run_base(tokens, record)
+            self._contexts[seq_len] = recorded
         return self._contexts[seq_len]
 
     def _through_base(self, tokens: torch.Tensor, last: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
-        """Run the base model with blocks that pass on what they are given; the last one returns ``last``."""
+        """Return the first block's input, and the base model's output where every block returns its input.
+
+        The last block returns ``last`` instead, if it is given.
+        """
         first: list[torch.Tensor] = []
 
         def pass_on(position: int, *args: Any, **kwargs: Any) -> Any:
@@ -138,19 +140,19 @@ class Anatomy:
     def _wrap(self, hidden: torch.Tensor) -> Any:
         return (hidden, *self._rest) if self._returns_tuple else hidden
 
-    def _probe(self) -> list[Site]:
+    def _probe(self) -> list[Slot]:
         inputs: dict[str, torch.Tensor] = {}
-        names = {
-            name: module
-            for name, module in self.model.named_modules()
-            if name.startswith(self.block_path + ".") and isinstance(module, nn.Linear | Conv1D)
-        }
-        if not names:
-            kinds = sorted({type(module).__name__ for module in self.blocks.modules()})
-            raise ModelError(f"the blocks of this model have no linear layer that we know, only {', '.join(kinds)}")
+        kinds: dict[str, tuple[type[LinearSlot], nn.Module]] = {}
+        for name, module in self.model.named_modules():
+            kind = slot_kind(module)
+            if name.startswith(self.block_path + ".") and kind is not None:
+                kinds[name] = kind, module
+        if not kinds:
+            known = sorted({type(module).__name__ for module in self.blocks.modules()})
+            raise ModelError(f"the blocks of this model have no linear layer that we know, only {', '.join(known)}")
         returned: list[Any] = []
         with ExitStack() as stack:
-            for name, module in names.items():
+            for name, (_, module) in kinds.items():
                 stack.callback(module.register_forward_pre_hook(partial(_remember, inputs, name)).remove)
             stack.callback(self.blocks[0].register_forward_hook(lambda _m, _a, out: returned.append(out)).remove)
             tokens = torch.zeros((1, PROBE_TOKENS), dtype=torch.long, device=self.device)
@@ -158,7 +160,7 @@ class Anatomy:
         self._returns_tuple = isinstance(returned[0], tuple)
         self._rest = (None,) * (len(returned[0]) - 1) if self._returns_tuple else ()
         return [
-            Site(name=name, block=self._block_of(name), module=names[name], group=_group(name, inputs))
+            kinds[name][0](name=name, block=self._block_of(name), module=kinds[name][1], group=_group(name, inputs))
             for name in inputs
         ]
 
@@ -183,13 +185,13 @@ def _group(name: str, inputs: Mapping[str, torch.Tensor]) -> str:
 def _base_model(model: nn.Module, block_path: str) -> nn.Module:
     """Return the outermost module around the blocks that the model calls to get final hidden states.
 
-    Some models reach past their own base model, so the call itself is listened to.
+    Some models call a module inside of their base model directly, so a hook records which one is called.
     """
     called: list[nn.Module] = []
-    parts = block_path.split(".")[:-1]
+    names = block_path.split(".")[:-1]
     with ExitStack() as stack, torch.no_grad():
-        for depth in range(1, len(parts) + 1):
-            around = model.get_submodule(".".join(parts[:depth]))
+        for depth in range(1, len(names) + 1):
+            around = model.get_submodule(".".join(names[:depth]))
             stack.callback(around.register_forward_hook(lambda module, _args, _out: called.append(module)).remove)
         device = next(model.parameters()).device
         model(input_ids=torch.zeros((1, PROBE_TOKENS), dtype=torch.long, device=device), use_cache=False)

@@ -1,4 +1,4 @@
-"""Where models run: which device, how much of it is free, and blocks that only visit it."""
+"""Devices: which one is used, how much of its memory is free, and blocks that are copied to it one at a time."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -13,28 +13,34 @@ from evosweep.core.errors import SettingError
 
 
 def pick_device(setting: str, device: str) -> torch.device:
-    """Return the torch device that ``auto``, ``cpu``, ``cuda`` or ``cuda:N`` means here."""
+    """Return the torch device that ``auto``, ``cpu``, ``cuda`` or ``cuda:N`` names.
+
+    Args:
+        setting: Name of the argument, for the error.
+        device: Its value.
+
+    Raises:
+        SettingError: Another kind of device, or one that this machine does not have.
+    """
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if device == "auto":
-        return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
-    try:
-        chosen = torch.device(device)
-    except (RuntimeError, TypeError) as error:
-        raise SettingError(setting, allowed=["auto", "cpu", "cuda", "cuda:0"], got=device) from error
-    if chosen.type not in ("cpu", "cuda") or (chosen.type == "cpu" and chosen.index):
-        raise SettingError(setting, allowed=["auto", "cpu", "cuda", "cuda:0"], got=device)
-    if chosen.type == "cuda" and not torch.cuda.is_available():
-        raise SettingError(setting, allowed="auto or cpu (there is no CUDA device here)", got=device)
-    return chosen
+        return torch.device("cuda", torch.cuda.current_device()) if count else torch.device("cpu")
+    allowed = ["auto", "cpu", *(["cuda"] if count else []), *(f"cuda:{index}" for index in range(count))]
+    if device not in allowed:
+        missing = isinstance(device, str) and device.startswith("cuda") and not count
+        hint = "there is no CUDA device here" if missing else ""
+        raise SettingError(setting, allowed=allowed, got=device, hint=hint)
+    return torch.device(device)
 
 
 def moved(array: npt.NDArray[Any], device: torch.device) -> torch.Tensor:
-    """Return an array as a tensor on a device; a GPU is not waited for, so that it always has work ahead of it."""
+    """Return an array as a tensor on a device; the copy to a GPU does not wait for the work queued before it."""
     tensor = torch.from_numpy(array)
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 def free_bytes(device: torch.device) -> int:
-    """Return how many bytes of a device's memory could still be taken; what torch holds without use counts as free."""
+    """Return the bytes of a device's memory that are free, torch's own unused reserve included."""
     if device.type != "cuda":
         return int(psutil.virtual_memory().available)
     held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
@@ -43,7 +49,7 @@ def free_bytes(device: torch.device) -> int:
 
 @contextmanager
 def tf32(*, allowed: bool) -> Iterator[None]:
-    """Let CUDA multiply fp32 matrices in TF32, or not, for a while."""
+    """Allow or forbid CUDA to multiply fp32 matrices in TF32 while the context lasts."""
     before = torch.backends.cuda.matmul.allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = allowed
     try:
@@ -53,10 +59,14 @@ def tf32(*, allowed: bool) -> Iterator[None]:
 
 
 def let_visit(blocks: Sequence[nn.Module], device: torch.device) -> None:
-    """Keep blocks in host memory; each comes to ``device`` when it is called and leaves when it returns.
+    """Keep blocks in host memory, and copy each to ``device`` only while it runs.
 
-    A matrix under a stand-in forward (a compressed layer's, say) stays at home: nobody asks for it. Where ``device``
-    is not the CPU, homes are page-locked, so that copying does not wait.
+    The weight of a module whose forward is replaced (by one with a compressed weight) is not copied, as it is not
+    used. For a CUDA device the host memory is page-locked, so that copies run beside computation.
+
+    Args:
+        blocks: The decoder's blocks; hooks are registered on them.
+        device: Where they run.
     """
     for block in blocks:
         block.to("cpu")
@@ -68,7 +78,7 @@ def let_visit(blocks: Sequence[nn.Module], device: torch.device) -> None:
 
 
 class _Visit:
-    """Forward pre-hook: brings a block's own weights to a device."""
+    """Forward pre-hook that copies a block's weights to a device."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device

@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn import functional
+
+from evosweep.models.head import linear_fp32
 
 logger = logging.getLogger(__name__)
 ROTARY = "apply_rotary_pos_emb"
@@ -21,20 +22,20 @@ ROTARY = "apply_rotary_pos_emb"
 def logits_and_sum(
     hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, *, compiled: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return logits (tokens, vocabulary) in the model's type, and their fp32 log Σ exp (tokens,).
+    """Return fp32 logits (tokens, vocabulary) and their log Σ exp (tokens,).
 
     Args:
         hidden: Final hidden states (tokens, hidden).
         weight: Rows of the head's matrix (vocabulary, hidden).
         bias: Its bias (vocabulary,), or None.
-        compiled: Whether the reduction is one compiled pass, so that no fp32 copy of the logits is ever made.
+        compiled: Whether the reduction is one compiled pass, so that no second copy of the logits is made.
     """
-    logits = functional.linear(hidden, weight, bias)
+    logits = linear_fp32(hidden, weight, bias)
     return logits, (_compiled_sum() if compiled else _sum)(logits)
 
 
 def _sum(logits: torch.Tensor) -> torch.Tensor:
-    return torch.logsumexp(logits.float(), dim=1)
+    return torch.logsumexp(logits, dim=1)
 
 
 @functools.cache
@@ -43,7 +44,7 @@ def _compiled_sum() -> Callable[[torch.Tensor], torch.Tensor]:
 
 
 def compile_norms(blocks: nn.Module) -> None:
-    """Compile every norm in some blocks: modules with a vector for their only weights."""
+    """Compile every norm in some blocks: modules without children whose weights are all vectors."""
     norms = [module for module in blocks.modules() if _is_norm(module)]
     for kind in {type(norm) for norm in norms}:
         forward = _or_plain(torch.compile(kind.forward, dynamic=True), kind.forward)
@@ -54,20 +55,20 @@ def compile_norms(blocks: nn.Module) -> None:
 
 @contextmanager
 def fused_rotary(blocks: nn.Module) -> Iterator[None]:
-    """Let the rotary embeddings of some blocks be one pass each for a while; nothing happens where there are none.
+    """Compile the rotary embeddings of some blocks to one pass while the context lasts, where they have any.
 
-    transformers calls them by one name from the module that defines a model's attention. Sizes but the batch's are
-    constants of the compiled code: with all of them left open it is hardly faster than the single operations.
+    transformers calls them by one name from the module that defines a model's attention. All sizes except the batch's
+    are constants of the compiled code: with dynamic sizes it is hardly faster than the single operations.
     """
-    homes = {sys.modules[type(module).__module__] for module in blocks.modules()}
-    plain = {home: getattr(home, ROTARY) for home in homes if hasattr(home, ROTARY)}
+    sources = {sys.modules[type(module).__module__] for module in blocks.modules()}
+    plain = {source: getattr(source, ROTARY) for source in sources if hasattr(source, ROTARY)}
     try:
-        for home, function in plain.items():
-            setattr(home, ROTARY, _rotary(function))
+        for source, function in plain.items():
+            setattr(source, ROTARY, _rotary(function))
         yield
     finally:
-        for home, function in plain.items():
-            setattr(home, ROTARY, function)
+        for source, function in plain.items():
+            setattr(source, ROTARY, function)
 
 
 @functools.cache
@@ -89,7 +90,7 @@ def _is_norm(module: nn.Module) -> bool:
 
 
 def _or_plain(compiled: Callable[..., Any], plain: Callable[..., Any]) -> Callable[..., Any]:
-    """Return the compiled function, or once it fails the plain one."""
+    """Return a function that runs the compiled one, and the plain one from the first failure on."""
     broken = False
 
     def call(*args: Any, **kwargs: Any) -> Any:

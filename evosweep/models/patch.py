@@ -1,4 +1,4 @@
-"""Stand-ins for a module's forward or weight, taken back whatever happens."""
+"""Replacements for a module's forward or a slot's weight, undone when their context ends."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -8,22 +8,21 @@ import torch
 from torch import nn
 
 
-class _Site(Protocol):
-    """A layer with a name; anatomy.Site is one."""
+class _Slot(Protocol):
+    """A weight with a name that can be read and written; slots.Slot is one."""
 
     @property
     def name(self) -> str: ...
 
-    @property
-    def weight(self) -> torch.Tensor: ...
+    def read(self) -> torch.Tensor: ...
 
-    def set_weight(self, weight: torch.Tensor) -> None: ...
+    def write(self, weight: torch.Tensor) -> None: ...
 
 
 @contextmanager
 def replaced_forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
-    """Let ``forward`` stand in for ``module.forward``."""
-    before = vars(module).get("forward")  # a stand-in already, perhaps
+    """Replace ``module.forward`` by ``forward`` while the context lasts."""
+    before = vars(module).get("forward")  # perhaps a replacement already
     module.forward = forward
     try:
         yield
@@ -35,26 +34,18 @@ def replaced_forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator
 
 
 @contextmanager
-def replaced_weights(sites: Sequence[_Site], weights: Mapping[str, torch.Tensor]) -> Iterator[None]:
-    """Give layers other weights for a while.
+def replaced_weights(slots: Sequence[_Slot], weights: Mapping[str, torch.Tensor]) -> Iterator[None]:
+    """Overwrite the weights of some slots while the context lasts.
 
     Args:
-        sites: The layers.
-        weights: Weight (out, in) of each, by unit name.
+        slots: The slots.
+        weights: Weight (out, in) of each, by its name.
     """
-    dense = {site.name: site.weight.clone() for site in sites}
+    dense = {slot.name: slot.read().clone() for slot in slots}
     try:
-        for site in sites:
-            site.set_weight(weights[site.name])
+        for slot in slots:
+            slot.write(weights[slot.name])
         yield
     finally:
-        for site in sites:
-            site.set_weight(dense[site.name])
-
-
-@contextmanager
-def silenced(module: nn.Module) -> Iterator[None]:
-    """Let a module that returns one tensor return zeros."""
-    forward = module.forward
-    with replaced_forward(module, lambda *args, **kwargs: torch.zeros_like(forward(*args, **kwargs))):
-        yield
+        for slot in slots:
+            slot.write(dense[slot.name])

@@ -1,15 +1,18 @@
 """Optuna samplers that propose whole generations.
 
-What a trial is follows from the problem, the seed, the trial's number and the study's finished trials; nothing of it
-is kept in the sampler, so a study can be resumed, and workers need no common memory. Our own loop asks for a
+A trial's allocation follows from the problem, the seed, the trial's number and the study's finished trials. The
+sampler keeps only caches of these, so a study can be resumed, and workers share no memory. Our own loop asks for a
 generation at a time; a plain ``study.optimize`` asks trial by trial and gets the same proposals.
 
-There is no barrier: a trial's parents are the best of all trials numbered below its generation that have finished by
-now, whenever they finished. So a worker never waits, and a trial that finishes late is a parent from then on.
+There is no barrier between generations: a trial's parents are the best of all trials numbered below its generation
+that have finished by now. So a worker never waits, and a trial that finishes late can be a parent from then on.
 """
 
+import threading
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution
@@ -21,25 +24,41 @@ from evosweep.core.errors import EvosweepError, SettingError
 from evosweep.core.events import Candidate
 from evosweep.core.problem import Genome, Problem
 from evosweep.core.seeds import generator
+from evosweep.samplers.ranked_trials import RankedTrials
 from evosweep.search.moves import fill, repair
 
 BUDGET = "budget_bits"  # name of the constraint: bits above the budget, feasible at 0 and below
 PROBLEM = "problem"  # study attribute: fingerprint of the problem that it was made for
 
 
+@dataclass
+class _StudyCache:
+    """What a sampler remembers of one study between two trials.
+
+    Attributes:
+        ranked: The study's best trials.
+        key: Generation and ids of the parent trials that ``genomes`` were made for.
+        genomes: The generation proposed last.
+    """
+
+    ranked: RankedTrials
+    key: tuple[int, tuple[int, ...]] | None = None
+    genomes: list[Genome] = field(default_factory=list)
+
+
 class PopulationSampler(optuna.samplers.BaseSampler):
-    """Base of our samplers: one categorical parameter a unit, its choices the unit's level names.
+    """Base of evosweep's samplers: one categorical parameter a unit, its choices the unit's level names.
 
     Args:
         problem: Units, ladders, budget.
-        seed: Names all randomness together with the place where it is used.
+        seed: Seeds all randomness, together with what it is used for (generation, slot).
 
     Attributes:
         name: As in ``sampler=...``.
-        columns: Columns of the units that must be known before the problem is made.
-        limit: Generations that it has anything to propose for; None if it never runs out.
+        columns: Columns of the units that must be measured before ``genomes`` is called.
+        limit: Number of generations that it can propose; None if there is no end.
         same_tokens: Whether it compares scores of different generations, which then must be on the same tokens.
-        population_size: μ, how many of the best go on as parents.
+        population_size: μ, number of parents of the next generation.
     """
 
     name = ""
@@ -53,9 +72,20 @@ class PopulationSampler(optuna.samplers.BaseSampler):
         self.seed = check_int("seed", seed)
         self._distributions = unit_distributions(problem)
         self._others = optuna.samplers.RandomSampler(seed=self.seed % 2**32)
+        self._caches: WeakKeyDictionary[optuna.Study, _StudyCache] = WeakKeyDictionary()
+        self._lock = threading.RLock()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a copy in another process starts from: all but the caches."""
+        return {key: value for key, value in self.__dict__.items() if key not in ("_caches", "_lock")}
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        """Take what ``__getstate__`` returned, and start with empty caches."""
+        self.__dict__.update(state)
+        self._caches, self._lock = WeakKeyDictionary(), threading.RLock()
 
     def genomes(self, *, generation: int, parents: Sequence[Genome]) -> list[Genome]:
-        """Return what a generation proposes; nothing ends the search.
+        """Return the genomes that a generation proposes; an empty list ends the search.
 
         Args:
             generation: 0, 1, 2 ...
@@ -63,8 +93,14 @@ class PopulationSampler(optuna.samplers.BaseSampler):
         """
         raise NotImplementedError
 
-    def parent_place(self, *, generation: int, slot: int, count: int) -> int:
-        """Return which of ``count`` parents a slot's proposal comes from."""
+    def parent_index(self, *, generation: int, slot: int, count: int) -> int:
+        """Return the index, among ``count`` parents, of the parent of a slot's genome.
+
+        Args:
+            generation: 0, 1, 2 ...
+            slot: Index of the genome in its generation.
+            count: Number of parents.
+        """
         del generation, slot, count
         return 0
 
@@ -73,21 +109,39 @@ class PopulationSampler(optuna.samplers.BaseSampler):
         raise NotImplementedError
 
     def population(self, *, generation: int, parents: Sequence[Genome]) -> list[Candidate]:
-        """Return a generation's candidates, unscored."""
+        """Return a generation's candidates, not yet scored.
+
+        Args:
+            generation: 0, 1, 2 ...
+            parents: The best genomes so far, best first; none in generation 0.
+        """
         hashes = [self.problem.decode(parent).hash for parent in parents]
-        return [
-            Candidate(
-                slot=slot,
-                genome=genome,
-                parent=hashes[self.parent_place(generation=generation, slot=slot, count=len(hashes))]
-                if hashes
-                else None,
-            )
-            for slot, genome in enumerate(self.genomes(generation=generation, parents=parents))
-        ]
+        candidates = []
+        for slot, genome in enumerate(self.genomes(generation=generation, parents=parents)):
+            parent = None
+            if hashes:
+                parent = hashes[self.parent_index(generation=generation, slot=slot, count=len(hashes))]
+            candidates.append(Candidate(slot=slot, genome=genome, parent=parent))
+        return candidates
 
     def learn(self, candidates: Sequence[Candidate]) -> None:
-        """Hear what became of the generation proposed last; what needs no memory of its own does nothing."""
+        """Take the scores of the generation proposed last. Samplers that learn from parents alone do nothing."""
+
+    def state(self) -> dict[str, Any]:
+        """Return, as JSON, what cannot be rebuilt from the parents; ``restore`` takes it in another process."""
+        return {}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Continue from what ``state`` returned: the next generation is the one that would have come next.
+
+        Raises:
+            EvosweepError: The state is that of another sampler.
+        """
+        if state:
+            raise EvosweepError(
+                f"sampler {self.name} keeps no state, but the saved search has some ({', '.join(sorted(state))}): "
+                "it was made by another sampler"
+            )
 
     def facts(self) -> Mapping[str, float]:
         """Return numbers about the sampler itself, logged with every generation."""
@@ -95,7 +149,7 @@ class PopulationSampler(optuna.samplers.BaseSampler):
 
     @property
     def distributions(self) -> dict[str, BaseDistribution]:
-        """Parameter of every unit; a copy, since wrappers of samplers delete from what they get."""
+        """Distribution of every unit's parameter; a copy, since wrappers of samplers delete from it."""
         return dict(self._distributions)
 
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
@@ -106,10 +160,11 @@ class PopulationSampler(optuna.samplers.BaseSampler):
     def sample_relative(
         self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
-        """Return the allocation of a trial: the whole of it, or what is left to choose around fixed units.
+        """Return the levels of a trial's units, without the units that are fixed.
 
         Raises:
-            EvosweepError: The study was made for another problem, or what is fixed leaves nothing to choose.
+            EvosweepError: The study has several objectives or was made for another problem, or the fixed units leave
+                no allocation within the budget.
         """
         self._check_study(study)
         given = _given(study, trial)
@@ -123,7 +178,11 @@ class PopulationSampler(optuna.samplers.BaseSampler):
     def sample_independent(
         self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> Any:
-        """Draw parameters that are no unit at random; a unit with other choices is an error."""
+        """Return a random value for a parameter that is not a unit.
+
+        Raises:
+            EvosweepError: It is a unit, suggested with other choices than its levels.
+        """
         if param_name in self._distributions:
             raise EvosweepError(
                 f"unit {param_name} must be suggested as {self._distributions[param_name]}, got {param_distribution}"
@@ -141,32 +200,50 @@ class PopulationSampler(optuna.samplers.BaseSampler):
                 optuna.Trial(study, trial._trial_id).set_constraint(BUDGET, cost - self.problem.budget)
 
     def reseed_rng(self) -> None:
-        """Do nothing to the proposals: they come from places, so workers share no random state."""
+        """Reseed other parameters only: proposals are seeded by trial number, so workers share no random state."""
         self._others.reseed_rng()
 
     def _proposal(self, study: optuna.Study, trial: FrozenTrial) -> Genome:
-        """Return the genome of a trial, and note its generation and parent."""
-        generation, slot, first = self._place(trial.number)
-        ranked = [] if generation == 0 else self._parents(study, before=first)
-        if not ranked:  # nothing has finished yet, as with many workers at the start
-            generation = 0
-        parents = [self.problem.encode(_levels(each, self._distributions)) for each in ranked]
-        genomes = self.genomes(generation=generation, parents=parents) or parents
+        """Return the genome of a trial; write its generation and parent to the trial's system attributes."""
+        generation, slot, first = self._position(trial.number)
+        with self._lock:
+            cache = self._cache(study)
+            ranked = [] if generation == 0 else self._parents(study, cache, before=first)
+            if not ranked:  # no trial has finished yet, as with many workers at the start
+                generation = 0
+            genomes = self._generation(study, cache, generation, ranked)
         if not genomes:
-            raise EvosweepError(f"sampler {self.name} proposes nothing for trial {trial.number}")
-        kind, storage = type(self).__name__, study._storage  # the names are BaseGASampler's
+            raise EvosweepError(f"sampler {self.name} has no proposal for trial {trial.number}")
+        kind, storage = type(self).__name__, study._storage  # attribute names are those of Optuna's BaseGASampler
         storage.set_trial_system_attr(trial._trial_id, f"{kind}:generation", generation)
         slot %= len(genomes)
         if ranked:
-            mine = ranked[self.parent_place(generation=generation, slot=slot, count=len(ranked))]
-            storage.set_trial_system_attr(trial._trial_id, f"{kind}:parent", mine.number)
-            key, ids = f"{kind}:parent:{generation}", [each._trial_id for each in ranked]
-            if storage.get_study_system_attrs(study._study_id).get(key) != ids:
-                storage.set_study_system_attr(study._study_id, key, ids)
+            parent = ranked[self.parent_index(generation=generation, slot=slot, count=len(ranked))]
+            storage.set_trial_system_attr(trial._trial_id, f"{kind}:parent", parent.number)
         return genomes[slot]
 
-    def _place(self, number: int) -> tuple[int, int, int]:
-        """Return generation, slot, and the number of the generation's first trial."""
+    def _cache(self, study: optuna.Study) -> _StudyCache:
+        if study not in self._caches:
+            maximize = study.direction == optuna.study.StudyDirection.MAXIMIZE
+            self._caches[study] = _StudyCache(RankedTrials(self._distributions, maximize=maximize))
+        return self._caches[study]
+
+    def _generation(
+        self, study: optuna.Study, cache: _StudyCache, generation: int, ranked: Sequence[FrozenTrial]
+    ) -> list[Genome]:
+        """Return all genomes of a generation, computed once for all of its trials that have the same parents."""
+        ids = [trial._trial_id for trial in ranked]
+        if cache.key != (generation, tuple(ids)):
+            parents = [self.problem.encode(_levels(trial, self._distributions)) for trial in ranked]
+            cache.genomes = self.genomes(generation=generation, parents=parents) or parents
+            cache.key = (generation, tuple(ids))
+            attribute = f"{type(self).__name__}:parent:{generation}"
+            if ids and study._storage.get_study_system_attrs(study._study_id).get(attribute) != ids:
+                study._storage.set_study_system_attr(study._study_id, attribute, ids)
+        return cache.genomes
+
+    def _position(self, number: int) -> tuple[int, int, int]:
+        """Return a trial's generation, its slot, and the number of the generation's first trial."""
         start = self.size(0)
         if number < start:
             return 0, number, 0
@@ -174,37 +251,24 @@ class PopulationSampler(optuna.samplers.BaseSampler):
         generation, slot = divmod(number - start, later)
         return generation + 1, slot, start + generation * later
 
-    def _parents(self, study: optuna.Study, *, before: int) -> list[FrozenTrial]:
+    def _parents(self, study: optuna.Study, cache: _StudyCache, *, before: int) -> list[FrozenTrial]:
         """Return the best complete trials within the budget among those numbered below ``before``, best first."""
-        names = self._distributions.keys()
-        trials = [
-            trial
-            for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-            if trial.number < before
-            and names <= trial.params.keys()
-            and trial.value is not None
-            and all(value <= 0 for value in trial.constraints.values())
-        ]
-        sign = -1 if study.direction == optuna.study.StudyDirection.MAXIMIZE else 1
-        best: dict[tuple[Any, ...], FrozenTrial] = {}  # no allocation twice
-        for trial in sorted(trials, key=lambda trial: (sign * float(trial.value or 0.0), trial.number)):
-            best.setdefault(tuple(trial.params[name] for name in names), trial)
-            if len(best) == self.population_size:
-                break
-        return list(best.values())
+        cache.ranked.update(study.get_trials(deepcopy=False))
+        return cache.ranked.best(self.population_size, before=before)
 
     def _around(self, genome: Genome, fixed: Mapping[str, Any], trial: FrozenTrial) -> Genome:
-        """Return a genome with some units as fixed, and the rest moved until it spends the budget again."""
+        """Return a genome with the fixed units set, and the others changed until it spends the budget again."""
         if not fixed:
             return genome
-        places = {unit.name: place for place, unit in enumerate(self.problem.units)}
-        changed, kept = genome.copy(), []
+        indices = {unit.name: index for index, unit in enumerate(self.problem.units)}
+        changed = genome.copy()
+        kept = []
         for name, level in fixed.items():
-            unit = self.problem.units[places[name]]
+            unit = self.problem.units[indices[name]]
             if level not in unit.level_names:
                 raise SettingError(f"level of {name}", allowed=unit.level_names, got=level)
-            changed[places[name]] = unit.level_names.index(level)
-            kept.append(places[name])
+            changed[indices[name]] = unit.level_names.index(level)
+            kept.append(indices[name])
         if (changed == genome).all():
             return genome
         rng = generator(self.seed, "fixed", trial.number)
@@ -217,7 +281,12 @@ class PopulationSampler(optuna.samplers.BaseSampler):
         return changed
 
     def _check_study(self, study: optuna.Study) -> None:
-        """Raise where a study belongs to another problem; note it where it belongs to none."""
+        """Raise if a study has several objectives or another problem; write this problem to a new study."""
+        if len(study.directions) != 1:
+            raise EvosweepError(
+                f"sampler {self.name} needs a study with one objective, study {study.study_name!r} has "
+                f"{len(study.directions)}: create it with direction='minimize'"
+            )
         known = study.user_attrs.get(PROBLEM)
         if known is None:
             study.set_user_attr(PROBLEM, self.problem.fingerprint)
@@ -239,7 +308,7 @@ def suggest_allocation(trial: optuna.Trial, problem: Problem) -> Allocation:
 
 
 def known_value(trial: optuna.Trial, problem: Problem) -> float | None:
-    """Return what an earlier trial of the same allocation scored, and tag this one ``duplicate_of`` it.
+    """Return the value of an earlier trial with the same allocation, and tag this one ``duplicate_of`` it.
 
     For objectives of your own that give an allocation the same value whenever they are asked::
 
@@ -247,17 +316,16 @@ def known_value(trial: optuna.Trial, problem: Problem) -> float | None:
         value = known_value(trial, problem)
         return my_loss(allocation) if value is None else value
     """
-    names = [unit.name for unit in problem.units]
-    wanted = [trial.params.get(name) for name in names]
+    wanted = {unit.name: trial.params.get(unit.name) for unit in problem.units}
     for other in trial.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
-        if other.value is not None and [other.params.get(name) for name in names] == wanted:
+        if other.value is not None and wanted.items() <= other.params.items():
             trial.set_user_attr("duplicate_of", other.number)
             return float(other.value)
     return None
 
 
 def _given(study: optuna.Study, trial: FrozenTrial) -> dict[str, Any]:
-    """Return the parameters that are not for the sampler to choose: enqueued ones, and those of a partial sampler."""
+    """Return the parameters that the sampler does not choose: enqueued ones, and those of a PartialFixedSampler."""
     partial = getattr(study.sampler, "_fixed_params", None)
     return {**(partial if isinstance(partial, dict) else {}), **trial.system_attrs.get("fixed_params", {})}
 

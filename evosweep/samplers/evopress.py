@@ -3,13 +3,14 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from evosweep.allocators.base import Allocator, allocate
-from evosweep.core.allocation import Allocation
+from evosweep.allocators.base import Allocator, allocate, allocator_name, is_allocator
+from evosweep.core.allocation_text import load_genome
 from evosweep.core.checks import check_int
 from evosweep.core.errors import SettingError
 from evosweep.core.problem import Genome, Problem
 from evosweep.samplers.base import PopulationSampler
 from evosweep.search.evopress import EvoPress
+from evosweep.search.mutation import Flips, Mutation
 
 
 class EvoPressSampler(PopulationSampler):
@@ -19,19 +20,22 @@ class EvoPressSampler(PopulationSampler):
         problem: Units, ladders, budget.
         seed: Same seed, same proposals.
         offspring: λ, proposals a generation.
-        max_flips: Most flips a mutation.
+        max_flips: Largest number of flips a mutation.
         cross: Share of flips that move budget between units of different size; 0 is the paper's search.
         start_candidates: Proposals of generation 0 where the budget is not what one level for all units costs.
         flips: Distribution of the number of flips: ``min_of_two`` draws (the paper's) or ``uniform``.
-        group: What swaps are between: units of the same ``size``, also of the same ``name`` in their blocks, or
-            ``none``: no swaps, exchanges only.
+        group: Which units may swap: those of the same ``size``, only those that also have the same ``name`` in their
+            blocks, or ``none``: no swaps, exchanges only.
         population_size: μ, parents: the best so far, each offspring of one of them by lot. All compete in the last
             stage, on the same tokens.
-        start: Where to start instead: an ``allocation.json``, or an allocator (a warm start).
+        start: Where to start instead of uniform: an allocation file (``allocation.json``, or a text file as
+            ``core/allocation_text.py`` reads it), or an allocator (a warm start).
+        mutation: Makes an offspring of its parent; replaces the one that ``max_flips``, ``cross``, ``flips`` and
+            ``group`` describe.
 
     Raises:
-        SettingError: The start does not fit the budget.
-        EvosweepError: It is no allocation of this problem; says which units are not.
+        SettingError: A setting is out of range, or the start does not fit the budget.
+        EvosweepError: The file holds no allocation of this problem; the message names file, line and unit.
     """
 
     name = "evopress"
@@ -49,27 +53,28 @@ class EvoPressSampler(PopulationSampler):
         group: str = "size",
         population_size: int = 1,
         start: str | Path | Allocator | None = None,
+        mutation: Mutation | None = None,
     ) -> None:
         super().__init__(problem, seed=seed)
         self.population_size = check_int("population_size", population_size, low=1)
-        self._allocator, self._first = None, None
+        self._allocator: Allocator | None = None
+        self._first: Genome | None = None
         if isinstance(start, str | Path):
             self._first = _read(problem, Path(start))
         elif start is not None:
-            if not hasattr(start, "allocate"):
+            if not is_allocator(start):
                 raise SettingError("start", allowed="null, an allocation.json or an allocator", got=start)
             start.check(problem)
-            self._allocator, self.columns = start, tuple(start.columns)
-            self.name = f"{self.name}+{getattr(start, 'name', type(start).__name__.lower())}"
+            self._allocator = start
+            self.columns = tuple(start.columns)
+            self.name = f"{self.name}+{allocator_name(start)}"
+        own = Flips(max_flips=max_flips, cross=cross, flips=flips, group=group)
         self.search = EvoPress(
             problem,
             seed=seed,
             offspring=offspring,
-            max_flips=max_flips,
-            cross=cross,
+            mutation=own if mutation is None else mutation,
             start_candidates=start_candidates,
-            flips=flips,
-            group=group,
         )
 
     def genomes(self, *, generation: int, parents: Sequence[Genome]) -> list[Genome]:
@@ -78,22 +83,28 @@ class EvoPressSampler(PopulationSampler):
             return self._start()
         return self.search.offspring(generation=generation, parents=parents)
 
-    def parent_place(self, *, generation: int, slot: int, count: int) -> int:
-        """Return which parent a slot's offspring is of."""
-        return self.search.parent_place(generation=generation, slot=slot, count=count)
+    def parent_index(self, *, generation: int, slot: int, count: int) -> int:
+        """Return the index of the parent of a slot's offspring."""
+        return self.search.parent_index(generation=generation, slot=slot, count=count)
 
     def size(self, generation: int) -> int:
         """Return the trials of a generation."""
         return len(self._start()) if generation == 0 else self.search.size
 
     def _start(self) -> list[Genome]:
-        if self._first is None and self._allocator is not None:  # only now: its columns may have been measured since
+        if self._first is None and self._allocator is not None:  # not earlier: its columns may not be measured yet
             self._first = allocate(self._allocator, self.problem)
         return self.search.start() if self._first is None else [self._first.copy()]
 
 
 def _read(problem: Problem, path: Path) -> Genome:
-    genome = problem.encode(Allocation.load(path))
+    """Return the genome of an allocation file.
+
+    Raises:
+        SettingError: It does not fit the budget.
+        EvosweepError: It cannot be read or is no allocation of this problem.
+    """
+    genome = load_genome(path, problem)
     if not problem.feasible(genome):
         raise SettingError(
             "start",

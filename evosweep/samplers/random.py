@@ -8,7 +8,7 @@ from evosweep.search.evopress import RandomSearch
 
 
 class RandomFeasibleSampler(PopulationSampler):
-    """Random allocations that spend the budget: the floor under every search.
+    """Random allocations that spend the budget: what every search must beat.
 
     Args:
         problem: Units, ladders, budget.

@@ -1,17 +1,18 @@
-"""Allocators as Optuna samplers: one proposal, then nothing more to say."""
+"""Allocators as Optuna samplers: they propose one generation, and the search ends."""
 
+import inspect
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from evosweep.allocators.base import Allocator, allocate
-from evosweep.core.errors import SettingError
+from evosweep.allocators.base import Allocator, allocate, allocator_name, is_allocator
+from evosweep.core.errors import SettingError, did_you_mean
 from evosweep.core.problem import Genome, Problem
 from evosweep.samplers.base import PopulationSampler
 
 
 class AllocatorSampler(PopulationSampler):
-    """Proposes what an allocator chooses; every further trial of a ``study.optimize`` repeats it.
+    """Proposes the allocation that an allocator chooses; every further trial of a ``study.optimize`` repeats it.
 
     Args:
         problem: Units, ladders, budget.
@@ -23,9 +24,11 @@ class AllocatorSampler(PopulationSampler):
 
     def __init__(self, problem: Problem, *, allocator: Allocator, seed: int = 0) -> None:
         super().__init__(problem, seed=seed)
+        if not is_allocator(allocator):
+            raise SettingError("allocator", allowed="an allocator (a section with _target_)", got=allocator)
         allocator.check(problem)
         self.allocator = allocator
-        self.name = _name(allocator)
+        self.name = allocator_name(allocator)
         self.columns = tuple(allocator.columns)
 
     def genomes(self, *, generation: int, parents: Sequence[Genome]) -> list[Genome]:
@@ -45,11 +48,11 @@ class SweptAllocatorSampler(PopulationSampler):
     Args:
         problem: Units, ladders, budget.
         allocator: Makes the allocator; takes the swept settings.
-        sweep: Values of each setting.
-        seed: Of nothing here; the tokens that decide are the run's.
+        sweep: Values of each setting, a list for each.
+        seed: Not used; kept so that all samplers are built alike.
 
     Raises:
-        SettingError: Nothing is swept.
+        SettingError: Nothing is swept, or the allocator does not take a setting or a value.
     """
 
     limit = 1
@@ -63,26 +66,46 @@ class SweptAllocatorSampler(PopulationSampler):
         seed: int = 0,
     ) -> None:
         super().__init__(problem, seed=seed)
-        if not sweep or not all(sweep.values()):
-            raise SettingError("sweep", allowed="a list of values for each setting of the allocator", got=sweep)
-        self.allocators = [
-            allocator(**dict(zip(sweep, values, strict=True))) for values in itertools.product(*sweep.values())
-        ]
-        for each in self.allocators:
-            each.check(problem)
-        self.name = f"{_name(self.allocators[0])}_sweep"
-        self.columns = tuple(dict.fromkeys(column for each in self.allocators for column in each.columns))
+        self.allocators = _combinations(allocator, sweep)
+        for member in self.allocators:
+            member.check(problem)
+        self.name = f"{allocator_name(self.allocators[0])}_sweep"
+        self.columns = tuple(dict.fromkeys(column for member in self.allocators for column in member.columns))
 
     def genomes(self, *, generation: int, parents: Sequence[Genome]) -> list[Genome]:
-        """Return all of them in generation 0, nothing later."""
+        """Return the genomes of all combinations in generation 0, nothing later."""
         del parents
-        return [] if generation else [allocate(each, self.problem) for each in self.allocators]
+        return [] if generation else [allocate(member, self.problem) for member in self.allocators]
 
     def size(self, generation: int) -> int:
-        """Return how many there are; in ``study.optimize`` they repeat."""
+        """Return the number of combinations; in ``study.optimize`` they repeat."""
         del generation
         return len(self.allocators)
 
 
-def _name(allocator: Allocator) -> str:
-    return str(getattr(allocator, "name", type(allocator).__name__.lower()))
+def _combinations(allocator: Callable[..., Allocator], sweep: Mapping[str, Sequence[Any]]) -> list[Allocator]:
+    """Return an allocator for every combination of settings.
+
+    Raises:
+        SettingError: As SweptAllocatorSampler says.
+    """
+    lists = isinstance(sweep, Mapping) and all(isinstance(values, list | tuple) and values for values in sweep.values())
+    if not sweep or not lists:
+        raise SettingError("sweep", allowed="a list of values for each setting of the allocator", got=sweep)
+    if not callable(allocator):
+        raise SettingError("allocator", allowed="an allocator with _partial_: true", got=allocator)
+    taken = list(inspect.signature(allocator).parameters)
+    for setting in sweep:
+        if setting not in taken:
+            hint = f"it takes {', '.join(taken)}{did_you_mean(setting, taken)}"
+            raise SettingError("sweep", allowed="of settings that the allocator takes", got=setting, hint=hint)
+    made = []
+    for values in itertools.product(*sweep.values()):
+        settings = dict(zip(sweep, values, strict=True))
+        try:
+            made.append(allocator(**settings))
+        except SettingError as error:
+            raise SettingError("sweep", allowed=f"values that the allocator takes ({error})", got=settings) from error
+    if not is_allocator(made[0]):
+        raise SettingError("allocator", allowed="an allocator with _partial_: true", got=allocator)
+    return made

@@ -1,4 +1,4 @@
-"""EvoPress (Sieberling et al., arXiv 2410.14649): λ offspring of one parent or of several, the best of all go on.
+"""EvoPress (Sieberling et al., arXiv 2410.14649): λ offspring of one parent or of several, the best of all survive.
 
 Pure: who scores offspring, and on how many tokens, is the caller's matter. Each offspring follows from
 (seed, generation, slot) and the parents alone.
@@ -6,24 +6,23 @@ Pure: who scores offspring, and on how many tokens, is the caller's matter. Each
 
 from collections.abc import Sequence
 
-from evosweep.core.checks import check_choice, check_int, check_number
+from evosweep.core.checks import check_int
+from evosweep.core.errors import SettingError
 from evosweep.core.problem import Genome, Problem
 from evosweep.core.seeds import generator
-from evosweep.search.moves import FLIPS, GROUPS, fill, mutate, random_feasible
+from evosweep.search.moves import fill, random_feasible
+from evosweep.search.mutation import Flips, Mutation
 
 
 class EvoPress:
-    """The evolutionary search as ask/tell: ``start()`` gives generation 0, ``offspring()`` every other.
+    """The evolutionary search as ask/tell: ``start()`` returns generation 0, ``offspring()`` every later one.
 
     Args:
         problem: Units, ladders, budget.
-        seed: Names all randomness together with the place where it is used.
+        seed: Seeds all randomness, together with what it is used for (generation, slot).
         offspring: λ, genomes a generation.
-        max_flips: Most flips a mutation.
-        cross: Share of flips that move budget between units of different size.
+        mutation: Makes an offspring of a parent; EvoPress's own with its default settings if None.
         start_candidates: Genomes of generation 0 where the budget is not what one level for all units costs.
-        flips: Distribution of the number of flips, as in ``moves.mutate``.
-        group: What swaps are between, as in ``moves.mutate``.
     """
 
     def __init__(
@@ -32,20 +31,16 @@ class EvoPress:
         *,
         seed: int,
         offspring: int,
-        max_flips: int = 3,
-        cross: float = 0.5,
+        mutation: Mutation | None = None,
         start_candidates: int = 16,
-        flips: str = FLIPS[0],
-        group: str = GROUPS[0],
     ) -> None:
         self.problem = problem
         self.seed = check_int("seed", seed)
         self.size = check_int("offspring", offspring, low=1)
-        self.max_flips = check_int("max_flips", max_flips, low=1)
-        self.cross = check_number("cross", cross, low=0, high=1)
+        if mutation is not None and not callable(mutation):
+            raise SettingError("mutation", allowed="a mutation (an object with _target_) or null", got=mutation)
+        self.mutation = Flips() if mutation is None else mutation
         self.start_candidates = check_int("start_candidates", start_candidates, low=1)
-        self.flips = check_choice("flips", flips, FLIPS)
-        self.group = check_choice("group", group, GROUPS)
 
     def start(self) -> list[Genome]:
         """Return generation 0: the uniform genome if it spends the budget, else several fillings of it."""
@@ -59,32 +54,34 @@ class EvoPress:
             starts.append(genome)
         return starts
 
-    def parent_place(self, *, generation: int, slot: int, count: int) -> int:
-        """Return which of ``count`` parents a slot's offspring is of: one by lot."""
+    def parent_index(self, *, generation: int, slot: int, count: int) -> int:
+        """Return the index of the parent of a slot's offspring, drawn by lot.
+
+        Args:
+            generation: 1, 2, ...
+            slot: Index of the offspring in its generation.
+            count: Number of parents.
+        """
         return 0 if count == 1 else int(generator(self.seed, "parent", generation, slot).integers(count))
 
     def offspring(self, *, generation: int, parents: Sequence[Genome]) -> list[Genome]:
-        """Return the λ offspring of a generation (1, 2, ...), each within the budget."""
+        """Return the λ offspring of a generation (1, 2, ...), all within the budget."""
         return [
-            mutate(
+            self.mutation(
                 self.problem,
-                parents[self.parent_place(generation=generation, slot=slot, count=len(parents))],
+                parents[self.parent_index(generation=generation, slot=slot, count=len(parents))],
                 generator(self.seed, "offspring", generation, slot),
-                max_flips=self.max_flips,
-                cross=self.cross,
-                flips=self.flips,
-                group=self.group,
             )
             for slot in range(self.size)
         ]
 
 
 class RandomSearch:
-    """Random genomes within the budget, every generation anew.
+    """Random genomes within the budget, drawn anew for every generation.
 
     Args:
         problem: Units, ladders, budget.
-        seed: Names all randomness together with the place where it is used.
+        seed: Seeds all randomness, together with what it is used for (generation, slot).
         offspring: Genomes a generation.
     """
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from evosweep.core.errors import EvosweepError, SettingError
 from evosweep.core.events import (
+    Candidate,
     Event,
     FinalRecord,
     GenerationRecord,
@@ -76,22 +77,7 @@ def run_search(
         _notify(listeners, record)
     search = _Search(sampler, scorer, plan, progress, state)
     search.catch_up()
-    stopped = "finished"
-    end = plan.generations + 1 if sampler.limit is None else min(plan.generations + 1, sampler.limit)
-    for generation in progress.track(range(state.generation, end), description=f"{sampler.name}: generations"):
-        reason = plan.stopped_by(state.records)
-        if reason is not None:
-            stopped = reason
-            break
-        made = search.step(generation)
-        if made is None:
-            break
-        if state_path is not None:  # before the listeners: what one of them cannot write is not lost
-            state.save(state_path)
-        _notify(listeners, made)
-        progress.note(_figures(made))
-    if not state.records:
-        raise SettingError("sampler", allowed="one that proposes at least one allocation", got=sampler.name)
+    stopped = search.run(listeners, state_path)
     return search.result(dense=dense, stopped=stopped, final=search.final())
 
 
@@ -135,9 +121,52 @@ class _Search:
             if self.selector.surrogate is not None:
                 self.selector.surrogate.learn_from(record.candidates)
             if restore is None:
-                self.sampler.population(generation=record.generation, parents=before)
+                proposed = self.sampler.population(generation=record.generation, parents=before)
+                self._check_proposals(proposed, record)
                 self.sampler.learn(record.candidates)
             before = record.parents
+
+    def _check_proposals(self, proposed: Sequence[Candidate], record: GenerationRecord) -> None:
+        """Raise EvosweepError where a sampler does not propose what it proposed when the state was written."""
+        by_slot = {candidate.slot: candidate.genome for candidate in proposed}
+        dropped = self.plan.screening is not None  # candidates that screening dropped are not in the record
+        same = (dropped or len(proposed) == len(record.candidates)) and all(
+            candidate.slot in by_slot and (by_slot[candidate.slot] == candidate.genome).all()
+            for candidate in record.candidates
+        )
+        if not same:
+            raise EvosweepError(
+                f"sampler {self.sampler.name} does not propose what this search state holds of generation "
+                f"{record.generation}: its settings have changed; set them as they were, or start the search anew"
+            )
+
+    def run(self, listeners: Sequence[Listener], state_path: Path | None) -> str:
+        """Run the generations that are left.
+
+        Args:
+            listeners: Are notified of each.
+            state_path: Where the state is written after each; None: nowhere.
+
+        Returns:
+            Why it ended: ``finished``, or a stopping rule's reason.
+        """
+        limit = self.sampler.limit
+        end = self.plan.generations + 1 if limit is None else min(self.plan.generations + 1, limit)
+        generations = range(self.state.generation, end)
+        for generation in self.progress.track(generations, description=f"{self.sampler.name}: generations"):
+            reason = self.plan.stopped_by(self.state.records)
+            if reason is not None:
+                return reason
+            record = self.step(generation)
+            if record is None:
+                break
+            if state_path is not None:  # before the listeners: what one of them cannot write is not lost
+                self.state.save(state_path)
+            _notify(listeners, record)
+            self.progress.note(_figures(record))
+        if not self.state.records:
+            raise SettingError("sampler", allowed="one that proposes at least one allocation", got=self.sampler.name)
+        return "finished"
 
     def step(self, generation: int) -> GenerationRecord | None:
         """Run and record a generation; return None where nothing was proposed."""

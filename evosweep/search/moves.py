@@ -1,4 +1,9 @@
-"""Moves on genomes that keep the exact budget: swap, exchange, repair, fill."""
+"""Moves on genomes that keep within the budget: swap, exchange, sidestep, repair, fill.
+
+Levels of one unit may cost the same, and steps may be unequal. Every step up or down therefore goes to the next level
+that costs more or less, and lands on one of the levels of that cost by lot; ``sidestep`` walks among equal costs.
+Where all costs differ, no lot is drawn, and a step is one level.
+"""
 
 import numpy as np
 import numpy.typing as npt
@@ -6,54 +11,64 @@ import numpy.typing as npt
 from evosweep.core.problem import Genome, Problem
 
 Steps = npt.NDArray[np.int64]
-MUTATION_TRIES = 16
-FLIPS = ("min_of_two", "uniform")
-GROUPS = ("size", "name", "none")
 
 
 def steps_up(problem: Problem, genome: Genome) -> Steps:
-    """Return what raising each unit one level costs, shape (units,); -1 where it is at its top or not there."""
-    steps = problem.rises[problem.places, genome]
-    return _among_the_living(problem, genome, steps, shut=0)
+    """Return the bits that raising each unit to its next dearer level adds, shape (units,).
+
+    -1 for a unit at its highest cost or dropped with its gate. A dropped gate brings back the units that it gates.
+    """
+    steps = problem.rises[problem.indices, genome]
+    return _with_gated_units(problem, genome, steps, opening=True) if problem.gated else steps
 
 
 def steps_down(problem: Problem, genome: Genome) -> Steps:
-    """Return what lowering each unit one level frees, shape (units,); -1 where it is at its bottom or not there."""
-    steps = problem.falls[problem.places, genome]
-    return _among_the_living(problem, genome, steps, shut=1)
+    """Return the bits that lowering each unit to its next cheaper level saves, shape (units,).
+
+    -1 for a unit at its lowest cost or dropped with its gate. A gate that is dropped saves the units that it gates.
+    """
+    steps = problem.falls[problem.indices, genome]
+    return _with_gated_units(problem, genome, steps, opening=False) if problem.gated else steps
 
 
-def _among_the_living(problem: Problem, genome: Genome, steps: Steps, *, shut: int) -> Steps:
-    """Return steps with what gates bring or take along; -1 for units that are not there."""
-    if not problem.gated:
-        return steps
-    can = (steps >= 0) & problem.alive(genome)
-    return np.where(can, steps + _behind(problem, genome, shut=shut), -1)
+def _with_gated_units(problem: Problem, genome: Genome, steps: Steps, *, opening: bool) -> Steps:
+    """Return steps of units and gates, with the cost of the units that a gate brings back or drops.
 
-
-def _behind(problem: Problem, genome: Genome, *, shut: int) -> Steps:
-    """Return the cost of what each unit gates, where it stands at level ``shut``, one step from its lowest."""
-    units = np.arange(len(genome))
-    gated = problem.gate != units
-    behind = np.bincount(
-        problem.gate[gated], weights=problem.costs[units, genome][gated], minlength=len(genome)
-    ).astype(np.int64)
-    return np.where(genome == shut, behind, 0)
+    Args:
+        problem: Units, some of which gate others.
+        genome: Shape (units,).
+        steps: Bits of each unit's own step, shape (units,).
+        opening: Whether the steps go up (from level 0, a gate brings its units back) or down (to level 0).
+    """
+    gated = problem.gate != problem.indices
+    costs = problem.costs[problem.indices, genome]
+    behind = np.bincount(problem.gate[gated], weights=costs[gated], minlength=len(genome)).astype(np.int64)
+    toggles = genome == 0 if opening else problem.next_down[problem.indices, genome] == 0
+    movable = (steps >= 0) & problem.alive(genome)
+    return np.where(movable, steps + np.where(toggles, behind, 0), -1)
 
 
 def swap(problem: Problem, genome: Genome, rng: np.random.Generator, *, siblings: bool = False) -> bool:
-    """Raise one unit and lower another by the same cost, in place; false if no two such units are left.
+    """Raise one unit and lower another by the same number of bits, in place.
 
-    With ``siblings``, both have the same name inside their blocks (``q_proj`` and ``q_proj``).
+    Args:
+        problem: Units, ladders, budget.
+        genome: Shape (units,); changed in place.
+        rng: Chooses the units.
+        siblings: Whether both must have the same name inside their blocks (``q_proj`` and ``q_proj``).
+
+    Returns:
+        False, with the genome unchanged, if no two units allow a swap.
     """
-    up, down = steps_up(problem, genome), steps_down(problem, genome)
-    for raised in rng.permutation(_where(up >= 0)):
-        alike = down == up[raised]
-        partners = _where(alike & (problem.kinds == problem.kinds[raised]) if siblings else alike)
+    up = steps_up(problem, genome)
+    down = steps_down(problem, genome)
+    for raised in rng.permutation(_indices(up >= 0)):
+        matches = down == up[raised]
+        partners = _indices(matches & (problem.kinds == problem.kinds[raised]) if siblings else matches)
         partners = partners[partners != raised]
         if len(partners):
-            genome[raised] += 1
-            genome[_pick(partners, rng)] -= 1
+            _raise(problem, genome, int(raised), rng)
+            _lower(problem, genome, _choose(partners, rng), rng)
             return True
     return False
 
@@ -62,12 +77,13 @@ def exchange(problem: Problem, genome: Genome, rng: np.random.Generator) -> bool
     """Raise one unit, lower others until the budget holds again, spend what is left over; in place.
 
     Returns:
-        False, with the genome as it was, if no unit could be raised so.
+        False, with the genome unchanged, if no unit can be raised that way.
     """
-    before, up = genome.copy(), steps_up(problem, genome)
+    before = genome.copy()
+    up = steps_up(problem, genome)
     slack = problem.budget - problem.cost(genome)
-    for raised in rng.permutation(_where(up >= 0)):
-        genome[raised] += 1
+    for raised in rng.permutation(_indices(up >= 0)):
+        _raise(problem, genome, int(raised), rng)
         left = _repair(problem, genome, rng, slack=slack - int(up[raised]), keep=(int(raised),))
         if left >= 0:
             _fill(problem, genome, rng, slack=left, free=genome >= before)
@@ -76,43 +92,98 @@ def exchange(problem: Problem, genome: Genome, rng: np.random.Generator) -> bool
     return False
 
 
+def sidestep(problem: Problem, genome: Genome, rng: np.random.Generator) -> bool:
+    """Move one unit to another of its levels that costs the same, in place.
+
+    Returns:
+        False, with the genome unchanged, if no unit has such a level.
+    """
+    own = problem.plateaus[problem.indices, genome]
+    equal = (problem.plateaus == own[:, None]) & problem.alive(genome)[:, None]
+    equal[problem.indices, genome] = False
+    movable = _indices(equal.any(axis=1))
+    if not len(movable):
+        return False
+    moved = _choose(movable, rng)
+    genome[moved] = _choose(_indices(equal[moved]), rng)
+    return True
+
+
 def repair(problem: Problem, genome: Genome, rng: np.random.Generator, *, keep: tuple[int, ...] = ()) -> bool:
-    """Lower random units (not those in ``keep``) one level at a time until the budget holds, in place."""
+    """Lower random units step by step until the budget holds, in place.
+
+    Args:
+        problem: Units, ladders, budget.
+        genome: Shape (units,); changed in place.
+        rng: Chooses the units.
+        keep: Indices of units that stay as they are.
+
+    Returns:
+        Whether the budget holds. Without ``keep`` it always does.
+    """
     return _repair(problem, genome, rng, slack=problem.budget - problem.cost(genome), keep=keep) >= 0
 
 
 def _repair(problem: Problem, genome: Genome, rng: np.random.Generator, *, slack: int, keep: tuple[int, ...]) -> int:
-    """Do the same for a genome that leaves ``slack`` of the budget; return what is left then; negative: it failed."""
+    """Repair a genome that leaves ``slack`` bits of the budget; return the slack afterwards, below 0 on failure."""
     free = _all_but(keep, len(genome))
-    for _ in range(problem.rungs):
+    for _ in range(problem.total_levels):
         if slack >= 0:
             break
         down = steps_down(problem, genome)
-        lowerable = _where((down > 0) & free)
+        lowerable = _indices((down > 0) & free)
         if not len(lowerable):
             break
-        lowered = _pick(lowerable, rng)
-        genome[lowered] -= 1
+        lowered = _choose(lowerable, rng)
+        _lower(problem, genome, lowered, rng)
         slack += int(down[lowered])
     return slack
 
 
 def fill(problem: Problem, genome: Genome, rng: np.random.Generator, *, keep: tuple[int, ...] = ()) -> None:
-    """Raise random units (not those in ``keep``) while what is left of the budget allows it, in place."""
+    """Raise random units step by step while the rest of the budget allows it, in place.
+
+    Args:
+        problem: Units, ladders, budget.
+        genome: A feasible genome, shape (units,); changed in place.
+        rng: Chooses the units.
+        keep: Indices of units that stay as they are.
+    """
     _fill(problem, genome, rng, slack=problem.budget - problem.cost(genome), free=_all_but(keep, len(genome)))
 
 
 def _fill(
     problem: Problem, genome: Genome, rng: np.random.Generator, *, slack: int, free: npt.NDArray[np.bool_]
 ) -> None:
-    for _ in range(problem.rungs):
+    for _ in range(problem.total_levels):
         up = steps_up(problem, genome)
-        affordable = _where((up >= 0) & (up <= slack) & free)
+        affordable = _indices((up >= 0) & (up <= slack) & free)
         if not len(affordable):
             return
-        raised = _pick(affordable, rng)
-        genome[raised] += 1
+        raised = _choose(affordable, rng)
+        _raise(problem, genome, raised, rng)
         slack -= int(up[raised])
+
+
+def _raise(problem: Problem, genome: Genome, unit: int, rng: np.random.Generator) -> None:
+    """Set a unit to a level of its next higher cost, in place."""
+    if problem.has_equal_costs:
+        genome[unit] = _one_of_its_cost(problem, unit, int(problem.next_up[unit, genome[unit]]), rng)
+    else:
+        genome[unit] += 1
+
+
+def _lower(problem: Problem, genome: Genome, unit: int, rng: np.random.Generator) -> None:
+    """Set a unit to a level of its next lower cost, in place."""
+    if problem.has_equal_costs:
+        genome[unit] = _one_of_its_cost(problem, unit, int(problem.next_down[unit, genome[unit]]), rng)
+    else:
+        genome[unit] -= 1
+
+
+def _one_of_its_cost(problem: Problem, unit: int, level: int, rng: np.random.Generator) -> int:
+    """Return a level of a unit that costs the same as ``level``, by lot."""
+    return _choose(_indices(problem.plateaus[unit] == problem.plateaus[unit, level]), rng)
 
 
 def _all_but(keep: tuple[int, ...], units: int) -> npt.NDArray[np.bool_]:
@@ -121,53 +192,17 @@ def _all_but(keep: tuple[int, ...], units: int) -> npt.NDArray[np.bool_]:
     return free
 
 
-def _where(mask: npt.NDArray[np.bool_]) -> Steps:
-    return mask.nonzero()[0]  # what numpy.flatnonzero does, without its detours: this is the innermost loop
+def _indices(mask: npt.NDArray[np.bool_]) -> Steps:
+    return mask.nonzero()[0]  # numpy.flatnonzero without its overhead: this is the innermost loop
 
 
-def _pick(places: Steps, rng: np.random.Generator) -> int:
-    return int(places[rng.integers(len(places))])  # as rng.choice, which takes three times as long
+def _choose(options: Steps, rng: np.random.Generator) -> int:
+    return int(options[rng.integers(len(options))])  # as rng.choice, which takes three times as long
 
 
 def random_feasible(problem: Problem, rng: np.random.Generator) -> Genome:
-    """Return a random genome within the budget that cannot be raised anywhere without leaving it."""
+    """Return a random genome within the budget that leaves no room to raise any unit."""
     genome = rng.integers(0, problem.sizes)
     repair(problem, genome, rng)
     fill(problem, genome, rng)
     return genome
-
-
-def mutate(
-    problem: Problem,
-    parent: Genome,
-    rng: np.random.Generator,
-    *,
-    max_flips: int,
-    cross: float,
-    flips: str = "min_of_two",
-    group: str = "size",
-) -> Genome:
-    """Return an offspring within the budget that differs from its parent wherever any legal move exists.
-
-    Args:
-        problem: Units, ladders, budget.
-        parent: A feasible genome.
-        rng: The offspring's own generator.
-        max_flips: Most flips.
-        cross: Probability that a flip is an exchange between units of any size instead of a swap between units
-            of equal cost step. Where no swap is left, an exchange is tried anyway.
-        flips: How many: ``min_of_two`` is min(U{1..max_flips}, U{1..max_flips}), few likelier than many (EvoPress,
-            arXiv 2410.14649, section 3); ``uniform`` is U{1..max_flips}.
-        group: What a swap is between: units of the same ``size`` (of cost step), of the same ``name`` in their blocks
-            and size, or ``none``: every flip is an exchange.
-    """
-    draws = 2 if flips == "min_of_two" else 1
-    for _ in range(MUTATION_TRIES):
-        genome = parent.copy()
-        for _ in range(int(rng.integers(1, max_flips + 1, size=draws).min())):
-            crossing = rng.random() < cross or group == "none"
-            if crossing or not swap(problem, genome, rng, siblings=group == "name"):
-                exchange(problem, genome, rng)
-        if (genome != parent).any():
-            return genome
-    return parent.copy()

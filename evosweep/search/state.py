@@ -13,7 +13,7 @@ from typing import Any
 
 from evosweep.core.errors import EvosweepError
 from evosweep.core.events import Candidate, GenerationRecord, StageRecord
-from evosweep.core.files import write_json
+from evosweep.core.files import write_text
 from evosweep.core.genomes import genome_from_text, genome_to_text
 from evosweep.core.problem import Genome, Problem
 
@@ -39,7 +39,7 @@ class SearchState:
     tokens_before: int = 0
     records: list[GenerationRecord] = field(default_factory=list)
     sampler: Any = None
-    _dumped: list[dict[str, Any]] = field(default_factory=list, repr=False, compare=False)
+    _texts: list[str] = field(default_factory=list, repr=False, compare=False)  # JSON of the records saved so far
 
     @property
     def generation(self) -> int:
@@ -79,15 +79,16 @@ class SearchState:
 
     def dump(self) -> dict[str, Any]:
         """Return the state as JSON values; ``load`` reads it."""
-        for record in self.records[len(self._dumped) :]:  # what was dumped before is not dumped again
-            self._dumped.append(_dump_record(self.problem, record))
+        return {**self._header(), "generations": [_dump_record(self.problem, record) for record in self.records]}
+
+    def _header(self) -> dict[str, Any]:
+        """Return everything but the generations, as JSON values."""
         return {
             "format": FORMAT,
             "version": VERSION,
             "problem": self.problem.fingerprint,
             "identity": dict(self.identity),
             "tokens_before": self.tokens_before,
-            "generations": list(self._dumped),
             "sampler": self.sampler,
         }
 
@@ -123,8 +124,12 @@ class SearchState:
             raise EvosweepError(f"this search state is damaged ({type(error).__name__}: {error}); {ANEW}") from error
 
     def save(self, path: Path) -> Path:
-        """Write the state to a file, under a temporary name first."""
-        return write_json(path, self.dump())
+        """Write the state to a file, under a temporary name first; a generation is turned into text only once."""
+        for record in self.records[len(self._texts) :]:
+            self._texts.append(json.dumps(_dump_record(self.problem, record)))
+        header = json.dumps(self._header(), indent=1)
+        generations = ",\n".join(self._texts)
+        return write_text(path, f'{header[:-2]},\n "generations": [\n{generations}\n]\n}}\n')
 
     @classmethod
     def read(cls, path: Path, *, problem: Problem) -> "SearchState":

@@ -80,7 +80,7 @@ class Race:
         """Score the candidates of a stage look by look; arguments as for ``Survival.run``."""
         seq_len, spent = scorer.seq_len, 0
         looks = self.racing.looks(tokens // seq_len, seq_len)
-        boundary = self.racing.boundary(looks, competitors=len(genomes) - survivors)
+        boundary = self.racing.boundary(looks, candidates=len(genomes), survivors=survivors)
         scores = np.full(len(genomes), np.nan)
         alive = np.arange(len(genomes))
         losses = np.empty((len(genomes), 0, seq_len - 1), dtype=np.float32)

@@ -1,6 +1,5 @@
-"""The level store as it lies on disk: a manifest and one safetensors file a block."""
+"""A level store on disk: a manifest and one safetensors file a block."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,32 +9,56 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
-from evosweep.compressors.base import decode
-from evosweep.core.errors import StoreError
+from evosweep.compressors.payload import Layout, Payload
+from evosweep.core.errors import StoreError, did_you_mean
 from evosweep.core.files import sha256_file
-from evosweep.core.unit import Level, Nominal, Unit
+from evosweep.core.unit import Unit
+from evosweep.models.dropping import DropEffect
+from evosweep.store.manifest_rows import Manifest, ManifestUnit
 
-SCHEMA = 4  # raise when payloads or columns change meaning: older stores then are not reused
-MANIFEST = "manifest.json"
 
+def tensor_name(unit: str, level: str, path: str) -> str:
+    """Return the name of a payload's tensor in its block's file.
 
-def tensor_name(unit: str, level: str, part: str) -> str:
-    """Return the name under which a part of a payload lies in its block's file."""
-    return f"{unit}|{level}|{part}"
+    Args:
+        unit: Name of the unit.
+        level: Name of the level.
+        path: The tensor's path name within the payload.
+    """
+    return f"{unit}|{level}|{path}"
 
 
 @dataclass(frozen=True)
 class Stored:
-    """A payload on disk: its format, what decoding needs, and its tensors' names in their open file."""
+    """A payload on disk.
 
-    format: str
-    meta: Mapping[str, int]
+    Attributes:
+        layout: How its tensors are put together.
+        names: Name of each tensor in the file, by its path name within the payload.
+        file: The open file.
+    """
+
+    layout: Layout
     names: Mapping[str, str]
     file: Any
 
-    def parts(self) -> dict[str, torch.Tensor]:
-        """Return its tensors, memory-mapped."""
-        return {part: self.file.get_tensor(name) for part, name in self.names.items()}
+    @property
+    def format(self) -> str:
+        """Dotted path of the module that decodes it."""
+        return self.layout.format
+
+    @property
+    def meta(self) -> Mapping[str, Any]:
+        """Numbers and words that decoding needs."""
+        return self.layout.meta
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Return its tensors by path name, memory-mapped."""
+        return {path: self.file.get_tensor(name) for path, name in self.names.items()}
+
+    def assemble(self, tensors: Mapping[str, torch.Tensor]) -> Payload:
+        """Return the payload, made of ``tensors()`` wherever these have been moved to."""
+        return self.layout.assemble(tensors)
 
 
 class LevelStore:
@@ -43,74 +66,80 @@ class LevelStore:
 
     Args:
         folder: The store's folder.
+        verify: Whether the files of tensors are checked against their hashes; the manifest always is.
 
     Raises:
-        StoreError: No manifest, another schema, or a file is missing or does not have its hash.
+        StoreError: The manifest is missing, damaged or another store's, or a file is missing or changed.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, verify: bool = True) -> None:
         self.folder = folder
-        self.manifest = _read_manifest(folder)
-        for name, expected in self.manifest["files"].items():
-            path = folder / name
-            if not path.is_file() or sha256_file(path) != expected:
+        self.manifest = Manifest.read(folder)
+        for name, expected in self.manifest.files.items() if verify else ():
+            if _hash(folder / name) != expected:
                 raise StoreError(f"level store {folder} is damaged: {name} is missing or changed")
         self._handles: dict[str, Any] = {}
 
     @property
     def key(self) -> str:
         """Content address."""
-        return str(self.manifest["key"])
+        return self.manifest.key
 
     @property
     def fixed_bits(self) -> int:
         """Bits of everything in the model that is not a unit."""
-        return int(self.manifest["fixed_bits"])
+        return self.manifest.fixed_bits
 
     @property
     def size(self) -> int:
         """Bytes on disk of all payloads."""
-        return sum((self.folder / name).stat().st_size for name in self.manifest["files"])
+        return sum((self.folder / name).stat().st_size for name in self.manifest.files)
 
     @cached_property
     def units(self) -> tuple[Unit, ...]:
         """All units with levels, costs and columns, in the order in which the model computes them."""
-        return tuple(unit_of(row) for row in self.manifest["units"])
+        return tuple(row.unit() for row in self.manifest.units)
 
     @cached_property
-    def drops(self) -> dict[int, dict[str, Any]]:
-        """What dropping does, by the unit's place: ``blocks``, ``whole``, ``writer``."""
-        return {place: row["drop"] for place, row in enumerate(self.manifest["units"]) if "drop" in row}
+    def drops(self) -> dict[int, DropEffect]:
+        """What dropping does to the model, by the unit's index."""
+        rows = enumerate(self.manifest.units)
+        return {index: DropEffect.of(row.drop) for index, row in rows if row.drop is not None}
 
     def weight(self, unit: str, level: str, *, device: torch.device | str = "cpu") -> torch.Tensor:
         """Return the dequantized fp32 weight (out, in) of one level of one unit.
 
+        Args:
+            unit: Name of the unit.
+            level: Name of the level.
+            device: Where it is wanted.
+
         Raises:
-            StoreError: The store has no such unit or level.
+            StoreError: The store has no such unit or level, or the level has no weight.
         """
         stored = self.payload(unit, level)
-        parts = {name: part.to(device, non_blocking=True) for name, part in stored.parts().items()}
-        return decode(stored.format, parts, stored.meta)
+        tensors = {path: tensor.to(device, non_blocking=True) for path, tensor in stored.tensors().items()}
+        return stored.assemble(tensors).weight
 
-    def payload(self, unit: str, level: str) -> "Stored":
-        """Return where and how one level of one unit lies.
+    def payload(self, unit: str, level: str) -> Stored:
+        """Return one level of one unit as it is on disk.
 
         Raises:
             StoreError: The store has no such unit or level.
         """
         row = self._rows.get(unit)
-        if row is None or row["file"] is None or level not in row["payloads"]:
-            raise StoreError(f"level store {self.key} has no level {level!r} of {unit!r}")
-        made = row["payloads"][level]
-        names = {part: tensor_name(unit, level, part) for part in made["parts"]}
-        return Stored(made["format"], made["meta"], names, self._handle(row["file"]))
+        if row is None:
+            raise StoreError(f"level store {self.key} has no unit {unit!r}{did_you_mean(unit, self._rows)}")
+        layout = row.payloads.get(level)
+        if layout is None or row.file is None:
+            nearest = did_you_mean(level, row.payloads)
+            raise StoreError(f"level store {self.key} has no level {level!r} of {unit!r}{nearest}")
+        names = {path: tensor_name(unit, level, path) for path in layout.paths()}
+        return Stored(layout, names, self._handle(row.file))
 
     @cached_property
-    def _rows(self) -> Mapping[str, Any]:
-        return {
-            row["name"]: {"file": row.get("file"), "payloads": {level["name"]: level for level in row["levels"]}}
-            for row in self.manifest["units"]
-        }
+    def _rows(self) -> Mapping[str, ManifestUnit]:
+        return {row.name: row for row in self.manifest.units}
 
     def _handle(self, name: str) -> Any:
         if name not in self._handles:
@@ -118,34 +147,9 @@ class LevelStore:
         return self._handles[name]
 
 
-def unit_of(row: Mapping[str, Any]) -> Unit:
-    """Return the unit that a row of the manifest, finished or only planned, describes."""
-    return Unit(
-        name=row["name"],
-        numel=row["numel"],
-        block=row["block"],
-        levels=tuple(
-            Level(
-                name=level["name"],
-                cost=level["cost"],
-                error=level.get("error"),
-                relative_error=level.get("relative_error"),
-                nominal=Nominal(**level["nominal"]),
-                removed=level["removed"],
-            )
-            for level in row["levels"]
-        ),
-        columns=row.get("columns", {}),
-        gates=tuple(row.get("gates", ())),
-    )
-
-
-def _read_manifest(folder: Path) -> dict[str, Any]:
-    path = folder / MANIFEST
+def _hash(path: Path) -> str | None:
+    """Return a file's SHA-256; None if it cannot be read."""
     try:
-        manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise StoreError(f"{folder} is no level store: {path.name} is missing or damaged") from error
-    if manifest.get("schema") != SCHEMA:
-        raise StoreError(f"level store {folder} has schema {manifest.get('schema')}, this evosweep reads {SCHEMA}")
-    return manifest
+        return sha256_file(path)
+    except OSError:
+        return None

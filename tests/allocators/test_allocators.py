@@ -14,7 +14,7 @@ from evosweep.allocators.owl import OWL, snap
 from evosweep.allocators.uniform import Uniform
 from evosweep.core.errors import SettingError, StoreError
 from evosweep.core.problem import Problem
-from evosweep.core.unit import Level, Unit
+from evosweep.core.unit import Level, Nominal, Unit
 from evosweep.models.spectrum import hill_exponent
 from tests.conftest import ladder, make_problem
 
@@ -165,3 +165,107 @@ def test_the_hill_exponent_of_a_known_power_law(exponent: float) -> None:
     left, _ = np.linalg.qr(np.random.default_rng(1).normal(size=(800, 800)))
     weight = torch.tensor(left * np.sqrt(values) @ left.T)
     assert hill_exponent(weight) == pytest.approx(exponent, rel=0.12)
+
+
+def broken_problem(
+    seed: int, *, units: int = 60, levels: int = 5, divisor: bool = True, broken: float = 0.3
+) -> Problem:
+    """Return units of which some have a harm of 1000 at one of their two lowest levels, among small ones."""
+    rng = np.random.default_rng(seed)
+    made = []
+    for n in range(units):
+        size = int(rng.integers(50, 400))
+        costs = [size * (2 + k) + (0 if divisor else int(rng.integers(0, 40))) for k in range(levels)]
+        harms = {f"{AROUND_TOP}/l{k}": 0.01 * float(rng.lognormal()) * 4.0**-k for k in range(levels)}
+        if rng.random() < broken:
+            harms[f"{AROUND_TOP}/l{int(rng.integers(0, 2))}"] = 1000.0
+        made.append(Unit(f"u{n}", size, n, tuple(Level(f"l{k}", c) for k, c in enumerate(sorted(costs))), harms))
+    widest = Problem(tuple(made), budget=10**9)
+    share = rng.uniform(0.1, 0.9)
+    return dataclasses.replace(widest, budget=int(widest.least + share * (widest.most - widest.least)))
+
+
+def harm_of(problem: Problem, genome: np.ndarray) -> float:
+    return float(Harm().table(problem)[np.arange(len(genome)), genome].sum())
+
+
+@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("broken", [0.02, 0.3, 1.0])
+def test_ilp_is_exact_where_some_harms_are_a_thousand(seed: int, broken: float) -> None:
+    problem = broken_problem(seed, divisor=seed % 2 == 0, broken=broken)
+    exact, found = DP().allocate(problem), ILP().allocate(problem)
+    assert problem.feasible(found)
+    assert harm_of(problem, found) == pytest.approx(harm_of(problem, exact), rel=1e-10)
+
+
+@pytest.mark.parametrize("scale", [1e-12, 1.0, 1e12])
+def test_ilp_is_exact_whatever_the_scale_of_the_harm(scale: float) -> None:
+    rng = np.random.default_rng(5)
+    units = []
+    for n in range(40):
+        errors = scale * np.sort(rng.lognormal(size=4))[::-1]
+        costs = np.cumsum(rng.integers(1, 60, 4)).tolist()
+        levels = tuple(
+            Level(f"l{k}", cost, error=float(error)) for k, (cost, error) in enumerate(zip(costs, errors, strict=True))
+        )
+        units.append(Unit(f"u{n}", 50, n, levels))
+    problem = Problem(tuple(units), budget=3000)
+    table = Harm("bare").table(problem)
+    exact, found = (table[np.arange(40), kind(harm="bare").allocate(problem)].sum() for kind in (DP, ILP))
+    assert found == pytest.approx(exact, rel=1e-10, abs=0)
+
+
+def test_ilp_prints_nothing(capfd: pytest.CaptureFixture[str]) -> None:
+    """A problem on which HiGHS prints a line of its own: costs without a common divisor."""
+    rng = np.random.default_rng(79)
+    units = []
+    for n in range(60):
+        size = int(rng.integers(10**5, 9 * 10**5))
+        costs = sorted(size * (2 + k) + int(rng.integers(0, 40)) for k in range(7))
+        harms = {f"{AROUND_TOP}/l{k}": float(rng.lognormal()) * 4.0**-k * 0.01 for k in range(7)}
+        units.append(Unit(f"b.{n}.x", size, n, tuple(Level(f"l{k}", c) for k, c in enumerate(costs)), harms))
+    least, most = (sum(unit.levels[end].cost for unit in units) for end in (0, -1))
+    problem = Problem(tuple(units), budget=int(least + (most - least) * rng.uniform(0.2, 0.8)))
+    assert problem.feasible(ILP().allocate(problem))
+    assert capfd.readouterr().out == ""
+
+
+def test_dp_takes_ladders_of_more_than_128_levels() -> None:
+    levels = tuple(Level(f"l{k}", 10 + k) for k in range(300))
+    harms = [{f"{AROUND_TOP}/l{k}": (n + 1.0) * (300 - k) for k in range(300)} for n in range(3)]
+    units = tuple(Unit(f"u{n}", 10, n, levels, columns) for n, columns in enumerate(harms))
+    problem = Problem(units, budget=30 + 299 + 200)  # the most harmful unit first, then the next
+    assert DP().allocate(problem).tolist() == ILP().allocate(problem).tolist() == [0, 200, 299]
+
+
+def test_dp_asks_whether_its_harm_applies() -> None:
+    units = tuple(Unit(f"u{n}", 10, n, (Level("drop", 0), Level("keep", 160))) for n in range(3))
+    with pytest.raises(SettingError, match=r"harm must be one of around_top, around_uniform") as raised:
+        DP(harm="bare").check(Problem(units=units, budget=320))
+    assert isinstance(raised.value.owner, DP)
+
+
+SINGLE = tuple(
+    dataclasses.replace(unit, levels=unit.levels[:1], columns={**unit.columns, "kl_around_uniform/2bit": 0.0})
+    for unit in make_problem().units
+)
+
+
+@pytest.mark.parametrize(
+    "allocator", [*ALL, ILP(harm="around_uniform"), DP(harm="around_uniform")], ids=lambda each: each.name
+)
+@pytest.mark.parametrize("extra", [0, 10**12])
+def test_one_level_a_unit_is_the_only_allocation(allocator, extra: int) -> None:
+    problem = Problem(SINGLE, budget=sum(unit.levels[0].cost for unit in SINGLE) + extra)
+    allocator.check(problem)
+    assert allocator.allocate(problem).tolist() == [0] * 12
+
+
+@pytest.mark.parametrize("allocator", [OWL(), AlphaPruning()], ids=["owl", "alpha_pruning"])
+def test_what_only_drops_has_no_weights_to_look_at(allocator) -> None:
+    levels = (Level("dropped", 0, nominal=Nominal("kept", 0.0)), Level("kept", 160, nominal=Nominal("kept", 1.0)))
+    problem = Problem(tuple(Unit(f"u{n}", 10, n, levels) for n in range(3)), budget=320)
+    with pytest.raises(SettingError, match=r"block_influence.*compressor=none") as raised:
+        allocator.check(problem)
+    assert raised.value.owner is allocator
+    allocator.check(make_problem())

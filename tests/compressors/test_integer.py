@@ -7,7 +7,7 @@ from evosweep.compressors.formats import grouped_int
 from evosweep.compressors.gptq import GPTQ
 from evosweep.compressors.rtn import RoundToNearest
 from evosweep.core.errors import SettingError, StoreError
-from tests.contracts.compressor import CompressorContract, gram_of
+from tests.contracts.compressor import CompressorContract, gram_of, made_by
 
 
 class TestGPTQ(CompressorContract):
@@ -65,8 +65,8 @@ def test_gptq_equals_a_float64_reference(width: int, group: int, block: int, sym
     weight = torch.randn(48, 64, generator=torch.Generator().manual_seed(3))
     gram = gram_of(64)
     compressor = GPTQ(bits=[2, 3, 4, 5, 8], group=group, symmetric=symmetric, column_block=block)
-    payload = compressor.compress({"a": weight}, gram, {})["a"][f"{width}bit"]
-    codes = grouped_int.unpack(payload.parts["codes"], width, weight.numel()).view(48, 64).numpy()
+    payload = made_by(compressor, {"a": weight}, gram)["a"][f"{width}bit"]
+    codes = grouped_int.unpack(payload.tensors["codes"], width, weight.numel()).view(48, 64).numpy()
     expected = gptq_float64(weight, gram, width=width, group=group, damping=0.01, symmetric=symmetric)
     assert (codes == expected).mean() >= 0.99
 
@@ -75,7 +75,7 @@ def test_gptq_beats_rounding_where_inputs_have_structure() -> None:
     weight, gram = torch.randn(64, 64, generator=torch.Generator().manual_seed(3)), gram_of(64)
     errors = []
     for compressor in (GPTQ(bits=[3], group=16), RoundToNearest(bits=[3], group=16)):
-        difference = weight - compressor.compress({"a": weight}, gram, {})["a"]["3bit"].weight
+        difference = weight - made_by(compressor, {"a": weight}, gram)["a"]["3bit"].weight
         errors.append(float(((difference @ gram) * difference).sum()))
     assert errors[0] < 0.8 * errors[1]
 
@@ -84,7 +84,7 @@ def test_dead_inputs_get_zero_weights_and_do_no_harm() -> None:
     gram = gram_of(32)
     gram[5], gram[:, 5] = 0, 0
     weight = torch.randn(8, 32, generator=torch.Generator().manual_seed(3))
-    made = GPTQ(bits=[4], group=32).compress({"a": weight}, gram, {})["a"]["4bit"].weight
+    made = made_by(GPTQ(bits=[4], group=32), {"a": weight}, gram)["a"]["4bit"].weight
     assert torch.isfinite(made).all() and float(made[:, 5].abs().max()) == 0
 
 
@@ -107,7 +107,7 @@ def test_second_moments_that_are_no_numbers_are_an_error() -> None:
 
 
 def test_all_zero_weights_stay_zero() -> None:
-    made = GPTQ(bits=[2, 3], group=8).compress({"a": torch.zeros(4, 16)}, gram_of(16), {})["a"]
+    made = made_by(GPTQ(bits=[2, 3], group=8), {"a": torch.zeros(4, 16)}, gram_of(16))["a"]
     assert all(float(payload.weight.abs().max()) == 0 for payload in made.values())
 
 

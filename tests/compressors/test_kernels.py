@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from evosweep.compressors import compensate
-from evosweep.compressors.compensate import Rules
+from evosweep.compressors.compensate import ColumnRules
 from evosweep.compressors.grid import Grid
 
 pytest.importorskip("triton")
@@ -14,7 +14,7 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 @pytest.mark.parametrize("masks", [False, True])
 @pytest.mark.parametrize("rounds", [False, True])
 @pytest.mark.parametrize(("columns", "rows"), [(32, 70), (20, 8), (1, 33)])
-def test_settles_as_the_plain_loop_does(columns: int, rows: int, rounds: bool, masks: bool) -> None:
+def test_the_kernel_equals_the_plain_loop(columns: int, rows: int, rounds: bool, masks: bool) -> None:
     from evosweep.compressors import kernels
 
     draws = torch.Generator().manual_seed(columns)
@@ -23,22 +23,27 @@ def test_settles_as_the_plain_loop_does(columns: int, rows: int, rounds: bool, m
     grid = Grid.of(weight.T, top=torch.tensor([3.0, 15.0]).repeat(rows)[:rows], symmetric=False)
     mask = torch.rand(columns, rows, generator=draws) > 0.5
     found = []
-    for settle, where in ((compensate.settle, "cpu"), (kernels.settle, DEVICE)):
-        part, codes = weight.clone().to(where), torch.zeros(columns, rows, dtype=torch.uint8, device=where)
-        errors = torch.full_like(part, float("nan"))
-        placed = Grid(*(each.to(where) for each in (grid.scale, grid.zero, grid.top)))
-        rules = Rules(placed if rounds else None, codes if rounds else None, mask.to(where) if masks else None)
-        settle(part, errors, whole.to(where)[3:, 3:], rules)
-        found.append([each.cpu() for each in (part, errors, codes)])
+    for device in ("cpu", DEVICE):
+        span = weight.clone().to(device)
+        codes = torch.zeros(columns, rows, dtype=torch.uint8, device=device)
+        errors = torch.full_like(span, float("nan"))
+        factor = whole.to(device)[3:, 3:]
+        moved = Grid(*(values.to(device) for values in (grid.scale, grid.zero, grid.top)))
+        rules = ColumnRules(moved if rounds else None, codes if rounds else None, mask.to(device) if masks else None)
+        if len(found) == 0:
+            compensate.finalize_columns(span, errors, factor, rules)
+        else:
+            kernels.finalize_columns(span, errors, factor, grid=rules.grid, codes=rules.codes, mask=rules.mask)
+        found.append([tensor.cpu() for tensor in (span, errors, codes)])
     for plain, kernel in zip(*found, strict=True):
         assert torch.allclose(plain.float(), kernel.float(), atol=1e-5)
 
 
-def test_kernels_that_run_are_used_and_others_give_way_with_a_word(monkeypatch, caplog) -> None:
+def test_kernels_that_fail_are_replaced_by_the_plain_loop_with_a_warning(monkeypatch, caplog) -> None:
     from evosweep.compressors import kernels
 
     find = compensate.working_kernels.__wrapped__
     assert find(torch.device(DEVICE)) is kernels
-    monkeypatch.setattr(kernels, "settle", lambda *_: (_ for _ in ()).throw(RuntimeError("no C compiler")))
+    monkeypatch.setattr(kernels, "finalize_columns", lambda *_: (_ for _ in ()).throw(RuntimeError("no C compiler")))
     assert find(torch.device(DEVICE)) is None
     assert "Triton does not work here (RuntimeError)" in caplog.text

@@ -9,7 +9,7 @@ from evosweep.compressors.magnitude import Magnitude
 from evosweep.compressors.sparsegpt import SparseGPT
 from evosweep.compressors.wanda import Wanda
 from evosweep.core.errors import SettingError
-from tests.contracts.compressor import CompressorContract, gram_of
+from tests.contracts.compressor import CompressorContract, gram_of, made_by, statistics_of
 
 SHAPES = {"small": (8, 32), "large": (24, 32)}
 
@@ -18,9 +18,9 @@ class SparseContract(CompressorContract):
     def test_exactly_as_many_weights_are_kept_as_planned(self, plans, payloads) -> None:
         for name, ladder in plans.items():
             for plan in ladder:
-                parts = payloads[name][plan.name].parts
-                assert len(parts["values"]) == plan.kept
-                assert int((payloads[name][plan.name].weight != 0).sum()) <= plan.kept
+                tensors = payloads[name][plan.name].tensors
+                assert len(tensors["values"]) == plan.spec.kept
+                assert int((payloads[name][plan.name].weight != 0).sum()) <= plan.spec.kept
 
 
 class TestSparseGPT(SparseContract):
@@ -66,9 +66,9 @@ def test_sparsegpt_equals_a_float64_reference(sparsity: float, block: int) -> No
     weight, gram = torch.randn(48, 64, generator=torch.Generator().manual_seed(3)), gram_of(64)
     compressor = SparseGPT(sparsity=sparsity, window=0.25, step=192, mask_block=block, column_block=8)
     plans = compressor.plan({"a": (48, 64)})
-    payloads = compressor.compress({"a": weight}, gram, plans)["a"]
+    payloads = compressor.compress({"a": weight}, statistics_of(gram), plans)["a"]
     for plan in plans["a"]:
-        expected, mask = sparsegpt_float64(weight, gram, kept=plan.kept, damping=0.01, block=block)
+        expected, mask = sparsegpt_float64(weight, gram, kept=plan.spec.kept, damping=0.01, block=block)
         made = payloads[plan.name].weight
         assert ((made != 0).numpy() == mask).mean() >= 0.99
         errors = [
@@ -82,8 +82,7 @@ def test_compensation_beats_masks_alone() -> None:
     weight, gram = torch.randn(64, 64, generator=torch.Generator().manual_seed(3)), gram_of(64, mixing=2.0)
     errors = {}
     for compressor in (SparseGPT(window=0), Wanda(window=0), Magnitude(window=0)):
-        plans = compressor.plan({"a": (64, 64)})
-        (payload,) = compressor.compress({"a": weight}, gram, plans)["a"].values()
+        (payload,) = made_by(compressor, {"a": weight}, gram)["a"].values()
         difference = weight - payload.weight
         errors[type(compressor).__name__] = float(((difference @ gram) * difference).sum())
     assert errors["SparseGPT"] < 0.95 * min(errors["Wanda"], errors["Magnitude"])
@@ -110,7 +109,7 @@ def test_wanda_keeps_as_many_in_every_row() -> None:
     weight = torch.randn(8, 32, generator=torch.Generator().manual_seed(3))
     compressor = Wanda(sparsity=0.5, window=0.1, step=20)
     for plan in (plans := compressor.plan({"a": (8, 32)}))["a"]:
-        made = compressor.compress({"a": weight}, gram_of(32), plans)["a"][plan.name].weight
+        made = compressor.compress({"a": weight}, statistics_of(gram_of(32)), plans)["a"][plan.name].weight
         counts = (made != 0).sum(1)
         assert counts.max() - counts.min() <= 1
 
@@ -129,7 +128,7 @@ def test_patterns_hold_in_every_group_of_a_row(kind) -> None:
     plans = compressor.plan(SHAPES)
     assert [plan.name for plan in plans["large"]] == ["1:8", "2:4", "dense"]
     weights = {name: torch.randn(shape, generator=torch.Generator().manual_seed(1)) for name, shape in SHAPES.items()}
-    payloads = compressor.compress(weights, gram_of(32), plans)
+    payloads = compressor.compress(weights, statistics_of(gram_of(32)), plans)
     for name in SHAPES:
         for level, few, many in (("2:4", 2, 4), ("1:8", 1, 8)):
             kept = payloads[name][level].weight.view(-1, many) != 0

@@ -8,7 +8,7 @@ from evosweep.compressors.rtn import RoundToNearest
 from evosweep.compressors.sparse_gptq import SparseGPTQ
 from evosweep.compressors.sparsegpt import SparseGPT
 from evosweep.core.errors import SettingError
-from tests.contracts.compressor import CompressorContract, gram_of
+from tests.contracts.compressor import CompressorContract, gram_of, made_by
 
 
 class TestSparseGPTQ(CompressorContract):
@@ -59,9 +59,9 @@ def test_equals_a_float64_reference(sparsity: float, width: int, block: int) -> 
     weight, gram = torch.randn(48, 64, generator=torch.Generator().manual_seed(3)), gram_of(64)
     compressor = SparseGPTQ(sparsity=[sparsity], bits=[width], group=16, mask_block=block, column_block=8)
     (plan,) = compressor.plan({"a": (48, 64)})["a"]
-    made = compressor.compress({"a": weight}, gram, {"a": [plan]})["a"][plan.name].weight
+    made = made_by(compressor, {"a": weight}, gram)["a"][plan.name].weight
     expected = torch.from_numpy(
-        joint_float64(weight, gram, kept=plan.kept, width=width, group=16, damping=0.01, block=block)
+        joint_float64(weight, gram, kept=plan.spec.sparse.kept, width=width, group=16, damping=0.01, block=block)
     )
     assert torch.isclose(made.double(), expected, atol=1e-3).double().mean() >= 0.99
     errors = [layer_error((weight - each).double(), gram.double()) for each in (made, expected)]
@@ -71,9 +71,9 @@ def test_equals_a_float64_reference(sparsity: float, width: int, block: int) -> 
 def test_one_loop_for_both_beats_rounding_what_is_left() -> None:
     weight, gram = torch.randn(64, 64, generator=torch.Generator().manual_seed(3)), gram_of(64, mixing=2.0)
     joint, pruner = SparseGPTQ(sparsity=[0.5], bits=[2], group=16), SparseGPT(sparsity=0.5, window=0)
-    (level,) = joint.compress({"a": weight}, gram, joint.plan({"a": (64, 64)}))["a"].values()
-    (half,) = pruner.compress({"a": weight}, gram, pruner.plan({"a": (64, 64)}))["a"].values()
-    rounded = RoundToNearest(bits=[2], group=16).compress({"a": half.weight}, gram, {})["a"]["2bit"].weight
+    (level,) = made_by(joint, {"a": weight}, gram)["a"].values()
+    (half,) = made_by(pruner, {"a": weight}, gram)["a"].values()
+    rounded = made_by(RoundToNearest(bits=[2], group=16), {"a": half.weight}, gram)["a"]["2bit"].weight
     apart = torch.where(half.weight == 0, 0.0, rounded)
     assert layer_error(weight - level.weight, gram) < 0.95 * layer_error(weight - apart, gram)
 
@@ -81,7 +81,7 @@ def test_one_loop_for_both_beats_rounding_what_is_left() -> None:
 def test_patterns_hold_in_every_group_of_a_row() -> None:
     weight = torch.randn(16, 32, generator=torch.Generator().manual_seed(3))
     compressor = SparseGPTQ(sparsity=["2:4"], bits=[8], group=16)
-    (made,) = compressor.compress({"a": weight}, gram_of(32), compressor.plan({"a": (16, 32)}))["a"].values()
+    (made,) = made_by(compressor, {"a": weight}, gram_of(32))["a"].values()
     assert ((made.weight.view(-1, 4) != 0).sum(dim=1) <= 2).all()
 
 

@@ -1,16 +1,28 @@
 """What every population sampler must do, in our loop and in a plain ``study.optimize``."""
 
+import json
+from dataclasses import replace
+
+import numpy as np
 import optuna
 import pytest
 
 from evosweep.core.errors import EvosweepError
+from evosweep.core.events import Candidate
 from evosweep.core.problem import Problem
+from evosweep.core.unit import Level, Unit
 from evosweep.samplers.base import BUDGET, PopulationSampler, suggest_allocation
 from tests.conftest import make_problem
 
 
 class SamplerContract:
-    """Subclass with ``make``."""
+    """Subclass with ``make``.
+
+    Attributes:
+        stopped_after: Generations before a search is stopped and restored.
+    """
+
+    stopped_after = 3
 
     def make(self, problem: Problem, seed: int) -> PopulationSampler:
         raise NotImplementedError
@@ -91,6 +103,81 @@ class SamplerContract:
         with pytest.raises(EvosweepError, match="was made for another problem"):
             study.optimize(self._objective(problem), n_trials=1)
 
+    def test_a_restored_sampler_proposes_the_same_next_generation(self, problem: Problem) -> None:
+        first = self.make(problem, 3)
+        parents: list[np.ndarray] = []
+        for generation in range(self.stopped_after):
+            parents = self._search_step(first, problem, generation, parents)
+        second = self.make(problem, 3)
+        second.restore(json.loads(json.dumps(first.state())))
+        third = self.make(problem, 3)
+        third.restore(json.loads(json.dumps(second.state())))  # stopped a second time
+        expected = first.population(generation=self.stopped_after, parents=parents)
+        for other in (second, third):
+            proposed = other.population(generation=self.stopped_after, parents=parents)
+            assert [c.genome.tolist() for c in proposed] == [c.genome.tolist() for c in expected]
+            assert other.facts() == first.facts()
+
+    def test_a_state_of_another_sampler_is_refused(self, problem: Problem) -> None:
+        with pytest.raises(EvosweepError, match="sampler"):
+            self.make(problem, 0).restore({"kind": "other", "generations": []})
+
+    def test_a_study_with_two_objectives_is_refused_at_its_first_trial(self, problem: Problem) -> None:
+        study = optuna.create_study(sampler=self.make(problem, 0), directions=["minimize", "minimize"])
+        scored = []
+
+        def objective(trial: optuna.Trial) -> tuple[float, float]:
+            suggest_allocation(trial, problem)
+            scored.append(trial.number)
+            return 0.0, 0.0
+
+        name = self.make(problem, 0).name.replace("+", r"\+")
+        with pytest.raises(EvosweepError, match=f"sampler {name} needs a study with one objective"):
+            study.optimize(objective, n_trials=2)
+        assert not scored
+
+    def test_a_sampler_used_for_a_second_study_acts_as_a_fresh_one(self, problem: Problem) -> None:
+        fresh = optuna.create_study(sampler=self.make(problem, 1), direction="maximize")
+        fresh.optimize(self._objective(problem), n_trials=12)
+        used = self._optimize(problem, trials=7).sampler
+        second = optuna.create_study(sampler=used, direction="maximize")
+        second.optimize(self._objective(problem), n_trials=12)
+        assert [trial.params for trial in second.trials] == [trial.params for trial in fresh.trials]
+
+    def test_one_level_a_unit_is_the_only_proposal(self) -> None:
+        only = [replace(unit, levels=unit.levels[:1]) for unit in make_problem().units]
+        problem = Problem(tuple(only), budget=10**6)
+        sampler = self.make(problem, 0)
+        parents: list[np.ndarray] = []
+        for generation in range(2):
+            assert not any(c.genome.any() for c in sampler.population(generation=generation, parents=parents))
+            parents = [np.zeros(12, dtype=np.int64)]
+        study = self._optimize(problem, trials=6)
+        assert all(problem.encode(trial.params).tolist() == [0] * 12 for trial in study.trials)
+
+    @pytest.mark.parametrize("share", [0.0, 0.1, 0.3, 0.5])
+    def test_levels_of_equal_cost_keep_the_budget(self, share: float) -> None:
+        problem = equal_costs(share)
+        sampler = self.make(problem, 0)
+        parents: list[np.ndarray] = []
+        for generation in range(3):
+            candidates = sampler.population(generation=generation, parents=parents)
+            assert all(problem.feasible(candidate.genome) for candidate in candidates)
+            parents = [candidate.genome for candidate in candidates[: sampler.population_size]]
+
+    def _search_step(
+        self, sampler: PopulationSampler, problem: Problem, generation: int, parents: list[np.ndarray]
+    ) -> list[np.ndarray]:
+        """Score a generation, tell the sampler, and return the next parents."""
+        weights = np.arange(len(problem.units)) % 5 - 2.0
+        scored = [
+            Candidate(c.slot, c.genome, {0: float(c.genome @ weights)} if c.slot != 1 else {})  # one was never scored
+            for c in sampler.population(generation=generation, parents=parents)
+        ]
+        sampler.learn(scored)
+        ranked = sorted((c for c in scored if c.scores), key=lambda c: c.scores[0])
+        return [*(c.genome for c in ranked), *parents][: sampler.population_size]
+
     def _objective(self, problem: Problem):
         def objective(trial: optuna.Trial) -> float:
             genome = problem.encode(suggest_allocation(trial, problem))
@@ -107,3 +194,14 @@ class SamplerContract:
 def unfilled_problem() -> Problem:
     """Return a problem whose budget is not what one level everywhere costs."""
     return make_problem(make_problem().budget + 450)
+
+
+def equal_costs(share: float) -> Problem:
+    """Return units whose levels cost the same two by two, as 50 % and 2:4 sparsity do; ``share`` of the range."""
+    units = []
+    for unit in make_problem().units:
+        levels = tuple(Level(f"l{n}", unit.numel * bits + 19) for n, bits in enumerate((2, 2, 4, 4)))
+        harms = {f"kl_around_top/{level.name}": 1.0 / (1 + n) for n, level in enumerate(levels)}
+        units.append(Unit(unit.name, unit.numel, unit.block, levels, {**unit.columns, **harms}))
+    widest = Problem(tuple(units), budget=10**6)
+    return replace(widest, budget=int(widest.least + share * (widest.most - widest.least)))

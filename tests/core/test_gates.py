@@ -9,6 +9,7 @@ from evosweep.core.errors import BudgetError, SettingError
 from evosweep.core.problem import Problem
 from evosweep.core.unit import Level, Unit
 from evosweep.search import moves
+from evosweep.search.mutation import Flips
 
 WIDTHS = tuple(Level(name=f"{bits}bit", cost=100 * bits) for bits in (2, 3, 4))
 DROP = (Level(name="dropped", cost=0), Level(name="kept", cost=10))
@@ -43,7 +44,7 @@ def test_moves_keep_the_budget_and_reach_both_kinds() -> None:
     seen, genome = set(), bound.uniform()
     for seed in range(200):
         rng = np.random.default_rng(seed)
-        genome = moves.mutate(bound, genome, rng, max_flips=3, cross=0.5)
+        genome = Flips()(bound, genome, rng)
         assert bound.feasible(genome) and (genome < bound.sizes).all() and (genome >= 0).all()
         seen.add(tuple(genome[::3]))
     assert len(seen) > 3  # gates opened and shut

@@ -135,3 +135,39 @@ def test_uniform_means_one_cost_per_weight_where_ladders_differ() -> None:
     )
     half = Problem(units=(small, large), budget=16 * 250)
     assert dict(half.decode(half.uniform())) == {"s": "50", "l": "200"}
+
+
+class TestBudgetsAtTheirEnds:
+    units = make_problem().units
+
+    @pytest.mark.parametrize(("kind", "unit"), [("bits_per_weight", "bits per weight"), ("megabytes", "MB")])
+    @pytest.mark.parametrize("odd", range(7))
+    def test_the_least_that_an_error_prints_is_enough(self, kind: str, unit: str, odd: int) -> None:
+        units = (*self.units, Unit("odd", 7 * odd + 1, 9, (Level("a", 13 * odd + 1), Level("b", 50 * odd + 60))))
+        with pytest.raises(BudgetError, match=rf"must be at least [\d.]+ {unit}") as raised:
+            Budget(**{kind: 1e-9}).problem(units, fixed_bits=801)
+        printed = float(str(raised.value).split("at least ")[1].split()[0])
+        assert Budget(**{kind: printed}).problem(units, fixed_bits=801).budget >= Problem(units, budget=10**9).least
+
+    @pytest.mark.parametrize("kind", ["bits_per_weight", "megabytes"])
+    @pytest.mark.parametrize("value", [1e308, 1e30, 100.0])
+    def test_a_budget_above_the_largest_levels_is_said(self, kind: str, value: float) -> None:
+        budget = Budget(**{kind: value})
+        problem = budget.problem(self.units, fixed_bits=800)
+        assert problem.budget == problem.most
+        note = budget.note(problem)
+        assert note is not None and f"budget.{kind}={value:g} is more than the largest levels use" in note
+
+    def test_a_budget_that_can_be_spent_has_no_note(self) -> None:
+        for budget in (Budget(as_uniform=4), Budget(as_uniform=3), Budget(bits_per_weight=3.1)):
+            assert budget.note(budget.problem(self.units)) is None
+
+
+def test_steps_go_to_the_next_distinct_cost() -> None:
+    costs = (5, 5, 8, 8, 8, 9)
+    problem = Problem((Unit("a", 1, 0, tuple(Level(f"l{n}", c) for n, c in enumerate(costs))),), budget=9)
+    assert problem.next_up.tolist() == [[2, 2, 5, 5, 5, -1]]
+    assert problem.next_down.tolist() == [[-1, -1, 1, 1, 1, 4]]
+    assert problem.rises.tolist() == [[3, 3, 1, 1, 1, -1]]
+    assert problem.falls.tolist() == [[-1, -1, 3, 3, 3, 1]]
+    assert problem.has_equal_costs and not make_problem().has_equal_costs

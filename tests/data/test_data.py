@@ -6,7 +6,8 @@ import pytest
 from evosweep.core.errors import DataError, SettingError
 from evosweep.core.events import Silent
 from evosweep.data.documents import SPLITS, Document, split_documents
-from evosweep.data.text import HubDataset, TextFiles, sections
+from evosweep.data.sections import sections
+from evosweep.data.text import TextFiles
 from evosweep.data.tokens import Windows
 from evosweep.data.wikipedia import clean
 from evosweep.models.load import byte_tokenizer
@@ -86,6 +87,11 @@ class TestWindows:
             {"shares": {"search": 1.0}},
             {"shares": {"validation": 0.5, "search": 0.5, "calibration": 0.5}},
             {"shares": {"validation": 0, "search": 0.5, "calibration": 0.5}},
+            {"shares": {"validation": "x", "search": 0.5, "calibration": 0.5}},
+            {"shares": None},
+            {"shares": 0.5},
+            {"validation": 100},
+            {"calibration": "many"},
         ],
     )
     def test_bad_settings_are_named(self, changes: dict) -> None:
@@ -146,25 +152,6 @@ class TestTextFiles:
         (tmp_path / "a.jsonl").write_text("{not json\n")
         with pytest.raises(DataError, match="cannot be read"):
             read(tmp_path / "a.jsonl")
-
-
-def test_a_hub_that_cannot_be_reached_is_one_line(monkeypatch) -> None:
-    import datasets
-
-    def unreachable(*_args, **_options):
-        raise ConnectionError("Couldn't reach the Hub\nlong story")
-
-    monkeypatch.setattr(datasets, "load_dataset", unreachable)
-    with pytest.raises(DataError, match=r"hub dataset a/b cannot be read: Couldn't reach the Hub$"):
-        HubDataset(path="a/b").documents(progress=QUIET)
-
-
-def test_hub_rows_are_bounded(monkeypatch) -> None:
-    import datasets
-
-    endless = ({"text": f"t{n}"} for n in iter(int, 1))
-    monkeypatch.setattr(datasets, "load_dataset", lambda *_a, **_o: endless)
-    assert len(HubDataset(path="a/b", max_documents=5).documents(progress=QUIET)) == 5
 
 
 def test_wiki_markup_becomes_prose() -> None:

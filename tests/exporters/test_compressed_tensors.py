@@ -10,19 +10,20 @@ from evosweep.core.errors import SettingError
 from evosweep.evaluate.population import Evaluator
 from evosweep.exporters.compressed_tensors import CompressedTensors
 from evosweep.models.anatomy import Anatomy
+from evosweep.models.dropping import Drop
 from evosweep.models.load import LoadedModel
 from evosweep.store.build import StoreBuilder
-from evosweep.store.drop import Drop
+from evosweep.store.store_plan import plan_store
 from tests.contracts.exporter import ExporterContract
 from tests.models.test_anatomy import FAMILIES, small
-from tests.store.test_drop import NoTokenizer
-from tests.store.test_drop import splits as two_splits
+from tests.models.test_dropping import NoTokenizer
+from tests.models.test_dropping import splits as two_splits
 
 
 @pytest.fixture(scope="module")
 def store(anatomy, splits):
     compressor = GPTQ(bits=[2, 3, 4, 8], group=16, symmetric=True)
-    return StoreBuilder().open(anatomy, compressor, splits["calibration"], model_name="tiny")
+    return StoreBuilder().open(plan_store(anatomy, compressor), splits["calibration"], model_name="tiny")
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +63,7 @@ class TestCompressedTensors(ExporterContract):
 def test_other_decoders_with_a_block_dropped(family: str, tmp_path) -> None:
     anatomy, texts = Anatomy(small(family, **FAMILIES[family])), two_splits()
     compressor, drop = GPTQ(bits=[3, 8], group=16, symmetric=True), Drop(granularity="blocks", keep=[0])
-    store = StoreBuilder().open(anatomy, compressor, texts["calibration"], drop=drop, model_name=family)
+    store = StoreBuilder().open(plan_store(anatomy, compressor, drop), texts["calibration"], model_name=family)
     problem = Budget(bits_per_weight=9).problem(store.units, fixed_bits=store.fixed_bits)
     genome = np.arange(len(problem.units)) % 2
     genome[next(iter(store.drops))] = 0
@@ -98,7 +99,7 @@ def test_a_bfloat16_model_loads_as_it_was_scored(tmp_path) -> None:
     model = small("llama").to(torch.bfloat16)
     anatomy, texts = Anatomy(model), two_splits()
     compressor = GPTQ(bits=[3, 4], group=16, symmetric=True, coarse_scales=True)
-    store = StoreBuilder().open(anatomy, compressor, texts["calibration"], model_name="llama")
+    store = StoreBuilder().open(plan_store(anatomy, compressor), texts["calibration"], model_name="llama")
     evaluator = Evaluator(anatomy=anatomy, store=store, splits=texts)
     genome = np.arange(len(store.units)) % 2
     CompressedTensors().export(

@@ -37,7 +37,7 @@ def test_a_model_that_reloads_as_another_is_an_error(
 ) -> None:
     problem = make_store_problem(store)
     monkeypatch.setattr(type(evaluator), "logits", lambda *_: torch.full((16, 256), 3.0))
-    with pytest.raises(ExportError, match="does not say what was scored"):
+    with pytest.raises(ExportError, match="does not give the logits that were scored"):
         DenseSafetensors(check_tokens=16).export(
             problem.uniform(), problem=problem, evaluator=evaluator, loaded=loaded, folder=tmp_path / "model"
         )

@@ -10,12 +10,13 @@ from evosweep.evaluate.population import Evaluator
 from evosweep.exporters.dense import DenseSafetensors
 from evosweep.exporters.packed import TENSORS, PackedSafetensors
 from evosweep.models.anatomy import Anatomy
+from evosweep.models.dropping import Drop
 from evosweep.models.load import LoadedModel
 from evosweep.search.moves import random_feasible
 from evosweep.store.build import StoreBuilder
-from evosweep.store.drop import Drop
+from evosweep.store.store_plan import plan_store
 from tests.models.test_anatomy import FAMILIES, small
-from tests.store.test_drop import NoTokenizer, splits
+from tests.models.test_dropping import NoTokenizer, splits
 
 
 @pytest.mark.parametrize("compressor", [GPTQ(bits=[2, 4], group=16), SparseGPT(mask_block=16)], ids=["gptq", "sparse"])
@@ -23,7 +24,9 @@ from tests.store.test_drop import NoTokenizer, splits
 def test_what_was_scored_is_what_reloads(family: str, compressor, tmp_path) -> None:
     anatomy, texts = Anatomy(small(family, **FAMILIES[family])), splits()
     store = StoreBuilder().open(
-        anatomy, compressor, texts["calibration"], drop=Drop(granularity="sublayers", keep=[0]), model_name=family
+        plan_store(anatomy, compressor, Drop(granularity="sublayers", keep=[0])),
+        texts["calibration"],
+        model_name=family,
     )
     evaluator = Evaluator(anatomy=anatomy, store=store, splits=texts)
     problem = Budget(bits_per_weight=6).problem(store.units, fixed_bits=store.fixed_bits)

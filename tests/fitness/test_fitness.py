@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -83,3 +84,26 @@ def test_topk_kl_bounds_kl_from_below_and_meets_it_with_all_tokens() -> None:
         assert (lower <= higher + 1e-4).all()
     assert torch.allclose(bounds[-1], exact, atol=1e-3)
     assert TopKKL(k=8).losses(dense, TopKKL(k=8).targets(dense)).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("bias", [False, True])
+def test_the_dense_model_is_at_no_distance_from_itself_in_any_type(dtype: torch.dtype, bias: bool) -> None:
+    """Logits of some 20, as models have them: rounded to bfloat16 they alone would be off by 0.06."""
+    head = head_of(bias=bias)
+    dense = outputs_of(head, 0)
+    head = replace(head, weight=(5 * head.weight).to(dtype), bias=None if head.bias is None else head.bias.to(dtype))
+    dense = replace(dense, head=head, hidden=dense.hidden.to(dtype))
+    assert dense.label_logit.dtype is torch.float32 and dense.logsumexp.abs().max() > 20
+    assert KL().losses(dense, KL().targets(dense)).abs().max() < 2e-5
+
+
+def test_half_precision_gives_the_formula_of_its_own_weights() -> None:
+    head = head_of(bias=True)
+    assert head.bias is not None
+    head = replace(head, weight=head.weight.bfloat16(), bias=head.bias.bfloat16())
+    dense, ours = (replace(outputs_of(head, seed), hidden=outputs_of(head, seed).hidden.bfloat16()) for seed in (0, 1))
+    exact = [x.hidden.double() @ head.weight.double().T + head.bias.double() for x in (dense, ours)]
+    p, q = (logits.log_softmax(-1) for logits in exact)
+    losses = KL().losses(ours, KL().targets(dense)).double()
+    assert torch.allclose(losses, (p.exp() * (p - q)).sum(-1), rtol=2e-3, atol=2e-3)

@@ -67,10 +67,12 @@ def test_units_are_all_linears_of_the_blocks(model) -> None:
     anatomy = Anatomy(model)
     kinds = (torch.nn.Linear, transformers.pytorch_utils.Conv1D)
     linears = [module for module in anatomy.blocks.modules() if isinstance(module, kinds)]
-    assert {id(site.module) for site in anatomy.sites} == {id(module) for module in linears}
-    assert {site.block for site in anatomy.sites} == {0, 1, 2}
-    for site in anatomy.sites:
-        assert site.shape == (site.module.weight.shape if not site.transposed else site.module.weight.shape[::-1])
+    assert {id(slot.module) for slot in anatomy.slots} == {id(module) for module in linears}
+    assert {slot.block for slot in anatomy.slots} == {0, 1, 2}
+    for slot in anatomy.slots:
+        transposed = isinstance(slot.module, transformers.pytorch_utils.Conv1D)
+        assert slot.layout == ("transposed" if transposed else "linear")
+        assert slot.shape == (slot.module.weight.shape[::-1] if transposed else slot.module.weight.shape)
 
 
 def test_forwards_are_put_back(model) -> None:
@@ -80,8 +82,8 @@ def test_forwards_are_put_back(model) -> None:
 
 def test_query_key_value_share_their_input() -> None:
     groups: dict[str, list[str]] = {}
-    for site in Anatomy(small("llama")).sites_of(1):
-        groups.setdefault(site.group.rsplit(".", 1)[1], []).append(site.name.rsplit(".", 1)[1])
+    for slot in Anatomy(small("llama")).slots_of(1):
+        groups.setdefault(slot.group.rsplit(".", 1)[1], []).append(slot.name.rsplit(".", 1)[1])
     assert groups == {
         "q_proj": ["q_proj", "k_proj", "v_proj"],
         "o_proj": ["o_proj"],

@@ -12,8 +12,10 @@ from evosweep.evaluate.population import Evaluator
 from evosweep.fitness.kl import KL
 from evosweep.models.anatomy import Anatomy
 from evosweep.models.load import Random
-from evosweep.store import build
-from evosweep.store.build import StoreBuilder, rooms
+from evosweep.store import calibrate
+from evosweep.store.build import StoreBuilder
+from evosweep.store.calibrate import calibration_memory
+from evosweep.store.store_plan import plan_store
 
 CONFIG = {
     "vocab_size": 256,
@@ -30,7 +32,7 @@ def scored(offload: bool) -> tuple[Anatomy, list[float], str]:
     anatomy = Anatomy(source.load(progress=Silent()).model)
     rng = np.random.default_rng(0)
     splits = {name: TokenSplit(name, rng.integers(0, 256, (4, 16)), ("x",)) for name in ("calibration", "search")}
-    store = StoreBuilder().open(anatomy, GPTQ(bits=[2, 4], group=16), splits["calibration"], model_name="r")
+    store = StoreBuilder().open(plan_store(anatomy, GPTQ(bits=[2, 4], group=16)), splits["calibration"], model_name="r")
     genomes = rng.integers(0, 2, (5, len(store.units)))
     evaluator = Evaluator(anatomy=anatomy, store=store, splits=splits)
     return anatomy, evaluator.score(genomes, split="search", windows=[0, 1], fitness=[KL()])["kl"].tolist(), store.key
@@ -58,14 +60,14 @@ def test_visitors_go_home_whatever_happens() -> None:
 def test_activations_stay_on_the_device_while_they_fit(anatomy, monkeypatch, gigabytes: int, home: str) -> None:
     there = copy.copy(anatomy)
     there.device = torch.device("cuda", 0)
-    monkeypatch.setattr(build, "free_bytes", lambda device: gigabytes * 10**9)
+    monkeypatch.setattr(calibrate, "free_bytes", lambda device: gigabytes * 10**9)
     width = anatomy.head.weight.shape[1] * anatomy.dtype.itemsize
-    room = rooms(there, 10**9 // width)
+    room = calibration_memory(there, 10**9 // width)
     assert room.home.type == home and room.batch_tokens == 65536
 
 
 def test_a_batch_is_no_larger_than_free_memory_allows(anatomy, monkeypatch) -> None:
-    monkeypatch.setattr(build, "free_bytes", lambda device: 10**6)
-    few = rooms(anatomy, 64).batch_tokens
-    monkeypatch.setattr(build, "free_bytes", lambda device: 10**9)
-    assert few < 4096 == rooms(anatomy, 64).batch_tokens
+    monkeypatch.setattr(calibrate, "free_bytes", lambda device: 10**6)
+    few = calibration_memory(anatomy, 64).batch_tokens
+    monkeypatch.setattr(calibrate, "free_bytes", lambda device: 10**9)
+    assert few < 4096 == calibration_memory(anatomy, 64).batch_tokens

@@ -1,3 +1,5 @@
+import pickle
+
 import numpy as np
 import optuna
 import pytest
@@ -6,12 +8,15 @@ from evosweep.allocators.ilp import ILP
 from evosweep.allocators.owl import OWL
 from evosweep.allocators.uniform import Uniform
 from evosweep.core.allocation import Allocation
+from evosweep.core.allocation_text import format_genome
 from evosweep.core.errors import EvosweepError, SettingError
 from evosweep.core.problem import Problem
+from evosweep.core.unit import Level, Unit
 from evosweep.samplers.base import PopulationSampler, known_value, suggest_allocation
 from evosweep.samplers.evopress import EvoPressSampler
 from evosweep.samplers.random import RandomFeasibleSampler
 from evosweep.samplers.static import AllocatorSampler, SweptAllocatorSampler
+from evosweep.search.mutation import Flips
 from tests.contracts.sampler import SamplerContract, unfilled_problem
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -204,3 +209,97 @@ def test_a_swept_allocator_proposes_every_combination(problem: Problem) -> None:
     assert sampler.genomes(generation=1, parents=genomes[:1]) == [] and sampler.columns == ("outlier_ratio_m5",)
     with pytest.raises(SettingError, match=r"sweep must be"):
         SweptAllocatorSampler(problem, allocator=OWL, sweep={})
+
+
+def test_a_search_starts_from_a_published_winner(problem: Problem, tmp_path) -> None:
+    genome = EvoPressSampler(problem, seed=0).search.offspring(generation=1, parents=[problem.uniform()])[0]
+    path = tmp_path / "winner.txt"
+    path.write_text(format_genome(genome, problem, style="bits"))
+    [start] = EvoPressSampler(problem, seed=0, start=str(path)).genomes(generation=0, parents=())
+    assert start.tolist() == genome.tolist()
+    path.write_text(path.read_text().replace("linear_0: ", "linear_0: 1", 1))
+    with pytest.raises(EvosweepError, match=r"winner\.txt:1: level of blocks\.0\.linear_0 must be one of"):
+        EvoPressSampler(problem, seed=0, start=path)
+
+
+class Still:
+    """A mutation that changes nothing."""
+
+    def __call__(self, problem: Problem, parent: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        return parent.copy()
+
+
+def test_a_mutation_can_be_given(problem: Problem) -> None:
+    parent = problem.uniform()
+    children = EvoPressSampler(problem, offspring=3, mutation=Still()).genomes(generation=1, parents=[parent])
+    assert [child.tolist() for child in children] == [parent.tolist()] * 3
+    own, flat = (
+        EvoPressSampler(problem, offspring=5, mutation=Flips(max_flips=1, cross=0.0)),
+        EvoPressSampler(problem, offspring=5, max_flips=1, cross=0.0),
+    )
+    for first, second in zip(
+        own.genomes(generation=1, parents=[parent]), flat.genomes(generation=1, parents=[parent]), strict=True
+    ):
+        assert first.tolist() == second.tolist()
+
+
+@pytest.mark.parametrize("value", [None, 5, "ilp"])
+def test_an_allocator_is_one(problem: Problem, value: object) -> None:
+    with pytest.raises(SettingError, match=r"^allocator must be an allocator"):
+        AllocatorSampler(problem, allocator=value)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("sweep", "message"),
+    [
+        ({"multiple": 3}, r"sweep must be a list of values for each setting of the allocator, got \{'multiple': 3\}"),
+        ({"multiple": []}, "sweep must be a list of values"),
+        ([3], "sweep must be a list of values"),
+        (None, "sweep must be a list of values"),
+        ({"typo": [1]}, r"sweep must be of settings that the allocator takes, got 'typo'; it takes multiple, spread"),
+        ({"multipel": [3]}, r"did you mean 'multiple'"),
+        (
+            {"multiple": [4]},
+            r"sweep must be values that the allocator takes \(multiple must be one of 3, 5, 7, 10, got 4",
+        ),
+    ],
+)
+def test_what_cannot_be_swept_is_said(problem: Problem, sweep: object, message: str) -> None:
+    with pytest.raises(SettingError, match=message):
+        SweptAllocatorSampler(problem, allocator=OWL, sweep=sweep)  # type: ignore[arg-type]
+
+
+def test_errors_after_construction_name_their_owner(problem: Problem) -> None:
+    units = tuple(Unit(f"u{n}", 10, n, (Level("drop", 0), Level("keep", 160))) for n in range(3))
+    allocator = ILP(harm="bare")
+    for make in (
+        lambda: AllocatorSampler(Problem(units, budget=320), allocator=allocator),
+        lambda: EvoPressSampler(Problem(units, budget=320), start=allocator),
+    ):
+        with pytest.raises(SettingError, match="harm must be") as raised:
+            make()
+        assert raised.value.owner is allocator
+
+
+def test_a_generation_is_computed_once_for_all_its_trials(problem: Problem) -> None:
+    class Counting(EvoPressSampler):
+        calls = 0
+
+        def genomes(self, **arguments):
+            self.calls += 1
+            return super().genomes(**arguments)
+
+    sampler = Counting(problem, seed=1, offspring=4)
+    study = optuna.create_study(sampler=sampler)
+    study.optimize(lambda trial: float(len(suggest_allocation(trial, problem))), n_trials=1 + 3 * 4)
+    assert sampler.calls == 4
+
+
+def test_a_sampler_can_be_sent_to_another_process(problem: Problem) -> None:
+    sampler = EvoPressSampler(problem, seed=1, offspring=4)
+    study = optuna.create_study(sampler=sampler)
+    study.optimize(lambda trial: float(len(suggest_allocation(trial, problem))), n_trials=3)
+    again = pickle.loads(pickle.dumps(sampler))
+    parent = problem.uniform()
+    first, second = (s.genomes(generation=1, parents=[parent]) for s in (sampler, again))
+    assert [genome.tolist() for genome in first] == [genome.tolist() for genome in second]

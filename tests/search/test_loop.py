@@ -8,8 +8,8 @@ from evosweep.core.errors import EvosweepError, SettingError
 from evosweep.core.events import GenerationRecord, SearchStarted, Silent
 from evosweep.core.problem import Problem
 from evosweep.samplers.evopress import EvoPressSampler
-from evosweep.samplers.levels import allocation_of
-from evosweep.samplers.optuna import OptunaSampler
+from evosweep.samplers.level_codes import allocation_of
+from evosweep.samplers.optuna_native import OptunaSampler
 from evosweep.samplers.static import AllocatorSampler
 from evosweep.search.loop import run_search
 from evosweep.search.plan import Plan

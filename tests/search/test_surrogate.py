@@ -9,7 +9,7 @@ from evosweep.search.surrogate import Surrogate
 
 def test_it_drops_the_worse_half_once_it_has_seen_enough(problem: Problem) -> None:
     weights = np.random.default_rng(3).normal(size=len(problem.units))
-    search, surrogate = EvoPress(problem, seed=0, offspring=32, max_flips=3), Surrogate(problem, share=0.5)
+    search, surrogate = EvoPress(problem, seed=0, offspring=32), Surrogate(problem, share=0.5)
     parent = problem.uniform()
     for generation in range(1, 11):
         genomes = search.offspring(generation=generation, parents=[parent])

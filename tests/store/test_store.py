@@ -8,8 +8,10 @@ from evosweep.compressors.gptq import GPTQ
 from evosweep.compressors.rtn import RoundToNearest
 from evosweep.core.errors import StoreError
 from evosweep.core.events import Silent
-from evosweep.store.build import StoreBuilder, outlier_ratios, plan_units
+from evosweep.store.build import StoreBuilder
 from evosweep.store.manifest import LevelStore
+from evosweep.store.outliers import outlier_ratios
+from evosweep.store.store_plan import plan_store
 
 
 class Heard(Silent):
@@ -29,7 +31,9 @@ def fresh_cache(tmp_path, monkeypatch):
 def opened(anatomy, splits, *, builder: StoreBuilder | None = None, compressor=None) -> tuple[LevelStore, list[str]]:
     heard = Heard()
     compressor = compressor or RoundToNearest(bits=[2, 4], group=16)
-    store = (builder or StoreBuilder()).open(anatomy, compressor, splits["calibration"], model_name="t", progress=heard)
+    store = (builder or StoreBuilder()).open(
+        plan_store(anatomy, compressor), splits["calibration"], model_name="t", progress=heard
+    )
     return store, heard.lines
 
 
@@ -120,7 +124,9 @@ def test_inputs_that_are_no_numbers_name_their_layer_and_leave_nothing(anatomy, 
 
 def test_a_full_disk_is_told_before_any_work(anatomy, splits, fresh_cache, monkeypatch) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**6, 10**6 - 1000, 1000))
-    with pytest.raises(StoreError, match=r"needs about .* MB in .* 0 MB are free; make room, or set EVOSWEEP_CACHE"):
+    with pytest.raises(
+        StoreError, match=r"needs about 0\.0193 MB in .*, where 0\.001 MB are free; make room, or set EVOSWEEP_CACHE"
+    ):
         opened(anatomy, splits)
     assert not [path for path in (fresh_cache / "stores").iterdir() if path.is_dir()]
 
@@ -139,7 +145,7 @@ def test_unknown_levels_are_an_error(store) -> None:
 
 
 def test_the_plan_says_what_the_store_says(anatomy, store) -> None:
-    planned = plan_units(anatomy, GPTQ(bits=[2, 3, 4], group=16))
+    planned = plan_store(anatomy, GPTQ(bits=[2, 3, 4], group=16)).units
     assert [(u.name, u.numel, u.block, [(v.name, v.cost) for v in u.levels]) for u in planned] == [
         (u.name, u.numel, u.block, [(v.name, v.cost) for v in u.levels]) for u in store.units
     ]

@@ -12,7 +12,7 @@ from evosweep.core.errors import EvosweepError, SettingError
 from evosweep.core.events import Candidate, GenerationRecord, SearchEnded, SearchResult, SearchStarted
 from evosweep.core.problem import Problem
 from evosweep.core.unit import Level, Unit
-from evosweep.samplers import levels
+from evosweep.samplers import level_codes
 from evosweep.tracking.artifacts.heatmap import level_image
 from evosweep.tracking.study.record import SPANS, StudyRecorder, aggregates
 from evosweep.tracking.study.storage import Journal, Memory
@@ -95,7 +95,7 @@ def test_the_best_trial_is_the_exported_one_though_another_elite_validated_bette
     best = study.best_trial
     assert best.number == 3 and best.value == 0.5 and best.user_attrs["exported"]
     assert best.user_attrs["duplicate_of"] == 2 and study.trials[0].user_attrs["val_kl"] == 0.4
-    assert dict(levels.allocation_of(study, best)) == study.user_attrs["winner"]
+    assert dict(level_codes.allocation_of(study, best)) == study.user_attrs["winner"]
     assert "Validation never selects: generation 0 had a lower validation KL, 0.4000" in get_note(study)
 
 
@@ -118,12 +118,12 @@ def test_every_trial_s_allocation_can_be_read_back(tmp_path: Path, problem: Prob
     study = search(problem, tmp_path)
     start, child = problem.uniform(), problem.uniform()
     child[4], child[6] = 2, 0
-    found = [levels.allocation_of(study, trial) for trial in study.trials]
+    found = [level_codes.allocation_of(study, trial) for trial in study.trials]
     assert found == [problem.decode(genome) for genome in (start, start, child, child)]
     other = optuna.create_study()
     other.optimize(lambda trial: 0.0, n_trials=1)
     with pytest.raises(EvosweepError, match="was not recorded with its levels"):
-        levels.allocation_of(other, other.trials[0])
+        level_codes.allocation_of(other, other.trials[0])
 
 
 def test_ladders_longer_than_the_digits_are_read_back() -> None:
@@ -132,11 +132,13 @@ def test_ladders_longer_than_the_digits_are_read_back() -> None:
     units = (Unit("a", 100, 0, long[::-1]), Unit("b", 10, 0, short[::-1]), Unit("c", 100, 1, long[::-1]))
     problem = Problem(units=units, budget=3000, fixed_bits=0)
     study = optuna.create_study()
-    for name, value in levels.key(problem).items():
+    for name, value in level_codes.key(problem).items():
         study.set_user_attr(name, value)
     for genome in (np.array([39, 0, 36]), np.array([0, 2, 9])):
-        study.add_trial(optuna.trial.create_trial(value=0.0, user_attrs={"levels": levels.written(problem, genome)}))
-        assert levels.allocation_of(study, study.trials[-1]) == problem.decode(genome)
+        study.add_trial(
+            optuna.trial.create_trial(value=0.0, user_attrs={"levels": level_codes.written(problem, genome)})
+        )
+        assert level_codes.allocation_of(study, study.trials[-1]) == problem.decode(genome)
 
 
 def test_elites_have_true_bits_by_depth_and_by_kind(tmp_path: Path, problem: Problem) -> None:

@@ -1,1 +1,1 @@
-"""How a payload lies on disk: one module a format, named in the manifest, with ``encode``/``decode``."""
+"""How payloads are stored: one module a format, named in the manifest by its path, with ``encode`` and ``decode``."""

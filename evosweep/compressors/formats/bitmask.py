@@ -1,10 +1,12 @@
-"""Unstructured sparsity: one bit a weight that says whether it is kept, and the kept weights in fp16, row by row."""
+"""Unstructured sparsity: a mask of one bit a weight, and the kept weights in fp16, row by row."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 
 from evosweep.compressors.formats.grouped_int import pack, unpack
+from evosweep.compressors.payload import Payload
 
 VALUE_BITS = 16
 
@@ -15,24 +17,28 @@ def bits(*, numel: int, kept: int) -> int:
 
 
 def encode(weight: torch.Tensor, mask: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Pack a sparse weight.
+    """Return the tensors of a sparse weight.
 
     Args:
         weight: Shape (rows, columns).
-        mask: True where it is kept, same shape; a kept weight may be zero.
+        mask: True where a weight is kept, same shape; a kept weight may be zero.
     """
     return {"mask": pack(mask, 1), "values": weight[mask].half()}
 
 
-def decode(parts: Mapping[str, torch.Tensor], meta: Mapping[str, int]) -> torch.Tensor:
+def decode(
+    tensors: Mapping[str, torch.Tensor], meta: Mapping[str, Any], parts: Mapping[str, Payload] | None = None
+) -> torch.Tensor:
     """Return the fp32 weight, shape (rows, columns).
 
     Args:
-        parts: What ``encode`` returned, on any one device.
+        tensors: What ``encode`` returned, on any one device.
         meta: ``rows`` and ``columns``.
+        parts: None; this format holds no other payload.
     """
+    del parts
     rows, columns = int(meta["rows"]), int(meta["columns"])
-    mask = unpack(parts["mask"], 1, rows * columns).bool()
+    mask = unpack(tensors["mask"], 1, rows * columns).bool()
     weight = torch.zeros(rows * columns, device=mask.device)
-    weight[mask] = parts["values"].float()
+    weight[mask] = tensors["values"].float()
     return weight.view(rows, columns)

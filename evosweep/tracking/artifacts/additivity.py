@@ -75,7 +75,7 @@ def samples_of(result: SearchResult) -> list[Sample]:
         scored = [candidate for candidate in record.candidates if candidate.scores and candidate.duplicate_of is None]
         first = [each for each in scored if min(each.scores) == 0 and np.isfinite(each.scores[0])]
         if len(first) >= LEAST:
-            sums = np.array([errors[problem.places, each.genome][problem.alive(each.genome)].sum() for each in first])
+            sums = np.array([errors[problem.indices, each.genome][problem.alive(each.genome)].sum() for each in first])
             samples.append(Sample(sums, np.array([each.scores[0] for each in first])))
     return samples
 

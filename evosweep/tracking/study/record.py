@@ -17,7 +17,7 @@ from PIL import Image
 from evosweep.core.events import Candidate, Event, GenerationRecord, SearchEnded, SearchResult, SearchStarted
 from evosweep.core.files import digest, json_safe
 from evosweep.core.problem import Genome, Problem
-from evosweep.samplers import levels
+from evosweep.samplers import level_codes
 from evosweep.samplers.base import unit_distributions
 from evosweep.tracking.artifacts.heatmap import level_image, level_table
 from evosweep.tracking.base import TrackingError
@@ -42,7 +42,7 @@ class StudyRecorder:
     Optuna's best trial is therefore the one that was exported, although an earlier elite may have had a lower
     validation KL by chance (validation never selects), and no importance is computed from a handful of elites.
 
-    All trials carry their levels as one string (``levels.allocation_of`` reads it) and, in words, what they changed;
+    All trials carry their levels as one string (``level_codes.allocation_of`` reads it) and what they changed in words;
     elites carry their levels in readable form, a line a kind of layer.
 
     Optuna Dashboard walks trials times parameter names at every poll, and sends every parameter's range with every
@@ -101,7 +101,7 @@ class StudyRecorder:
             self._run = {RUN: event.facts[RUN]}
         facts = {
             **event.facts,
-            **levels.key(problem),
+            **level_codes.key(problem),
             "seed": event.seed,
             "budget_bits": problem.budget,
             "problem": problem.fingerprint,
@@ -143,7 +143,7 @@ class StudyRecorder:
             "exported": True,
             "generation": record.generation,
             "bits_per_weight": problem.bits_per_weight(problem.cost(genome)),
-            levels.LEVELS: levels.written(problem, genome),
+            level_codes.LEVELS: level_codes.written(problem, genome),
             READABLE: readable(problem, genome),
             **{f"val_{key}": value for key, value in json_safe(dict(result.validation)).items()},
             **self._run,
@@ -175,7 +175,7 @@ class StudyRecorder:
             "slot": candidate.slot,
             "parent": candidate.parent,
             "bits_per_weight": problem.bits_per_weight(problem.cost(candidate.genome)),
-            levels.LEVELS: levels.written(problem, candidate.genome),
+            level_codes.LEVELS: level_codes.written(problem, candidate.genome),
         }
         if self._parent is not None:
             attributes["changed"] = self._changed(candidate.genome, self._parent)

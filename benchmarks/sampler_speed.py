@@ -1,0 +1,81 @@
+"""How long a trial of ``study.optimize`` takes with EvoPressSampler, early and late in a study.
+
+    python benchmarks/sampler_speed.py [--trials 500 5000] [--units 210] [--levels 7]
+
+Printed: CPU milliseconds a trial (other processes do not change them much) over the 100 trials before each of the given
+numbers, with storage in memory and an objective that costs nothing; for comparison the same with a sampler of Optuna
+that looks at no history. And the time in which a generation is proposed in our own loop.
+"""
+
+import argparse
+import time
+
+import numpy as np
+import optuna
+
+from evosweep.core.problem import Problem
+from evosweep.core.unit import Level, Unit
+from evosweep.samplers.base import suggest_allocation, unit_distributions
+from evosweep.samplers.evopress import EvoPressSampler
+
+LAST = 100
+
+
+def made_up_problem(units: int, levels: int) -> Problem:
+    """Return units of three sizes, seven to a block, at what one of the lower levels costs everywhere."""
+    sizes = (110_592, 331_776, 884_736)
+    made = []
+    for n in range(units):
+        numel = sizes[n % 3]
+        ladder = tuple(Level(f"{bits}bit", numel * bits) for bits in range(2, 2 + levels))
+        made.append(Unit(f"blocks.{n // 7}.linear_{n % 7}", numel, n // 7, ladder))
+    return Problem(tuple(made), budget=sum(unit.levels[1].cost for unit in made))
+
+
+def milliseconds(study: optuna.Study, problem: Problem, until: int) -> float:
+    """Run a study up to a number of trials; return the time of each of the last ``LAST``."""
+    weights = np.random.default_rng(0).normal(size=len(problem.units))
+
+    def objective(trial: optuna.Trial) -> float:
+        return float(problem.encode(suggest_allocation(trial, problem)) @ weights)
+
+    study.optimize(objective, n_trials=max(0, until - LAST - len(study.trials)))
+    began = time.process_time()
+    study.optimize(objective, n_trials=LAST)
+    return 1000 * (time.process_time() - began) / LAST
+
+
+def generation_milliseconds(problem: Problem, offspring: int, repeats: int = 20) -> float:
+    """Return the median time in which a generation is proposed in our own loop."""
+    sampler = EvoPressSampler(problem, seed=0, offspring=offspring)
+    parent = problem.uniform()
+    times = []
+    for generation in range(1, repeats + 1):
+        began = time.process_time()
+        parent = sampler.genomes(generation=generation, parents=[parent])[0]
+        times.append(time.process_time() - began)
+    return 1000 * float(np.median(times))
+
+
+def main() -> None:
+    """Print a Markdown table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--trials", type=int, nargs="+", default=[500, 5000])
+    parser.add_argument("--units", type=int, default=210)
+    parser.add_argument("--levels", type=int, default=7)
+    options = parser.parse_args()
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    problem = made_up_problem(options.units, options.levels)
+    assert len(unit_distributions(problem)) == options.units
+    print(f"128 offspring proposed at once: {generation_milliseconds(problem, 128):.1f} CPU ms\n", flush=True)
+    print("| sampler | " + " | ".join(f"CPU ms a trial at {n}" for n in options.trials) + " |")
+    print("|---|" + "---|" * len(options.trials))
+    samplers = {"evopress": EvoPressSampler(problem, seed=0), "optuna random": optuna.samplers.RandomSampler(seed=0)}
+    for name, sampler in samplers.items():
+        study = optuna.create_study(sampler=sampler)
+        times = [milliseconds(study, problem, until) for until in options.trials]
+        print(f"| {name} | " + " | ".join(f"{value:.1f}" for value in times) + " |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

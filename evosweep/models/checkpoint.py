@@ -1,0 +1,151 @@
+"""Checks of a checkpoint: what its files say before it is loaded, and which tensors it lacked after."""
+
+import json
+import re
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+import transformers
+from torch import nn
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+from evosweep.core.errors import ModelError, SettingError
+
+BUFFERS = re.compile(r"(masked_bias|inv_freq|attn\.bias|attention\.bias|position_ids)$")
+"""Constants that older versions of transformers saved with a model."""
+OTHER_MODALITIES = re.compile(r"(^|[._])(vision|visual|image|vit|multi_modal|mm|audio|speech|video|mtp|nextn)[._]")
+"""Towers for other inputs than text, and extra prediction layers: not used in scoring text."""
+SHOWN = 3  # names of tensors in a message
+
+
+def read_config(path: str) -> dict[str, Any]:
+    """Return the content of a checkpoint's config.json, no code of the checkpoint run.
+
+    Raises:
+        OSError: There is none.
+    """
+    config, _ = transformers.PretrainedConfig.get_config_dict(path)
+    return dict(config)
+
+
+def check_folder(folder: Path) -> None:
+    """Raise ModelError where a folder holds something else than a whole model."""
+    if (folder / "adapter_config.json").is_file():
+        raise ModelError(
+            f"model.path: {folder} is an adapter (adapter_config.json), not a whole model: merge it into its base "
+            "model first (merge_and_unload of peft) and give that folder"
+        )
+    if (folder / "packed.json").is_file():
+        raise ModelError(f"model.path: {folder} is a packed export of evosweep; a dense model is needed")
+    if not (folder / "config.json").is_file():
+        raise ModelError(f"model.path: {folder} is not a model folder (it has no config.json)")
+
+
+def check_config(path: str, config: Mapping[str, Any]) -> str | None:
+    """Return a note on a checkpoint that can be used, None where there is nothing to say.
+
+    Args:
+        path: The checkpoint, for messages.
+        config: Content of its config.json.
+
+    Raises:
+        ModelError: It is quantized already, needs Python code of its own, or is no decoder.
+    """
+    method = _quantization(config)
+    if method:
+        raise ModelError(
+            f"model.path: {path} is already quantized ({method}); give the dense checkpoint that it was made from"
+        )
+    if config.get("is_encoder_decoder"):
+        raise ModelError(f"model.path: {path} is an encoder-decoder ({config.get('model_type')}), not a decoder")
+    kind = str(config.get("model_type") or "")
+    if config.get("auto_map"):
+        if kind not in CONFIG_MAPPING:
+            raise ModelError(
+                f"model.path: {path} needs its own Python code (auto_map in config.json), which is never run; "
+                f"this transformers has no model type {kind!r}"
+            )
+        return f"the Python code in {path} is not run; transformers' own {kind} is used"
+    return None
+
+
+def check_loaded(path: str, model: nn.Module, info: Mapping[str, Any]) -> str | None:
+    """Return a note on tensors that were left out, None where all were used.
+
+    Args:
+        path: The checkpoint, for messages.
+        model: The loaded model.
+        info: What ``from_pretrained(..., output_loading_info=True)`` says.
+
+    Raises:
+        ModelError: Tensors are missing, have another shape, or do not belong to the model.
+    """
+    name = type(model).__name__
+    missing = sorted(info["missing_keys"])
+    if missing:
+        raise ModelError(
+            f"model.path: {path} is no whole {name}: it lacks {_names(missing)} (weights are never made up)"
+        )
+    mismatched = sorted(info["mismatched_keys"])
+    if mismatched:
+        key, found, expected = mismatched[0]
+        raise ModelError(
+            f"model.path: {path} does not fit its config.json: {key} has shape {tuple(found)}, {name} needs "
+            f"{tuple(expected)} ({len(mismatched)} such tensors)"
+        )
+    unexpected = sorted(key for key in info["unexpected_keys"] if not BUFFERS.search(key))
+    strange = [key for key in unexpected if not OTHER_MODALITIES.search(key)]
+    if strange:
+        raise ModelError(f"model.path: {path} does not fit its config.json: {name} has no place for {_names(strange)}")
+    return f"not loaded, as text does not need them: {_names(unexpected)}" if unexpected else None
+
+
+def check_length(model: nn.Module, seq_len: int) -> str | None:
+    """Return a warning where windows are longer than a model was trained for, None where they are not.
+
+    Args:
+        model: A transformers model.
+        seq_len: Tokens of the longest window.
+
+    Raises:
+        SettingError: The model has learned positions, and fewer of them.
+    """
+    config: Any = model.config.get_text_config()  # type: ignore[union-attr, operator]
+    limit = getattr(config, "max_position_embeddings", None)
+    if not isinstance(limit, int) or limit < 1 or seq_len <= limit:
+        return None
+    if _learned_positions(model, limit):
+        raise SettingError(
+            "tokens.seq_len", allowed=f"at most {limit}, the positions that this model has learned", got=seq_len
+        )
+    return f"tokens.seq_len={seq_len} is longer than the {limit} positions that this model was made for"
+
+
+def _learned_positions(model: nn.Module, limit: int) -> bool:
+    """Return whether the model has an embedding with one row a position (OPT and others have two more)."""
+    words = model.get_input_embeddings()  # type: ignore[operator]
+    embeddings = [module for module in model.modules() if isinstance(module, nn.Embedding) and module is not words]
+    return any(limit <= module.num_embeddings <= limit + 2 for module in embeddings)
+
+
+def _quantization(config: Mapping[str, Any]) -> str | None:
+    """Return the method by which a checkpoint is quantized."""
+    sections = [
+        config,
+        *(value for key, value in config.items() if key.endswith("_config") and isinstance(value, dict)),
+    ]
+    for section in sections:
+        found = section.get("quantization_config") or section.get("compression_config")
+        if isinstance(found, Mapping):
+            bitsandbytes = found.get("load_in_4bit") or found.get("load_in_8bit")
+            method = found.get("quant_method") or ("bitsandbytes" if bitsandbytes else "an unnamed method")
+            return json.dumps(method).strip('"')
+        if found:
+            return "an unreadable quantization_config"
+    return None
+
+
+def _names(names: Collection[str]) -> str:
+    shown = ", ".join(sorted(names)[:SHOWN])
+    return shown if len(names) <= SHOWN else f"{shown} and {len(names) - SHOWN} more"

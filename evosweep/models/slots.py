@@ -1,0 +1,250 @@
+"""Slots: where in a model the weight of a unit is kept, how it is read, overwritten, and applied row by row."""
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+from torch.nn import functional
+from torch.utils.hooks import RemovableHandle
+from transformers.pytorch_utils import Conv1D
+
+from evosweep.core.errors import ModelError
+from evosweep.models.patch import replaced_forward
+
+
+@dataclass(frozen=True)
+class RowGroups:
+    """The rows of a population, grouped by the level that each has of one unit.
+
+    Attributes:
+        levels: The levels that occur.
+        members: Row indices of each level, on the model's device.
+        main: Index in ``levels`` of the level that most rows have.
+        rows: Number of rows.
+        cover: Whether all rows are multiplied with the main level's weight first and the others overwritten.
+    """
+
+    levels: list[int]
+    members: Sequence[torch.Tensor]
+    main: int
+    rows: int
+    cover: bool
+
+
+class Slot(Protocol):
+    """A weight matrix of shape (out, in) inside a model, however the model lays it out.
+
+    Attributes:
+        name: Path in the model.
+        block: Index of the decoder block that holds it.
+        group: Name of the first slot that is given the very same input tensor (its own, if there is no other).
+        layout: ``linear`` for (out, in) as nn.Linear keeps it, ``transposed``, or ``expert``.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def block(self) -> int: ...
+
+    @property
+    def group(self) -> str: ...
+
+    @property
+    def layout(self) -> str: ...
+
+    @property
+    def module(self) -> nn.Module:
+        """The module whose forward uses the weight."""
+
+    @property
+    def parameter(self) -> nn.Parameter:
+        """The parameter that holds the weight, perhaps among others."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(out, in)."""
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """The same as ``read()``."""
+
+    def view(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Return the (out, in) view of a tensor laid out as ``parameter``: the parameter itself, or its gradient."""
+
+    def read(self) -> torch.Tensor:
+        """Return the weight as an (out, in) view of the parameter."""
+
+    def write(self, weight: torch.Tensor) -> None:
+        """Overwrite the weight with (out, in) values."""
+
+    def set_weight(self, weight: torch.Tensor) -> None:
+        """Do the same as ``write``."""
+
+    def forward_by_row(self, groups: RowGroups, weights: Mapping[int, torch.Tensor]) -> AbstractContextManager[None]:
+        """Return a context in which each row of the batch is multiplied with the weight of its own level.
+
+        Args:
+            groups: Which rows are at which level; the batch holds equally many sequences a row.
+            weights: Weight (out, in) of each level in ``groups``.
+        """
+
+    def watch_inputs(self, callback: Callable[[torch.Tensor], None]) -> RemovableHandle:
+        """Call ``callback`` with every input (..., in) that the weight is about to be multiplied with."""
+
+
+@dataclass(frozen=True)
+class LinearSlot:
+    """The weight of an nn.Linear."""
+
+    name: str
+    block: int
+    module: nn.Module
+    group: str
+    layout = "linear"
+
+    @property
+    def parameter(self) -> nn.Parameter:
+        """The module's weight."""
+        return self.module.weight  # type: ignore[return-value]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(out, in)."""
+        rows, columns = self.read().shape
+        return int(rows), int(columns)
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """The same as ``read()``."""
+        return self.read()
+
+    def view(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Return the (out, in) view of a tensor laid out as ``parameter``."""
+        return tensor
+
+    def read(self) -> torch.Tensor:
+        """Return the weight as an (out, in) view of the parameter."""
+        return self.view(self.parameter)
+
+    def write(self, weight: torch.Tensor) -> None:
+        """Overwrite the weight with (out, in) values."""
+        with torch.no_grad():
+            self.read().copy_(weight)
+
+    def set_weight(self, weight: torch.Tensor) -> None:
+        """Do the same as ``write``."""
+        self.write(weight)
+
+    def forward_by_row(self, groups: RowGroups, weights: Mapping[int, torch.Tensor]) -> AbstractContextManager[None]:
+        """Return a context in which each row of the batch is multiplied with the weight of its own level."""
+        bias: Any = self.module.bias
+        return replaced_forward(self.module, linear_by_row(bias, groups, weights))
+
+    def watch_inputs(self, callback: Callable[[torch.Tensor], None]) -> RemovableHandle:
+        """Call ``callback`` with every input (..., in) of the module."""
+        return self.module.register_forward_pre_hook(lambda _module, args: callback(args[0]))
+
+
+@dataclass(frozen=True)
+class TransposedSlot(LinearSlot):
+    """The weight of a layer that keeps it as (in, out): GPT-2's Conv1D."""
+
+    layout = "transposed"
+
+    def view(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Return the (out, in) view of a tensor laid out as ``parameter``."""
+        return tensor.T
+
+
+@dataclass(frozen=True)
+class ExpertSlot(LinearSlot):
+    """One expert's matrix in a parameter that holds all experts of a mixture as (experts, out, in).
+
+    Attributes:
+        attribute: Name of the parameter in ``module``: ``gate_up_proj``, ``down_proj``.
+        expert: Index of the expert.
+        swapped: Whether the parameter is (experts, in, out) instead.
+    """
+
+    attribute: str = "down_proj"
+    expert: int = 0
+    swapped: bool = False
+    layout = "expert"
+
+    @property
+    def parameter(self) -> nn.Parameter:
+        """The parameter of all experts."""
+        return getattr(self.module, self.attribute)
+
+    def view(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Return this expert's (out, in) view of a tensor laid out as ``parameter``."""
+        return tensor[self.expert].T if self.swapped else tensor[self.expert]
+
+    def forward_by_row(self, groups: RowGroups, weights: Mapping[int, torch.Tensor]) -> AbstractContextManager[None]:
+        """Raise ModelError: an expert sees the tokens that its router sends, not rows of a batch."""
+        raise ModelError(f"{self.name}: a population cannot be scored through single experts yet")
+
+    def watch_inputs(self, callback: Callable[[torch.Tensor], None]) -> RemovableHandle:
+        """Raise ModelError: the module's inputs are those of all experts."""
+        raise ModelError(f"{self.name}: the inputs of a single expert cannot be measured yet")
+
+
+SLOTS: Mapping[type[nn.Module], type[LinearSlot]] = {nn.Linear: LinearSlot, Conv1D: TransposedSlot}
+"""Which slot the weight of a module is, by the module's class."""
+
+
+def slot_kind(module: nn.Module) -> type[LinearSlot] | None:
+    """Return the class of slot that a module's weight is, None where there is none for it."""
+    return next((slot for kind, slot in SLOTS.items() if isinstance(module, kind)), None)
+
+
+def slot_at(model: nn.Module, path: str) -> LinearSlot:
+    """Return the slot of the module at a path of a model, outside of any anatomy.
+
+    Raises:
+        ModelError: The model has no module there, or one without a slot.
+    """
+    try:
+        module = model.get_submodule(path)
+    except AttributeError as error:
+        raise ModelError(f"{type(model).__name__} has no module {path}") from error
+    kind = slot_kind(module)
+    if kind is None:
+        raise ModelError(f"{path} is a {type(module).__name__}, not a linear layer")
+    return kind(name=path, block=0, module=module, group=path)
+
+
+def linear_by_row(
+    bias: torch.Tensor | None, groups: RowGroups, weights: Mapping[int, torch.Tensor]
+) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Return a linear layer's forward that multiplies each row of the batch with the weight of its own level.
+
+    Args:
+        bias: Bias (out,), the same for all rows.
+        groups: Which rows are at which level.
+        weights: Weight (out, in) of each level in ``groups``.
+    """
+    main = weights[groups.levels[groups.main]]
+    if len(groups.levels) == 1:
+        return lambda inputs: functional.linear(inputs, main, bias)
+    rest = [
+        (weights[level], rows)
+        for index, (level, rows) in enumerate(zip(groups.levels, groups.members, strict=True))
+        if index != groups.main or not groups.cover
+    ]
+
+    def forward(inputs: torch.Tensor) -> torch.Tensor:
+        by_row = inputs.view(groups.rows, -1, inputs.shape[-1])
+        if groups.cover:
+            outputs = functional.linear(by_row, main, bias)
+        else:
+            outputs = by_row.new_empty((*by_row.shape[:-1], len(main)))
+        for weight, rows in rest:
+            outputs.index_copy_(0, rows, functional.linear(by_row.index_select(0, rows), weight, bias))
+        return outputs.view(*inputs.shape[:-1], -1)
+
+    return forward

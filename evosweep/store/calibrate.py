@@ -1,0 +1,268 @@
+"""The walk through the model, block by block: measure the inputs of its layers, compress them, pass activations on."""
+
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from evosweep import parallel
+from evosweep.compressors.base import LevelSpec, layer_error
+from evosweep.compressors.payload import Payload
+from evosweep.compressors.statistics import INPUT_SQUARE, SECOND_MOMENT, Statistics
+from evosweep.core.errors import StoreError
+from evosweep.core.events import Progress
+from evosweep.data.tokens import TokenSplit
+from evosweep.models.anatomy import Anatomy, Site
+from evosweep.models.device import free_bytes
+from evosweep.models.patch import replaced_weights
+from evosweep.store.manifest import tensor_name
+from evosweep.store.manifest_rows import ManifestLevel, ManifestUnit
+from evosweep.store.outliers import outlier_ratios
+from evosweep.store.statistics.base import statistic_module
+from evosweep.store.statistics.walk import measure_inputs
+from evosweep.store.store_plan import StorePlan, in_model_order, planned_unit
+
+HIDDEN_SHARE = 0.4  # of free memory, as the next
+BATCH_SHARE = 0.3
+MOST_AT_ONCE = {"cpu": 4096, "cuda": 65536}  # tokens; more makes nothing faster
+Tensors = dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """How a store is calibrated; the arguments are those of ``StoreBuilder``."""
+
+    propagate: float | None
+    token_weighting: str
+    layer_errors: bool
+    batch_tokens: int | None
+
+
+@dataclass
+class Walk:
+    """One build of a store.
+
+    Attributes:
+        plan: Units and levels.
+        settings: How it is calibrated.
+        progress: Shows how far it is.
+        from_model: Statistics that were measured on the whole dense model, each by unit name.
+    """
+
+    plan: StorePlan
+    settings: Calibration
+    progress: Progress
+    from_model: dict[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    @torch.no_grad()
+    def run(self, calibration: TokenSplit, folder: Path) -> tuple[ManifestUnit, ...]:
+        """Write the payloads of all units into a folder; return the units with what calibration measured.
+
+        Args:
+            calibration: Token windows.
+            folder: Where the leader writes one file a block.
+
+        Raises:
+            StoreError: An input is not finite, or a layer cannot be compressed.
+        """
+        anatomy = self.plan.anatomy
+        tokens = torch.from_numpy(parallel.shard_rows(calibration.windows)).to(anatomy.device)
+        memory = calibration_memory(anatomy, tokens.numel())
+        if memory.home != anatomy.device:
+            self.progress.say("calibration activations stay in host memory: the device has no room for them")
+        batch_tokens = self.settings.batch_tokens or memory.batch_tokens
+        self._measure_model(tokens, batch_tokens)
+        windows_at_once = max(1, batch_tokens // calibration.seq_len)
+        hidden = [anatomy.embed(batch).to(memory.home) for batch in tokens.split(windows_at_once)]
+        rows: list[ManifestUnit] = []
+        with ThreadPoolExecutor(1) as writer:  # writes one block while the next is compressed
+            pending = []
+            for block in self.progress.track(range(len(anatomy.blocks)), description="building level store"):
+                options = [option for option in self.plan.dropped if option.blocks[0] == block]
+                dropped = self.plan.drop.rows(
+                    anatomy, options, self.plan.levels, hidden, add_up=parallel.all_reduce_sum
+                )
+                rows += [ManifestUnit.from_json(row) for row in dropped]
+                made, tensors = self._block(block, hidden)
+                rows += made
+                if tensors and parallel.is_leader():
+                    pending.append(writer.submit(_write, tensors, folder / file_of(block)))
+                for done in pending[:-1]:
+                    done.result()  # at most one block waits to be written; a full disk ends the walk here
+            for done in pending:
+                done.result()
+        return in_model_order(anatomy, rows)
+
+    def _measure_model(self, tokens: torch.Tensor, batch_tokens: int) -> None:
+        """Measure what the compressor needs of the whole dense model."""
+        for name in sorted(self.plan.needs):
+            module = statistic_module(name)
+            if hasattr(module, "measure_model"):
+                self.from_model[name] = module.measure_model(
+                    self.plan.anatomy, tokens, batch_tokens=batch_tokens, progress=self.progress
+                )
+
+    def _block(self, block: int, hidden: list[torch.Tensor]) -> tuple[list[ManifestUnit], Tensors]:
+        """Return units and payloads of one block; pass its hidden states on, in place, through the compressed block."""
+        anatomy = self.plan.anatomy
+        rows: list[ManifestUnit] = []
+        tensors: Tensors = {}
+        passed_on: Tensors = {}
+        sites = [site for site in anatomy.sites_of(block) if site.name in self.plan.levels]
+        if sites:
+            weighting = self.settings.token_weighting
+            measured = measure_inputs(anatomy, block, hidden, needs=self._measured, weighting=weighting)
+            dense = {site.name: site.weight.to(anatomy.device).float() for site in sites}
+            squares = {site.name: measured[site.group][INPUT_SQUARE] for site in sites}
+            ratios = outlier_ratios({name: (weight, squares[name]) for name, weight in dense.items()})
+        for members in _by_group(sites):
+            statistics = measured[members[0].group]
+            payloads = self._compress(members, dense, statistics)
+            for site in members:
+                made = payloads[site.name]
+                rows.append(self._row(site, dense[site.name], made, statistics, ratios[site.name]))
+                tensors.update(_named(site.name, made))
+                passed_on[site.name] = self._passed_on(site, made)
+        with replaced_weights(sites, passed_on):
+            hidden[:] = [anatomy.run_block(block, batch).to(batch.device) for batch in hidden]
+        return rows, tensors
+
+    @property
+    def _measured(self) -> frozenset[str]:
+        """Everything that is measured of inputs: what the compressor and the manifest's columns need."""
+        columns = {INPUT_SQUARE} | ({SECOND_MOMENT} if self.settings.layer_errors else set())
+        return self.plan.needs | columns
+
+    def _compress(
+        self, members: Sequence[Site], dense: Tensors, measured: Mapping[str, Any]
+    ) -> dict[str, dict[str, Payload]]:
+        """Return unit -> level name -> payload of layers that share an input.
+
+        Args:
+            members: The layers.
+            dense: Their fp32 weights, among others.
+            measured: Statistics of their input.
+        """
+        own = {
+            name: {site.name: values[site.name] for site in members if site.name in values}
+            for name, values in self.from_model.items()
+        }
+        statistics = Statistics({**measured, **own}).only(self.plan.needs)
+        weights = {site.name: dense[site.name] for site in members}
+        try:
+            return self.plan.compressor.compress(weights, statistics, self.plan.levels)
+        except StoreError as error:
+            raise StoreError(f"{members[0].name}: {error}") from error
+
+    def _row(
+        self,
+        site: Site,
+        weight: torch.Tensor,
+        payloads: Mapping[str, Payload],
+        measured: Mapping[str, Any],
+        ratios: Mapping[str, float],
+    ) -> ManifestUnit:
+        """Return a compressed layer's row of the manifest.
+
+        Args:
+            site: The layer.
+            weight: Its dense fp32 weight.
+            payloads: Its levels.
+            measured: Statistics of its input.
+            ratios: Its shares of outlier weights.
+        """
+        moment = measured.get(SECOND_MOMENT)
+        whole = 0.0 if moment is None else layer_error(weight, moment)
+        levels = []
+        for spec in self.plan.levels[site.name]:
+            if spec.name in payloads:
+                payload = payloads[spec.name]
+                error, relative = (payload.error, None) if moment is None else _errors(payload, weight, moment, whole)
+                planned = ManifestLevel.planned(spec)
+                levels.append(replace(planned, error=error, relative_error=relative, payload=payload.layout()))
+        row = planned_unit(site, self.plan.levels[site.name])
+        return replace(row, levels=tuple(levels), columns=dict(ratios), file=file_of(site.block))
+
+    def _passed_on(self, site: Site, payloads: Mapping[str, Payload]) -> torch.Tensor:
+        """Return the weight through whose output later blocks are calibrated: the level nearest to ``propagate``."""
+        target = self.settings.propagate
+        if target is None:
+            return site.weight.clone()
+
+        def distance(spec: LevelSpec) -> float:
+            return abs(spec.nominal.number - target)
+
+        made = [spec for spec in self.plan.levels[site.name] if spec.name in payloads]
+        return payloads[min(made, key=distance).name].weight
+
+
+@dataclass(frozen=True)
+class CalibrationMemory:
+    """Where calibration's hidden states are kept between blocks, and how many tokens run at once."""
+
+    home: torch.device
+    batch_tokens: int
+
+
+def calibration_memory(anatomy: Anatomy, tokens: int) -> CalibrationMemory:
+    """Return what fits the memory that is free now, for so many calibration tokens.
+
+    Hidden states that would take more than ``HIDDEN_SHARE`` of it are kept in host memory. A batch takes, beside its
+    hidden states, in every linear layer of the widest block inputs and outputs, and its inputs in fp32 for the second
+    moment: no more than ``BATCH_SHARE``.
+    """
+    free = free_bytes(anatomy.device)
+    item = anatomy.dtype.itemsize
+    width = anatomy.head.weight.shape[1]
+    wanted = tokens * width * item
+    home = torch.device("cpu") if wanted > HIDDEN_SHARE * free else anatomy.device
+    left = free if home != anatomy.device else free - wanted
+    per_token = max(
+        sum((item + 4) * site.shape[1] + item * site.shape[0] for site in anatomy.sites_of(block))
+        for block in range(len(anatomy.blocks))
+    )
+    fitting = max(1, int(BATCH_SHARE * left / per_token))
+    return CalibrationMemory(home, min(fitting, MOST_AT_ONCE[anatomy.device.type]))
+
+
+def file_of(block: int) -> str:
+    """Return the name of the file with a block's payloads."""
+    return f"block_{block:03d}.safetensors"
+
+
+def _errors(payload: Payload, weight: torch.Tensor, moment: torch.Tensor, whole: float) -> tuple[float, float]:
+    """Return a level's output error, absolute and relative.
+
+    Args:
+        payload: The level.
+        weight: The dense fp32 weight, shape (out, in).
+        moment: Second moment of the layer's input.
+        whole: Mean squared norm of the dense layer's output.
+    """
+    error = payload.output_error(weight, moment)
+    return error, error / whole if whole else 0.0
+
+
+def _by_group(sites: Sequence[Site]) -> list[list[Site]]:
+    """Return layers that share an input together."""
+    groups: dict[str, list[Site]] = {}
+    for site in sites:
+        groups.setdefault(site.group, []).append(site)
+    return list(groups.values())
+
+
+def _named(unit: str, payloads: Mapping[str, Payload]) -> Tensors:
+    """Return all tensors of a unit's levels by their names in the file."""
+    return {
+        tensor_name(unit, level, path): tensor
+        for level, payload in payloads.items()
+        for path, tensor in payload.flat().items()
+    }
+
+
+def _write(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
+    save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, path)

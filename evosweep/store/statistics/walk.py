@@ -1,0 +1,90 @@
+"""Measures the inputs of one block's layers while calibration text runs through it."""
+
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
+from typing import Any
+
+import torch
+
+from evosweep.core.errors import StoreError
+from evosweep.models.anatomy import Anatomy
+from evosweep.store.statistics.base import InputBatch, Measurement, statistic_module
+
+
+class _LastInput(Exception):
+    """Ends a block's forward pass: no later layer is measured."""
+
+
+def measure_inputs(
+    anatomy: Anatomy, block: int, hidden: Sequence[torch.Tensor], *, needs: Collection[str], weighting: str
+) -> dict[str, dict[str, Any]]:
+    """Return the statistics of each shared input of a block: group name -> statistic -> value.
+
+    Args:
+        anatomy: The model.
+        block: Index of the block.
+        hidden: The block's inputs on calibration text, in batches (windows, seq_len, hidden).
+        needs: Names of the statistics; those that are measured on the whole model are left out here.
+        weighting: How tokens are weighted: ``relative`` or ``plain``.
+
+    Raises:
+        StoreError: An input is not finite.
+    """
+    inputs = _Inputs(anatomy, block, needs, weighting)
+    with inputs.hooked():
+        for batch in hidden:
+            with suppress(_LastInput):
+                anatomy.run_block(block, batch)
+    values = {
+        group: {name: measurement.finish() for name, measurement in measurements.items()}
+        for group, measurements in inputs.found.items()
+    }
+    for group, statistics in values.items():
+        _check_finite(group, statistics)
+    return values
+
+
+class _Inputs:
+    """The measurements of every shared input of a block, filled by hooks on the first layer that is given it.
+
+    Arguments as for ``measure_inputs``.
+
+    Attributes:
+        found: Group name -> statistic -> its measurement.
+    """
+
+    def __init__(self, anatomy: Anatomy, block: int, needs: Collection[str], weighting: str) -> None:
+        modules = {name: statistic_module(name) for name in sorted(needs)}
+        self.kinds = {name: module for name, module in modules.items() if hasattr(module, "Measurement")}
+        self.leaders = [site for site in anatomy.sites_of(block) if site.group == site.name]
+        self.weighting = weighting
+        self.found: dict[str, dict[str, Measurement]] = {}
+
+    @contextmanager
+    def hooked(self) -> Iterator[None]:
+        """Count what the layers are given for a while."""
+        with ExitStack() as stack:
+            for site in self.leaders:
+                stack.callback(site.module.register_forward_pre_hook(partial(self._count, site.group)).remove)
+            yield
+
+    def _count(self, group: str, module: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> None:
+        del module
+        if group not in self.found:
+            size = {"columns": args[0].shape[-1], "device": args[0].device}
+            self.found[group] = {name: kind.Measurement(**size) for name, kind in self.kinds.items()}
+        batch = InputBatch(args[0], self.weighting)
+        for measurement in self.found[group].values():
+            measurement.add(batch)
+        if group == self.leaders[-1].name:
+            raise _LastInput
+
+
+def _check_finite(group: str, statistics: dict[str, Any]) -> None:
+    for value in statistics.values():
+        if isinstance(value, torch.Tensor) and not bool(value.isfinite().all()):
+            raise StoreError(
+                f"the calibration inputs of {group} hold NaN or Inf (or are too large to be squared); a model.dtype "
+                "with more range may help, such as bfloat16 or float32"
+            )

@@ -1,0 +1,114 @@
+"""The plan of a level store: its units and their levels, and what they cost, known from shapes alone."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from evosweep.compressors.base import Compressor, LevelSpec, Plans
+from evosweep.core.errors import SettingError
+from evosweep.core.unit import Unit
+from evosweep.models.anatomy import Anatomy, Site
+from evosweep.models.dropping import Drop, Droppable
+from evosweep.store.manifest_rows import ManifestLevel, ManifestUnit
+from evosweep.store.statistics.base import check_needs
+
+
+@dataclass(frozen=True)
+class StorePlan:
+    """Everything about a store that is known before calibration; calculated once, by ``plan_store``.
+
+    Attributes:
+        anatomy: The dense model.
+        compressor: Makes the levels of linear layers.
+        drop: What may be dropped.
+        levels: Planned levels of every compressed layer.
+        dropped: The modules that may be dropped.
+        needs: Statistics that the compressor reads.
+        rows: All units, in the order in which the model computes them.
+        fixed_bits: Bits of all parameters that belong to no unit, tied ones once, in the model's type.
+    """
+
+    anatomy: Anatomy
+    compressor: Compressor
+    drop: Drop
+    levels: Plans
+    dropped: tuple[Droppable, ...]
+    needs: frozenset[str]
+    rows: tuple[ManifestUnit, ...]
+    fixed_bits: int
+
+    @cached_property
+    def units(self) -> tuple[Unit, ...]:
+        """All units as searches see them, without what calibration measures."""
+        return tuple(row.unit() for row in self.rows)
+
+    @property
+    def level_bits(self) -> int:
+        """Bits of all levels of all compressed layers: the size of the store."""
+        return sum(level.cost for levels in self.levels.values() for level in levels)
+
+
+def plan_store(anatomy: Anatomy, compressor: Compressor, drop: Drop | None = None) -> StorePlan:
+    """Return the plan of a store, so that a budget can be checked before any work.
+
+    Args:
+        anatomy: The dense model.
+        compressor: Makes the levels of linear layers.
+        drop: What may be dropped; None: nothing.
+
+    Raises:
+        SettingError: A setting does not fit a layer, or no unit is left to choose levels for.
+        StoreError: The compressor needs an unknown statistic.
+    """
+    drop = drop or Drop()
+    needs = check_needs(compressor)
+    levels = compressor.plan(shapes_of(anatomy))
+    dropped = drop.options(anatomy)
+    rows = [ManifestUnit.from_json(row) for row in drop.rows(anatomy, dropped, levels, hidden=None)]
+    rows += [planned_unit(site, levels[site.name]) for site in anatomy.sites if site.name in levels]
+    if not rows:
+        raise SettingError("", owner=compressor, allowed="something else than none where drop=none too", got="none")
+    return StorePlan(
+        anatomy=anatomy,
+        compressor=compressor,
+        drop=drop,
+        levels=levels,
+        dropped=dropped,
+        needs=needs,
+        rows=in_model_order(anatomy, rows),
+        fixed_bits=_fixed_bits(anatomy, levels, dropped),
+    )
+
+
+def planned_unit(site: Site, levels: Sequence[LevelSpec]) -> ManifestUnit:
+    """Return what is known of a layer before it is compressed."""
+    return ManifestUnit(
+        name=site.name,
+        first=site.name,
+        block=site.block,
+        numel=site.shape[0] * site.shape[1],
+        levels=tuple(ManifestLevel.planned(level) for level in levels),
+        shape=site.shape,
+        group=site.group,
+    )
+
+
+def in_model_order(anatomy: Anatomy, rows: Sequence[ManifestUnit]) -> tuple[ManifestUnit, ...]:
+    """Return units in the order in which the model computes their first layers."""
+    order = {site.name: index for index, site in enumerate(anatomy.sites)}
+    return tuple(sorted(rows, key=lambda row: order[row.first]))
+
+
+def shapes_of(anatomy: Anatomy) -> dict[str, tuple[int, int]]:
+    """Return (out, in) of every linear layer by name."""
+    return {site.name: site.shape for site in anatomy.sites}
+
+
+def _fixed_bits(anatomy: Anatomy, levels: Plans, dropped: Sequence[Droppable]) -> int:
+    in_units = {id(site.parameter) for site in anatomy.sites if site.name in levels}
+    in_units |= {id(parameter) for part in dropped for parameter in part.parameters}
+    return sum(
+        parameter.numel() * parameter.element_size() * 8
+        for parameter in anatomy.model.parameters()
+        if id(parameter) not in in_units
+    )
