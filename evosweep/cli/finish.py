@@ -18,6 +18,7 @@ from evosweep.core.results import RESULT, read_result
 from evosweep.pipeline import CONFIG, MODEL
 from evosweep.tracking import comparison
 from evosweep.tracking.artifacts.compared import FIGURES as compared_figures
+from evosweep.tracking.base import TrackingError
 from evosweep.tracking.console import COLUMNS, summary, terminal
 
 if TYPE_CHECKING:
@@ -123,7 +124,10 @@ def _log(run: "Summary", status: str, began: Sequence[Path], rows: Sequence[Row]
         failures = []
         for config in _trackings(run.config, began):
             try:
-                build(config, "tracking").summarize(run.multirun, status=status, files=files, note=note)
+                tracker = build(config, "tracking")
+                tracker.summarize(run.multirun, status=status, files=files, note=note)
+                if tracker.missing:
+                    raise TrackingError(tracker.missing)
             except EvosweepError as error:
                 failures.append(error)
     if failures:
