@@ -291,7 +291,7 @@ def test_an_interrupted_multirun_shows_what_it_has(finished: Path, client: Mlflo
     monkeypatch.setattr(StagedScorer, "score", broken(KeyboardInterrupt()))
     assert evosweep("-m", *TINY, "sampler=uniform,random", "name=half") == 130
     shown = capsys.readouterr()
-    assert "uniform" in shown.out and "what was found is kept" in shown.err
+    assert "uniform" in shown.out and "the best allocation so far is kept" in shown.err
     found = client.search_runs([client.get_experiment_by_name("half").experiment_id])
     status = {run.data.params.get("sampler", "parent"): run.info.status for run in found}
     assert status == {"uniform": "FINISHED", "random": "KILLED", "parent": "KILLED"}
