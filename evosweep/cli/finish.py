@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 from rich.console import Console
-from rich.markdown import Markdown
 
 from evosweep.cli.compose import build
 from evosweep.core.errors import EvosweepError
@@ -44,7 +43,8 @@ def finish(run: "Summary", status: str, began: Sequence[Path]) -> None:
         if table is not None:
             console.print(table)
             if len({row["seed"] for row in rows}) > 1:
-                console.print(Markdown(comparison.markdown(rows)))
+                for line in standings(rows):
+                    console.print(line, highlight=False, markup=False, soft_wrap=True)
             for line in [
                 SELECTION,
                 *lying(folders, rows),
@@ -53,6 +53,17 @@ def finish(run: "Summary", status: str, began: Sequence[Path]) -> None:
                 console.print(redact(line), highlight=False, markup=False, soft_wrap=True)
         if run.multirun is not None:
             _log(run, status, began, rows, table)
+
+
+def standings(rows: Sequence[Row]) -> list[str]:
+    """Return one line for every entry of the comparison: means over seeds, and how it stands to the best."""
+    found = [dict(zip(comparison.COLUMNS, line, strict=True)) for line in comparison.table(rows)]
+    return [
+        f"{line['budget']} {line['sampler']}: kl {line['kl']:.4f}"
+        + (f" ± {line['kl_sd']:.4f}" if line["kl_sd"] is not None else "")
+        + f" over {line['seeds']} seeds, {line['verdict']}"
+        for line in found
+    ]
 
 
 def _export_winners(folders: Sequence[Path], rows: Sequence[Row]) -> None:
