@@ -1,7 +1,7 @@
 """What a search needs of others: a sampler that proposes, a scorer that gives numbers."""
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -64,9 +64,8 @@ class Scorer(Protocol):
 class Sampler(Protocol):
     """Proposes generations.
 
-    A sampler whose proposals follow from (generation, parents) alone needs nothing more. One that remembers is asked
-    and notified again for every recorded generation when a search continues, which brings it to where it was; if that
-    takes long, it may have ``state() -> JSON value`` and ``restore(value)`` instead, which are then used.
+    When a search continues, a sampler without a state is asked and notified again for every recorded generation, which
+    checks that it still proposes the same; one with a state is given that instead.
 
     Attributes:
         name: Name of the sampler, as in ``sampler=...``.
@@ -92,3 +91,9 @@ class Sampler(Protocol):
 
     def facts(self) -> Mapping[str, float]:
         """Return numbers about the sampler itself, recorded with every generation."""
+
+    def state(self) -> Mapping[str, Any]:
+        """Return, as JSON, what does not follow from the records; empty where all does."""
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Continue from what ``state`` returned."""
