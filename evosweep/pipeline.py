@@ -242,7 +242,9 @@ def _searched(
 
 def _measured(task: Task, bench: Workbench, draft: Draft) -> tuple[Problem, int]:
     """Return the problem with the columns that must be measured on the model, and the tokens that this took."""
-    problem, spent, units = bench.problem(task.budget), 0, bench.store.units
+    problem = bench.problem(task.budget)
+    spent = 0
+    units = bench.store.units
     if not draft.columns:
         return problem, spent
     with bench.timed("sensitivities"):

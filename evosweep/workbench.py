@@ -70,9 +70,13 @@ class Workbench:
         resources: Resources | None = None,
         progress: Progress | None = None,
     ) -> None:
-        self.loaded, self.splits, self.compressor = loaded, dict(splits), compressor
-        self.drop, self.builder = drop or Drop(), store or StoreBuilder()
-        self.resources, self.progress = resources or Resources(), progress or Silent()
+        self.loaded = loaded
+        self.splits = dict(splits)
+        self.compressor = compressor
+        self.drop = drop or Drop()
+        self.builder = store or StoreBuilder()
+        self.resources = resources or Resources()
+        self.progress = progress or Silent()
         self.seconds: dict[str, float] = {}
         self._continued: dict[tuple[bytes, tuple[str, ...], int], list[str]] = {}
 

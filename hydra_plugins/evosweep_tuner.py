@@ -59,7 +59,8 @@ class Tuner(Sweeper):
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Take what Hydra gives."""
-        self.hydra_context, self.config = hydra_context, config
+        self.hydra_context = hydra_context
+        self.config = config
         self.launcher = Plugins.instance().instantiate_launcher(
             hydra_context=hydra_context, task_function=task_function, config=config
         )
@@ -198,10 +199,14 @@ def distribution(override: Override) -> optuna.distributions.BaseDistribution:
     log = "log" in (getattr(value, "tags", None) or ())
     try:
         if isinstance(value, IntervalSweep):
-            low, high, step = value.start or 0, value.end or 0, None
+            low = value.start or 0
+            high = value.end or 0
+            step = None
         elif isinstance(value, RangeSweep):
             values = _values(override)
-            low, high, step = min(values), max(values), None if log else abs(value.step)
+            low = min(values)
+            high = max(values)
+            step = None if log else abs(value.step)
         else:
             return CategoricalDistribution([_plain(each) for each in _values(override)])
         if isinstance(low, int) and isinstance(high, int):

@@ -43,7 +43,8 @@ def add_commands(commands: Any) -> None:
 
 def entries() -> list[Entry]:
     """Return what the cache holds, largest first."""
-    found, root = [], cache_folder()
+    found: list[Entry] = []
+    root = cache_folder()
     for kind in sorted(path for path in root.iterdir() if path.is_dir() and path.name != "locks"):
         for path in kind.iterdir():
             if path.suffix == ".lock" or path.name.startswith("."):

@@ -120,7 +120,10 @@ class Later:
     """
 
     def __init__(self, target: Any, arguments: Mapping[str, Any], path: str, raw: Mapping[str, Any]) -> None:
-        self.target, self.arguments, self.path, self.raw = target, dict(arguments), path, raw
+        self.target = target
+        self.arguments = dict(arguments)
+        self.path = path
+        self.raw = raw
         self.__signature__ = inspect.signature(functools.partial(target, **arguments))  # for who asks what it takes
 
     def __call__(self, **rest: Any) -> Any:

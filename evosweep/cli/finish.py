@@ -139,7 +139,8 @@ def how_to_look(config: DictConfig, *, link: str | None, studies: Sequence[tuple
     """Return the commands that open what a run left, and where it is then seen."""
     lines = []
     if link:
-        command, seen = build(config, "tracking").command, "every run, every generation"
+        command = build(config, "tracking").command
+        seen = "every run, every generation"
         lines.append(f"{command}   # {seen}: {link}" if command else f"{link}   # {seen}")
     for path, artifacts in sorted(set(studies)):
         pictures = f" --artifact-dir {artifacts}" if artifacts else ""
@@ -201,7 +202,8 @@ def _trackings(main: DictConfig, began: Sequence[Path]) -> list[DictConfig]:
     for folder in began:
         config = OmegaConf.load(folder / CONFIG)
         assert isinstance(config, DictConfig)
-        tracking, mine = config.tracking, OmegaConf.create({"tracking": OmegaConf.to_container(main.tracking)})
+        tracking = config.tracking
+        mine = OmegaConf.create({"tracking": OmegaConf.to_container(main.tracking)})
         mine = OmegaConf.create({**mine, "name": config.name})
         if tracking.get("_target_") == main.tracking.get("_target_"):
             with open_dict(mine):

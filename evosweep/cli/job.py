@@ -151,7 +151,8 @@ def plan_of(config: DictConfig) -> Plan:
 
 def check_storage(storage: Any) -> None:
     """Raise SettingError where studies or their pictures could not be written."""
-    path, artifacts = getattr(storage, "path", None), getattr(storage, "artifacts", None)
+    path = getattr(storage, "path", None)
+    artifacts = getattr(storage, "artifacts", None)
     if path is not None:
         check_writable(Path(path), setting="storage.path", file=True)
     if artifacts is not None:

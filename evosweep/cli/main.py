@@ -26,7 +26,9 @@ CHECKOUT = PACKAGE.parent / "conf"
 CONF = CHECKOUT if (CHECKOUT / "config.yaml").is_file() else PACKAGE / "conf"
 MAIN = "EVOSWEEP_MAIN"  # environment: process of the command; a launcher's workers have another
 SUBCOMMANDS = ("export", "score", "compare", "resume", "cache")
-BAD_INPUT, INTERRUPTED, TERMINATED = 2, 130, 143
+BAD_INPUT = 2
+INTERRUPTED = 130
+TERMINATED = 143
 
 _failures: list[tuple[str, int | None]] = []  # why jobs failed, and their numbers, for one block at the end
 
@@ -71,12 +73,15 @@ def main() -> None:
 
 def _run_jobs() -> int:
     """Run Hydra's jobs and what follows them; return the exit code."""
-    code, unexpected, count = 0, True, ""
+    code = 0
+    unexpected = True
+    count = ""
     try:
         job()
         unexpected = False
     except KeyboardInterrupt as error:
-        code, unexpected = TERMINATED if isinstance(error, Terminated) else INTERRUPTED, False
+        code = TERMINATED if isinstance(error, Terminated) else INTERRUPTED
+        unexpected = False
     except Refused as refused:
         _failures.append((str(refused.error), None))
         unexpected = False

@@ -31,7 +31,8 @@ class JobProgress:
             log: File that lines are added to.
             first: Its first line; not shown.
         """
-        self._prefix, self._log = prefix, log
+        self._prefix = prefix
+        self._log = log
         self._write(first)
 
     def track(self, items: Sequence[T], *, description: str, tokens: int | None = None) -> Iterable[T]:

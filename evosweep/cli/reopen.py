@@ -83,7 +83,8 @@ def settings_of(folder: Path, overrides: Sequence[str], conf: Path) -> DictConfi
     config = OmegaConf.load(folder / CONFIG)
     assert isinstance(config, DictConfig)
     for parsed in OverridesParser.create().parse_overrides(list(overrides)):
-        key, value = parsed.get_key_element().lstrip("+"), parsed.value()
+        key = parsed.get_key_element().lstrip("+")
+        value = parsed.value()
         if choices(conf, key):
             config[key] = _choice(key, str(value), conf, keep=config.get(key))
         elif OmegaConf.select(config, key) is None and not parsed.is_add():

@@ -80,14 +80,21 @@ class MemoryPlan:
             SettingError: There is no room for one candidate on one window.
         """
         memory = resources.memory or FREE_SHARE * free_bytes(device)
-        targets, room = TARGETS_SHARE * memory, WEIGHTS_SHARE * memory
+        targets = TARGETS_SHARE * memory
+        room = WEIGHTS_SHARE * memory
         if dense <= room:
-            weights, packed_in, taken = float(dense), "nowhere", float(dense)
+            weights = float(dense)
+            packed_in = "nowhere"
+            taken = float(dense)
         elif packed <= room and device.type != "cpu":  # a CPU's packed levels are in its file cache anyway
-            weights, packed_in, taken = room - packed, "device", room
+            weights = room - packed
+            packed_in = "device"
+            taken = room
         else:
             hosts = device.type != "cpu" and packed <= HOST_SHARE * free_bytes(torch.device("cpu"))
-            weights, packed_in, taken = room / 2, "host" if hosts else "disk", room
+            weights = room / 2
+            packed_in = "host" if hosts else "disk"
+            taken = room
         left = memory - targets - taken
         if left < candidate:
             least = candidate / (1 - TARGETS_SHARE - WEIGHTS_SHARE)

@@ -60,8 +60,11 @@ class Evaluator:
         resources: Resources | None = None,
         majority: float | None = None,
     ) -> None:
-        self.anatomy, self.store, self.splits = anatomy, store, splits
-        self.resources, self.majority = resources or Resources(), majority
+        self.anatomy = anatomy
+        self.store = store
+        self.splits = splits
+        self.resources = resources or Resources()
+        self.majority = majority
         self.drops = store.drops
         self._blocks = _units_by_block(anatomy, store, self.drops)
         self._gates = Problem(units=store.units, budget=sum(unit.levels[-1].cost for unit in store.units))

@@ -23,7 +23,9 @@ class StagedScorer:
     """
 
     def __init__(self, evaluator: Evaluator, *, fitness: Fitness, seed: int) -> None:
-        self.evaluator, self.fitness, self.seed = evaluator, fitness, seed
+        self.evaluator = evaluator
+        self.fitness = fitness
+        self.seed = seed
 
     @property
     def seq_len(self) -> int:

@@ -142,7 +142,8 @@ def measure(
         seed: Chooses them.
         progress: Shows how far it is.
     """
-    split, kind = evaluator.splits["search"], MEASURES[column]
+    split = evaluator.splits["search"]
+    kind = MEASURES[column]
     if kind.tokens is _all_levels:
         seq_len = split.windows.shape[1]
         tokens = max(seq_len, tokens // max(int(problem.sizes.max()) - 1, 1) // seq_len * seq_len)

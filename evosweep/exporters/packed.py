@@ -16,7 +16,9 @@ from evosweep.exporters.base import Exporter, Winner
 from evosweep.models.load import LoadedModel
 from evosweep.models.slots import slot_at
 
-TENSORS, INDEX, CONFIG = "packed.safetensors", "packed.json", "config.json"  # transformers ignores the first two
+TENSORS = "packed.safetensors"  # transformers ignores this and the next
+INDEX = "packed.json"
+CONFIG = "config.json"
 VERSION = 2
 
 
@@ -96,7 +98,8 @@ def _read_index(folder: Path) -> dict[str, Any]:
     """
     try:
         index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
-        version, found = index.get("version"), index.pop("digest", None)
+        version = index.get("version")
+        found = index.pop("digest", None)
     except (OSError, ValueError, AttributeError) as error:
         raise ExportError(f"{folder} is no packed model: {INDEX} is missing or damaged") from error
     if version != VERSION:

@@ -22,9 +22,6 @@ from evosweep.models.verify import check_block_by_block, check_causal
 PROBE_TOKENS = 8
 
 
-Site = Slot  # the name that slots had first
-
-
 class Anatomy:
     """A causal language model as embed -> blocks -> finish -> head.
 
@@ -63,11 +60,6 @@ class Anatomy:
         """From final hidden state to logits."""
         return Head.of(self.model, self.base)
 
-    @property
-    def sites(self) -> list[Slot]:
-        """The same as ``slots``."""
-        return self.slots
-
     def slot(self, name: str) -> Slot:
         """Return the slot with a name; KeyError where there is none."""
         return self._by_name[name]
@@ -75,8 +67,6 @@ class Anatomy:
     def slots_of(self, block: int) -> list[Slot]:
         """Return the slots of one block, in the order in which they run."""
         return [slot for slot in self.slots if slot.block == block]
-
-    sites_of = slots_of
 
     @cached_property
     def _by_name(self) -> dict[str, Slot]:

@@ -24,7 +24,8 @@ from evosweep.models.patch import replaced_forward
 from evosweep.models.slots import Slot
 
 GRANULARITIES = ("sublayers", "blocks", "pairs")
-DROPPED, KEPT = "dropped", "kept"
+DROPPED = "dropped"
+KEPT = "kept"
 
 
 @dataclass(frozen=True)

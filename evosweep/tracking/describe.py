@@ -11,7 +11,9 @@ MOST_LEVELS = 12  # a table of a ladder's hundreds of sparsities says less than 
 
 def describe(result: SearchResult) -> str:
     """Return what was found, at what size, against what, with how much work, and what became of the layers."""
-    row, first, levels = result.row(), result.generations[0].validation, list(level_styles(result.problem))
+    row = result.row()
+    first = result.generations[0].validation
+    levels = list(level_styles(result.problem))
     lines = [
         f"**{result.sampler}**, seed {result.seed}: validation KL **{row['kl']:.4f}**, "
         f"PPL **{row['ppl']:.2f}** (dense {row['dense_ppl']:.2f}) at "
@@ -42,7 +44,8 @@ def _removed(share: float) -> str:
 def layer_table(result: SearchResult) -> dict[str, list[Any]]:
     """Return the winner as columns, a row a unit: where it is, its level, what that weighs and what it costs."""
     genome = result.problem.encode(result.allocation)
-    alive, bits = result.problem.alive(genome), result.problem.prices(genome)
+    alive = result.problem.alive(genome)
+    bits = result.problem.prices(genome)
     columns: dict[str, list[Any]] = {
         key: [] for key in ("block", "layer", "level", "weights", "bits_per_weight", "relative_error", "name")
     }

@@ -53,7 +53,8 @@ def _figures(folder: Path) -> list[Path]:
 
 
 def _table(result: SearchResult) -> str:
-    row, start = result.row(), result.generations[0].validation
+    row = result.row()
+    start = result.generations[0].validation
     first = result.problem.encode(result.generations[0].elite)
     figures = [
         ("", "found", "start", "dense"),

@@ -72,7 +72,8 @@ class MlflowTracker:
             raise SettingError("experiment", allowed="the name of an MLflow experiment", got=experiment)
         if uri is not None and not (isinstance(uri, str) and uri):
             raise SettingError("uri", allowed="an MLflow tracking URI, or null for MLflow's default", got=uri)
-        self.experiment, self.uri = experiment, uri
+        self.experiment = experiment
+        self.uri = uri
         self.system_metrics = None if system_metrics is None else check_bool("system_metrics", system_metrics)
         self.images = check_bool("images", images)
         self.model = check_choice("model", model, ("weights", "none"))
@@ -147,7 +148,9 @@ class MlflowTracker:
         Raises:
             SettingError: There is no such run, or it is over; or the store cannot be used.
         """
-        self._name, self._folder, self._multirun = name, folder, multirun is not None
+        self._name = name
+        self._folder = folder
+        self._multirun = multirun is not None
         try:
             with alone(self.uri, owner=self):
                 self._open_run(name, tags, multirun)
@@ -216,7 +219,9 @@ class MlflowTracker:
             self.tag({"trial": trial})
         self._put(writes.folder(self._run, report))
         self._put(writes.table(self._run, layer_table(result), "allocation_table.json"))
-        model, name, run_id = run / "model", self._name, self._run
+        model = run / "model"
+        name = self._name
+        run_id = self._run
         if self.model == "weights" and model.is_dir() and "load" in result.export:
             self._put(
                 Write(
@@ -338,7 +343,8 @@ class MlflowTracker:
             self._put(writes.picture(self._run, pixels, key="levels", step=record.generation))
 
     def _end(self, result: SearchResult) -> None:
-        row, self._last = result.row(), None
+        row = result.row()
+        self._last = None
         shown = [*RESULTS, *([SPARSITY] if row.get(SPARSITY) else [])]
         self.metrics({key: writes.rounded(float(row[key])) for key in shown if row.get(key) is not None})
         self.tag({view.NOTE_TAG: describe(result), "dense_ppl": f"{result.dense['ppl']:.4f}"})

@@ -68,7 +68,8 @@ class StudyRecorder:
             self.study = optuna.create_study(storage=storage, study_name=name, direction="minimize")
         except OSError as error:
             raise TrackingError(f"the study {name!r} cannot be written: {one_line(error)}") from error
-        self.record, self.artifacts = record, artifacts
+        self.record = record
+        self.artifacts = artifacts
         self.winner: int | None = None  # number of the last elite's trial; in the end, of the exported winner's
         self.missing = ""
         self._elites: dict[int, int] = {}  # generation to the number of its elite's trial
@@ -117,9 +118,12 @@ class StudyRecorder:
 
     def _generation(self, record: GenerationRecord) -> None:
         elite = self._known.encode(record.elite)
-        candidates, numbers, slot = list(record.candidates), {}, record.elite_slot
+        candidates = list(record.candidates)
+        numbers: dict[int, int] = {}
+        slot = record.elite_slot
         if slot is None and record.changed:  # one of several parents is the best now; it ran before
-            slot, numbers = AGAIN, {AGAIN: self._numbers[elite.tobytes()]}
+            slot = AGAIN
+            numbers = {AGAIN: self._numbers[elite.tobytes()]}
             candidates.append(Candidate(slot=AGAIN, genome=elite, duplicate_of=AGAIN))
         for index, candidate in enumerate(candidates):
             number = self._written + index
@@ -137,7 +141,8 @@ class StudyRecorder:
 
     def _end(self, result: SearchResult) -> None:
         """Add the exported winner as the only complete trial, and what the dashboard shows beside its plots."""
-        problem, record = self._known, result.generations[result.winner_generation]
+        problem = self._known
+        record = result.generations[result.winner_generation]
         genome = problem.encode(result.allocation)
         attributes: dict[str, Any] = {
             "exported": True,
