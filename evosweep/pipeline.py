@@ -82,6 +82,12 @@ def _check_choice(task: Task, bench: Workbench, sampler: PopulationSampler) -> N
 def run(task: Task, bench: Workbench, draft: Draft, notes: Notes) -> dict[str, Any]:
     """Run a checked task from level store to report.
 
+    Args:
+        task: The search.
+        bench: The model, its text and its levels.
+        draft: What ``check`` returned.
+        notes: What is recorded beside the figures.
+
     Returns:
         The flat row of ``result.json``.
     """
@@ -151,13 +157,20 @@ def _comparable(task: Task, bench: Workbench, result: SearchResult) -> dict[str,
 
 def _check_recorded(task: Task, listeners: Sequence[Any]) -> None:
     """Raise TrackingError where the study or the tracker lacks something; the run's folder has everything."""
-    missing = [text for text in (*(each.missing for each in listeners), task.tracker.missing) if text]
+    missing = [text for text in (*(listener.missing for listener in listeners), task.tracker.missing) if text]
     if missing:
         raise TrackingError(f"the result is in {task.folder}, but " + "; ".join(missing))
 
 
 def export(result: SearchResult, bench: Workbench, exporter: Exporter, folder: Path) -> dict[str, Any]:
-    """Write a winner into a folder; return its path, size on disk, and the code that loads it."""
+    """Write a winner into a folder; return its path, size on disk, and the code that loads it.
+
+    Args:
+        result: Of the search.
+        bench: The model and its levels.
+        exporter: Writes the format.
+        folder: Where to write.
+    """
     with bench.timed("export"):
         return exporter.export(
             result.problem.encode(result.allocation),
@@ -334,7 +347,13 @@ def _heard(listeners: Sequence[Any]) -> Iterator[None]:
 
 
 def check_together(storage: Storage, tracker: Tracker, exporter: Exporter) -> None:
-    """Raise SettingError where studies and runs would go to one file, or weights be logged that nobody exports."""
+    """Raise SettingError where studies and runs would go to one file, or weights be logged that are not exported.
+
+    Args:
+        storage: Of studies.
+        tracker: Of runs.
+        exporter: Of winners.
+    """
     path = getattr(storage, "path", None)
     if path is not None and tracker.database == path.absolute():
         raise SettingError(

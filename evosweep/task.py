@@ -30,7 +30,13 @@ class Exporter(Protocol):
         """Whether to export at all."""
 
     def check(self, compressor: Compressor, drop: Drop, anatomy: Anatomy) -> None:
-        """Raise SettingError where what a search may choose cannot be written."""
+        """Raise SettingError where what a search may choose cannot be written.
+
+        Args:
+            compressor: Makes the levels.
+            drop: What may be dropped.
+            anatomy: The model.
+        """
 
     def export(
         self,
@@ -42,7 +48,16 @@ class Exporter(Protocol):
         folder: Path,
         progress: Progress | None = None,
     ) -> dict[str, Any]:
-        """Write the model; return ``path``, ``bytes``, ``size_mb``, ``load``, ``how_to_load`` ..."""
+        """Write the model; return ``path``, ``bytes``, ``size_mb``, ``load``, ``how_to_load`` ...
+
+        Args:
+            genome: Level of every unit.
+            problem: Units and their levels.
+            evaluator: Has the model and the levels.
+            loaded: The dense model with its tokenizer.
+            folder: Where to write.
+            progress: Shows how large the export will be.
+        """
 
 
 class Storage(Protocol):

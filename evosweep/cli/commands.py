@@ -1,4 +1,4 @@
-"""What can be done with runs that are over: export, score, compare, resume; and with the cache."""
+"""Subcommands for runs that exist: export, score, compare, resume; and for the cache."""
 
 import argparse
 import json
@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.markdown import Markdown
 
-from evosweep.cli import cache
+from evosweep.cli import cache_command
 from evosweep.cli.compose import build
 from evosweep.cli.finish import SELECTION, lying
 from evosweep.cli.folders import CLAIM
@@ -53,7 +53,7 @@ def run_command(arguments: Sequence[str], conf: Path) -> None:
 
 
 class _Parser(argparse.ArgumentParser):
-    """Raises what is wrong with the arguments, so that it is told in one line like everything else."""
+    """Argument parser that raises EvosweepError, which is printed as one line."""
 
     def error(self, message: str) -> NoReturn:
         """Raise EvosweepError."""
@@ -86,7 +86,7 @@ def _parser() -> argparse.ArgumentParser:
     resume.add_argument("run", help=run)
     resume.add_argument("overrides", nargs="*", help=overrides)
     resume.set_defaults(call=_resume)
-    cache.add_commands(commands)
+    cache_command.add_commands(commands)
     return parser
 
 

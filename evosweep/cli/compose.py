@@ -124,7 +124,7 @@ class Later:
         self.arguments = dict(arguments)
         self.path = path
         self.raw = raw
-        self.__signature__ = inspect.signature(functools.partial(target, **arguments))  # for who asks what it takes
+        self.__signature__ = inspect.signature(functools.partial(target, **arguments))  # read by inspect.signature
 
     def __call__(self, **rest: Any) -> Any:
         """Return the object."""

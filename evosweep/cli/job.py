@@ -20,7 +20,7 @@ from evosweep import __version__, parallel
 from evosweep.cli.compose import build, sections
 from evosweep.cli.folders import CLAIM, check_writable
 from evosweep.cli.identity import RunIdentity, overrides_of
-from evosweep.cli.multirun import JOBS, MULTIRUN, VARIED
+from evosweep.cli.launch import JOBS, MULTIRUN, VARIED
 from evosweep.cli.names import check_name
 from evosweep.cli.progress import JobProgress
 from evosweep.core.budget import KINDS
@@ -98,7 +98,16 @@ def run(config: DictConfig) -> dict[str, Any]:
 
 
 def task_of(config: DictConfig, *, folder: Path, resume: bool = False) -> Task:
-    """Read and check every setting that does not need the model, before it is loaded and anything is written."""
+    """Return the task that a configuration describes; every setting that needs no model is checked.
+
+    Args:
+        config: The whole configuration.
+        folder: Of the run.
+        resume: Whether the search goes on from the state in ``folder``.
+
+    Raises:
+        SettingError: A setting cannot be used.
+    """
     seed = check_int("seed", config.seed, low=-SEED_LIMIT, high=SEED_LIMIT)
     check_name(config.name)
     made = {group: build(config, group) for group in PARTS}

@@ -40,7 +40,7 @@ _DELETE = re.compile(r"Could not delete.*'([^']+)'")
 
 
 def of(error: Exception, *, conf: Path) -> EvosweepError:
-    """Return what to tell the user about an error of composing the configuration."""
+    """Return an error of composing the configuration as one that names the setting and its choices."""
     ours = _wrapped(error)
     if ours is not None:
         return with_path(ours)

@@ -29,7 +29,13 @@ class PackedSafetensors(Exporter):
     loading = "from evosweep.exporters.packed import load\n\nmodel = load(folder)"
 
     def write(self, winner: Winner, loaded: LoadedModel, folder: Path) -> None:
-        """Write ``packed.safetensors``, its index with their hashes, and the model's config."""
+        """Write ``packed.safetensors``, its index with their hashes, and the model's config.
+
+        Args:
+            winner: The allocation.
+            loaded: The dense model.
+            folder: An empty folder.
+        """
         model: Any = loaded.model
         gone = winner.dropped_parameters()
         with winner.in_place():

@@ -299,7 +299,7 @@ def without_blocks(anatomy: Anatomy, gone: Collection[int]) -> Iterator[None]:
     kept = [index for index in range(count) if index not in gone]
     parent, _, name = anatomy.block_path.rpartition(".")
     around = model.get_submodule(parent)
-    # layer_types and the like: one entry a block
+    # one entry a block, as layer_types
     lists = {key: value for key, value in vars(config).items() if isinstance(value, list) and len(value) == count}
     setattr(around, name, nn.ModuleList([anatomy.blocks[index] for index in kept]))
     config.num_hidden_layers = len(kept)

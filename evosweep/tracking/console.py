@@ -26,7 +26,7 @@ from evosweep.core.metrics import BITS_PER_WEIGHT, KL, PPL, SECONDS, SIZE_MB, SP
 from evosweep.tracking.naming import distinct_names
 
 T = TypeVar("T")
-NOTES = 5  # rows of the live table
+NOTES = 5  # rows of the table that is redrawn
 WIDTH = 80  # columns where the terminal's are not known
 
 
@@ -70,7 +70,13 @@ class RichProgress:
         self._where = ""
 
     def track(self, items: Sequence[T], *, description: str, tokens: int | None = None) -> Iterable[T]:
-        """Yield ``items`` under a bar with time left; where tokens end the phase, the bar counts those."""
+        """Yield ``items`` under a bar with time left; where tokens end the phase, the bar counts those.
+
+        Args:
+            items: What is worked through.
+            description: Shown beside the bar.
+            tokens: Tokens that end the phase, if those do and not the items.
+        """
         count: ProgressColumn = MofNCompleteColumn() if tokens is None else _Tokens()
         columns = (
             TextColumn("{task.description}"),

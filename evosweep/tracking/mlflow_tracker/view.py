@@ -11,7 +11,7 @@ from evosweep.core.metrics import KL, PPL, SECONDS, SIZE_MB, TOKENS
 from evosweep.tracking.mlflow_tracker.store import is_server, without_user
 from evosweep.tracking.naming import PARAMS
 
-UI = "http://127.0.0.1:5000"  # where mlflow ui listens unless told otherwise
+UI = "http://127.0.0.1:5000"  # mlflow ui's default address
 VIEW = "evosweep"
 VIEW_TAG = f"mlflow.sharedViewState.{VIEW}"  # a view of the runs' table that a link can name
 KIND_TAG = "mlflow.experimentKind"  # which pages the UI opens with; its own guess is evaluation of agents
