@@ -1,4 +1,4 @@
-"""A run from model to exported winner, its steps in order: objects in, objects out.
+"""The steps of a run in order, from checked objects to the exported winner.
 
 load -> tokenize -> plan -> store -> problem -> measure -> search -> export -> report. No configuration and no printing
 here: ``evosweep.cli`` builds the objects from YAML, ``evosweep.api`` from Python.
@@ -99,7 +99,7 @@ def run(task: Task, bench: Workbench, draft: Draft, notes: Notes) -> dict[str, A
             Behind(recorder, name="the study"),
             Behind(task.tracker, name="MLflow"),
         )
-        with _heard(listeners):
+        with _settled(listeners):
             result = _searched(task, bench, draft, notes, problem, spent, listeners, recorder)
             result = replace(result, continuations=_continuations(task, bench, result))
             row = {**_row(task, bench, draft, notes, result), **_comparable(task, bench, result)}
@@ -119,7 +119,7 @@ def run(task: Task, bench: Workbench, draft: Draft, notes: Notes) -> dict[str, A
 
 
 def _continuations(task: Task, bench: Workbench, result: SearchResult) -> dict[str, dict[str, str]]:
-    """Return prompt -> who -> continuation, for the dense model, the uniform allocation and the winner."""
+    """Return prompt -> name -> continuation, for the dense model, the uniform allocation and the winner."""
     prompts = task.report.prompts
     if not prompts:
         return {}
@@ -134,7 +134,7 @@ def _continuations(task: Task, bench: Workbench, result: SearchResult) -> dict[s
 
 
 def _comparable(task: Task, bench: Workbench, result: SearchResult) -> dict[str, Any]:
-    """Return what winners of different searches are compared by.
+    """Return the entries of ``result.json`` that compare winners of different searches.
 
     ``search_loss`` is on the same search tokens for all searches of a workbench, so that a multirun can name its best
     job without a look at validation; ``kl_by_window`` is on validation, for paired tests of what was named.
@@ -333,7 +333,7 @@ def _tracked(task: Task, bench: Workbench, draft: Draft, notes: Notes) -> Iterat
 
 
 @contextmanager
-def _heard(listeners: Sequence[Any]) -> Iterator[None]:
+def _settled(listeners: Sequence[Any]) -> Iterator[None]:
     """Wait in the end, whatever happens, until the listeners have written everything."""
     try:
         yield

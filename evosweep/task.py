@@ -1,4 +1,4 @@
-"""A search as a task: the objects it is made of, and what is recorded beside its figures."""
+"""The objects that a search is made of, and what is recorded beside its figures."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -75,7 +75,7 @@ class Storage(Protocol):
 
 @dataclass(frozen=True)
 class Task:
-    """One search, and where what it finds goes.
+    """The objects of one search, and where its result is written.
 
     Attributes:
         sampler: Makes the sampler of a problem: ``sampler(problem=.., seed=..)``.

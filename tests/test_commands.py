@@ -116,7 +116,7 @@ def test_a_search_that_was_interrupted_goes_on_to_what_it_would_have_found(finis
         (["score", "{first}", "data=text"], "data.path must be given"),
         (
             ["score", "{first}", "evaluate.memry_gb=4"],
-            "no setting 'evaluate.memry_gb', did you mean 'evaluate.memory_gb'",
+            "no setting 'evaluate.memry_gb' (did you mean 'evaluate.memory_gb'?)",
         ),
         (["score", "{first}", "model.seed=5"], "model cannot be changed for a score"),
         (["score", "{first}", "--splitt", "search"], "unrecognized: --splitt"),

@@ -13,7 +13,7 @@ from rich.markdown import Markdown
 
 from evosweep.cli import cache_command
 from evosweep.cli.compose import build
-from evosweep.cli.finish import SELECTION, lying
+from evosweep.cli.finish import SELECTION, export_lines
 from evosweep.cli.folders import CLAIM
 from evosweep.cli.job import WORKBENCH, bench_of, notes_of, quiet_libraries, shared_progress, task_of
 from evosweep.cli.reopen import Earlier, export_earlier, find_run, reopen, settings_of
@@ -95,7 +95,7 @@ def _export(options: argparse.Namespace, conf: Path) -> None:
     config = settings_of(folder, options.overrides, conf)
     facts = export_earlier(reopen(folder, config), target=options.to or folder / MODEL)
     row = read_result(folder / RESULT) if (folder / RESULT).is_file() else {"kl": float("nan"), "run": str(folder)}
-    for line in lying([folder], [{**row, "export": facts}]):
+    for line in export_lines([folder], [{**row, "export": facts}]):
         _say(line)
 
 
@@ -127,7 +127,7 @@ def _score(options: argparse.Namespace, conf: Path) -> None:
 
 
 def _on_other_text(run: Earlier, config: DictConfig) -> Evaluator:
-    """Return what scores a run's levels, as they were calibrated, on the text that other settings name.
+    """Return an evaluator of a run's levels, as they were calibrated, on the text that other settings name.
 
     Raises:
         EvosweepError: Something else than the text is changed, or the text cannot be used.
@@ -159,7 +159,7 @@ def _compare(options: argparse.Namespace, conf: Path) -> None:
 
 
 def _below(folder: Path) -> list[Path]:
-    """Return results below a folder; what MLflow keeps of them as artifacts is no run."""
+    """Return the results of all runs below a folder; MLflow's copies of them are left out."""
     found = sorted(folder.rglob(RESULT))
     return [path for path in found if (path.parent / "config.yaml").is_file() and "mlruns" not in path.parts]
 
@@ -180,7 +180,7 @@ def _resume(options: argparse.Namespace, conf: Path) -> None:
     notes = notes_of(config, task, model=bench.loaded.name, overrides=typed, choices=choices)
     row = run(task, bench, check(task, bench), notes)
     terminal().print(summary([row], title=str(config.name)))
-    for line in [SELECTION, *lying([folder], [row])]:
+    for line in [SELECTION, *export_lines([folder], [row])]:
         _say(line)
 
 

@@ -1,4 +1,4 @@
-"""From a configuration to objects; every error names the setting by its path in the configuration.
+"""Builds objects from the configuration; every error names the setting by its path there.
 
 Objects do not know the configuration: their constructors raise with the name of their own argument, and this walk over
 ``_target_`` adds the path at which the object stands.

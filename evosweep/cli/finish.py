@@ -55,8 +55,8 @@ def finish(run: Launch, status: str, began: Sequence[Path]) -> None:
                 *verdicts(rows),
                 *samples(rows),
                 SELECTION,
-                *lying(folders, rows),
-                *how_to_look(run.config, link=_link(rows), studies=studies_of(began)),
+                *export_lines(folders, rows),
+                *viewer_commands(run.config, link=_link(rows), studies=studies_of(began)),
             ]:
                 console.print(redact(line), highlight=False, markup=False, soft_wrap=True)
         if run.multirun is not None:
@@ -114,7 +114,7 @@ def samples(rows: Sequence[Row]) -> list[str]:
     return lines
 
 
-def lying(folders: Sequence[Path], rows: Sequence[Row]) -> list[str]:
+def export_lines(folders: Sequence[Path], rows: Sequence[Row]) -> list[str]:
     """Return where exported models are, how large they are, and the code that loads them."""
     lines = []
     for folder, row in zip(folders, rows, strict=True):
@@ -137,7 +137,7 @@ def _short(path: Path) -> Path:
     return path.relative_to(Path.cwd()) if path.is_absolute() and path.is_relative_to(Path.cwd()) else path
 
 
-def how_to_look(config: DictConfig, *, link: str | None, studies: Sequence[tuple[str, str | None]]) -> list[str]:
+def viewer_commands(config: DictConfig, *, link: str | None, studies: Sequence[tuple[str, str | None]]) -> list[str]:
     """Return the commands that show runs and studies in a browser, with their addresses.
 
     Args:

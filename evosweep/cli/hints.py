@@ -1,4 +1,4 @@
-"""Whether a value fits the annotation of the argument that it is given to: for what no constructor looks at itself."""
+"""Checks values against the annotations of arguments, where constructors do not check them."""
 
 import collections.abc
 import inspect

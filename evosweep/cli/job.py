@@ -1,4 +1,4 @@
-"""One job of the command line: from its configuration to objects, through the pipeline, to its row of figures."""
+"""One job of the command line: builds objects from the configuration and runs the pipeline."""
 
 import json
 import logging
@@ -130,7 +130,7 @@ def task_of(config: DictConfig, *, folder: Path, resume: bool = False) -> Task:
 
 
 def imply_budget(config: DictConfig, overrides: Sequence[str]) -> None:
-    """Let a budget of another kind, typed alone, take the place of the one that the configuration has.
+    """Remove the configuration's budget where one of another kind was typed alone.
 
     ``budget.megabytes=100`` then needs no ``budget=megabytes`` beside it.
     """
@@ -183,7 +183,7 @@ def _command(overrides: Sequence[str]) -> str:
 def notes_of(
     config: DictConfig, task: Task, *, model: str, overrides: Sequence[str], choices: Mapping[str, Any]
 ) -> Notes:
-    """Return what is recorded about a run.
+    """Return the notes that are recorded about a run.
 
     Args:
         config: Its configuration.
@@ -206,7 +206,7 @@ def notes_of(
 
 
 def quiet_libraries(*, verbose: object = False) -> None:
-    """Keep libraries off the terminal; with ``hydra.verbose``, let those speak that it names, or (true) all."""
+    """Silence the libraries' logs and warnings; ``hydra.verbose`` keeps those that it names, or (true) all."""
     if verbose:  # Hydra has set the levels
         logging.basicConfig(format="%(asctime)s %(name)s %(levelname)s: %(message)s")
         return

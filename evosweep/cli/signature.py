@@ -1,4 +1,4 @@
-"""Names of a ``_target_``'s arguments, read from its source: a typo is answered before torch is imported."""
+"""Names of a ``_target_``'s arguments, read from its source: a typo is reported before torch is imported."""
 
 import ast
 import importlib

@@ -1,4 +1,4 @@
-"""How much of a device's memory scoring may use, and how it is divided before anything is scored."""
+"""Divides a device's memory among targets, weights and activations before anything is scored."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -67,7 +67,7 @@ class MemoryPlan:
 
     @classmethod
     def of(cls, resources: Resources, device: torch.device, *, dense: int, packed: int, candidate: int) -> "MemoryPlan":
-        """Return how the memory that is free now is divided.
+        """Return the plan for the memory that is free now.
 
         Args:
             resources: What scoring may use.

@@ -1,4 +1,4 @@
-"""Numbers about genomes: losses and fitness on the search split, figures on the fixed validation split."""
+"""Scores genomes: loss and fitness on the search split, KL and perplexity on the validation split."""
 
 import numpy as np
 import numpy.typing as npt
@@ -72,7 +72,7 @@ class StagedScorer:
         )[self.fitness.name]
 
     def reduce(self, loss: float) -> float:
-        """Return the fitness that a mean loss per token stands for."""
+        """Return the fitness of a mean loss per token: the loss itself, or the perplexity."""
         return self.fitness.reduce(loss)
 
     def score_all(self, genomes: npt.NDArray[np.int64], *, limit: int | None = None) -> npt.NDArray[np.float64]:

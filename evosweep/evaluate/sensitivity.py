@@ -1,4 +1,4 @@
-"""Columns for allocators that need the whole model: measured end to end, or computed from its weights."""
+"""Measures the manifest columns that need the whole model: KL and perplexity of single units, spectra, curvature."""
 
 import json
 from collections.abc import Callable

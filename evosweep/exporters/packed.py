@@ -1,4 +1,4 @@
-"""An allocation at its true size: codes, scales, masks as the level store has them, and a loader for transformers."""
+"""Export at the true size: codes, scales and masks as in the level store, and a loader that unpacks them."""
 
 import json
 from pathlib import Path
@@ -97,7 +97,7 @@ def load(folder: str | Path, *, dtype: torch.dtype | None = None) -> Any:
 
 
 def _read_index(folder: Path) -> dict[str, Any]:
-    """Return the index of a packed model whose files are as they were written.
+    """Return the index of a packed model, its version and the hashes of its files checked.
 
     Raises:
         ExportError: As for ``load``.

@@ -1,4 +1,4 @@
-"""The structure of a decoder: blocks, slots, shared inputs, head. Found from the modules, not from a list of types.
+"""Finds a decoder's structure by running it: blocks, slots, shared inputs, head; no list of model types is needed.
 
 One short forward pass shows which modules run, which linear layers are given the same tensor, and what a block
 returns; nothing is assumed about names. Another one checks that running the blocks one by one gives what the whole
@@ -23,7 +23,7 @@ PROBE_TOKENS = 8
 
 
 class Anatomy:
-    """A causal language model as embed -> blocks -> finish -> head.
+    """The structure of a causal language model, and its forward in steps: embed, blocks, finish, head.
 
     Args:
         model: A transformers causal language model in eval mode.
@@ -57,7 +57,7 @@ class Anatomy:
 
     @cached_property
     def head(self) -> Head:
-        """From final hidden state to logits."""
+        """The output layer, from final hidden states to logits."""
         return Head.of(self.model, self.base)
 
     def slot(self, name: str) -> Slot:

@@ -1,4 +1,4 @@
-"""Dropping attention and MLP sub-blocks, blocks and pairs of blocks: what can be dropped, and what that does.
+"""Dropping of attention and MLP sub-blocks, blocks and pairs of blocks: the units, and their effect on the model.
 
 Everything about it is here: which modules a granularity allows to drop (``Drop.options``), how much each matters
 (``influence``), how rows of a population run without one (``silenced_rows``, and ``DropEffect.whole`` blocks are not
@@ -160,7 +160,7 @@ class Drop:
 
 
 def droppables(anatomy: Anatomy, granularity: str) -> tuple[Droppable, ...]:
-    """Return all that a granularity allows to drop, in the order in which it runs.
+    """Return all modules that may be dropped at a granularity, in the order in which they run.
 
     A sub-block is a child of the block with slots in it; slots that are the block's own children (as in OPT's MLP)
     make up one sub-block together. Its writer is the slot that runs last.

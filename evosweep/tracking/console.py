@@ -1,4 +1,4 @@
-"""What a user sees in the terminal: one line a fact, bars with time left, one table at the end."""
+"""Terminal output: lines, progress bars with time left, and the table of results."""
 
 import os
 from collections import deque
@@ -45,7 +45,7 @@ class _Tokens(ProgressColumn):
 
 
 class _Bars(Progress):
-    """Bars, and under them a table of what was done last."""
+    """Progress bars with a table of the last items under them."""
 
     notes: deque[Mapping[str, str]]
 

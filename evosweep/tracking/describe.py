@@ -1,4 +1,4 @@
-"""A search's result in words and tables: the notes of MLflow and Optuna Dashboard, the winner layer by layer."""
+"""Describes a result for the notes of MLflow and Optuna Dashboard, and lists the winner layer by layer."""
 
 from collections import Counter
 from typing import Any
@@ -10,7 +10,7 @@ MOST_LEVELS = 12  # a table of a ladder's hundreds of sparsities says less than 
 
 
 def describe(result: SearchResult) -> str:
-    """Return what was found, at what size, against what, with how much work, and what became of the layers."""
+    """Return a result in Markdown: figures, size, baselines, tokens and time, and the levels of the layers."""
     row = result.row()
     first = result.generations[0].validation
     levels = list(level_styles(result.problem))
@@ -42,7 +42,7 @@ def _removed(share: float) -> str:
 
 
 def layer_table(result: SearchResult) -> dict[str, list[Any]]:
-    """Return the winner as columns, a row a unit: where it is, its level, what that weighs and what it costs."""
+    """Return the winner as columns, a row for each unit: block, layer, level, bits and error."""
     genome = result.problem.encode(result.allocation)
     alive = result.problem.alive(genome)
     bits = result.problem.prices(genome)

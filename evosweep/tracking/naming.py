@@ -1,4 +1,4 @@
-"""What a run is called and which of its settings are shown beside it, the same in MLflow, Optuna and the console."""
+"""Names of runs, and the params shown beside them, the same in MLflow, Optuna and the console."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import PurePath

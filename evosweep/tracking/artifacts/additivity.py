@@ -1,4 +1,4 @@
-"""Figure and numbers: does the sum of layer errors rank allocations as fitness does? The premise of ILP, DP and greedy.
+"""Checks whether the sum of layer errors ranks allocations as fitness does, as ILP, DP and greedy assume.
 
 EvoPress starts from the claim that it does not (arXiv 2410.14649, section 3); here it is tested on one's own model.
 """

@@ -1,4 +1,4 @@
-"""The parent run of a multirun: its jobs' best figures, what they share, and who won."""
+"""The parent run of a multirun: figures of the best job, params that all jobs share, and their comparison."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Opens the MLflow store: new databases made whole or not at all, one process at a time, every wait bounded."""
+"""Opens the MLflow store: creates databases atomically, one process at a time, with bounded waits."""
 
 import logging
 import os

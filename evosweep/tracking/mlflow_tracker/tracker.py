@@ -1,4 +1,4 @@
-"""Listener that logs a search as an MLflow run."""
+"""``tracking=mlflow``: logs every search as an MLflow run."""
 
 import json
 import os
@@ -217,7 +217,7 @@ class MlflowTracker:
         self._put(writes.file(self._run, path))
 
     def deliver(self, result: SearchResult, *, report: Path, run: Path, trial: int | None) -> None:
-        """Log what a search leaves in the end: its figures, its report, a table of layers, the winner as a model.
+        """Log the report, a table of layers and, if asked for, the exported winner as a model.
 
         Args:
             result: Of the search.

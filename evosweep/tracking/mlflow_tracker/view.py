@@ -1,4 +1,4 @@
-"""What MLflow's pages open with: a table of the searches, best first, and charts that compare them."""
+"""The table and charts that MLflow's UI shows of an experiment: searches, best first, and their comparison."""
 
 import json
 from collections.abc import Sequence
@@ -100,7 +100,7 @@ def _differs(values: Sequence[object]) -> bool:
 
 
 def _charts(params: Sequence[str]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Return charts and their sections: results, what was varied against them, and the way there."""
+    """Return charts and their sections: results, results over varied params, and figures over generations."""
     common = {"runsCountToCompare": 30, "deleted": False, "isGenerated": False}
     charts: list[dict[str, Any]] = [
         {"uuid": "kl", "type": "BAR", "metricKey": KL, "metricSectionId": "results", "displayName": KL},

@@ -1,4 +1,4 @@
-"""What is written to a run: metrics, tags, files and pictures as writes of the outbox."""
+"""Makes the writes of a run for the outbox: metrics, tags, files and pictures."""
 
 import json
 import math

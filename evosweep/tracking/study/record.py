@@ -1,4 +1,4 @@
-"""A search written into an Optuna study, a generation at a time."""
+"""Writes a search into an Optuna study, a generation at a time."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -23,7 +23,7 @@ from evosweep.tracking.artifacts.heatmap import level_image, level_table
 from evosweep.tracking.base import TrackingError
 from evosweep.tracking.behind import one_line
 from evosweep.tracking.palette import level_styles
-from evosweep.tracking.study.dashboard import dress
+from evosweep.tracking.study.dashboard import add_to_dashboard
 
 SPANS = 16  # most parameters over the depth of a model
 RUN = "mlflow_run"  # attribute of the study and of elites
@@ -169,7 +169,7 @@ class StudyRecorder:
         self.study.set_user_attr("winner", dict(result.allocation))
         self.study.set_user_attr("result", json_safe(result.row()))
         self.study.set_user_attr("stopped", result.stopped)
-        dress(self.study, result)
+        add_to_dashboard(self.study, result)
 
     def _trial(
         self, candidate: Candidate, record: GenerationRecord, numbers: Mapping[int, int], *, won: bool
@@ -208,7 +208,7 @@ class StudyRecorder:
         return ", ".join(f"{unit.name}: {unit.levels[old].name} to {unit.levels[new].name}" for unit, old, new in units)
 
     def _picture(self, record: GenerationRecord) -> dict[str, str]:
-        """Keep the elite's levels as a picture; return what says so to Optuna.
+        """Save the elite's levels as a picture; return the attributes that link it in Optuna.
 
         A trial that is added finished cannot be given artifacts afterwards, so this is what Optuna's own
         ``upload_artifact`` would have noted.
