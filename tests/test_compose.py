@@ -48,7 +48,7 @@ def test_every_choice_composes(group: str, choice: str) -> None:
 def test_the_quickstart_sweeps_four_allocators_without_being_told() -> None:
     config = composed("+experiment=quickstart")
     assert config.hydra.mode.name == "MULTIRUN"
-    assert config.hydra.sweeper.params.sampler == "uniform,owl,ilp_scaled,evopress"
+    assert config.hydra.sweeper.params.sampler == "uniform,owl,ilp_scaled,evopress_ilp_scaled"
     HydraConfig.instance().cfg = None
 
 
@@ -58,7 +58,7 @@ def test_every_module_of_a_plug_in_package_has_a_choice() -> None:
     package = Path(CONF).parent / "evosweep"
     for folder, shared in {
         "fitness": {"base"},
-        "allocators": {"base", "harm"},
+        "allocators": {"base", "harm", "quiet"},
         "compressors": {"base", "compensate", "grid", "integer", "kernels", "payload", "sparse", "statistics"},
         "samplers": {"base", "dashboard", "levels", "record", "storage"},
         "exporters": {"base"},

@@ -150,7 +150,7 @@ class TestBudgetsAtTheirEnds:
         assert Budget(**{kind: printed}).problem(units, fixed_bits=801).budget >= Problem(units, budget=10**9).least
 
     @pytest.mark.parametrize("kind", ["bits_per_weight", "megabytes"])
-    @pytest.mark.parametrize("value", [1e308, 1e30, 100.0])
+    @pytest.mark.parametrize("value", [1e12, 1e9, 100.0])
     def test_a_budget_above_the_largest_levels_is_said(self, kind: str, value: float) -> None:
         budget = Budget(**{kind: value})
         problem = budget.problem(self.units, fixed_bits=800)
