@@ -65,6 +65,11 @@ def allocate(allocator: Allocator, problem: Problem) -> Genome:
 def column(problem: Problem, name: str, *, only: Sequence[int] | None = None) -> npt.NDArray[np.float64]:
     """Return a column of the units, or of those with the indices ``only``, shape (units,).
 
+    Args:
+        problem: Units.
+        name: Of the column.
+        only: Indices of units; None: all.
+
     Raises:
         StoreError: Some unit lacks it.
     """

@@ -35,7 +35,13 @@ class Magnitude(SparseLevels):
     def compress(
         self, weights: Mapping[str, torch.Tensor], statistics: Statistics, plans: Plans
     ) -> dict[str, dict[str, Payload]]:
-        """Return unit -> level name -> payload; no statistic is read."""
+        """Return unit -> level name -> payload of layers pruned by magnitude.
+
+        Args:
+            weights: fp32 weights (out, in) by unit name.
+            statistics: Not read: no statistic is needed.
+            plans: What ``plan`` returned.
+        """
         del statistics
         return {
             name: {level.name: payload_of(weight, _mask(weight.abs(), level.spec)) for level in plans[name]}

@@ -36,7 +36,13 @@ class RoundToNearest(IntegerLevels):
     def compress(
         self, weights: Mapping[str, torch.Tensor], statistics: Statistics, plans: Plans
     ) -> dict[str, dict[str, Payload]]:
-        """Return unit -> level name -> payload; no statistic is read."""
+        """Return unit -> level name -> payload of layers rounded to nearest.
+
+        Args:
+            weights: fp32 weights (out, in) by unit name.
+            statistics: Not read: no statistic is needed.
+            plans: What ``plan`` returned.
+        """
         del statistics
         return {
             name: {level.name: self._round(weight, level.spec.bits) for level in plans[name]}

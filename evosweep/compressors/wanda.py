@@ -35,7 +35,13 @@ class Wanda(SparseLevels):
     def compress(
         self, weights: Mapping[str, torch.Tensor], statistics: Statistics, plans: Plans
     ) -> dict[str, dict[str, Payload]]:
-        """Return unit -> level name -> payload."""
+        """Return unit -> level name -> payload of layers that share an input.
+
+        Args:
+            weights: fp32 weights (out, in) by unit name.
+            statistics: The diagonal of the shared input's second moment.
+            plans: What ``plan`` returned.
+        """
         norms = statistics.second_moment_diagonal.sqrt()
         result = {}
         for name, weight in weights.items():

@@ -219,7 +219,13 @@ class Silent:
     """Progress that shows nothing."""
 
     def track(self, items: Sequence[T], *, description: str, tokens: int | None = None) -> Iterable[T]:
-        """Yield ``items``."""
+        """Return ``items``.
+
+        Args:
+            items: What is worked on.
+            description: Not shown.
+            tokens: Not shown.
+        """
         del description, tokens
         return items
 

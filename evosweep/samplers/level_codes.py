@@ -12,7 +12,9 @@ from evosweep.core.errors import EvosweepError
 from evosweep.core.problem import Genome, Problem
 
 DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
-LEVELS, UNITS, LADDERS = "levels", "units", "ladders"  # attributes: of a trial; of its study, what they mean
+LEVELS = "levels"  # trial attribute: the levels as text
+UNITS = "units"  # study attribute: index of every unit's ladder
+LADDERS = "ladders"  # study attribute: level names of every ladder
 
 
 def written(problem: Problem, genome: Genome) -> str:
@@ -20,7 +22,8 @@ def written(problem: Problem, genome: Genome) -> str:
     width = _width(int(problem.sizes.max()))
     text = []
     for level in genome.tolist():
-        digits, rest = "", level
+        digits = ""
+        rest = level
         for _ in range(width):
             rest, digit = divmod(rest, len(DIGITS))
             digits = DIGITS[digit] + digits
@@ -47,7 +50,8 @@ def allocation_of(study: optuna.Study, trial: FrozenTrial) -> Allocation:
     text = trial.user_attrs.get(LEVELS)
     if text is None or UNITS not in attributes or LADDERS not in attributes:
         raise EvosweepError(f"trial {trial.number} of study {study.study_name!r} was not recorded with its levels")
-    units, ladders = attributes[UNITS], attributes[LADDERS]
+    units = attributes[UNITS]
+    ladders = attributes[LADDERS]
     width = _width(max(len(ladders[ladder]) for ladder in units.values()))
     indices = [int(text[start : start + width], len(DIGITS)) for start in range(0, len(text), width)]
     return Allocation(

@@ -104,7 +104,9 @@ class Selector:
             return Selection(candidates[0], (candidates[0].genome,), tuple(candidates))
         by_slot = {candidate.slot: candidate for candidate in candidates}
         alive = list(candidates)
-        records, tokens, saved = [], 0, 0
+        records = []
+        tokens = 0
+        saved = 0
         last = len(self.plan.stages) - 1
         for index, stage in enumerate(self.plan.stages):
             survivors = max(stage.survivors, self.parents) if index == last else stage.survivors

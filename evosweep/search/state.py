@@ -70,7 +70,8 @@ class SearchState:
         """Raise EvosweepError where the search that would continue is another one, naming what differs."""
         _check_problem(self.problem.fingerprint, problem)
         for key in [*identity, *self.identity]:
-            mine, other = self.identity.get(key), identity.get(key)
+            mine = self.identity.get(key)
+            other = identity.get(key)
             if json.dumps(mine, sort_keys=True) != json.dumps(other, sort_keys=True):
                 raise EvosweepError(
                     f"this search state is of a search with another {key} ({_short(mine)}, now {_short(other)}); "
