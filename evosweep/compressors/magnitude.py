@@ -1,6 +1,6 @@
 """Magnitude pruning: the largest weights of a layer stay."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import torch
 
@@ -21,16 +21,6 @@ class Magnitude(SparseLevels):
     """
 
     needs: frozenset[str] = frozenset()
-
-    def __init__(
-        self,
-        *,
-        sparsity: float = 0.5,
-        window: float = 0.25,
-        step: int | None = None,
-        patterns: Sequence[str] | None = None,
-    ) -> None:
-        super().__init__(sparsity=sparsity, window=window, step=step, patterns=patterns)
 
     def compress(
         self, weights: Mapping[str, torch.Tensor], statistics: Statistics, plans: Plans

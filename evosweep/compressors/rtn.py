@@ -1,6 +1,6 @@
 """Round to nearest: no calibration, no compensation."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import torch
 
@@ -22,16 +22,6 @@ class RoundToNearest(IntegerLevels):
     """
 
     needs: frozenset[str] = frozenset()
-
-    def __init__(
-        self,
-        *,
-        bits: Sequence[int] = (2, 3, 4, 5, 6),
-        group: int | None = 64,
-        symmetric: bool = False,
-        coarse_scales: bool = False,
-    ) -> None:
-        super().__init__(bits=bits, group=group, symmetric=symmetric, coarse_scales=coarse_scales)
 
     def compress(
         self, weights: Mapping[str, torch.Tensor], statistics: Statistics, plans: Plans

@@ -9,7 +9,7 @@ from evosweep.core.checks import check_int
 from evosweep.core.errors import SettingError
 from evosweep.core.problem import Genome, Problem
 from evosweep.samplers.base import PopulationSampler
-from evosweep.search.evopress import EvoPress
+from evosweep.search.evolution import EvoPress
 from evosweep.search.mutation import Flips, Mutation
 
 

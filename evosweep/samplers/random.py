@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from evosweep.core.problem import Genome, Problem
 from evosweep.samplers.base import PopulationSampler
-from evosweep.search.evopress import RandomSearch
+from evosweep.search.evolution import RandomSearch
 
 
 class RandomFeasibleSampler(PopulationSampler):

@@ -72,8 +72,7 @@ def run_search(
     started = SearchStarted(
         name=name, problem=problem, seed=sampler.seed, facts=facts or {}, continued=state.generation
     )
-    for event in (started, *state.records):
-        _notify(listeners, event)
+    _notify(listeners, started, *state.records)
     search = _Search(sampler, scorer, plan, progress or Silent(), state)
     search.catch_up()
     stopped = search.run(listeners, state_path)
@@ -280,6 +279,7 @@ def _check_figures(figures: Mapping[str, float], whose: str) -> None:
         )
 
 
-def _notify(listeners: Sequence[Listener], event: Event) -> None:
-    for listener in listeners:
-        listener.on_event(event)
+def _notify(listeners: Sequence[Listener], *events: Event) -> None:
+    for event in events:
+        for listener in listeners:
+            listener.on_event(event)

@@ -7,9 +7,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from evosweep.compressors.none import NoCompression
 from evosweep.compressors.rtn import RoundToNearest
 from evosweep.compressors.sparse_gptq import SparseGPTQ
+from evosweep.compressors.uncompressed import NoCompression
 from evosweep.compressors.wanda import Wanda
 from evosweep.core.errors import ExportError
 from evosweep.core.problem import Problem

@@ -6,7 +6,7 @@ from evosweep.core.problem import Problem
 from evosweep.core.seeds import generator
 from evosweep.core.unit import Level, Unit
 from evosweep.search import moves
-from evosweep.search.evopress import EvoPress
+from evosweep.search.evolution import EvoPress
 from evosweep.search.mutation import Flips
 from tests.conftest import ladder, make_problem
 

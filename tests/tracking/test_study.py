@@ -10,6 +10,7 @@ from PIL import Image
 
 from evosweep.core.errors import EvosweepError, SettingError
 from evosweep.core.events import Candidate, GenerationRecord, SearchEnded, SearchResult, SearchStarted
+from evosweep.core.genomes import genome_to_text
 from evosweep.core.problem import Problem
 from evosweep.core.unit import Level, Unit
 from evosweep.samplers import level_codes
@@ -135,9 +136,7 @@ def test_ladders_longer_than_the_digits_are_read_back() -> None:
     for name, value in level_codes.key(problem).items():
         study.set_user_attr(name, value)
     for genome in (np.array([39, 0, 36]), np.array([0, 2, 9])):
-        study.add_trial(
-            optuna.trial.create_trial(value=0.0, user_attrs={"levels": level_codes.written(problem, genome)})
-        )
+        study.add_trial(optuna.trial.create_trial(value=0.0, user_attrs={"levels": genome_to_text(problem, genome)}))
         assert level_codes.allocation_of(study, study.trials[-1]) == problem.decode(genome)
 
 
