@@ -34,7 +34,7 @@ CASES = {
         "MB",
     ),
     "budget no number": (["budget=bits_per_weight", "budget.bits_per_weight=lots"], "budget.bits_per_weight", "lots"),
-    "two budgets": (["budget.megabytes=10"], "exactly one of", "megabytes"),
+    "two budgets": (["budget.megabytes=10", "budget.as_uniform=3"], "exactly one of", "megabytes"),
     "level that no unit has": (["budget.as_uniform=7"], "budget.as_uniform must be one of 2, 3, 4, 5, 6", "7"),
     "bits out of range": (["compressor.bits=[1,3]"], "compressor.bits", "from 2 to 8"),
     "group that does not divide": (
@@ -64,7 +64,7 @@ CASES = {
     ),
     "M that does not divide": (
         ["compressor=magnitude", "compressor.patterns=['2:5']"],
-        "M of compressor.patterns must be",
+        "M of patterns must be",
         "q_proj",
         "2:5",
     ),
@@ -79,14 +79,18 @@ CASES = {
     "nothing to choose": (["compressor=none", "budget=megabytes"], "compressor must be something else", ""),
     "uniform dropping": (
         ["compressor=none", "drop=blocks", "budget=blocks_kept", "sampler=uniform"],
-        "sampler must be",
+        "sampler.allocator must be",
         "leave_one_out",
     ),
-    "ranking without dropping": (["sampler=block_influence"], "sampler must be one that chooses levels", "drop"),
+    "ranking without dropping": (
+        ["sampler=block_influence"],
+        "sampler.allocator must be one that chooses levels",
+        "drop",
+    ),
     "model path that is none": (["model=hf", "model.path=folder"], "model.path", "config.json"),
     "model path left out": (["model=hf"], "model.path must be given", ""),
     "model path misspelt": (["model=hf", "model.path=./foldr"], "model.path", "did you mean 'folder'"),
-    "device": (["model.device=gpu"], "model.device", "cuda"),
+    "device": (["model.device=gpu"], "model.device must be one of auto, cpu", "did you mean"),
     "dtype": (["model.dtype=float23"], "model.dtype must be one of", "float32"),
     "more calibration tokens than text": (["tokens.calibration=6400000"], "tokens.calibration must be at most", ""),
     "more search tokens than text": (

@@ -33,7 +33,7 @@ def manifest(folder: Path, *launcher: str) -> dict:
     assert done.returncode == 0, done.stderr
     (path,) = (cache / "stores").glob("*/manifest.json")
     (result,) = folder.glob("runs/evosweep/*/result.json")  # one process searched
-    return {**json.loads(path.read_text()), "kl": json.loads(result.read_text())["kl"]}
+    return {**json.loads(path.read_text()), "kl": json.loads(result.read_text())["metrics"]["kl"]}
 
 
 def test_two_processes_build_what_one_builds(tmp_path) -> None:

@@ -4,7 +4,9 @@ Objects do not know the configuration: their constructors raise with the name of
 ``_target_`` adds the path at which the object stands.
 """
 
+import functools
 import importlib
+import inspect
 import re
 from collections import deque
 from collections.abc import Mapping
@@ -119,6 +121,7 @@ class Later:
 
     def __init__(self, target: Any, arguments: Mapping[str, Any], path: str, raw: Mapping[str, Any]) -> None:
         self.target, self.arguments, self.path, self.raw = target, dict(arguments), path, raw
+        self.__signature__ = inspect.signature(functools.partial(target, **arguments))  # for who asks what it takes
 
     def __call__(self, **rest: Any) -> Any:
         """Return the object."""

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 from rich.console import Console
-from rich.markdown import Markdown
 
 from evosweep.cli.compose import build
 from evosweep.core.errors import EvosweepError
@@ -18,6 +17,7 @@ from evosweep.core.results import RESULT, read_result
 from evosweep.pipeline import CONFIG, MODEL
 from evosweep.tracking import comparison
 from evosweep.tracking.artifacts.compared import FIGURES as compared_figures
+from evosweep.tracking.base import TrackingError
 from evosweep.tracking.console import COLUMNS, summary, terminal
 
 if TYPE_CHECKING:
@@ -43,7 +43,8 @@ def finish(run: "Summary", status: str, began: Sequence[Path]) -> None:
         if table is not None:
             console.print(table)
             if len({row["seed"] for row in rows}) > 1:
-                console.print(Markdown(comparison.markdown(rows)))
+                for line in standings(rows):
+                    console.print(line, highlight=False, markup=False, soft_wrap=True)
             for line in [
                 SELECTION,
                 *lying(folders, rows),
@@ -52,6 +53,17 @@ def finish(run: "Summary", status: str, began: Sequence[Path]) -> None:
                 console.print(redact(line), highlight=False, markup=False, soft_wrap=True)
         if run.multirun is not None:
             _log(run, status, began, rows, table)
+
+
+def standings(rows: Sequence[Row]) -> list[str]:
+    """Return one line for every entry of the comparison: means over seeds, and how it stands to the best."""
+    found = [dict(zip(comparison.COLUMNS, line, strict=True)) for line in comparison.table(rows)]
+    return [
+        f"{line['budget']} {line['sampler']}: kl {line['kl']:.4f}"
+        + (f" ± {line['kl_sd']:.4f}" if line["kl_sd"] is not None else "")
+        + f" over {line['seeds']} seeds, {line['verdict']}"
+        for line in found
+    ]
 
 
 def _export_winners(folders: Sequence[Path], rows: Sequence[Row]) -> None:
@@ -123,7 +135,10 @@ def _log(run: "Summary", status: str, began: Sequence[Path], rows: Sequence[Row]
         failures = []
         for config in _trackings(run.config, began):
             try:
-                build(config, "tracking").summarize(run.multirun, status=status, files=files, note=note)
+                tracker = build(config, "tracking")
+                tracker.summarize(run.multirun, status=status, files=files, note=note)
+                if tracker.missing:
+                    raise TrackingError(tracker.missing)
             except EvosweepError as error:
                 failures.append(error)
     if failures:

@@ -100,7 +100,7 @@ class StagedScorer:
         key = None if genome is None else genome.tobytes()
         if key not in self.evaluator.validated:  # several searches of one evaluator start from the same allocation
             windows = range(len(self.evaluator.splits["validation"].windows))
-            measures = [KL(), Perplexity()]
+            measures: list[Fitness] = [KL(), Perplexity()]
             losses = self.evaluator.token_losses(
                 None if genome is None else genome[None], split="validation", windows=windows, fitness=measures
             )

@@ -33,7 +33,7 @@ class KL:
         constant = torch.empty(len(dense.hidden), device=dense.hidden.device)
         for span, logits in dense.logits():
             total = torch.logsumexp(logits, dim=1)
-            rows[span] = ((logits - total[:, None]).exp() @ head.weight.float()).to(width)
+            rows[span] = ((logits - total[:, None]).exp() @ head.wide.weight.float()).to(width)
             constant[span] = (dense.hidden[span].float() * rows[span].float()).sum(dim=1) - total
         return {"mean_row": rows, "constant": constant}
 

@@ -2,6 +2,7 @@
 
 import copy
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -65,13 +66,21 @@ class Head:
 
     def piece(self, start: int, stop: int) -> "Head":
         """Return a linear head of the vocabulary's rows ``start`` to ``stop``."""
-        bias = None if self.bias is None else self.bias[start:stop]
-        return replace(self, weight=self.weight[start:stop], bias=bias)
+        head = self.wide
+        bias = None if head.bias is None else head.bias[start:stop]
+        return replace(head, weight=head.weight[start:stop], bias=bias)
+
+    @cached_property
+    def wide(self) -> "Head":
+        """The same head in fp32 on a CPU, which cannot multiply half-precision factors into fp32 sums; else itself."""
+        if self.weight.device.type != "cpu" or self.weight.dtype is torch.float32:
+            return self
+        return replace(self, weight=self.weight.float(), bias=None if self.bias is None else self.bias.float())
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Return fp32 logits (tokens, vocabulary) for hidden states (tokens, hidden)."""
         if self.linear:
-            return linear_fp32(hidden, self.weight, self.bias)
+            return linear_fp32(hidden, self.wide.weight, self.wide.bias)
         tokens = torch.zeros((1, len(hidden)), dtype=torch.long, device=hidden.device)
         final = copy.copy(self.output)
         final["last_hidden_state"] = hidden[None]

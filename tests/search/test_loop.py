@@ -327,5 +327,5 @@ def test_a_parent_that_is_the_best_again_is_a_trial(problem: Problem, tmp_path) 
     assert again, "no parent was ever the best again"
     for trial in again:
         before = recorder.study.trials[trial.user_attrs["duplicate_of"]]
-        assert before.user_attrs["levels"] == trial.user_attrs["levels"] and trial.value is not None
+        assert before.user_attrs["levels"] == trial.user_attrs["levels"] and trial.user_attrs["elite"]
     assert allocation_of(recorder.study, recorder.study.trials[recorder.winner]) == result.allocation
