@@ -112,8 +112,9 @@ class _Search:
 
     def catch_up(self) -> None:
         """Bring sampler and surrogate to where they were when the state was written."""
-        restore = getattr(self.sampler, "restore", None)
-        if restore is not None and self.state.records:
+        # Without a state of its own (or with an empty one), a sampler follows from what it proposed.
+        restore = getattr(self.sampler, "restore", None) if self.state.sampler else None
+        if restore is not None:
             restore(self.state.sampler)
         before: tuple[Any, ...] = ()
         for record in self.state.records:

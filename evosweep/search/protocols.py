@@ -1,4 +1,4 @@
-"""What a search needs of others: a sampler that proposes, a scorer that gives numbers."""
+"""Interfaces that a search needs: a sampler that proposes genomes, a scorer that evaluates them."""
 
 from collections.abc import Mapping, Sequence
 from typing import Protocol
@@ -64,9 +64,9 @@ class Scorer(Protocol):
 class Sampler(Protocol):
     """Proposes generations.
 
-    A sampler whose proposals follow from (generation, parents) alone needs nothing more. One that remembers is asked
-    and notified again for every recorded generation when a search continues, which brings it to where it was; if that
-    takes long, it may have ``state() -> JSON value`` and ``restore(value)`` instead, which are then used.
+    When a search continues, ``population`` and ``learn`` are called again for every recorded generation, and an error
+    is raised where the proposals differ. If that takes long, a sampler may have ``state() -> JSON value`` and
+    ``restore(value)``: where ``state`` returned something that is not empty, ``restore`` is called instead.
 
     Attributes:
         name: Name of the sampler, as in ``sampler=...``.
