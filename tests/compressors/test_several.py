@@ -16,7 +16,7 @@ from evosweep.models.patch import replaced_weights
 from evosweep.search.evolution import RandomSearch
 from evosweep.store.build import StoreBuilder
 from evosweep.store.store_plan import plan_store
-from tests.contracts.compressor import CompressorContract, gram_of, statistics_of
+from evosweep.testing.compressor import CompressorContract, gram_of, statistics_of
 
 
 def both(**settings: bool) -> Several:

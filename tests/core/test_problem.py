@@ -6,7 +6,7 @@ from evosweep.core.budget import Budget
 from evosweep.core.errors import BudgetError, EvosweepError, SettingError
 from evosweep.core.problem import Problem
 from evosweep.core.unit import Level, Nominal, Unit
-from tests.conftest import ladder, make_problem
+from evosweep.testing.problems import ladder, make_problem
 
 
 def test_cost_is_the_sum_of_the_chosen_levels(problem: Problem) -> None:

@@ -21,7 +21,7 @@ from evosweep.models.dropping import Drop
 from evosweep.models.load import LoadedModel
 from evosweep.store.build import StoreBuilder
 from evosweep.store.store_plan import plan_store
-from tests.contracts.exporter import ExporterContract
+from evosweep.testing import ExporterContract
 from tests.models.test_anatomy import small
 from tests.models.test_dropping import NoTokenizer, splits
 

@@ -17,7 +17,8 @@ from evosweep.samplers.evopress import EvoPressSampler
 from evosweep.samplers.random import RandomFeasibleSampler
 from evosweep.samplers.static import AllocatorSampler, SweptAllocatorSampler
 from evosweep.search.mutation import Flips
-from tests.contracts.sampler import SamplerContract, unfilled_problem
+from evosweep.testing import SamplerContract
+from evosweep.testing.problems import unfilled_problem
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 

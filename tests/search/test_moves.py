@@ -8,7 +8,7 @@ from evosweep.core.unit import Level, Unit
 from evosweep.search import moves
 from evosweep.search.evolution import EvoPress
 from evosweep.search.mutation import Flips
-from tests.conftest import ladder, make_problem
+from evosweep.testing.problems import ladder, make_problem
 
 
 def rng(seed: int = 0) -> np.random.Generator:

@@ -14,10 +14,10 @@ from evosweep.core.genomes import genome_to_text
 from evosweep.core.problem import Problem
 from evosweep.core.unit import Level, Unit
 from evosweep.samplers import level_codes
+from evosweep.testing.problems import ladder
 from evosweep.tracking.artifacts.heatmap import level_image
 from evosweep.tracking.study.record import SPANS, StudyRecorder, aggregates
 from evosweep.tracking.study.storage import Journal, Memory
-from tests.conftest import ladder
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 
