@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from evosweep.assets import locks
 from evosweep.compressors.rtn import RoundToNearest
 from evosweep.core.errors import AssetError, SettingError, StoreError
 from evosweep.store.build import StoreBuilder, megabytes
@@ -127,17 +128,18 @@ def test_sizes_are_never_rounded_to_nothing(size: int, text: str) -> None:
     assert megabytes(size) == text
 
 
-def test_a_wait_for_another_process_is_said_and_ends_in_one_line(plan, splits, cache) -> None:
+def test_a_wait_for_another_process_is_said_and_ends_in_one_line(plan, splits, cache, monkeypatch) -> None:
+    monkeypatch.setattr(locks, "SILENT_SECONDS", 0.2)
     store = StoreBuilder().open(plan, splits["calibration"], model_name="t")
     target = store.folder.rename(cache / "elsewhere") and store.folder
     heard = Heard()
     with held(target, 60) as process:
         began = time.monotonic()
         with pytest.raises(
-            StoreError, match=rf"process {process.pid} on .* is still building level store .* after 4 s.*lock_timeout"
+            StoreError, match=rf"process {process.pid} on .* is still building level store .* after 0.5 s.*lock_timeout"
         ):
-            StoreBuilder(lock_timeout=4).open(plan, splits["calibration"], model_name="t", progress=heard)
-        assert 3.5 < time.monotonic() - began < 10
+            StoreBuilder(lock_timeout=0.5).open(plan, splits["calibration"], model_name="t", progress=heard)
+        assert 0.4 < time.monotonic() - began < 5
     assert f"waiting for process {process.pid} on" in heard.lines[0] and f"{target.name}.lock" in heard.lines[0]
 
 
