@@ -26,7 +26,7 @@ class Allocator(Protocol):
 
 
 def is_allocator(value: object) -> TypeGuard[Allocator]:
-    """Return whether an object has what an allocator needs."""
+    """Return whether an object has the attributes and methods of an allocator."""
     return all(hasattr(value, name) for name in ("columns", "check", "allocate"))
 
 

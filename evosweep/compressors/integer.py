@@ -1,4 +1,4 @@
-"""What integer quantizers share: levels, costs, payloads."""
+"""Base of integer quantizers: levels, costs, payloads."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""What pruners share: levels that step by the same number of weights in every unit, and their payloads."""
+"""Base of pruners: levels that step by the same number of weights in every unit, and their payloads."""
 
 import re
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""A problem: units, their levels and a budget. All that a search needs to know; numpy only."""
+"""A search problem: units, their levels and a budget; numpy only."""
 
 import functools
 from collections.abc import Callable, Mapping, Sequence

@@ -80,7 +80,7 @@ class PopulationSampler(optuna.samplers.BaseSampler):
         return {key: value for key, value in self.__dict__.items() if key not in ("_caches", "_lock")}
 
     def __setstate__(self, state: Mapping[str, Any]) -> None:
-        """Take what ``__getstate__`` returned, and start with empty caches."""
+        """Restore what ``__getstate__`` returned, with empty caches."""
         self.__dict__.update(state)
         self._caches = WeakKeyDictionary()
         self._lock = threading.RLock()
@@ -126,7 +126,7 @@ class PopulationSampler(optuna.samplers.BaseSampler):
         return candidates
 
     def learn(self, candidates: Sequence[Candidate]) -> None:
-        """Take the scores of the generation proposed last. Samplers that learn from parents alone do nothing."""
+        """Learn the scores of the generation proposed last. Samplers that learn from parents alone do nothing."""
 
     def state(self) -> dict[str, Any]:
         """Return, as JSON, what cannot be rebuilt from the parents; ``restore`` takes it in another process."""
@@ -323,7 +323,7 @@ def unit_distributions(problem: Problem) -> dict[str, BaseDistribution]:
 
 
 def suggest_allocation(trial: optuna.Trial, problem: Problem) -> Allocation:
-    """Suggest every unit's level in an objective of your own."""
+    """Return the allocation of a trial, for objectives of your own: suggests every unit's level."""
     return Allocation({unit.name: trial.suggest_categorical(unit.name, unit.level_names) for unit in problem.units})
 
 

@@ -233,7 +233,7 @@ class OptunaSampler(PopulationSampler):
         return {"settings": settings, "state": self.state()}
 
     def __setstate__(self, state: Mapping[str, Any]) -> None:
-        """Take what ``__getstate__`` returned."""
+        """Restore what ``__getstate__`` returned."""
         self.__init__(**state["settings"])  # type: ignore[misc]
         self.restore(state["state"])
 

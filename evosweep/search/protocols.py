@@ -13,7 +13,7 @@ Genomes = npt.NDArray[np.int64]
 
 
 class Scorer(Protocol):
-    """Gives numbers about genomes; which of them survive is decided in ``search``.
+    """Computes losses and fitness of genomes; ``search`` decides which survive.
 
     The tokens of a stage follow from (seed, generation, stage) alone: a stage scored twice gives the same numbers.
     ``losses``, ``reduce`` and ``seq_len`` are needed for racing only, ``score_all`` and ``final_tokens`` only where a

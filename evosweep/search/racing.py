@@ -36,7 +36,7 @@ STEP = 8  # numbers of competitors are rounded up to multiples of it, which is n
 
 @dataclass(frozen=True)
 class Look:
-    """When a race is looked at: after ``windows`` windows, of which only the first ``length`` tokens are scored."""
+    """An interim look of a race: after ``windows`` windows, of which only the first ``length`` tokens are scored."""
 
     windows: int
     length: int
@@ -44,7 +44,7 @@ class Look:
 
 @dataclass(frozen=True)
 class Racing:
-    """When to give a candidate up.
+    """The rule by which a race stops scoring a candidate.
 
     Promised: in a field of equally good candidates each is given up before the stage's end with probability ``error``,
     all looks and all competitors taken together. Where candidates differ (evenly, or normally about their mean), one

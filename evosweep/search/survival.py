@@ -1,4 +1,4 @@
-"""Survival: who goes on from a stage, and how much of the stage must be scored to know it."""
+"""Strategies that score the candidates of a stage: all on every token, or as a race."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from evosweep.search.racing import Look, Racing
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a stage found about its candidates.
+    """Scores of a stage's candidates.
 
     Attributes:
         scores: Fitness, shape (candidates,); of those given up, on the tokens that they were scored on.
@@ -31,7 +31,7 @@ class Outcome:
 
 
 class Survival(Protocol):
-    """How a stage scores its candidates; a rule of your own is ``Plan(survival=...)``.
+    """Strategy that scores a stage's candidates; pass one of your own as ``Plan(survival=...)``.
 
     Its ``repr`` is stored with a search's state: one with other settings cannot continue the search.
     """
