@@ -21,13 +21,13 @@ from evosweep.fitness.base import Fitness
 from evosweep.fitness.kl import KL
 from evosweep.models.dropping import Drop
 from evosweep.models.load import HuggingFace, LoadedModel, ModelSource
-from evosweep.pipeline import Exporter
 from evosweep.pipeline import export as export_result
 from evosweep.samplers.base import PopulationSampler
 from evosweep.samplers.evopress import EvoPressSampler
 from evosweep.search.loop import run_search as drive
 from evosweep.search.plan import Plan
 from evosweep.store.build import StoreBuilder
+from evosweep.task import Exporter
 from evosweep.workbench import Workbench
 
 __all__ = ["build_store", "export", "load", "load_packed", "make_problem", "run_search", "tokenize"]

@@ -5,143 +5,37 @@ here: ``evosweep.cli`` builds the objects from YAML, ``evosweep.api`` from Pytho
 """
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-from evosweep.compressors.base import Compressor
-from evosweep.core.budget import Budget
 from evosweep.core.errors import SettingError
-from evosweep.core.events import Event, GenerationRecord, Listener, Progress, SearchResult
+from evosweep.core.events import Event, GenerationRecord, Listener, SearchResult
 from evosweep.core.problem import Problem
 from evosweep.core.results import write_result
 from evosweep.evaluate.memory import plan_memory
-from evosweep.evaluate.population import Evaluator
-from evosweep.evaluate.scorer import StagedScorer
 from evosweep.evaluate.sensitivity import MEASURES, measure
-from evosweep.fitness.base import Fitness
-from evosweep.models.anatomy import Anatomy
 from evosweep.models.checkpoint import check_length
-from evosweep.models.dropping import Drop
-from evosweep.models.load import LoadedModel
 from evosweep.samplers.base import PopulationSampler
 from evosweep.search.loop import end_search, run_search
-from evosweep.search.plan import Plan
-from evosweep.search.protocols import Scorer
 from evosweep.search.state import SearchState
+from evosweep.task import Draft, Exporter, Notes, Storage, Task
 from evosweep.tracking.base import TextInput, Tracker, TrackingError
 from evosweep.tracking.behind import Behind
 from evosweep.tracking.naming import run_name
-from evosweep.tracking.report import Report
 from evosweep.tracking.study.record import StudyRecorder
 from evosweep.workbench import Workbench
 
+COMMON_TOKENS = 8192  # search tokens that winners are compared on where the plan scores no elites again
 logger = logging.getLogger(__name__)
 ALLOCATION = "allocation.json"
 SETTLE = 60.0  # seconds that writing may go on after a search
 CONFIG = "config.yaml"  # settings of a run; there once they are checked
 STATE = "search_state.json"  # what a search needs to go on
 MODEL = "model"  # folder of the exported winner
-
-
-class Exporter(Protocol):
-    """Writes a winner as a model that loads elsewhere."""
-
-    @property
-    def enabled(self) -> bool:
-        """Whether to export at all."""
-
-    def check(self, compressor: Compressor, drop: Drop, anatomy: Anatomy) -> None:
-        """Raise SettingError where what a search may choose cannot be written."""
-
-    def export(
-        self,
-        genome: Any,
-        *,
-        problem: Problem,
-        evaluator: Evaluator,
-        loaded: LoadedModel,
-        folder: Path,
-        progress: Progress | None = None,
-    ) -> dict[str, Any]:
-        """Write the model; return ``path``, ``bytes``, ``size_mb``, ``load``, ``how_to_load`` ..."""
-
-
-class Storage(Protocol):
-    """Keeps Optuna studies."""
-
-    record: str
-    repaired: str
-
-    def open(self) -> Any:
-        """Return Optuna's storage."""
-
-    def artifact_store(self) -> Any:
-        """Return where pictures are kept, if anywhere."""
-
-
-@dataclass(frozen=True)
-class Task:
-    """One search, and where what it finds goes.
-
-    Attributes:
-        sampler: Makes the sampler of a problem: ``sampler(problem=.., seed=..)``.
-        scorer: Makes what scores candidates: ``scorer(evaluator=.., fitness=.., seed=..)``.
-        resume: Whether the search goes on from the state in ``folder``.
-        varied: Settings that a multirun varies, with this run's values; part of the run's name.
-        export_now: Whether the winner is exported by this run; a multirun exports its own winner at the end.
-    """
-
-    seed: int
-    budget: Budget
-    sampler: Callable[..., PopulationSampler]
-    fitness: Fitness
-    plan: Plan
-    exporter: Exporter
-    tracker: Tracker
-    storage: Storage
-    report: Report
-    folder: Path
-    scorer: Callable[..., Scorer] = StagedScorer
-    varied: Mapping[str, str] = field(default_factory=dict)
-    export_now: bool = True
-    resume: bool = False
-
-
-@dataclass(frozen=True)
-class Notes:
-    """What is recorded about a run beside its figures.
-
-    Attributes:
-        row: Further entries of ``result.json``.
-        params: Of the tracker's run.
-        config: Text of ``config.yaml``.
-        source: The text's settings, for the tracker.
-        experiment: Name that token splits are recorded under.
-        multirun: Name of the multirun that the run belongs to.
-        tags: Of the tracker's run.
-        facts: Of the study and the tracker's run.
-    """
-
-    row: Mapping[str, Any] = field(default_factory=dict)
-    params: Mapping[str, str] = field(default_factory=dict)
-    config: str = ""
-    source: str = ""
-    experiment: str = "evosweep"
-    multirun: str | None = None
-    tags: Mapping[str, str] = field(default_factory=dict)
-    facts: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Draft:
-    """A task that was checked against its model and text, before any long work."""
-
-    name: str
-    columns: tuple[str, ...]
 
 
 def check(task: Task, bench: Workbench) -> Draft:
@@ -201,7 +95,8 @@ def run(task: Task, bench: Workbench, draft: Draft, notes: Notes) -> dict[str, A
         )
         with _heard(listeners):
             result = _searched(task, bench, draft, notes, problem, spent, listeners, recorder)
-            row = _row(task, bench, draft, notes, result)
+            result = replace(result, continuations=_continuations(task, bench, result))
+            row = {**_row(task, bench, draft, notes, result), **_comparable(task, bench, result)}
             write_result(task.folder, row)
             if task.exporter.enabled and task.export_now:
                 result = replace(result, export=export(result, bench, task.exporter, task.folder / MODEL))
@@ -215,6 +110,43 @@ def run(task: Task, bench: Workbench, draft: Draft, notes: Notes) -> dict[str, A
         write_result(task.folder, row)
     _check_recorded(task, listeners)
     return row
+
+
+def _continuations(task: Task, bench: Workbench, result: SearchResult) -> dict[str, dict[str, str]]:
+    """Return prompt -> who -> continuation, for the dense model, the uniform allocation and the winner."""
+    prompts = task.report.prompts
+    if not prompts:
+        return {}
+    problem = result.problem
+    genomes = {"dense": None, "uniform": problem.uniform(), result.sampler: problem.encode(result.allocation)}
+    with bench.timed("continuations"):
+        texts = {
+            name: bench.continuations(genome, prompts=prompts, tokens=task.report.prompt_tokens)
+            for name, genome in genomes.items()
+        }
+    return {prompt: {name: texts[name][index] for name in texts} for index, prompt in enumerate(prompts)}
+
+
+def _comparable(task: Task, bench: Workbench, result: SearchResult) -> dict[str, Any]:
+    """Return what winners of different searches are compared by.
+
+    ``search_loss`` is on the same search tokens for all searches of a workbench, so that a multirun can name its best
+    job without a look at validation; ``kl_by_window`` is on validation, for paired tests of what was named.
+    """
+    genome = result.problem.encode(result.allocation)
+    scorer = task.scorer(evaluator=bench.evaluator, fitness=task.fitness, seed=task.seed)
+    limit = task.plan.final_limit if task.plan.final else COMMON_TOKENS
+    if result.final is None:
+        loss = float(scorer.score_all(genome[None], limit=limit)[0])
+    else:
+        loss = result.final.scores[result.winner_generation]
+    return {
+        "text": bench.splits["validation"].hash,
+        "kl_by_window": bench.kl_by_window(genome),
+        "search_loss": loss,
+        "search_loss_tokens": scorer.final_tokens(limit),
+        "continuations": {prompt: dict(texts) for prompt, texts in result.continuations.items()},
+    }
 
 
 def _check_recorded(task: Task, listeners: Sequence[Any]) -> None:

@@ -13,10 +13,11 @@ from evosweep.compressors.base import Compressor
 from evosweep.core.budget import Budget
 from evosweep.core.errors import EvosweepError, ModelError
 from evosweep.core.events import Progress, Silent
-from evosweep.core.problem import Problem
+from evosweep.core.problem import Genome, Problem
 from evosweep.core.unit import Unit
 from evosweep.data.documents import DocumentSource
 from evosweep.data.tokens import TokenSplit, Windows
+from evosweep.evaluate.continuations import continuations
 from evosweep.evaluate.memory import Resources
 from evosweep.evaluate.population import Evaluator
 from evosweep.evaluate.scorer import StagedScorer
@@ -73,6 +74,7 @@ class Workbench:
         self.drop, self.builder = drop or Drop(), store or StoreBuilder()
         self.resources, self.progress = resources or Resources(), progress or Silent()
         self.seconds: dict[str, float] = {}
+        self._continued: dict[tuple[bytes, tuple[str, ...], int], list[str]] = {}
 
     @cached_property
     def anatomy(self) -> Anatomy:
@@ -113,6 +115,26 @@ class Workbench:
         scorer = StagedScorer(self.evaluator, fitness=KL(), seed=0)
         with self.timed("dense"):
             return scorer.validate(None)
+
+    def kl_by_window(self, genome: Genome) -> list[float]:
+        """Return the mean KL of every validation window, in order, for level indices of shape (units,)."""
+        return StagedScorer(self.evaluator, fitness=KL(), seed=0).kl_by_window(genome)
+
+    def continuations(self, genome: Genome | None, *, prompts: Sequence[str], tokens: int) -> list[str]:
+        """Return the greedy continuation of every prompt, made once for each allocation.
+
+        Args:
+            genome: Level indices, shape (units,); None is the dense model.
+            prompts: Texts to continue.
+            tokens: New tokens at most.
+        """
+        key = (b"" if genome is None else genome.tobytes(), tuple(prompts), tokens)
+        if key not in self._continued:
+            tokenizer = self.loaded.tokenizer
+            self._continued[key] = continuations(
+                self.evaluator, genome, tokenizer=tokenizer, prompts=prompts, tokens=tokens
+            )
+        return self._continued[key]
 
     def planned_problem(self, budget: Budget) -> Problem:
         """Return the problem as it will be, before any level is made; raises where the budget does not fit."""

@@ -23,9 +23,10 @@ RANK = {
     "exporters": 5,
     "workbench": 5,
     "testing": 6,
-    "pipeline": 6,
-    "api": 7,
-    "cli": 7,
+    "task": 6,
+    "pipeline": 7,
+    "api": 8,
+    "cli": 8,
 }
 FREE_OF = {
     "core": {"torch", "optuna", "mlflow", "hydra", "transformers"},

@@ -19,12 +19,14 @@ from evosweep.tracking import comparison
 from evosweep.tracking.artifacts.compared import FIGURES as compared_figures
 from evosweep.tracking.base import TrackingError
 from evosweep.tracking.console import COLUMNS, summary, terminal
+from evosweep.tracking.significance import against_uniform
 
 if TYPE_CHECKING:
     from evosweep.cli.multirun import Summary
 
 DASHBOARD = "http://127.0.0.1:8080/dashboard"  # where optuna-dashboard listens unless told otherwise
 SELECTION = "kl and ppl are measured on validation text, which never selects: winners were chosen on search tokens"
+SAMPLE = 160  # characters shown of a continuation; the report has all
 Row = Mapping[str, Any]
 
 
@@ -46,6 +48,8 @@ def finish(run: "Summary", status: str, began: Sequence[Path]) -> None:
                 for line in standings(rows):
                     console.print(line, highlight=False, markup=False, soft_wrap=True)
             for line in [
+                *verdicts(rows),
+                *samples(rows),
                 SELECTION,
                 *lying(folders, rows),
                 *how_to_look(run.config, link=_link(rows), studies=studies_of(began)),
@@ -67,18 +71,44 @@ def standings(rows: Sequence[Row]) -> list[str]:
 
 
 def _export_winners(folders: Sequence[Path], rows: Sequence[Row]) -> None:
-    """Export, at every budget, the job with the lowest validation kl, where its settings ask for that."""
+    """Export the best job of every budget, where its settings ask for that."""
     from evosweep.cli.reopen import export_earlier, reopen  # noqa: PLC0415 - heavy
 
-    best: dict[str, int] = {}
-    for index, row in enumerate(rows):
-        if row["budget"] not in best or row["kl"] < rows[best[row["budget"]]]["kl"]:
-            best[row["budget"]] = index
-    for index in best.values():
+    for index in best_jobs(rows):
         config = OmegaConf.load(folders[index] / CONFIG)
         assert isinstance(config, DictConfig)
         if config.export.get("enabled") and not rows[index].get("export"):
             export_earlier(reopen(folders[index], config), target=folders[index] / MODEL)
+
+
+def best_jobs(rows: Sequence[Row]) -> list[int]:
+    """Return the index of the best job of every budget: lowest loss on the search tokens that all jobs share.
+
+    Validation has no part in it, so that its figures say how good the chosen one is.
+    """
+    best: dict[tuple[Any, ...], int] = {}
+    for index, row in enumerate(rows):
+        key = (row["budget"], row["selected_by"], row["text"])
+        if key not in best or row["search_loss"] < rows[best[key]]["search_loss"]:
+            best[key] = index
+    return list(best.values())
+
+
+def verdicts(rows: Sequence[Row]) -> list[str]:
+    """Return for every budget in one sentence whether its best job beats the uniform allocation."""
+    sentences = (against_uniform(rows, rows[index]) for index in best_jobs(rows))
+    return [sentence for sentence in sentences if sentence]
+
+
+def samples(rows: Sequence[Row]) -> list[str]:
+    """Return how dense model, uniform allocation and the best job continue the prompts, a line each."""
+    if not rows or not rows[0].get("continuations"):
+        return []
+    lines = []
+    for prompt, answers in rows[best_jobs(rows)[0]]["continuations"].items():
+        lines.append(f"» {prompt}")
+        lines += [f"   {name}: {' '.join(text.split())[:SAMPLE]}" for name, text in answers.items()]
+    return lines
 
 
 def lying(folders: Sequence[Path], rows: Sequence[Row]) -> list[str]:

@@ -27,9 +27,10 @@ from evosweep.core.budget import KINDS
 from evosweep.core.checks import check_int
 from evosweep.core.errors import SettingError
 from evosweep.core.redact import redact
-from evosweep.pipeline import Notes, Task, check, check_together
+from evosweep.pipeline import check, check_together
 from evosweep.pipeline import run as run_pipeline
 from evosweep.search.plan import Plan
+from evosweep.task import Notes, Task
 from evosweep.tracking.console import RichProgress
 from evosweep.tracking.naming import run_params, varied_values
 from evosweep.workbench import Materials, Workbench, open_bench

@@ -149,6 +149,7 @@ class SearchResult:
     winner_generation: int = -1
     final: FinalRecord | None = None
     export: Mapping[str, Any] = field(default_factory=dict)
+    continuations: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
     @property
     def cost(self) -> int:

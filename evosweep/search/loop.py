@@ -112,15 +112,14 @@ class _Search:
 
     def catch_up(self) -> None:
         """Bring sampler and surrogate to where they were when the state was written."""
-        # Without a state of its own (or with an empty one), a sampler follows from what it proposed.
-        restore = getattr(self.sampler, "restore", None) if self.state.sampler else None
-        if restore is not None:
-            restore(self.state.sampler)
+        remembered = bool(self.state.sampler)  # else all that it proposes follows from the records, and is checked
+        if remembered:
+            self.sampler.restore(self.state.sampler)
         before: tuple[Any, ...] = ()
         for record in self.state.records:
             if self.selector.surrogate is not None:
                 self.selector.surrogate.learn_from(record.candidates)
-            if restore is None:
+            if not remembered:
                 proposed = self.sampler.population(generation=record.generation, parents=before)
                 self._check_proposals(proposed, record)
                 self.sampler.learn(record.candidates)
@@ -153,7 +152,9 @@ class _Search:
         limit = self.sampler.limit
         end = self.plan.generations + 1 if limit is None else min(self.plan.generations + 1, limit)
         generations = range(self.state.generation, end)
-        for generation in self.progress.track(generations, description=f"{self.sampler.name}: generations"):
+        for generation in self.progress.track(
+            generations, description=f"{self.sampler.name}: generations", tokens=self.plan.tokens
+        ):
             reason = self.plan.stopped_by(self.state.records)
             if reason is not None:
                 return reason
@@ -163,7 +164,7 @@ class _Search:
             if state_path is not None:  # before the listeners: what one of them cannot write is not lost
                 self.state.save(state_path)
             _notify(listeners, record)
-            self.progress.note(_figures(record))
+            self.progress.note(_figures(record), tokens=record.tokens)
         if not self.state.records:
             raise SettingError("sampler", allowed="one that proposes at least one allocation", got=self.sampler.name)
         return "finished"
@@ -186,9 +187,7 @@ class _Search:
             _check_figures(validation, f"generation {generation}: the elite's")
         record = self._record(selection, generation, validation=validation, changed=changed, began=began, scored=scored)
         self.state.records.append(record)
-        remembers = getattr(self.sampler, "state", None)
-        if remembers is not None:
-            self.state.sampler = remembers()
+        self.state.sampler = self.sampler.state()
         return record
 
     def _record(

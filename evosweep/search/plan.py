@@ -73,6 +73,11 @@ class Plan:
         return cls(count, rounds, _survival(racing), screening, tuple(stopping), _final(final))
 
     @property
+    def tokens(self) -> int | None:
+        """Tokens that end the search; None where they do not."""
+        return next((rule.tokens for rule in self.stopping if isinstance(rule, TokenLimit)), None)
+
+    @property
     def final_limit(self) -> int | None:
         """Most tokens that the final scoring takes for a genome; None: every search token."""
         return None if isinstance(self.final, bool) else self.final

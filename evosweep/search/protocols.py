@@ -1,7 +1,7 @@
 """Interfaces that a search needs: a sampler that proposes genomes, a scorer that evaluates them."""
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -64,9 +64,8 @@ class Scorer(Protocol):
 class Sampler(Protocol):
     """Proposes generations.
 
-    When a search continues, ``population`` and ``learn`` are called again for every recorded generation, and an error
-    is raised where the proposals differ. If that takes long, a sampler may have ``state() -> JSON value`` and
-    ``restore(value)``: where ``state`` returned something that is not empty, ``restore`` is called instead.
+    When a search continues, a sampler whose ``state`` is not empty is restored from it. For any other, ``population``
+    and ``learn`` are called again for every recorded generation; it is an error where the proposals differ.
 
     Attributes:
         name: Name of the sampler, as in ``sampler=...``.
@@ -92,3 +91,9 @@ class Sampler(Protocol):
 
     def facts(self) -> Mapping[str, float]:
         """Return numbers about the sampler itself, recorded with every generation."""
+
+    def state(self) -> Mapping[str, Any]:
+        """Return, as JSON, what does not follow from the records; empty where all does."""
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Continue from what ``state`` returned."""

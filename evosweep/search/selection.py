@@ -117,7 +117,8 @@ class Selector:
             outcome = self._score(alive, generation, index, survivors)
             tokens += outcome.tokens
             saved += stage.tokens * len(alive) - outcome.tokens
-            records.append(_spread(outcome.scores, stage.tokens))
+            parent = float(outcome.scores[0]) if index == last and parents else None
+            records.append(_spread(outcome.scores, stage.tokens, parent=parent))
             alive = [
                 replace(candidate, scores={**candidate.scores, index: float(score)})
                 for candidate, score in zip(alive, outcome.scores, strict=True)
@@ -161,12 +162,19 @@ def _with_parents(alive: Sequence[Candidate], parents: Sequence[Genome]) -> list
     return [*rivals, *(candidate for candidate in alive if candidate.genome.tobytes() not in known)]
 
 
-def _spread(scores: npt.NDArray[np.float64], tokens: int) -> StageRecord:
-    """Return the record of a stage that scored every candidate on ``tokens`` tokens."""
+def _spread(scores: npt.NDArray[np.float64], tokens: int, *, parent: float | None) -> StageRecord:
+    """Return the record of a stage.
+
+    Args:
+        scores: Of its candidates, shape (candidates,).
+        tokens: That it scored each of them on.
+        parent: Score of the best parent on the same tokens, if it was scored.
+    """
     return StageRecord(
         scored=len(scores),
         tokens=tokens,
         best=float(scores.min()),
         median=float(np.median(scores)),
         worst=float(scores.max()),
+        parent=parent,
     )

@@ -6,7 +6,7 @@ bit for bit, what it would have given without a stop.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from evosweep.core.genomes import genome_from_text, genome_to_text
 from evosweep.core.problem import Genome, Problem
 
 FORMAT = "evosweep search state"
-VERSION = 1
+VERSION = 2
 ANEW = "start the search anew without it"
 
 
@@ -165,7 +165,7 @@ def _check_problem(fingerprint: object, problem: Problem) -> None:
 
 def _dump_record(problem: Problem, record: GenerationRecord) -> dict[str, Any]:
     """Return a generation as JSON values; what follows from the problem is left out."""
-    stages = [[s.scored, s.tokens, *map(_number, (s.best, s.median, s.worst))] for s in record.stages]
+    stages = [_dump_stage(stage) for stage in record.stages]
     return {
         "generation": record.generation,
         "elite": genome_to_text(problem, problem.encode(record.elite)),
@@ -196,7 +196,7 @@ def _load_record(problem: Problem, index: int, value: Mapping[str, Any]) -> Gene
         elite_slot=value["elite_slot"],
         cost=cost,
         bits_per_weight=problem.bits_per_weight(cost),
-        stages=tuple(StageRecord(s[0], s[1], float(s[2]), float(s[3]), float(s[4])) for s in value["stages"]),
+        stages=tuple(_load_stage(stage) for stage in value["stages"]),
         candidates=_load_candidates(problem, value["candidates"]),
         validation={key: float(number) for key, number in value["validation"].items()},
         tokens=int(value["tokens"]),
@@ -207,6 +207,20 @@ def _load_record(problem: Problem, index: int, value: Mapping[str, Any]) -> Gene
         tokens_saved=int(value["tokens_saved"]),
         facts={key: float(number) for key, number in value["facts"].items()},
         parents=tuple(genome_from_text(problem, text) for text in value["parents"]),
+    )
+
+
+def _dump_stage(stage: StageRecord) -> list[Any]:
+    """Return a stage's numbers as a list."""
+    spread = map(_number, (stage.best, stage.median, stage.worst))
+    return [stage.scored, stage.tokens, *spread, None if stage.parent is None else _number(stage.parent)]
+
+
+def _load_stage(value: Sequence[Any]) -> StageRecord:
+    """Return the stage that ``_dump_stage`` gave."""
+    scored, tokens, best, median, worst, parent = value
+    return StageRecord(
+        int(scored), int(tokens), float(best), float(median), float(worst), None if parent is None else float(parent)
     )
 
 

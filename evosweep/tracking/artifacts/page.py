@@ -27,6 +27,7 @@ class ReportPage:
             _table(result),
             f"<p>{html.escape(selection(result))}</p>",
             *(f"<h2>{path.stem.replace('_', ' ')}</h2>{_image(path)}" for path in _figures(folder)),
+            *_continuations(result),
             "<h2>Load it</h2>",
             _code(_loading(result, run)),
         ]
@@ -71,6 +72,20 @@ def _table(result: SearchResult) -> str:
     ]
     lines = ("".join(f"<td>{html.escape(cell)}</td>" for cell in line) for line in figures)
     return "<table>" + "".join(f"<tr>{line}</tr>" for line in lines) + "</table>"
+
+
+def _continuations(result: SearchResult) -> list[str]:
+    """Return a table a prompt: who continues it how."""
+    if not result.continuations:
+        return []
+    blocks = ["<h2>In its own words</h2><p>Greedy continuations; a sample to read, not a measurement.</p>"]
+    for prompt, answers in result.continuations.items():
+        rows = "".join(
+            f"<tr><td>{html.escape(name)}</td><td style='text-align:left'>{html.escape(text)}</td></tr>"
+            for name, text in answers.items()
+        )
+        blocks.append(f"<h3>{html.escape(prompt)}</h3><table>{rows}</table>")
+    return blocks
 
 
 def _image(path: Path) -> str:

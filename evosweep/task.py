@@ -1,0 +1,119 @@
+"""A search as a task: the objects it is made of, and what is recorded beside its figures."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from evosweep.compressors.base import Compressor
+from evosweep.core.budget import Budget
+from evosweep.core.events import Progress
+from evosweep.core.problem import Problem
+from evosweep.evaluate.population import Evaluator
+from evosweep.evaluate.scorer import StagedScorer
+from evosweep.fitness.base import Fitness
+from evosweep.models.anatomy import Anatomy
+from evosweep.models.dropping import Drop
+from evosweep.models.load import LoadedModel
+from evosweep.samplers.base import PopulationSampler
+from evosweep.search.plan import Plan
+from evosweep.search.protocols import Scorer
+from evosweep.tracking.base import Tracker
+from evosweep.tracking.report import Report
+
+
+class Exporter(Protocol):
+    """Writes a winner as a model that loads elsewhere."""
+
+    @property
+    def enabled(self) -> bool:
+        """Whether to export at all."""
+
+    def check(self, compressor: Compressor, drop: Drop, anatomy: Anatomy) -> None:
+        """Raise SettingError where what a search may choose cannot be written."""
+
+    def export(
+        self,
+        genome: Any,
+        *,
+        problem: Problem,
+        evaluator: Evaluator,
+        loaded: LoadedModel,
+        folder: Path,
+        progress: Progress | None = None,
+    ) -> dict[str, Any]:
+        """Write the model; return ``path``, ``bytes``, ``size_mb``, ``load``, ``how_to_load`` ..."""
+
+
+class Storage(Protocol):
+    """Keeps Optuna studies."""
+
+    record: str
+    repaired: str
+
+    def open(self) -> Any:
+        """Return Optuna's storage."""
+
+    def artifact_store(self) -> Any:
+        """Return where pictures are kept, if anywhere."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """One search, and where what it finds goes.
+
+    Attributes:
+        sampler: Makes the sampler of a problem: ``sampler(problem=.., seed=..)``.
+        scorer: Makes what scores candidates: ``scorer(evaluator=.., fitness=.., seed=..)``.
+        resume: Whether the search goes on from the state in ``folder``.
+        varied: Settings that a multirun varies, with this run's values; part of the run's name.
+        export_now: Whether the winner is exported by this run; a multirun exports its own winner at the end.
+    """
+
+    seed: int
+    budget: Budget
+    sampler: Callable[..., PopulationSampler]
+    fitness: Fitness
+    plan: Plan
+    exporter: Exporter
+    tracker: Tracker
+    storage: Storage
+    report: Report
+    folder: Path
+    scorer: Callable[..., Scorer] = StagedScorer
+    varied: Mapping[str, str] = field(default_factory=dict)
+    export_now: bool = True
+    resume: bool = False
+
+
+@dataclass(frozen=True)
+class Notes:
+    """What is recorded about a run beside its figures.
+
+    Attributes:
+        row: Further entries of ``result.json``.
+        params: Of the tracker's run.
+        config: Text of ``config.yaml``.
+        source: The text's settings, for the tracker.
+        experiment: Name that token splits are recorded under.
+        multirun: Name of the multirun that the run belongs to.
+        tags: Of the tracker's run.
+        facts: Of the study and the tracker's run.
+    """
+
+    row: Mapping[str, Any] = field(default_factory=dict)
+    params: Mapping[str, str] = field(default_factory=dict)
+    config: str = ""
+    source: str = ""
+    experiment: str = "evosweep"
+    multirun: str | None = None
+    tags: Mapping[str, str] = field(default_factory=dict)
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A task that was checked against its model and text, before any long work."""
+
+    name: str
+    columns: tuple[str, ...]
