@@ -44,7 +44,7 @@ from evosweep.fitness.kl import KL
 from evosweep.models.anatomy import Anatomy, Site
 from evosweep.models.dropping import without_blocks
 from evosweep.models.load import LoadedModel, ModelSource
-from evosweep.search.evopress import EvoPress, RandomSearch
+from evosweep.search.evolution import EvoPress, RandomSearch
 from evosweep.store.build import StoreBuilder
 from evosweep.store.manifest import LevelStore, Stored
 from evosweep.store.store_plan import plan_store

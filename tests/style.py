@@ -5,6 +5,7 @@ to what is left; ``--accept`` also raises them, which only a renamed or moved fi
 """
 
 import ast
+import functools
 import io
 import json
 import re
@@ -40,7 +41,12 @@ Finding = tuple[Path, int, str]  # file, line, what
 
 def modules() -> dict[Path, ast.Module]:
     """Return the syntax tree of every module of the package."""
-    return {path: ast.parse(path.read_text(encoding="utf-8")) for path in sorted(ROOT.rglob("*.py"))}
+    return _parsed(ROOT)
+
+
+@functools.cache
+def _parsed(root: Path) -> dict[Path, ast.Module]:
+    return {path: ast.parse(path.read_text(encoding="utf-8")) for path in sorted(root.rglob("*.py"))}
 
 
 def functions(tree: ast.Module) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:

@@ -68,7 +68,8 @@ class Outputs:
     def _linear_pass(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the same for a linear head, by pieces of the vocabulary, so that logits stay in cache."""
         step = max(1, int(PIECE_BYTES[self.hidden.device.type] / (4 * len(self.hidden))))
-        sums, label = [], torch.empty(len(self.hidden), device=self.hidden.device)
+        sums = []
+        label = torch.empty(len(self.hidden), device=self.hidden.device)
         for start in range(0, len(self.head.weight), step):
             piece = self.head.piece(start, start + step)
             logits, total = logits_and_sum(self.hidden, piece.weight, piece.bias, compiled=self.compiled)

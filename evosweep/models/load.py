@@ -15,7 +15,7 @@ from filelock import FileLock
 from safetensors import SafetensorError
 from torch import nn
 
-from evosweep.assets.cache import cache_folder
+from evosweep.assets.cache_folder import cache_folder
 from evosweep.assets.wheels import WheelFile
 from evosweep.core.checks import check_bool, check_choice, check_int, check_number
 from evosweep.core.errors import ModelError, SettingError, did_you_mean
