@@ -153,7 +153,7 @@ def _source_file(row: Mapping[str, Any]) -> list[dict[str, Any]]:
     source = row.get("source")
     if not source:
         return []
-    return [{"run": "the file of dense", SIZE_MB: source["size_mb"], KL: 0.0, PPL: row["dense_ppl"]}]
+    return [{"run": "dense, its file", SIZE_MB: source["size_mb"], KL: 0.0, PPL: row["dense_ppl"]}]
 
 
 def short_count(number: float) -> str:
