@@ -41,9 +41,10 @@ from evosweep.evaluate.level_weights import LevelWeights
 from evosweep.evaluate.memory import Resources
 from evosweep.evaluate.population import Evaluator
 from evosweep.fitness.kl import KL
-from evosweep.models.anatomy import Anatomy, Site
+from evosweep.models.anatomy import Anatomy
 from evosweep.models.dropping import without_blocks
 from evosweep.models.load import LoadedModel, ModelSource
+from evosweep.models.slots import Slot
 from evosweep.search.evolution import EvoPress, RandomSearch
 from evosweep.store.build import StoreBuilder
 from evosweep.store.manifest import LevelStore, Stored
@@ -86,9 +87,9 @@ class OneByOne:
 
     def __init__(self, evaluator: Evaluator, fetch: Callable[[int, int], torch.Tensor]) -> None:
         self.evaluator, self.fetch = evaluator, fetch
-        self.sites: list[Site] = evaluator.anatomy.sites
-        self.there: list[int | None] = [None] * len(self.sites)
-        self.dense = [site.weight.cpu().clone() for site in self.sites]
+        self.slots: list[Slot] = evaluator.anatomy.slots
+        self.there: list[int | None] = [None] * len(self.slots)
+        self.dense = [slot.read().cpu().clone() for slot in self.slots]
 
     def score(self, genomes: np.ndarray, tokens: torch.Tensor, dense: torch.Tensor) -> list[float]:
         """Return each genome's KL from fp16 ``dense`` logits."""
@@ -96,7 +97,7 @@ class OneByOne:
         for genome in genomes:
             for place, level in enumerate(genome):
                 if self.there[place] != level:
-                    self.sites[place].set_weight(self.fetch(place, int(level)))
+                    self.slots[place].write(self.fetch(place, int(level)))
                     self.there[place] = int(level)
             total = 0.0
             for row, target in zip(tokens, dense, strict=True):
@@ -108,9 +109,9 @@ class OneByOne:
 
     def restore(self) -> None:
         """Give the model its dense weights back."""
-        for site, weight in zip(self.sites, self.dense, strict=True):
-            site.set_weight(weight)
-        self.there = [None] * len(self.sites)
+        for slot, weight in zip(self.slots, self.dense, strict=True):
+            slot.write(weight)
+        self.there = [None] * len(self.slots)
 
 
 def load(device: str, dtype: str) -> LoadedModel:

@@ -33,11 +33,12 @@ from evosweep.compressors.grid import Grid
 from evosweep.core.events import Silent
 from evosweep.data.tokens import TokenSplit, Windows
 from evosweep.data.wikipedia import Wikipedia
-from evosweep.models.anatomy import Anatomy, Site
+from evosweep.models.anatomy import Anatomy
 from evosweep.models.device import tf32
 from evosweep.models.dropping import without_blocks
 from evosweep.models.load import LoadedModel, ModelSource
 from evosweep.models.patch import replaced_weights
+from evosweep.models.slots import Slot
 from evosweep.store.build import StoreBuilder
 from evosweep.store.manifest import LevelStore
 from evosweep.store.store_plan import plan_store
@@ -73,20 +74,20 @@ def plain_store(anatomy: Anatomy, split: TokenSplit, folder: Path, batch: int) -
     hidden = [anatomy.embed(part) for part in tokens.split(max(1, batch // split.seq_len))]
     shown: dict[str, torch.Tensor] = {}
     for block in range(len(anatomy.blocks)):
-        sites = anatomy.sites_of(block)
-        hessians = {site.name: torch.zeros(2 * (site.shape[1],), device=anatomy.device) for site in sites}
-        handles = [site.module.register_forward_pre_hook(partial(_add, hessians[site.name])) for site in sites]
+        slots = anatomy.slots_of(block)
+        hessians = {slot.name: torch.zeros(2 * (slot.shape[1],), device=anatomy.device) for slot in slots}
+        handles = [slot.module.register_forward_pre_hook(partial(_add, hessians[slot.name])) for slot in slots]
         for part in hidden:
             anatomy.run_block(block, part)
         for handle in handles:
             handle.remove()
-        for site in sites:
+        for slot in slots:
             for bits in BITS:
-                made = plain_gptq(site.weight.float(), hessians[site.name] / split.tokens, bits)
-                save_file({"weight": made.half().cpu().contiguous()}, folder / f"{site.name}.{bits}.safetensors")
+                made = plain_gptq(slot.read().float(), hessians[slot.name] / split.tokens, bits)
+                save_file({"weight": made.half().cpu().contiguous()}, folder / f"{slot.name}.{bits}.safetensors")
                 if bits == PROPAGATE:
-                    shown[site.name] = made
-        with replaced_weights(sites, shown):
+                    shown[slot.name] = made
+        with replaced_weights(slots, shown):
             hidden = [anatomy.run_block(block, part) for part in hidden]
     return shown
 
@@ -98,12 +99,12 @@ def _add(hessian: torch.Tensor, module: torch.nn.Module, inputs: tuple[torch.Ten
         hessian.addmm_(rows.T, rows)
 
 
-def agreement(store: LevelStore, plain: dict[str, torch.Tensor], sites: list[Site]) -> float:
+def agreement(store: LevelStore, plain: dict[str, torch.Tensor], slots: list[Slot]) -> float:
     """Return the share of weights that both gave the same value at one level."""
     same, count = 0, 0
-    for site in sites:
-        ours = store.weight(site.name, f"{PROPAGATE}bit", device=plain[site.name].device)
-        same += int(torch.isclose(ours, plain[site.name], rtol=1e-3, atol=1e-6).sum())
+    for slot in slots:
+        ours = store.weight(slot.name, f"{PROPAGATE}bit", device=plain[slot.name].device)
+        same += int(torch.isclose(ours, plain[slot.name], rtol=1e-3, atol=1e-6).sum())
         count += ours.numel()
     return same / count
 
@@ -178,7 +179,7 @@ def compared(anatomy: Anatomy, split: TokenSplit, folder: Path, blocks: int, bat
             "seconds": seconds,
             "plain_seconds": plain_seconds,
             "ratio": plain_seconds / seconds,
-            "same": agreement(store, plain, few.sites_of(0)),
+            "same": agreement(store, plain, few.slots_of(0)),
             "mb": store.size / 1e6,
             "plain_mb": dense / 1e6,
             "size_ratio": store.size / dense,

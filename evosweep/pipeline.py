@@ -1,4 +1,4 @@
-"""A run from model to exported winner, its steps in order: objects in, objects out.
+"""The steps of a run in order, from checked objects to the exported winner.
 
 load -> tokenize -> plan -> store -> problem -> measure -> search -> export -> report. No configuration and no printing
 here: ``evosweep.cli`` builds the objects from YAML, ``evosweep.api`` from Python.
@@ -82,6 +82,12 @@ def _check_choice(task: Task, bench: Workbench, sampler: PopulationSampler) -> N
 def run(task: Task, bench: Workbench, draft: Draft, notes: Notes) -> dict[str, Any]:
     """Run a checked task from level store to report.
 
+    Args:
+        task: The search.
+        bench: The model, its text and its levels.
+        draft: What ``check`` returned.
+        notes: What is recorded beside the figures.
+
     Returns:
         The flat row of ``result.json``.
     """
@@ -93,7 +99,7 @@ def run(task: Task, bench: Workbench, draft: Draft, notes: Notes) -> dict[str, A
             Behind(recorder, name="the study"),
             Behind(task.tracker, name="MLflow"),
         )
-        with _heard(listeners):
+        with _settled(listeners):
             result = _searched(task, bench, draft, notes, problem, spent, listeners, recorder)
             result = replace(result, continuations=_continuations(task, bench, result))
             row = {**_row(task, bench, draft, notes, result), **_comparable(task, bench, result)}
@@ -113,7 +119,7 @@ def run(task: Task, bench: Workbench, draft: Draft, notes: Notes) -> dict[str, A
 
 
 def _continuations(task: Task, bench: Workbench, result: SearchResult) -> dict[str, dict[str, str]]:
-    """Return prompt -> who -> continuation, for the dense model, the uniform allocation and the winner."""
+    """Return prompt -> name -> continuation, for the dense model, the uniform allocation and the winner."""
     prompts = task.report.prompts
     if not prompts:
         return {}
@@ -128,7 +134,7 @@ def _continuations(task: Task, bench: Workbench, result: SearchResult) -> dict[s
 
 
 def _comparable(task: Task, bench: Workbench, result: SearchResult) -> dict[str, Any]:
-    """Return what winners of different searches are compared by.
+    """Return the entries of ``result.json`` that compare winners of different searches.
 
     ``search_loss`` is on the same search tokens for all searches of a workbench, so that a multirun can name its best
     job without a look at validation; ``kl_by_window`` is on validation, for paired tests of what was named.
@@ -151,13 +157,20 @@ def _comparable(task: Task, bench: Workbench, result: SearchResult) -> dict[str,
 
 def _check_recorded(task: Task, listeners: Sequence[Any]) -> None:
     """Raise TrackingError where the study or the tracker lacks something; the run's folder has everything."""
-    missing = [text for text in (*(each.missing for each in listeners), task.tracker.missing) if text]
+    missing = [text for text in (*(listener.missing for listener in listeners), task.tracker.missing) if text]
     if missing:
         raise TrackingError(f"the result is in {task.folder}, but " + "; ".join(missing))
 
 
 def export(result: SearchResult, bench: Workbench, exporter: Exporter, folder: Path) -> dict[str, Any]:
-    """Write a winner into a folder; return its path, size on disk, and the code that loads it."""
+    """Write a winner into a folder; return its path, size on disk, and the code that loads it.
+
+    Args:
+        result: Of the search.
+        bench: The model and its levels.
+        exporter: Writes the format.
+        folder: Where to write.
+    """
     with bench.timed("export"):
         return exporter.export(
             result.problem.encode(result.allocation),
@@ -242,7 +255,9 @@ def _searched(
 
 def _measured(task: Task, bench: Workbench, draft: Draft) -> tuple[Problem, int]:
     """Return the problem with the columns that must be measured on the model, and the tokens that this took."""
-    problem, spent, units = bench.problem(task.budget), 0, bench.store.units
+    problem = bench.problem(task.budget)
+    spent = 0
+    units = bench.store.units
     if not draft.columns:
         return problem, spent
     with bench.timed("sensitivities"):
@@ -319,7 +334,7 @@ def _tracked(task: Task, bench: Workbench, draft: Draft, notes: Notes) -> Iterat
 
 
 @contextmanager
-def _heard(listeners: Sequence[Any]) -> Iterator[None]:
+def _settled(listeners: Sequence[Any]) -> Iterator[None]:
     """Wait in the end, whatever happens, until the listeners have written everything."""
     try:
         yield
@@ -333,7 +348,13 @@ def _heard(listeners: Sequence[Any]) -> Iterator[None]:
 
 
 def check_together(storage: Storage, tracker: Tracker, exporter: Exporter) -> None:
-    """Raise SettingError where studies and runs would go to one file, or weights be logged that nobody exports."""
+    """Raise SettingError where studies and runs would go to one file, or weights be logged that are not exported.
+
+    Args:
+        storage: Of studies.
+        tracker: Of runs.
+        exporter: Of winners.
+    """
     path = getattr(storage, "path", None)
     if path is not None and tracker.database == path.absolute():
         raise SettingError(

@@ -1,4 +1,4 @@
-"""A search as a task: the objects it is made of, and what is recorded beside its figures."""
+"""The objects that a search is made of, and what is recorded beside its figures."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -30,7 +30,13 @@ class Exporter(Protocol):
         """Whether to export at all."""
 
     def check(self, compressor: Compressor, drop: Drop, anatomy: Anatomy) -> None:
-        """Raise SettingError where what a search may choose cannot be written."""
+        """Raise SettingError where what a search may choose cannot be written.
+
+        Args:
+            compressor: Makes the levels.
+            drop: What may be dropped.
+            anatomy: The model.
+        """
 
     def export(
         self,
@@ -42,7 +48,16 @@ class Exporter(Protocol):
         folder: Path,
         progress: Progress | None = None,
     ) -> dict[str, Any]:
-        """Write the model; return ``path``, ``bytes``, ``size_mb``, ``load``, ``how_to_load`` ..."""
+        """Write the model; return ``path``, ``bytes``, ``size_mb``, ``load``, ``how_to_load`` ...
+
+        Args:
+            genome: Level of every unit.
+            problem: Units and their levels.
+            evaluator: Has the model and the levels.
+            loaded: The dense model with its tokenizer.
+            folder: Where to write.
+            progress: Shows how large the export will be.
+        """
 
 
 class Storage(Protocol):
@@ -60,7 +75,7 @@ class Storage(Protocol):
 
 @dataclass(frozen=True)
 class Task:
-    """One search, and where what it finds goes.
+    """The objects of one search, and where its result is written.
 
     Attributes:
         sampler: Makes the sampler of a problem: ``sampler(problem=.., seed=..)``.

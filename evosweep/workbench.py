@@ -1,4 +1,4 @@
-"""A model and its text with everything derived from them: what the jobs of a multirun share."""
+"""The model, its text and everything derived from them, which the jobs of a multirun share."""
 
 import logging
 import time
@@ -35,7 +35,7 @@ FEW_TOKENS = 8  # that the dense model is tried on before any work
 
 @dataclass(frozen=True)
 class Materials:
-    """What a level store is made of, and how candidates are scored on it."""
+    """The objects that a workbench is made of: model, text, compressor, drop, store, resources."""
 
     model: ModelSource
     data: DocumentSource
@@ -47,7 +47,7 @@ class Materials:
 
 
 class Workbench:
-    """A model and its text with everything derived from them, each made once, when it is first needed.
+    """The model, its text and everything derived from them, made once, at first use.
 
     Args:
         loaded: The dense model and its tokenizer.
@@ -70,15 +70,19 @@ class Workbench:
         resources: Resources | None = None,
         progress: Progress | None = None,
     ) -> None:
-        self.loaded, self.splits, self.compressor = loaded, dict(splits), compressor
-        self.drop, self.builder = drop or Drop(), store or StoreBuilder()
-        self.resources, self.progress = resources or Resources(), progress or Silent()
+        self.loaded = loaded
+        self.splits = dict(splits)
+        self.compressor = compressor
+        self.drop = drop or Drop()
+        self.builder = store or StoreBuilder()
+        self.resources = resources or Resources()
+        self.progress = progress or Silent()
         self.seconds: dict[str, float] = {}
         self._continued: dict[tuple[bytes, tuple[str, ...], int], list[str]] = {}
 
     @cached_property
     def anatomy(self) -> Anatomy:
-        """The dense model taken apart."""
+        """The structure of the dense model."""
         return Anatomy(self.loaded.model)
 
     @cached_property
@@ -155,7 +159,7 @@ class Workbench:
 
 
 def open_bench(materials: Materials, *, progress: Progress) -> Workbench:
-    """Load the model, read and tokenize the text, and return the workbench that everything else is done on."""
+    """Load the model, read and tokenize the text, and return the workbench."""
     began = time.monotonic()
     loaded = _loaded(materials.model, progress)
     seconds = {"model": time.monotonic() - began}
@@ -178,7 +182,7 @@ def open_bench(materials: Materials, *, progress: Progress) -> Workbench:
 
 
 def _loaded(source: ModelSource, progress: Progress) -> LoadedModel:
-    """Return the model; what a library says against its settings is an error of the user's, in one line."""
+    """Return the model; a library's complaint about its settings is raised as an EvosweepError of one line."""
     try:
         return source.load(progress=progress)
     except (EvosweepError, MemoryError):

@@ -1,4 +1,4 @@
-"""Hydra sweeper that tunes settings with an Optuna study; every trial is whole searches, one a seed.
+"""Hydra sweeper that tunes settings with an Optuna study; every trial is one search for each seed.
 
 Hydra looks for sweepers in ``hydra_plugins``; what is heavy is imported when a sweep begins, as Hydra imports this
 module at every start.
@@ -30,7 +30,7 @@ MOST_TRIALS = 10_000
 
 
 class Tuner(Sweeper):
-    """Asks a study for settings, launches a search a seed with them, tells the mean validation KL.
+    """Sweeper that asks a study for settings, runs a search for each seed, and reports their mean validation KL.
 
     The first trial has the settings as they are, where they lie in the ranges: what is found is measured against it.
     The study is kept with those of its searches (``storage``); ``tuned.json`` in the multirun's folder has the best.
@@ -38,7 +38,7 @@ class Tuner(Sweeper):
     Args:
         trials: How many, bad ones counted.
         seeds: Seeds of each trial's searches; its value is their mean.
-        at_once: Trials asked for before their results are told, for a launcher that runs jobs side by side.
+        at_once: Trials asked for before their results are known, for a launcher that runs jobs side by side.
         params: Ranges by setting, in Hydra's words: ``choice(..)``, ``range(..)``, ``interval(..)``,
             ``tag(log, ..)``, ``int(interval(..))``; also fixed values. The command line's come before these.
 
@@ -58,8 +58,9 @@ class Tuner(Sweeper):
         self.launcher: Launcher | None = None
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Take what Hydra gives."""
-        self.hydra_context, self.config = hydra_context, config
+        """Keep what Hydra passes to every sweeper."""
+        self.hydra_context = hydra_context
+        self.config = config
         self.launcher = Plugins.instance().instantiate_launcher(
             hydra_context=hydra_context, task_function=task_function, config=config
         )
@@ -68,13 +69,13 @@ class Tuner(Sweeper):
         """Run the study; return the best settings, their value, and the value of the settings as they are."""
         assert self.config is not None and self.hydra_context is not None
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
-        said = [*(f"{key}={value}" for key, value in self.params.items()), *arguments]
-        settings = {each.get_key_element(): each for each in parser.parse_overrides(said)}  # the last one counts
+        typed = [*(f"{key}={value}" for key, value in self.params.items()), *arguments]
+        settings = {item.get_key_element(): item for item in parser.parse_overrides(typed)}  # the last one counts
         if "seed" in settings:
             self.seeds = _seeds("seed", _values(settings.pop("seed")))
-        ranges = {key: distribution(each) for key, each in settings.items() if each.is_sweep_override()}
-        fixed = [each.input_line for key, each in settings.items() if key not in ranges and each.input_line]
-        self.validate_batch_is_legal([[*fixed, *_said(ranges, _lowest(ranges))]])
+        ranges = {key: distribution(item) for key, item in settings.items() if item.is_sweep_override()}
+        fixed = [item.input_line for key, item in settings.items() if key not in ranges and item.input_line]
+        self.validate_batch_is_legal([[*fixed, *_as_overrides(ranges, _lowest(ranges))]])
         study = self._study(ranges)
         folder = Path(self.config.hydra.sweep.dir)
         folder.mkdir(parents=True, exist_ok=True)
@@ -82,10 +83,10 @@ class Tuner(Sweeper):
         done = 0
         while done < self.trials:
             batch = [study.ask(ranges) for _ in range(min(self.at_once, self.trials - done))]
-            told = self._told(study, batch, ranges, fixed, first=done * len(self.seeds))
+            succeeded = self._run_batch(study, batch, ranges, fixed, first=done * len(self.seeds))
             done += len(batch)
-            if done == len(batch) and not told:
-                break  # what is wrong is wrong with all of them, and has been said
+            if done == len(batch) and not succeeded:
+                break  # what is wrong is wrong with all of them, and was reported
         return self._result(study, ranges, folder)
 
     def _study(self, ranges: Mapping[str, Any]) -> optuna.Study:
@@ -114,7 +115,7 @@ class Tuner(Sweeper):
             study.enqueue_trial(present, user_attrs={"settings": "as they are"})
         return study
 
-    def _told(
+    def _run_batch(
         self,
         study: optuna.Study,
         batch: Sequence[optuna.Trial],
@@ -123,17 +124,19 @@ class Tuner(Sweeper):
         *,
         first: int,
     ) -> int:
-        """Run a batch of trials and tell what they reached; return how many reached anything."""
+        """Run a batch of trials and give the study their values; return how many succeeded."""
         from optuna.trial import TrialState  # noqa: PLC0415
 
         assert self.launcher is not None
-        jobs = [[*fixed, *_said(ranges, trial.params), f"seed={seed}"] for trial in batch for seed in self.seeds]
+        jobs = [
+            [*fixed, *_as_overrides(ranges, trial.params), f"seed={seed}"] for trial in batch for seed in self.seeds
+        ]
         self.validate_batch_is_legal(jobs)
         results = self.launcher.launch(jobs, initial_job_idx=first)
         good = 0
-        for place, trial in enumerate(batch):
-            mine = results[place * len(self.seeds) : (place + 1) * len(self.seeds)]
-            rows = [_row(each) for each in mine]
+        for index, trial in enumerate(batch):
+            own = results[index * len(self.seeds) : (index + 1) * len(self.seeds)]
+            rows = [_row(result) for result in own]
             if any(row is None for row in rows):
                 study.tell(trial, state=TrialState.FAIL)
                 continue
@@ -145,7 +148,7 @@ class Tuner(Sweeper):
         return good
 
     def _result(self, study: optuna.Study, ranges: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-        """Write and show the best settings; what they reached beside what the settings as they are reached."""
+        """Write and print the best settings, and their value beside that of the first trial."""
         import optuna  # noqa: PLC0415
 
         from evosweep.core.files import write_json  # noqa: PLC0415
@@ -157,7 +160,7 @@ class Tuner(Sweeper):
             return {}
         best = min(complete, key=lambda trial: (trial.value, trial.number))
         present = next((trial.value for trial in complete if "settings" in trial.user_attrs), None)
-        told = {
+        found = {
             "study": study.study_name,
             "settings": best.params,
             VALUE: best.value,
@@ -166,12 +169,13 @@ class Tuner(Sweeper):
             "complete": len(complete),
             "seeds": self.seeds,
         }
-        write_json(folder / "tuned.json", told)
+        write_json(folder / "tuned.json", found)
         seeds = f"mean of {len(self.seeds)} seeds" if len(self.seeds) > 1 else "one seed"
-        text = f"best of {len(complete)}: {' '.join(_said(ranges, best.params))}   val KL {best.value:.4f} ({seeds}"
+        settings = " ".join(_as_overrides(ranges, best.params))
+        text = f"best of {len(complete)}: {settings}   val KL {best.value:.4f} ({seeds}"
         text += ")" if present is None else f"; {present:.4f} with the settings as they are)"
         terminal().print(text, highlight=False, markup=False, soft_wrap=True)
-        return told
+        return found
 
 
 def _seeds(setting: str, seeds: Any) -> list[int]:
@@ -185,7 +189,7 @@ def _seeds(setting: str, seeds: Any) -> list[int]:
 
 
 def distribution(override: Override) -> optuna.distributions.BaseDistribution:
-    """Return Optuna's words for a range in Hydra's.
+    """Return Optuna's distribution for a range of Hydra's.
 
     Raises:
         SettingError: It is no range of numbers or names, or an endless one.
@@ -198,12 +202,16 @@ def distribution(override: Override) -> optuna.distributions.BaseDistribution:
     log = "log" in (getattr(value, "tags", None) or ())
     try:
         if isinstance(value, IntervalSweep):
-            low, high, step = value.start or 0, value.end or 0, None
+            low = value.start or 0
+            high = value.end or 0
+            step = None
         elif isinstance(value, RangeSweep):
             values = _values(override)
-            low, high, step = min(values), max(values), None if log else abs(value.step)
+            low = min(values)
+            high = max(values)
+            step = None if log else abs(value.step)
         else:
-            return CategoricalDistribution([_plain(each) for each in _values(override)])
+            return CategoricalDistribution([_plain(choice) for choice in _values(override)])
         if isinstance(low, int) and isinstance(high, int):
             return IntDistribution(low, high, log=log, step=int(step or 1))
         return FloatDistribution(low, high, log=log, step=step)
@@ -217,7 +225,7 @@ def distribution(override: Override) -> optuna.distributions.BaseDistribution:
 
 
 def _values(override: Override) -> list[Any]:
-    """Return what an override goes through."""
+    """Return the values that an override sweeps over."""
     return list(override.sweep_iterator()) if override.is_sweep_override() else [override.value()]
 
 
@@ -229,8 +237,8 @@ def _plain(value: Any) -> Any:
     return text if text is not None else str(value)
 
 
-def _said(ranges: Mapping[str, Any], params: Mapping[str, Any]) -> list[str]:
-    """Return settings as overrides."""
+def _as_overrides(ranges: Mapping[str, Any], params: Mapping[str, Any]) -> list[str]:
+    """Return settings as overrides of Hydra's."""
 
     def text(value: Any) -> str:
         return "null" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
@@ -240,11 +248,11 @@ def _said(ranges: Mapping[str, Any], params: Mapping[str, Any]) -> list[str]:
 
 def _lowest(ranges: Mapping[str, Any]) -> dict[str, Any]:
     """Return one value of every range."""
-    return {key: each.choices[0] if hasattr(each, "choices") else each.low for key, each in ranges.items()}
+    return {key: span.choices[0] if hasattr(span, "choices") else span.low for key, span in ranges.items()}
 
 
 def _row(result: JobReturn) -> dict[str, Any] | None:
-    """Return the figures of a search; None where it ended in what the user can mend, which is told elsewhere."""
+    """Return the figures of a search; None where it failed of bad input, which the command line reports."""
     from evosweep.core.errors import EvosweepError  # noqa: PLC0415
 
     try:

@@ -97,16 +97,20 @@ def test_experiments_that_name_themselves_are_compared_and_their_parents_closed(
 
 
 def test_a_multirun_exports_the_best_job_of_each_budget(folder: Path, capsys) -> None:
-    arguments = ["sampler=uniform,ilp", "budget.as_uniform=3,4", "tracking=none", "storage=memory", "report=none"]
+    arguments = ["sampler=uniform,ilp", "budget.as_uniform=3,4", "storage=memory", "report=none"]
     assert evosweep("-m", *TINY, *arguments, "name=winners") == 0
     found = rows(folder / "runs" / "winners")
+    client = MlflowClient(tracking_uri=f"sqlite:///{folder / 'mlflow.db'}")
     for budget in ("as_uniform=3", "as_uniform=4"):
         mine = [row for row in found if row["budget"] == budget]
         best = min(mine, key=lambda row: row["kl"])
         assert [bool(row["export"]) for row in mine] == [row is best for row in mine]
         assert (Path(best["folder"]) / "model" / "packed.json").is_file()
+        for row in mine:
+            run = client.get_run(row["mlflow_run"])
+            assert run.data.tags.get("export.path") == row["export"].get("path") and run.info.status == "FINISHED"
     out = capsys.readouterr().out
-    assert out.count("MB on disk") == 2 and "load(folder)" in out
+    assert out.count("MB on disk") == 2 and out.count("model = load('") == 2
 
 
 def test_identity_leaves_out_what_changes_no_figure(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""What can be done with runs that are over: export, score, compare, resume; and with the cache."""
+"""Subcommands for runs that exist: export, score, compare, resume; and for the cache."""
 
 import argparse
 import json
@@ -11,9 +11,9 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.markdown import Markdown
 
-from evosweep.cli import cache
+from evosweep.cli import cache_command
 from evosweep.cli.compose import build
-from evosweep.cli.finish import SELECTION, lying
+from evosweep.cli.finish import SELECTION, export_lines
 from evosweep.cli.folders import CLAIM
 from evosweep.cli.job import WORKBENCH, bench_of, notes_of, quiet_libraries, shared_progress, task_of
 from evosweep.cli.reopen import Earlier, export_earlier, find_run, reopen, settings_of
@@ -53,7 +53,7 @@ def run_command(arguments: Sequence[str], conf: Path) -> None:
 
 
 class _Parser(argparse.ArgumentParser):
-    """Raises what is wrong with the arguments, so that it is told in one line like everything else."""
+    """Argument parser that raises EvosweepError, which is printed as one line."""
 
     def error(self, message: str) -> NoReturn:
         """Raise EvosweepError."""
@@ -86,7 +86,7 @@ def _parser() -> argparse.ArgumentParser:
     resume.add_argument("run", help=run)
     resume.add_argument("overrides", nargs="*", help=overrides)
     resume.set_defaults(call=_resume)
-    cache.add_commands(commands)
+    cache_command.add_commands(commands)
     return parser
 
 
@@ -95,7 +95,7 @@ def _export(options: argparse.Namespace, conf: Path) -> None:
     config = settings_of(folder, options.overrides, conf)
     facts = export_earlier(reopen(folder, config), target=options.to or folder / MODEL)
     row = read_result(folder / RESULT) if (folder / RESULT).is_file() else {"kl": float("nan"), "run": str(folder)}
-    for line in lying([folder], [{**row, "export": facts}]):
+    for line in export_lines([folder], [{**row, "export": facts}]):
         _say(line)
 
 
@@ -127,7 +127,7 @@ def _score(options: argparse.Namespace, conf: Path) -> None:
 
 
 def _on_other_text(run: Earlier, config: DictConfig) -> Evaluator:
-    """Return what scores a run's levels, as they were calibrated, on the text that other settings name.
+    """Return an evaluator of a run's levels, as they were calibrated, on the text that other settings name.
 
     Raises:
         EvosweepError: Something else than the text is changed, or the text cannot be used.
@@ -159,7 +159,7 @@ def _compare(options: argparse.Namespace, conf: Path) -> None:
 
 
 def _below(folder: Path) -> list[Path]:
-    """Return results below a folder; what MLflow keeps of them as artifacts is no run."""
+    """Return the results of all runs below a folder; MLflow's copies of them are left out."""
     found = sorted(folder.rglob(RESULT))
     return [path for path in found if (path.parent / "config.yaml").is_file() and "mlruns" not in path.parts]
 
@@ -180,7 +180,7 @@ def _resume(options: argparse.Namespace, conf: Path) -> None:
     notes = notes_of(config, task, model=bench.loaded.name, overrides=typed, choices=choices)
     row = run(task, bench, check(task, bench), notes)
     terminal().print(summary([row], title=str(config.name)))
-    for line in [SELECTION, *lying([folder], [row])]:
+    for line in [SELECTION, *export_lines([folder], [row])]:
         _say(line)
 
 

@@ -1,4 +1,4 @@
-"""From a configuration to objects; every error names the setting by its path in the configuration.
+"""Builds objects from the configuration; every error names the setting by its path there.
 
 Objects do not know the configuration: their constructors raise with the name of their own argument, and this walk over
 ``_target_`` adds the path at which the object stands.
@@ -120,8 +120,11 @@ class Later:
     """
 
     def __init__(self, target: Any, arguments: Mapping[str, Any], path: str, raw: Mapping[str, Any]) -> None:
-        self.target, self.arguments, self.path, self.raw = target, dict(arguments), path, raw
-        self.__signature__ = inspect.signature(functools.partial(target, **arguments))  # for who asks what it takes
+        self.target = target
+        self.arguments = dict(arguments)
+        self.path = path
+        self.raw = raw
+        self.__signature__ = inspect.signature(functools.partial(target, **arguments))  # read by inspect.signature
 
     def __call__(self, **rest: Any) -> Any:
         """Return the object."""

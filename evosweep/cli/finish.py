@@ -1,15 +1,17 @@
-"""What a command says in the end: one table, the export of the winner, what lies where, and how to look at it."""
+"""The end of a command: exports winners, prints the table of jobs, where files are and how to open them."""
 
 import io
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 from rich.console import Console
 
 from evosweep.cli.compose import build
+from evosweep.cli.launch import Launch
+from evosweep.cli.reopen import export_earlier, reopen
 from evosweep.core.errors import EvosweepError
 from evosweep.core.files import write_json
 from evosweep.core.redact import redact
@@ -21,25 +23,27 @@ from evosweep.tracking.base import TrackingError
 from evosweep.tracking.console import COLUMNS, summary, terminal
 from evosweep.tracking.significance import against_uniform
 
-if TYPE_CHECKING:
-    from evosweep.cli.multirun import Summary
-
-DASHBOARD = "http://127.0.0.1:8080/dashboard"  # where optuna-dashboard listens unless told otherwise
+DASHBOARD = "http://127.0.0.1:8080/dashboard"  # optuna-dashboard's default address
 SELECTION = "kl and ppl are measured on validation text, which never selects: winners were chosen on search tokens"
 SAMPLE = 160  # characters shown of a continuation; the report has all
 Row = Mapping[str, Any]
 
 
-def finish(run: "Summary", status: str, began: Sequence[Path]) -> None:
-    """Export a multirun's winners, show the table of its jobs and where everything lies, and close its parent run."""
-    assert run.config is not None and run.folder is not None
+def finish(run: Launch, status: str, began: Sequence[Path]) -> None:
+    """Export a multirun's winners, print the table of its jobs and where files are, and close its parent run.
+
+    Args:
+        run: The job or multirun.
+        status: ``FINISHED``, ``FAILED`` or ``KILLED``.
+        began: Folders of the jobs that began.
+    """
     folders = run.jobs()
     rows = [read_result(folder / RESULT) for folder in folders]
     table = summary(rows, title=str(run.config.name)) if rows else None
     console = terminal()
     try:
         if run.multirun is not None and status != "KILLED":
-            _export_winners(folders, rows)
+            _export_winners(run.config, folders, rows)
             rows = [read_result(folder / RESULT) for folder in folders]
     finally:
         if table is not None:
@@ -52,8 +56,8 @@ def finish(run: "Summary", status: str, began: Sequence[Path]) -> None:
                 *verdicts(rows),
                 *samples(rows),
                 SELECTION,
-                *lying(folders, rows),
-                *how_to_look(run.config, link=_link(rows), studies=studies_of(began)),
+                *export_lines(folders, rows),
+                *viewer_commands(run.config, link=_link(rows), studies=studies_of(began)),
             ]:
                 console.print(redact(line), highlight=False, markup=False, soft_wrap=True)
         if run.multirun is not None:
@@ -71,14 +75,13 @@ def standings(rows: Sequence[Row]) -> list[str]:
     ]
 
 
-def _export_winners(folders: Sequence[Path], rows: Sequence[Row]) -> None:
+def _export_winners(main: DictConfig, folders: Sequence[Path], rows: Sequence[Row]) -> None:
     """Export the best job of every budget, where its settings ask for that."""
-    from evosweep.cli.reopen import export_earlier, reopen  # noqa: PLC0415 - heavy
-
     for index in best_jobs(rows):
         config = OmegaConf.load(folders[index] / CONFIG)
         assert isinstance(config, DictConfig)
         if config.export.get("enabled") and not rows[index].get("export"):
+            config.tracking = _tracking(main, config).tracking
             export_earlier(reopen(folders[index], config), target=folders[index] / MODEL)
 
 
@@ -123,16 +126,15 @@ def samples(rows: Sequence[Row]) -> list[str]:
     return lines
 
 
-def lying(folders: Sequence[Path], rows: Sequence[Row]) -> list[str]:
-    """Return where the winners lie, how large they are, and how they are loaded."""
+def export_lines(folders: Sequence[Path], rows: Sequence[Row]) -> list[str]:
+    """Return where exported models are, how large they are, and the code that loads them."""
     lines = []
     for folder, row in zip(folders, rows, strict=True):
         facts = row.get("export")
         if facts:
-            code = "; ".join(part for part in str(facts["load"]).splitlines() if part)
             where = _short(Path(facts["path"]))
             lines.append(f"{where}   {facts['bytes'] / 1e6:.1f} MB on disk, kl {row['kl']:.4f}: {row['run']}")
-            lines.append(f"   folder = {str(where)!r}; {code}")
+            lines.append(f"   {facts['how_to_load']}")
         elif len(rows) == 1:
             lines.append(
                 f"{_short(folder)}   allocation.json; not exported: python -m evosweep export {_short(folder)}"
@@ -147,11 +149,18 @@ def _short(path: Path) -> Path:
     return path.relative_to(Path.cwd()) if path.is_absolute() and path.is_relative_to(Path.cwd()) else path
 
 
-def how_to_look(config: DictConfig, *, link: str | None, studies: Sequence[tuple[str, str | None]]) -> list[str]:
-    """Return the commands that open what a run left, and where it is then seen."""
+def viewer_commands(config: DictConfig, *, link: str | None, studies: Sequence[tuple[str, str | None]]) -> list[str]:
+    """Return the commands that show runs and studies in a browser, with their addresses.
+
+    Args:
+        config: The command's configuration.
+        link: MLflow's address of the experiment, if the runs are tracked.
+        studies: Journal of each study, and the folder of its pictures.
+    """
     lines = []
     if link:
-        command, seen = build(config, "tracking").command, "every run, every generation"
+        command = build(config, "tracking").command
+        seen = "every run, every generation"
         lines.append(f"{command}   # {seen}: {link}" if command else f"{link}   # {seen}")
     for path, artifacts in sorted(set(studies)):
         pictures = f" --artifact-dir {artifacts}" if artifacts else ""
@@ -169,9 +178,9 @@ def _link(rows: Sequence[Row]) -> str | None:
     return next((str(row["mlflow_link"]) for row in rows if row.get("mlflow_link")), None)
 
 
-def _log(run: "Summary", status: str, began: Sequence[Path], rows: Sequence[Row], table: Any) -> None:
+def _log(run: Launch, status: str, began: Sequence[Path], rows: Sequence[Row], table: Any) -> None:
     """Close the multirun's parent run in every experiment that its jobs were logged to, with their comparison."""
-    assert run.config is not None and run.multirun is not None
+    assert run.multirun is not None
     with tempfile.TemporaryDirectory() as name:
         files, note = _files(Path(name), rows, table)
         failures = []
@@ -188,7 +197,7 @@ def _log(run: "Summary", status: str, began: Sequence[Path], rows: Sequence[Row]
 
 
 def _files(folder: Path, rows: Sequence[Row], table: Any) -> tuple[list[Path], str]:
-    """Return files of the comparison, and its table in words."""
+    """Write the comparison as tables and figures; return the files, and the table in Markdown."""
     columns = [*COLUMNS, "mlflow_run", "dense_ppl"]
     data = [[row.get(key) for key in columns] for row in rows]
     files = [write_json(folder / "summary.json", {"columns": columns, "data": data})]
@@ -205,20 +214,25 @@ def _files(folder: Path, rows: Sequence[Row], table: Any) -> tuple[list[Path], s
 
 
 def _trackings(main: DictConfig, began: Sequence[Path]) -> list[DictConfig]:
-    """Return the different tracking settings of jobs: experiments that name themselves log apart.
-
-    What a job kept of its settings is without credentials, so only what differs from the command's is taken from it.
-    """
+    """Return a configuration for each tracking that jobs have; experiments may bring their own."""
     found: dict[str, DictConfig] = {}
     for folder in began:
         config = OmegaConf.load(folder / CONFIG)
         assert isinstance(config, DictConfig)
-        tracking, mine = config.tracking, OmegaConf.create({"tracking": OmegaConf.to_container(main.tracking)})
-        mine = OmegaConf.create({**mine, "name": config.name})
-        if tracking.get("_target_") == main.tracking.get("_target_"):
-            with open_dict(mine):
-                mine.tracking.update({k: v for k, v in tracking.items() if k != "uri"})
-        else:
-            mine.tracking = tracking
-        found.setdefault(OmegaConf.to_yaml(mine.tracking), mine)
+        own = _tracking(main, config)
+        found.setdefault(OmegaConf.to_yaml(own.tracking), own)
     return list(found.values())
+
+
+def _tracking(main: DictConfig, job: DictConfig) -> DictConfig:
+    """Return a job's tracking and name.
+
+    What a job kept of its settings is without credentials, so only what differs from the command's is taken from it.
+    """
+    own = OmegaConf.create({"tracking": OmegaConf.to_container(main.tracking), "name": job.name})
+    if job.tracking.get("_target_") == main.tracking.get("_target_"):
+        with open_dict(own):
+            own.tracking.update({k: v for k, v in job.tracking.items() if k != "uri"})
+    else:
+        own.tracking = job.tracking
+    return own

@@ -1,4 +1,4 @@
-"""Where runs are written: a folder each, however they are started, and checked to be writable before any work."""
+"""Folders of runs: each run claims its own, checked to be writable before any work."""
 
 import os
 import shutil

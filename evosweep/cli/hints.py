@@ -1,4 +1,4 @@
-"""Whether a value fits the annotation of the argument that it is given to: for what no constructor looks at itself."""
+"""Checks values against the annotations of arguments, where constructors do not check them."""
 
 import collections.abc
 import inspect
@@ -46,7 +46,8 @@ def _misfit(name: str, value: Any, hint: Any) -> SettingError:
 
 def fits(value: Any, hint: Any) -> bool:  # noqa: PLR0911 - a case for each kind of annotation
     """Return False only where a value cannot be meant by an annotation."""
-    origin, inside = typing.get_origin(hint), typing.get_args(hint)
+    origin = typing.get_origin(hint)
+    inside = typing.get_args(hint)
     if hint is Any or isinstance(hint, typing.TypeVar):
         return True
     if origin in (typing.Union, types.UnionType):
@@ -80,7 +81,8 @@ def _is_scalar(value: Any, hint: Any) -> bool:
 
 def _words(hint: Any) -> str:  # noqa: PLR0911 - a case for each kind of annotation
     """Return an annotation in words."""
-    origin, inside = typing.get_origin(hint), typing.get_args(hint)
+    origin = typing.get_origin(hint)
+    inside = typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
         return " or ".join(dict.fromkeys(_words(option) for option in inside))
     if hint is None or hint is type(None):

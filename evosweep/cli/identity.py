@@ -1,4 +1,4 @@
-"""What a run is: the settings that make it comparable, and what was typed for it."""
+"""The identity of a run: a digest of its settings, and the overrides that were typed."""
 
 from dataclasses import dataclass
 from typing import Any

@@ -1,4 +1,4 @@
-"""One job of the command line: from its configuration to objects, through the pipeline, to its row of figures."""
+"""One job of the command line: builds objects from the configuration and runs the pipeline."""
 
 import json
 import logging
@@ -20,7 +20,7 @@ from evosweep import __version__, parallel
 from evosweep.cli.compose import build, sections
 from evosweep.cli.folders import CLAIM, check_writable
 from evosweep.cli.identity import RunIdentity, overrides_of
-from evosweep.cli.multirun import JOBS, MULTIRUN, VARIED
+from evosweep.cli.launch import JOBS, MULTIRUN, VARIED
 from evosweep.cli.names import check_name
 from evosweep.cli.progress import JobProgress
 from evosweep.core.budget import KINDS
@@ -98,7 +98,16 @@ def run(config: DictConfig) -> dict[str, Any]:
 
 
 def task_of(config: DictConfig, *, folder: Path, resume: bool = False) -> Task:
-    """Read and check every setting that does not need the model, before it is loaded and anything is written."""
+    """Return the task that a configuration describes; every setting that needs no model is checked.
+
+    Args:
+        config: The whole configuration.
+        folder: Of the run.
+        resume: Whether the search goes on from the state in ``folder``.
+
+    Raises:
+        SettingError: A setting cannot be used.
+    """
     seed = check_int("seed", config.seed, low=-SEED_LIMIT, high=SEED_LIMIT)
     check_name(config.name)
     made = {group: build(config, group) for group in PARTS}
@@ -121,7 +130,7 @@ def task_of(config: DictConfig, *, folder: Path, resume: bool = False) -> Task:
 
 
 def imply_budget(config: DictConfig, overrides: Sequence[str]) -> None:
-    """Let a budget of another kind, typed alone, take the place of the one that the configuration has.
+    """Remove the configuration's budget where one of another kind was typed alone.
 
     ``budget.megabytes=100`` then needs no ``budget=megabytes`` beside it.
     """
@@ -151,7 +160,8 @@ def plan_of(config: DictConfig) -> Plan:
 
 def check_storage(storage: Any) -> None:
     """Raise SettingError where studies or their pictures could not be written."""
-    path, artifacts = getattr(storage, "path", None), getattr(storage, "artifacts", None)
+    path = getattr(storage, "path", None)
+    artifacts = getattr(storage, "artifacts", None)
     if path is not None:
         check_writable(Path(path), setting="storage.path", file=True)
     if artifacts is not None:
@@ -173,7 +183,7 @@ def _command(overrides: Sequence[str]) -> str:
 def notes_of(
     config: DictConfig, task: Task, *, model: str, overrides: Sequence[str], choices: Mapping[str, Any]
 ) -> Notes:
-    """Return what is recorded about a run.
+    """Return the notes that are recorded about a run.
 
     Args:
         config: Its configuration.
@@ -196,7 +206,7 @@ def notes_of(
 
 
 def quiet_libraries(*, verbose: object = False) -> None:
-    """Keep libraries off the terminal; with ``hydra.verbose``, let those speak that it names, or (true) all."""
+    """Silence the libraries' logs and warnings; ``hydra.verbose`` keeps those that it names, or (true) all."""
     if verbose:  # Hydra has set the levels
         logging.basicConfig(format="%(asctime)s %(name)s %(levelname)s: %(message)s")
         return

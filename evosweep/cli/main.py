@@ -1,4 +1,4 @@
-"""Entry of the command line: dispatch, run Hydra's jobs, say in one line what is wrong, and return an exit code."""
+"""Entry of the command line: runs subcommands or Hydra's jobs, prints each error as one line, returns an exit code."""
 
 import os
 import signal
@@ -17,7 +17,8 @@ from omegaconf.errors import OmegaConfBaseException
 from evosweep.cli import messages
 from evosweep.cli.check import check_config
 from evosweep.cli.compose import with_path
-from evosweep.cli.multirun import JOBS, MULTIRUN, Refused, Summary
+from evosweep.cli.launch import JOBS, MULTIRUN
+from evosweep.cli.multirun import Refused, Summary
 from evosweep.core.errors import EvosweepError
 from evosweep.core.redact import redact
 
@@ -26,18 +27,20 @@ CHECKOUT = PACKAGE.parent / "conf"
 CONF = CHECKOUT if (CHECKOUT / "config.yaml").is_file() else PACKAGE / "conf"
 MAIN = "EVOSWEEP_MAIN"  # environment: process of the command; a launcher's workers have another
 SUBCOMMANDS = ("export", "score", "compare", "resume", "cache")
-BAD_INPUT, INTERRUPTED, TERMINATED = 2, 130, 143
+BAD_INPUT = 2
+INTERRUPTED = 130
+TERMINATED = 143
 
 _failures: list[tuple[str, int | None]] = []  # why jobs failed, and their numbers, for one block at the end
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM: the run ends as after Ctrl-C, with another exit code."""
+    """Raised on SIGTERM, so that the run ends as after Ctrl-C, with another exit code."""
 
 
 @hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")
 def job(config: DictConfig) -> Any:
-    """Run one job; an error of the user's is kept for one clear line at the end."""
+    """Run one job; bad input is kept, to be printed as one line at the end."""
     try:
         check_config(config, CONF)
         from evosweep.cli.job import run  # noqa: PLC0415 - heavy; a misspelt setting is answered without it
@@ -45,14 +48,14 @@ def job(config: DictConfig) -> Any:
         return run(config)
     except (EvosweepError, OmegaConfBaseException) as error:
         named = messages.of(error, conf=CONF)
-        if os.environ.get(MAIN) != str(os.getpid()):  # a launcher's worker: its parent must hear of it
+        if os.environ.get(MAIN) != str(os.getpid()):  # a launcher's worker: its parent reports it
             raise named from error
         _failures.append((str(named), HydraConfig.get().job.num if MULTIRUN in os.environ else None))
         return None
 
 
 def main() -> None:
-    """Run the command; exit code 2 for what a user can mend, 130 after Ctrl-C, 143 after SIGTERM."""
+    """Run the command; exit code 2 for bad input, 130 after Ctrl-C, 143 after SIGTERM."""
     arguments = sys.argv[1:]
     if not arguments:
         print(messages.WELCOME)  # noqa: T201
@@ -71,20 +74,23 @@ def main() -> None:
 
 def _run_jobs() -> int:
     """Run Hydra's jobs and what follows them; return the exit code."""
-    code, unexpected, count = 0, True, ""
+    code = 0
+    unexpected = True
+    count = ""
     try:
         job()
         unexpected = False
     except KeyboardInterrupt as error:
-        code, unexpected = TERMINATED if isinstance(error, Terminated) else INTERRUPTED, False
+        code = TERMINATED if isinstance(error, Terminated) else INTERRUPTED
+        unexpected = False
     except Refused as refused:
         _failures.append((str(refused.error), None))
         unexpected = False
     except Exception as error:
-        told = _of_the_user(error)
-        if told is None:
+        message = _of_the_user(error)
+        if message is None:
             raise
-        _failures.append((told, None))
+        _failures.append((message, None))
         unexpected = False
     finally:
         count = os.environ.get(JOBS, "?")
@@ -98,7 +104,7 @@ def _run_jobs() -> int:
 
 
 def _of_the_user(error: Exception) -> str | None:
-    """Return what to tell about an error of composing, of folders or of a launcher; None for a fault of ours."""
+    """Return the message of an error of composing, of folders or of a launcher; None for a bug of evosweep."""
     group_is_no_name = isinstance(error, ValueError) and "Config group override" in str(error)  # Hydra's own
     if group_is_no_name or isinstance(error, EvosweepError | HydraException | OmegaConfBaseException):
         return str(messages.of(error, conf=CONF))
@@ -150,7 +156,7 @@ def _terminable() -> Iterator[None]:
 
     try:
         before = signal.signal(signal.SIGTERM, stop)
-    except ValueError:  # not the main thread, as in somebody's notebook
+    except ValueError:  # not the main thread, as in a notebook
         yield
         return
     try:

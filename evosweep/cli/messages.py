@@ -1,4 +1,4 @@
-"""Hydra's errors in the form of ours: one line, the setting, what it may be, the nearest match."""
+"""Turns Hydra's errors into one line: the setting, its allowed values, the nearest match."""
 
 import re
 import shlex
@@ -40,7 +40,7 @@ _DELETE = re.compile(r"Could not delete.*'([^']+)'")
 
 
 def of(error: Exception, *, conf: Path) -> EvosweepError:
-    """Return what to tell the user about an error of composing the configuration."""
+    """Return an error of composing the configuration as one that names the setting and its choices."""
     ours = _wrapped(error)
     if ours is not None:
         return with_path(ours)
@@ -56,7 +56,7 @@ def of(error: Exception, *, conf: Path) -> EvosweepError:
 
 
 def _key(text: str, conf: Path) -> EvosweepError:
-    """Return the error of a setting that is none, or whose override cannot be applied."""
+    """Return the error of an unknown setting, or of an override that cannot be applied."""
     key = _KEY.search(text) or _OVERRIDE.search(text) or _DELETE.search(text)
     if not key:
         return EvosweepError(" ".join(text.split())[:500])
@@ -72,7 +72,7 @@ def _key(text: str, conf: Path) -> EvosweepError:
 
 
 def _choice(name: str, text: str, conf: Path) -> EvosweepError:
-    """Return the error of a choice that its group does not have, or of a group that is none."""
+    """Return the error of an unknown choice, or of an unknown group."""
     options = _OPTIONS.search(text)
     group, _, choice = name.rpartition("/")
     listed = options.group(2).split() if options else choices(conf, group)
@@ -107,7 +107,7 @@ def _grammar(error: OverrideParseException) -> EvosweepError:
 
 
 def _wrapped(error: BaseException) -> EvosweepError | None:
-    """Return the error of ours that lies under Hydra's wrapping."""
+    """Return the EvosweepError that Hydra's exception wraps, None if there is none."""
     current: BaseException | None = error
     for _ in range(10):
         if current is None or isinstance(current, EvosweepError):

@@ -12,7 +12,7 @@ T = TypeVar("T")
 
 
 class JobProgress:
-    """Shows progress, and keeps what was said; jobs that share a workbench take turns with it.
+    """Shows the progress of the current job, and writes every line to the job's log file too.
 
     Args:
         inner: Shows it.
@@ -24,18 +24,25 @@ class JobProgress:
         self._log: Path | None = None
 
     def begin(self, *, prefix: str, log: Path, first: str) -> None:
-        """Let what follows belong to a job.
+        """Start a job: its prefix and log file are used from here on.
 
         Args:
             prefix: Before every line, as ``[job 3/6] ``.
             log: File that lines are added to.
             first: Its first line; not shown.
         """
-        self._prefix, self._log = prefix, log
+        self._prefix = prefix
+        self._log = log
         self._write(first)
 
     def track(self, items: Sequence[T], *, description: str, tokens: int | None = None) -> Iterable[T]:
-        """Yield ``items`` while showing progress and time left."""
+        """Yield ``items`` while showing progress and time left.
+
+        Args:
+            items: What is worked through.
+            description: Shown beside the bar, and logged.
+            tokens: Tokens that end the phase, if those do and not the items.
+        """
         self._write(description)
         return self.inner.track(items, description=f"{self._prefix}{description}", tokens=tokens)
 

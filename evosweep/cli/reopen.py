@@ -1,7 +1,7 @@
-"""An earlier run opened again: its settings, model, store and allocation, without a search."""
+"""Opens an earlier run again, without a search: its settings, model, store and allocation."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -77,22 +77,40 @@ def _folder_of(run_id: str) -> Path:
 def settings_of(folder: Path, overrides: Sequence[str], conf: Path) -> DictConfig:
     """Return a run's resolved settings, changed as typed: ``export=dense``, ``data.path=other.jsonl``.
 
+    As with Hydra, files of groups are chosen first, wherever they stand among the overrides.
+
+    Args:
+        folder: Of the run.
+        overrides: As typed.
+        conf: Folder of the configuration's files.
+
     Raises:
         EvosweepError: An override names no choice or no setting.
     """
     config = OmegaConf.load(folder / CONFIG)
     assert isinstance(config, DictConfig)
-    for parsed in OverridesParser.create().parse_overrides(list(overrides)):
-        key, value = parsed.get_key_element().lstrip("+"), parsed.value()
+    changes = [
+        (parsed.get_key_element().lstrip("+"), parsed)
+        for parsed in OverridesParser.create().parse_overrides(list(overrides))
+    ]
+    for key, parsed in sorted(changes, key=lambda change: not choices(conf, change[0])):
+        value = parsed.value()
         if choices(conf, key):
             config[key] = _choice(key, str(value), conf, keep=config.get(key))
-        elif OmegaConf.select(config, key) is None and not parsed.is_add():
+        elif not _has(config, key) and not parsed.is_add():
             known = list(_keys(OmegaConf.to_container(config), ""))
             raise EvosweepError(f"there is no setting {key!r}{did_you_mean(key, known)}")
         else:
             OmegaConf.update(config, key, value)
     check_config(config, conf)
     return config
+
+
+def _has(config: DictConfig, key: str) -> bool:
+    """Return whether a setting exists, be its value null or still to be given."""
+    parent, _, name = key.rpartition(".")
+    section = OmegaConf.select(config, parent) if parent else config
+    return OmegaConf.select(config, key) is not None or (isinstance(section, DictConfig) and name in section.keys())  # noqa: SIM118 - `in` takes ??? for missing
 
 
 def _choice(group: str, choice: str, conf: Path, *, keep: Any) -> DictConfig:
@@ -124,7 +142,7 @@ def reopen(folder: Path, config: DictConfig) -> Earlier:
 
 
 def export_earlier(run: Earlier, *, target: Path) -> dict[str, Any]:
-    """Export a run's allocation, and record it in the run's ``result.json`` if there is one."""
+    """Export a run's allocation; record it in the run's ``result.json``, if there is one, and where it is tracked."""
     exporter = build(run.config, "export", without=("jobs",))
     if not exporter.enabled:
         raise EvosweepError("export must be one that writes a model: export=packed, export=dense ...")
@@ -140,5 +158,16 @@ def export_earlier(run: Earlier, *, target: Path) -> dict[str, Any]:
     finally:
         remove_empty_folders(target, stop=run.folder)
     if (run.folder / RESULT).is_file():
-        write_result(run.folder, {**read_result(run.folder / RESULT), "export": facts})
+        row = {**read_result(run.folder / RESULT), "export": facts}
+        write_result(run.folder, row)
+        _track(run.config, row)
     return facts
+
+
+def _track(config: DictConfig, row: Mapping[str, Any]) -> None:
+    """Add a run's export to what its tracker has of it; where that fails, say so: the export itself is complete."""
+    if row.get("mlflow_run"):
+        tracker = build(config, "tracking")
+        tracker.exported(row["mlflow_run"], row)
+        if tracker.missing:
+            shared_progress().say(tracker.missing)

@@ -1,4 +1,4 @@
-"""Names of a ``_target_``'s arguments, read from its source: a typo is answered before torch is imported."""
+"""Names of a ``_target_``'s arguments, read from its source: a typo is reported before torch is imported."""
 
 import ast
 import importlib
@@ -40,7 +40,7 @@ def _imported(target: Any, path: str) -> list[str] | None:
 
 
 def _static(target: str) -> list[str] | None:
-    """Return the argument names without importing the module; None where that does not tell."""
+    """Return the argument names without importing the module; None where those are not in its source."""
     module, _, name = target.rpartition(".")
     tree = _parsed(module)
     if tree is None:
@@ -65,7 +65,7 @@ def _of_class(node: ast.ClassDef, tree: ast.Module, module: str) -> list[str] | 
         if found is None:
             return None
         inherited += found
-    if not any("dataclass" in ast.unparse(each) for each in node.decorator_list):
+    if not any("dataclass" in ast.unparse(decorator) for decorator in node.decorator_list):
         return inherited
     fields = [
         item.target.id

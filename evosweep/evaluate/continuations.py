@@ -1,4 +1,4 @@
-"""What a model writes after a prompt, greedily: dense, or with an allocation applied."""
+"""Greedy continuations of prompts by the dense model, or with an allocation applied."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager

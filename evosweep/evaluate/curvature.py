@@ -42,7 +42,8 @@ def hawq_v2(
     Raises:
         EvosweepError: A unit is not a layer's weight, or some weights are not on the model's device.
     """
-    anatomy, split = evaluator.anatomy, evaluator.splits["search"]
+    anatomy = evaluator.anatomy
+    split = evaluator.splits["search"]
     slots = {slot.name: slot for slot in anatomy.slots}
     others = [unit.name for unit in problem.units if unit.name not in slots]
     if others:

@@ -23,7 +23,10 @@ class LevelWeights:
     """
 
     def __init__(self, store: LevelStore, *, device: torch.device, dtype: torch.dtype, plan: MemoryPlan) -> None:
-        self.store, self.device, self.dtype, self.plan = store, device, dtype, plan
+        self.store = store
+        self.device = device
+        self.dtype = dtype
+        self.plan = plan
         self._dense: ByteLRU[torch.Tensor] = ByteLRU(limit=plan.dense, size=bytes_of)
         self._packed: dict[Key, Tensors] = {}  # on the device or page-locked, as the plan says
         self._coming: dict[Key, tuple[Tensors, torch.cuda.Event]] = {}

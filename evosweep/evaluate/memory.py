@@ -1,4 +1,4 @@
-"""How much of a device's memory scoring may use, and how it is divided before anything is scored."""
+"""Divides a device's memory among targets, weights and activations before anything is scored."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -67,7 +67,7 @@ class MemoryPlan:
 
     @classmethod
     def of(cls, resources: Resources, device: torch.device, *, dense: int, packed: int, candidate: int) -> "MemoryPlan":
-        """Return how the memory that is free now is divided.
+        """Return the plan for the memory that is free now.
 
         Args:
             resources: What scoring may use.
@@ -80,14 +80,21 @@ class MemoryPlan:
             SettingError: There is no room for one candidate on one window.
         """
         memory = resources.memory or FREE_SHARE * free_bytes(device)
-        targets, room = TARGETS_SHARE * memory, WEIGHTS_SHARE * memory
+        targets = TARGETS_SHARE * memory
+        room = WEIGHTS_SHARE * memory
         if dense <= room:
-            weights, packed_in, taken = float(dense), "nowhere", float(dense)
+            weights = float(dense)
+            packed_in = "nowhere"
+            taken = float(dense)
         elif packed <= room and device.type != "cpu":  # a CPU's packed levels are in its file cache anyway
-            weights, packed_in, taken = room - packed, "device", room
+            weights = room - packed
+            packed_in = "device"
+            taken = room
         else:
             hosts = device.type != "cpu" and packed <= HOST_SHARE * free_bytes(torch.device("cpu"))
-            weights, packed_in, taken = room / 2, "host" if hosts else "disk", room
+            weights = room / 2
+            packed_in = "host" if hosts else "disk"
+            taken = room
         left = memory - targets - taken
         if left < candidate:
             least = candidate / (1 - TARGETS_SHARE - WEIGHTS_SHARE)

@@ -60,8 +60,11 @@ class Evaluator:
         resources: Resources | None = None,
         majority: float | None = None,
     ) -> None:
-        self.anatomy, self.store, self.splits = anatomy, store, splits
-        self.resources, self.majority = resources or Resources(), majority
+        self.anatomy = anatomy
+        self.store = store
+        self.splits = splits
+        self.resources = resources or Resources()
+        self.majority = majority
         self.drops = store.drops
         self._blocks = _units_by_block(anatomy, store, self.drops)
         self._gates = Problem(units=store.units, budget=sum(unit.levels[-1].cost for unit in store.units))
@@ -82,7 +85,14 @@ class Evaluator:
     def score(
         self, genomes: Genomes | None, *, split: str, windows: Sequence[int], fitness: Sequence[Fitness]
     ) -> dict[str, npt.NDArray[np.float64]]:
-        """Return each fitness of each genome, by name, shape (genomes,); arguments as for ``token_losses``."""
+        """Return each fitness of each genome, by name, shape (genomes,).
+
+        Args:
+            genomes: Level indices, shape (genomes, units); None scores the dense model, as one genome.
+            split: Name of the token split.
+            windows: Indices of its windows.
+            fitness: What to compute; all share one pass over the head.
+        """
         losses = self.token_losses(genomes, split=split, windows=windows, fitness=fitness)
         return {
             one.name: np.array([one.reduce(mean) for mean in losses[one.name].mean(axis=(1, 2), dtype=np.float64)])

@@ -1,4 +1,4 @@
-"""The rows of a population grouped by level, and rows that are alike found, for a whole block at once."""
+"""Groups the rows of a population by level, and finds equal rows, for a whole block at once."""
 
 import numpy as np
 import numpy.typing as npt

@@ -1,4 +1,4 @@
-"""Numbers about genomes: losses and fitness on the search split, figures on the fixed validation split."""
+"""Scores genomes: loss and fitness on the search split, KL and perplexity on the validation split."""
 
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +23,9 @@ class StagedScorer:
     """
 
     def __init__(self, evaluator: Evaluator, *, fitness: Fitness, seed: int) -> None:
-        self.evaluator, self.fitness, self.seed = evaluator, fitness, seed
+        self.evaluator = evaluator
+        self.fitness = fitness
+        self.seed = seed
 
     @property
     def seq_len(self) -> int:
@@ -70,7 +72,7 @@ class StagedScorer:
         )[self.fitness.name]
 
     def reduce(self, loss: float) -> float:
-        """Return the fitness that a mean loss per token stands for."""
+        """Return the fitness of a mean loss per token: the loss itself, or the perplexity."""
         return self.fitness.reduce(loss)
 
     def score_all(self, genomes: npt.NDArray[np.int64], *, limit: int | None = None) -> npt.NDArray[np.float64]:

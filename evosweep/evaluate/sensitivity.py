@@ -1,4 +1,4 @@
-"""Columns for allocators that need the whole model: measured end to end, or computed from its weights."""
+"""Measures the manifest columns that need the whole model: KL and perplexity of single units, spectra, curvature."""
 
 import json
 from collections.abc import Callable
@@ -80,17 +80,41 @@ def loss_alone(evaluator: Evaluator, problem: Problem, *, tokens: int, seed: int
 
 
 def around_uniform(evaluator: Evaluator, problem: Problem, *, tokens: int, seed: int, progress: Progress) -> Columns:
-    """Return the rise of the KL for each unit alone at each level, all others as in the uniform allocation."""
+    """Return the rise of the KL for each unit alone at each level, all others as in the uniform allocation.
+
+    Args:
+        evaluator: Scores genomes.
+        problem: Units.
+        tokens: Tokens of the search split that each candidate is measured on.
+        seed: Chooses them.
+        progress: Shows how far it is.
+    """
     return _rises(AROUND_UNIFORM, problem.uniform(), evaluator, problem, tokens=tokens, seed=seed, progress=progress)
 
 
 def around_top(evaluator: Evaluator, problem: Problem, *, tokens: int, seed: int, progress: Progress) -> Columns:
-    """Return the rise of the KL for each unit alone at each level, all others at their highest level."""
+    """Return the rise of the KL for each unit alone at each level, all others at their highest level.
+
+    Args:
+        evaluator: Scores genomes.
+        problem: Units.
+        tokens: Tokens of the search split that each candidate is measured on.
+        seed: Chooses them.
+        progress: Shows how far it is.
+    """
     return _rises(AROUND_TOP, problem.sizes - 1, evaluator, problem, tokens=tokens, seed=seed, progress=progress)
 
 
 def hill_exponents(evaluator: Evaluator, problem: Problem, *, tokens: int, seed: int, progress: Progress) -> Columns:
-    """Return the Hill exponent of the dense weight of every unit that has a weight (drop units have none)."""
+    """Return the Hill exponent of the dense weight of every unit that has a weight (drop units have none).
+
+    Args:
+        evaluator: Has the model.
+        problem: Units.
+        tokens: Not used: weights alone are measured.
+        seed: Not used.
+        progress: Shows how far it is.
+    """
     del tokens, seed
     slots = {slot.name: slot for slot in evaluator.anatomy.slots}
     units = [unit.name for unit in problem.units if unit.name in slots]
@@ -142,7 +166,8 @@ def measure(
         seed: Chooses them.
         progress: Shows how far it is.
     """
-    split, kind = evaluator.splits["search"], MEASURES[column]
+    split = evaluator.splits["search"]
+    kind = MEASURES[column]
     if kind.tokens is _all_levels:
         seq_len = split.windows.shape[1]
         tokens = max(seq_len, tokens // max(int(problem.sizes.max()) - 1, 1) // seq_len * seq_len)

@@ -1,1 +1,1 @@
-"""An allocation turned into a model on disk that loads elsewhere."""
+"""Exporters: write an allocation as a model on disk."""

@@ -1,4 +1,4 @@
-"""What all exporters share: the winning allocation as the model holds it, and the check of what was written."""
+"""Base class of exporters: writes an allocation, reloads it, and checks its logits."""
 
 import io
 import shutil
@@ -42,14 +42,14 @@ class Winner:
 
     @cached_property
     def slots(self) -> Mapping[Slot, int]:
-        """The index of the unit of every slot that is one."""
+        """The unit index of every slot that belongs to a unit."""
         indices = {unit.name: index for index, unit in enumerate(self.problem.units)}
         units = {slot: indices[slot.name] for slot in self.evaluator.anatomy.slots if slot.name in indices}
         return {slot: index for slot, index in units.items() if index not in self.evaluator.drops}
 
     @cached_property
     def dropped(self) -> list[DropEffect]:
-        """What is dropped."""
+        """Effects of the units that are dropped."""
         return [effect for index, effect in self.evaluator.drops.items() if self.genome[index] == 0]
 
     @contextmanager
@@ -59,7 +59,7 @@ class Winner:
             yield
 
     def layers(self) -> dict[str, tuple[Slot, int]]:
-        """Return the slots that are units and not dropped, by their path while ``in_place``, and their units' index."""
+        """Return (slot, unit index) of all weights of units that are not dropped, by path while ``in_place``."""
         paths = {id(module): path for path, module in self.evaluator.anatomy.model.named_modules()}
         return {paths[id(slot.module)]: (slot, index) for slot, index in self.slots.items() if id(slot.module) in paths}
 

@@ -1,4 +1,4 @@
-"""Dense safetensors of an allocation: loads wherever transformers does."""
+"""Export as a dense checkpoint in the model's own layout, which every program for transformers loads."""
 
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,13 @@ class DenseSafetensors(Exporter):
         return winner.dense_bytes
 
     def write(self, winner: Winner, loaded: LoadedModel, folder: Path) -> None:
-        """Write what ``save_pretrained`` writes."""
+        """Write what ``save_pretrained`` writes.
+
+        Args:
+            winner: The allocation.
+            loaded: The dense model.
+            folder: An empty folder.
+        """
         weights = {
             slot.name: winner.evaluator.weight(index, int(winner.genome[index])) for slot, index in winner.slots.items()
         }

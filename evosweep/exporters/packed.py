@@ -1,4 +1,4 @@
-"""An allocation at its true size: codes, scales, masks as the level store has them, and a loader for transformers."""
+"""Export at the true size: codes, scales and masks as in the level store, and a loader that unpacks them."""
 
 import json
 from pathlib import Path
@@ -16,7 +16,9 @@ from evosweep.exporters.base import Exporter, Winner
 from evosweep.models.load import LoadedModel
 from evosweep.models.slots import slot_at
 
-TENSORS, INDEX, CONFIG = "packed.safetensors", "packed.json", "config.json"  # transformers ignores the first two
+TENSORS = "packed.safetensors"  # transformers ignores this and the next
+INDEX = "packed.json"
+CONFIG = "config.json"
 VERSION = 2
 
 
@@ -27,7 +29,13 @@ class PackedSafetensors(Exporter):
     loading = "from evosweep.exporters.packed import load\n\nmodel = load(folder)"
 
     def write(self, winner: Winner, loaded: LoadedModel, folder: Path) -> None:
-        """Write ``packed.safetensors``, its index with their hashes, and the model's config."""
+        """Write ``packed.safetensors``, its index with their hashes, and the model's config.
+
+        Args:
+            winner: The allocation.
+            loaded: The dense model.
+            folder: An empty folder.
+        """
         model: Any = loaded.model
         gone = winner.dropped_parameters()
         with winner.in_place():
@@ -89,14 +97,15 @@ def load(folder: str | Path, *, dtype: torch.dtype | None = None) -> Any:
 
 
 def _read_index(folder: Path) -> dict[str, Any]:
-    """Return the index of a packed model whose files are as they were written.
+    """Return the index of a packed model, its version and the hashes of its files checked.
 
     Raises:
         ExportError: As for ``load``.
     """
     try:
         index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
-        version, found = index.get("version"), index.pop("digest", None)
+        version = index.get("version")
+        found = index.pop("digest", None)
     except (OSError, ValueError, AttributeError) as error:
         raise ExportError(f"{folder} is no packed model: {INDEX} is missing or damaged") from error
     if version != VERSION:

@@ -1,4 +1,4 @@
-"""The structure of a decoder: blocks, slots, shared inputs, head. Found from the modules, not from a list of types.
+"""Finds a decoder's structure by running it: blocks, slots, shared inputs, head; no list of model types is needed.
 
 One short forward pass shows which modules run, which linear layers are given the same tensor, and what a block
 returns; nothing is assumed about names. Another one checks that running the blocks one by one gives what the whole
@@ -22,11 +22,8 @@ from evosweep.models.verify import check_block_by_block, check_causal
 PROBE_TOKENS = 8
 
 
-Site = Slot  # the name that slots had first
-
-
 class Anatomy:
-    """A causal language model as embed -> blocks -> finish -> head.
+    """The structure of a causal language model, and its forward in steps: embed, blocks, finish, head.
 
     Args:
         model: A transformers causal language model in eval mode.
@@ -60,13 +57,8 @@ class Anatomy:
 
     @cached_property
     def head(self) -> Head:
-        """From final hidden state to logits."""
+        """The output layer, from final hidden states to logits."""
         return Head.of(self.model, self.base)
-
-    @property
-    def sites(self) -> list[Slot]:
-        """The same as ``slots``."""
-        return self.slots
 
     def slot(self, name: str) -> Slot:
         """Return the slot with a name; KeyError where there is none."""
@@ -75,8 +67,6 @@ class Anatomy:
     def slots_of(self, block: int) -> list[Slot]:
         """Return the slots of one block, in the order in which they run."""
         return [slot for slot in self.slots if slot.block == block]
-
-    sites_of = slots_of
 
     @cached_property
     def _by_name(self) -> dict[str, Slot]:

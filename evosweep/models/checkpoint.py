@@ -1,4 +1,4 @@
-"""Checks of a checkpoint: what its files say before it is loaded, and which tensors it lacked after."""
+"""Checks a checkpoint: its files before it is loaded, its missing and unused tensors afterwards."""
 
 import json
 import re
@@ -43,7 +43,7 @@ def check_folder(folder: Path) -> None:
 
 
 def check_config(path: str, config: Mapping[str, Any]) -> str | None:
-    """Return a note on a checkpoint that can be used, None where there is nothing to say.
+    """Check that a checkpoint can be used; return a note for the user, or None.
 
     Args:
         path: The checkpoint, for messages.

@@ -1,4 +1,4 @@
-"""Devices: which one is used, how much of its memory is free, and blocks that are copied to it one at a time."""
+"""Picks a device, measures its free memory, and copies blocks to it one at a time."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager

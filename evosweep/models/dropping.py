@@ -1,4 +1,4 @@
-"""Dropping attention and MLP sub-blocks, blocks and pairs of blocks: what can be dropped, and what that does.
+"""Dropping of attention and MLP sub-blocks, blocks and pairs of blocks: the units, and their effect on the model.
 
 Everything about it is here: which modules a granularity allows to drop (``Drop.options``), how much each matters
 (``influence``), how rows of a population run without one (``silenced_rows``, and ``DropEffect.whole`` blocks are not
@@ -24,7 +24,8 @@ from evosweep.models.patch import replaced_forward
 from evosweep.models.slots import Slot
 
 GRANULARITIES = ("sublayers", "blocks", "pairs")
-DROPPED, KEPT = "dropped", "kept"
+DROPPED = "dropped"
+KEPT = "kept"
 
 
 @dataclass(frozen=True)
@@ -159,7 +160,7 @@ class Drop:
 
 
 def droppables(anatomy: Anatomy, granularity: str) -> tuple[Droppable, ...]:
-    """Return all that a granularity allows to drop, in the order in which it runs.
+    """Return all modules that may be dropped at a granularity, in the order in which they run.
 
     A sub-block is a child of the block with slots in it; slots that are the block's own children (as in OPT's MLP)
     make up one sub-block together. Its writer is the slot that runs last.
@@ -298,7 +299,7 @@ def without_blocks(anatomy: Anatomy, gone: Collection[int]) -> Iterator[None]:
     kept = [index for index in range(count) if index not in gone]
     parent, _, name = anatomy.block_path.rpartition(".")
     around = model.get_submodule(parent)
-    # layer_types and the like: one entry a block
+    # one entry a block, as layer_types
     lists = {key: value for key, value in vars(config).items() if isinstance(value, list) and len(value) == count}
     setattr(around, name, nn.ModuleList([anatomy.blocks[index] for index in kept]))
     config.num_hidden_layers = len(kept)

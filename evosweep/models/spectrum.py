@@ -1,4 +1,4 @@
-"""What the spectrum of a weight says about it, without data."""
+"""Estimates from the eigenvalues of a weight's Gram matrix, without data."""
 
 import torch
 

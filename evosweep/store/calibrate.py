@@ -16,9 +16,10 @@ from evosweep.compressors.statistics import INPUT_SQUARE, SECOND_MOMENT, Statist
 from evosweep.core.errors import StoreError
 from evosweep.core.events import Progress
 from evosweep.data.tokens import TokenSplit
-from evosweep.models.anatomy import Anatomy, Site
+from evosweep.models.anatomy import Anatomy
 from evosweep.models.device import free_bytes
 from evosweep.models.patch import replaced_weights
+from evosweep.models.slots import Slot
 from evosweep.store.manifest import tensor_name
 from evosweep.store.manifest_rows import ManifestLevel, ManifestUnit
 from evosweep.store.outliers import outlier_ratios
@@ -112,22 +113,22 @@ class Walk:
         rows: list[ManifestUnit] = []
         tensors: Tensors = {}
         passed_on: Tensors = {}
-        sites = [site for site in anatomy.sites_of(block) if site.name in self.plan.levels]
-        if sites:
+        slots = [slot for slot in anatomy.slots_of(block) if slot.name in self.plan.levels]
+        if slots:
             weighting = self.settings.token_weighting
             measured = measure_inputs(anatomy, block, hidden, needs=self._measured, weighting=weighting)
-            dense = {site.name: site.weight.to(anatomy.device).float() for site in sites}
-            squares = {site.name: measured[site.group][INPUT_SQUARE] for site in sites}
+            dense = {slot.name: slot.read().to(anatomy.device).float() for slot in slots}
+            squares = {slot.name: measured[slot.group][INPUT_SQUARE] for slot in slots}
             ratios = outlier_ratios({name: (weight, squares[name]) for name, weight in dense.items()})
-        for members in _by_group(sites):
+        for members in _by_group(slots):
             statistics = measured[members[0].group]
             payloads = self._compress(members, dense, statistics)
-            for site in members:
-                made = payloads[site.name]
-                rows.append(self._row(site, dense[site.name], made, statistics, ratios[site.name]))
-                tensors.update(_named(site.name, made))
-                passed_on[site.name] = self._passed_on(site, made)
-        with replaced_weights(sites, passed_on):
+            for slot in members:
+                made = payloads[slot.name]
+                rows.append(self._row(slot, dense[slot.name], made, statistics, ratios[slot.name]))
+                tensors.update(_named(slot.name, made))
+                passed_on[slot.name] = self._passed_on(slot, made)
+        with replaced_weights(slots, passed_on):
             hidden[:] = [anatomy.run_block(block, batch).to(batch.device) for batch in hidden]
         return rows, tensors
 
@@ -138,7 +139,7 @@ class Walk:
         return self.plan.needs | columns
 
     def _compress(
-        self, members: Sequence[Site], dense: Tensors, measured: Mapping[str, Any]
+        self, members: Sequence[Slot], dense: Tensors, measured: Mapping[str, Any]
     ) -> dict[str, dict[str, Payload]]:
         """Return unit -> level name -> payload of layers that share an input.
 
@@ -148,11 +149,11 @@ class Walk:
             measured: Statistics of their input.
         """
         own = {
-            name: {site.name: values[site.name] for site in members if site.name in values}
+            name: {slot.name: values[slot.name] for slot in members if slot.name in values}
             for name, values in self.from_model.items()
         }
         statistics = Statistics({**measured, **own}).only(self.plan.needs)
-        weights = {site.name: dense[site.name] for site in members}
+        weights = {slot.name: dense[slot.name] for slot in members}
         try:
             return self.plan.compressor.compress(weights, statistics, self.plan.levels)
         except StoreError as error:
@@ -160,7 +161,7 @@ class Walk:
 
     def _row(
         self,
-        site: Site,
+        slot: Slot,
         weight: torch.Tensor,
         payloads: Mapping[str, Payload],
         measured: Mapping[str, Any],
@@ -169,7 +170,7 @@ class Walk:
         """Return a compressed layer's row of the manifest.
 
         Args:
-            site: The layer.
+            slot: The layer.
             weight: Its dense fp32 weight.
             payloads: Its levels.
             measured: Statistics of its input.
@@ -178,25 +179,25 @@ class Walk:
         moment = measured.get(SECOND_MOMENT)
         whole = 0.0 if moment is None else layer_error(weight, moment)
         levels = []
-        for spec in self.plan.levels[site.name]:
+        for spec in self.plan.levels[slot.name]:
             if spec.name in payloads:
                 payload = payloads[spec.name]
                 error, relative = (payload.error, None) if moment is None else _errors(payload, weight, moment, whole)
                 planned = ManifestLevel.planned(spec)
                 levels.append(replace(planned, error=error, relative_error=relative, payload=payload.layout()))
-        row = planned_unit(site, self.plan.levels[site.name])
-        return replace(row, levels=tuple(levels), columns=dict(ratios), file=file_of(site.block))
+        row = planned_unit(slot, self.plan.levels[slot.name])
+        return replace(row, levels=tuple(levels), columns=dict(ratios), file=file_of(slot.block))
 
-    def _passed_on(self, site: Site, payloads: Mapping[str, Payload]) -> torch.Tensor:
+    def _passed_on(self, slot: Slot, payloads: Mapping[str, Payload]) -> torch.Tensor:
         """Return the weight through whose output later blocks are calibrated: the level nearest to ``propagate``."""
         target = self.settings.propagate
         if target is None:
-            return site.weight.clone()
+            return slot.read().clone()
 
         def distance(spec: LevelSpec) -> float:
             return abs(spec.nominal.number - target)
 
-        made = [spec for spec in self.plan.levels[site.name] if spec.name in payloads]
+        made = [spec for spec in self.plan.levels[slot.name] if spec.name in payloads]
         return payloads[min(made, key=distance).name].weight
 
 
@@ -222,7 +223,7 @@ def calibration_memory(anatomy: Anatomy, tokens: int) -> CalibrationMemory:
     home = torch.device("cpu") if wanted > HIDDEN_SHARE * free else anatomy.device
     left = free if home != anatomy.device else free - wanted
     per_token = max(
-        sum((item + 4) * site.shape[1] + item * site.shape[0] for site in anatomy.sites_of(block))
+        sum((item + 4) * slot.shape[1] + item * slot.shape[0] for slot in anatomy.slots_of(block))
         for block in range(len(anatomy.blocks))
     )
     fitting = max(1, int(BATCH_SHARE * left / per_token))
@@ -247,11 +248,11 @@ def _errors(payload: Payload, weight: torch.Tensor, moment: torch.Tensor, whole:
     return error, error / whole if whole else 0.0
 
 
-def _by_group(sites: Sequence[Site]) -> list[list[Site]]:
+def _by_group(slots: Sequence[Slot]) -> list[list[Slot]]:
     """Return layers that share an input together."""
-    groups: dict[str, list[Site]] = {}
-    for site in sites:
-        groups.setdefault(site.group, []).append(site)
+    groups: dict[str, list[Slot]] = {}
+    for slot in slots:
+        groups.setdefault(slot.group, []).append(slot)
     return list(groups.values())
 
 

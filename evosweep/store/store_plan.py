@@ -7,8 +7,9 @@ from functools import cached_property
 from evosweep.compressors.base import Compressor, LevelSpec, Plans
 from evosweep.core.errors import SettingError
 from evosweep.core.unit import Unit
-from evosweep.models.anatomy import Anatomy, Site
+from evosweep.models.anatomy import Anatomy
 from evosweep.models.dropping import Drop, Droppable
+from evosweep.models.slots import Slot
 from evosweep.store.manifest_rows import ManifestLevel, ManifestUnit
 from evosweep.store.statistics.base import check_needs
 
@@ -65,7 +66,7 @@ def plan_store(anatomy: Anatomy, compressor: Compressor, drop: Drop | None = Non
     levels = compressor.plan(shapes_of(anatomy))
     dropped = drop.options(anatomy)
     rows = [ManifestUnit.from_json(row) for row in drop.rows(anatomy, dropped, levels, hidden=None)]
-    rows += [planned_unit(site, levels[site.name]) for site in anatomy.sites if site.name in levels]
+    rows += [planned_unit(slot, levels[slot.name]) for slot in anatomy.slots if slot.name in levels]
     if not rows:
         raise SettingError("", owner=compressor, allowed="something else than none where drop=none too", got="none")
     return StorePlan(
@@ -80,32 +81,32 @@ def plan_store(anatomy: Anatomy, compressor: Compressor, drop: Drop | None = Non
     )
 
 
-def planned_unit(site: Site, levels: Sequence[LevelSpec]) -> ManifestUnit:
+def planned_unit(slot: Slot, levels: Sequence[LevelSpec]) -> ManifestUnit:
     """Return what is known of a layer before it is compressed."""
     return ManifestUnit(
-        name=site.name,
-        first=site.name,
-        block=site.block,
-        numel=site.shape[0] * site.shape[1],
+        name=slot.name,
+        first=slot.name,
+        block=slot.block,
+        numel=slot.shape[0] * slot.shape[1],
         levels=tuple(ManifestLevel.planned(level) for level in levels),
-        shape=site.shape,
-        group=site.group,
+        shape=slot.shape,
+        group=slot.group,
     )
 
 
 def in_model_order(anatomy: Anatomy, rows: Sequence[ManifestUnit]) -> tuple[ManifestUnit, ...]:
     """Return units in the order in which the model computes their first layers."""
-    order = {site.name: index for index, site in enumerate(anatomy.sites)}
+    order = {slot.name: index for index, slot in enumerate(anatomy.slots)}
     return tuple(sorted(rows, key=lambda row: order[row.first]))
 
 
 def shapes_of(anatomy: Anatomy) -> dict[str, tuple[int, int]]:
     """Return (out, in) of every linear layer by name."""
-    return {site.name: site.shape for site in anatomy.sites}
+    return {slot.name: slot.shape for slot in anatomy.slots}
 
 
 def _fixed_bits(anatomy: Anatomy, levels: Plans, dropped: Sequence[Droppable]) -> int:
-    in_units = {id(site.parameter) for site in anatomy.sites if site.name in levels}
+    in_units = {id(slot.parameter) for slot in anatomy.slots if slot.name in levels}
     in_units |= {id(parameter) for part in dropped for parameter in part.parameters}
     return sum(
         parameter.numel() * parameter.element_size() * 8

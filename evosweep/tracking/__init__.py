@@ -1,1 +1,1 @@
-"""What happens to events: MLflow, console, nothing."""
+"""Listeners of a search: MLflow, Optuna study, console; and the files of its report."""

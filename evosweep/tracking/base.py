@@ -1,16 +1,16 @@
-"""What a run expects of whatever tracks it."""
+"""The contract of trackers, which record runs: MLflow, or nothing."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from evosweep.core.errors import EvosweepError
 from evosweep.core.events import Event, SearchResult
 
 
 class TrackingError(EvosweepError):
-    """The result is complete, but not everything could be written where runs or studies are tracked."""
+    """Raised where the result is complete, but a run or study could not be recorded as a whole."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class TextInput:
 
 
 class Tracker(Protocol):
-    """Listener that keeps a search somewhere for later. Only ``check`` and ``start`` may raise."""
+    """Listener that records a search. Only ``check`` and ``start`` may raise."""
 
     model: str
 
@@ -72,7 +72,7 @@ class Tracker(Protocol):
         device: str = "cpu",
         folder: Path | None = None,
     ) -> str:
-        """Open a run and return its identifier.
+        """Open a run; return its identifier.
 
         Args:
             name: Shown to users.
@@ -86,10 +86,10 @@ class Tracker(Protocol):
         """
 
     def on_event(self, event: Event) -> None:
-        """Keep an event."""
+        """Record an event."""
 
     def deliver(self, result: SearchResult, *, report: Path, run: Path, trial: int | None) -> None:
-        """Keep what a search leaves at its end.
+        """Record a search's report and, if asked for, its exported model.
 
         Args:
             result: Of the search.
@@ -98,8 +98,18 @@ class Tracker(Protocol):
             trial: Number of the winner's trial in the study.
         """
 
+    def exported(self, run_id: str, row: Mapping[str, Any]) -> None:
+        """Record an export made after a run's end; ``row`` is the run's result with the new ``export`` in it."""
+
     def close(self, status: str, *, reason: str = "") -> None:
         """End the run as ``FINISHED``, ``FAILED`` or ``KILLED``."""
 
     def summarize(self, multirun: str, *, status: str, files: Sequence[Path], note: str = "") -> None:
-        """End a multirun: keep its comparison, as files and as a note in Markdown."""
+        """Record a multirun's comparison, and end its parent run.
+
+        Args:
+            multirun: Its name.
+            status: ``FINISHED``, ``FAILED`` or ``KILLED``.
+            files: Its comparison as tables and figures.
+            note: Its comparison in Markdown.
+        """

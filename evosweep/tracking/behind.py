@@ -1,4 +1,4 @@
-"""Listeners that write in a thread of their own, so that the search does not wait for a disk or a server."""
+"""Runs a listener in a thread of its own, so that the search does not wait for a disk or a server."""
 
 import logging
 import queue

@@ -1,8 +1,9 @@
-"""Who wins: the searches of a multirun side by side, means over seeds, and whether a lead exceeds seed noise."""
+"""Comparison of searches: means over seeds, and whether a lead exceeds the noise between seeds."""
 
 import warnings
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,12 +15,13 @@ EXPLAINED = (
     "deviation over seeds. p: Welch's t-test of the KLs against the best line. Validation never selects: every winner "
     "was chosen by its score on search tokens."
 )
+DIGEST = 6  # characters of an identity that a name shows
 NOISE = 0.05  # level of Welch's test; what is above it may be the seeds
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One way to allocate at one budget, over its seeds.
+    """The results of one configuration over its seeds.
 
     Attributes:
         name: The sampler, and what else was overridden for it alone.
@@ -41,13 +43,17 @@ class Entry:
 
 
 def entries(rows: Sequence[Row]) -> list[Entry]:
-    """Return results grouped by budget and by what made them, best mean validation KL first within a budget."""
-    shared = set.intersection(*(set(row["overrides"]) for row in rows))
-    groups: dict[tuple[str, str], list[Row]] = {}
+    """Return results grouped by their settings without the seed, best mean validation KL first within a budget.
+
+    Results with equal ``identity`` are one entry, whatever their experiments are called; others never are. Results
+    without one, of the Python interface, are grouped by budget, sampler and overrides.
+    """
+    shared = set.intersection(*(set(_overrides(row)) for row in rows))
+    groups: dict[Any, list[Row]] = {}
     for row in rows:
-        own = [word for word in row["overrides"] if word not in shared and not word.startswith("budget")]
-        groups.setdefault((row["budget"], " ".join([row["sampler"], *own])), []).append(row)
-    found = [Entry(name, budget, tuple(members)) for (budget, name), members in groups.items()]
+        settings = (row["budget"], row["sampler"], *_overrides(row))
+        groups.setdefault(row.get("identity") or settings, []).append(row)
+    found = _named([Entry(_name(members, shared), members[0]["budget"], tuple(members)) for members in groups.values()])
     sizes = {
         budget: min(entry.mean("bits_per_weight") for entry in found if entry.budget == budget)
         for budget in {entry.budget for entry in found}
@@ -55,8 +61,34 @@ def entries(rows: Sequence[Row]) -> list[Entry]:
     return sorted(found, key=lambda entry: (sizes[entry.budget], entry.budget, entry.mean("kl")))
 
 
+def _overrides(row: Row) -> Sequence[str]:
+    return row.get("overrides") or []
+
+
+def _name(rows: Sequence[Row], shared: set[str]) -> str:
+    """Return the sampler and the overrides that all of an entry's results have, but not all results."""
+    own = set.intersection(*(set(_overrides(row)) for row in rows)) - shared
+    words = [word for word in _overrides(rows[0]) if word in own and not word.startswith("budget")]
+    return " ".join([rows[0]["sampler"], *words])
+
+
+def _named(found: Sequence[Entry]) -> list[Entry]:
+    """Return entries with different names: those of equal ones get their experiment's, or a digest of settings."""
+    count = Counter((entry.budget, entry.name) for entry in found)
+    experiments = Counter((entry.budget, entry.name, entry.rows[0].get("name")) for entry in found)
+    named = []
+    for entry in found:
+        row = entry.rows[0]
+        if count[entry.budget, entry.name] > 1:
+            alone = row.get("name") and experiments[entry.budget, entry.name, row["name"]] == 1
+            label = row["name"] if alone else str(row.get("identity"))[:DIGEST]
+            entry = replace(entry, name=f"{entry.name} ({label})")  # noqa: PLW2901
+        named.append(entry)
+    return named
+
+
 def verdict(entry: Entry, best: Entry) -> str:
-    """Return how an entry stands to the best one at its budget."""
+    """Return whether an entry is behind the best one at its budget, or within seed noise of it."""
     if entry is best:
         return "best"
     if len(entry.rows) < 2 or len(best.rows) < 2:

@@ -1,4 +1,4 @@
-"""What a user sees in the terminal: one line a fact, bars with time left, one table at the end."""
+"""Terminal output: lines, progress bars with time left, and the table of results."""
 
 import os
 from collections import deque
@@ -26,7 +26,7 @@ from evosweep.core.metrics import BITS_PER_WEIGHT, KL, PPL, SECONDS, SIZE_MB, SP
 from evosweep.tracking.naming import distinct_names
 
 T = TypeVar("T")
-NOTES = 5  # rows of the live table
+NOTES = 5  # rows of the table that is redrawn
 WIDTH = 80  # columns where the terminal's are not known
 
 
@@ -45,7 +45,7 @@ class _Tokens(ProgressColumn):
 
 
 class _Bars(Progress):
-    """Bars, and under them a table of what was done last."""
+    """Progress bars with a table of the last items under them."""
 
     notes: deque[Mapping[str, str]]
 
@@ -70,7 +70,13 @@ class RichProgress:
         self._where = ""
 
     def track(self, items: Sequence[T], *, description: str, tokens: int | None = None) -> Iterable[T]:
-        """Yield ``items`` under a bar with time left; where tokens end the phase, the bar counts those."""
+        """Yield ``items`` under a bar with time left; where tokens end the phase, the bar counts those.
+
+        Args:
+            items: What is worked through.
+            description: Shown beside the bar.
+            tokens: Tokens that end the phase, if those do and not the items.
+        """
         count: ProgressColumn = MofNCompleteColumn() if tokens is None else _Tokens()
         columns = (
             TextColumn("{task.description}"),
@@ -82,7 +88,8 @@ class RichProgress:
         )
         with _Bars(*columns, console=self.console) as bars:
             bars.notes = deque(maxlen=NOTES)
-            self._bars, self._where = bars, description
+            self._bars = bars
+            self._where = description
             try:
                 if tokens is None:
                     yield from bars.track(items, total=len(items), description=description)

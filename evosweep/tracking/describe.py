@@ -1,4 +1,4 @@
-"""A search's result in words and tables: the notes of MLflow and Optuna Dashboard, the winner layer by layer."""
+"""Describes a result for the notes of MLflow and Optuna Dashboard, and lists the winner layer by layer."""
 
 from collections import Counter
 from typing import Any
@@ -10,8 +10,10 @@ MOST_LEVELS = 12  # a table of a ladder's hundreds of sparsities says less than 
 
 
 def describe(result: SearchResult) -> str:
-    """Return what was found, at what size, against what, with how much work, and what became of the layers."""
-    row, first, levels = result.row(), result.generations[0].validation, list(level_styles(result.problem))
+    """Return a result in Markdown: figures, size, baselines, tokens and time, and the levels of the layers."""
+    row = result.row()
+    first = result.generations[0].validation
+    levels = list(level_styles(result.problem))
     lines = [
         f"**{result.sampler}**, seed {result.seed}: validation KL **{row['kl']:.4f}**, "
         f"PPL **{row['ppl']:.2f}** (dense {row['dense_ppl']:.2f}) at "
@@ -40,9 +42,10 @@ def _removed(share: float) -> str:
 
 
 def layer_table(result: SearchResult) -> dict[str, list[Any]]:
-    """Return the winner as columns, a row a unit: where it is, its level, what that weighs and what it costs."""
+    """Return the winner as columns, a row for each unit: block, layer, level, bits and error."""
     genome = result.problem.encode(result.allocation)
-    alive, bits = result.problem.alive(genome), result.problem.prices(genome)
+    alive = result.problem.alive(genome)
+    bits = result.problem.prices(genome)
     columns: dict[str, list[Any]] = {
         key: [] for key in ("block", "layer", "level", "weights", "bits_per_weight", "relative_error", "name")
     }

@@ -1,4 +1,4 @@
-"""What a run is called and which of its settings are shown beside it, the same in MLflow, Optuna and the console."""
+"""Names of runs, and the params shown beside them, the same in MLflow, Optuna and the console."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import PurePath
@@ -9,7 +9,7 @@ LONGEST = 200  # characters of a run's name
 
 
 def run_name(*, model: str, sampler: str, budget: str, seed: int, varied: Mapping[str, str] | None = None) -> str:
-    """Return a name that tells a run from its siblings: ``{model} {sampler} {budget} s{seed}`` and what else varies.
+    """Return a run's name, unlike those of its multirun: ``{model} {sampler} {budget} s{seed}`` and what else varies.
 
     Args:
         model: Name of the model, or its path, of which the last part is used.

@@ -1,4 +1,4 @@
-"""One colour and one short label a level, the same in every picture of a problem."""
+"""A colour and a short label for each level, the same in every picture of a problem."""
 
 import re
 from collections.abc import Sequence

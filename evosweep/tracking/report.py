@@ -1,4 +1,4 @@
-"""What a search leaves to look at: figures and tables in the run's folder, whatever tracks it."""
+"""The report of a search: figures and tables in the run's folder, with any tracker."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,7 +12,7 @@ FOLDER = "report"
 
 
 class Report:
-    """Makes files of a result.
+    """Writes the report files of a result.
 
     Args:
         artifacts: Each writes what it has to say of a result into a folder; nothing, if that is nothing.

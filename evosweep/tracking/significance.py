@@ -61,7 +61,8 @@ def paired(first: Sequence[float], second: Sequence[float]) -> Paired:
     Raises:
         ValueError: They have different numbers of windows.
     """
-    ours, theirs = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
+    ours = np.asarray(first, dtype=np.float64)
+    theirs = np.asarray(second, dtype=np.float64)
     if ours.shape != theirs.shape:
         raise ValueError(f"{len(ours)} and {len(theirs)} windows cannot be compared in pairs")
     testable = len(ours) > 1 and bool(np.ptp(ours - theirs) > 0)

@@ -67,8 +67,8 @@ def test_a_wrapper_is_stored_scored_and_exported(anatomy, splits, loaded, wrappe
     evaluator = Evaluator(anatomy=anatomy, store=wrapped, splits=splits)
     genome = np.zeros(len(wrapped.units), dtype=np.int64)
     score = evaluator.score(genome[None], split="search", windows=[0], fitness=[KL()])["kl"]
-    sites = [site for site in anatomy.sites if site.name in {unit.name for unit in wrapped.units}]
-    with replaced_weights(sites, {site.name: wrapped.weight(site.name, "2bit+r8") for site in sites}):
+    slots = [slot for slot in anatomy.slots if slot.name in {unit.name for unit in wrapped.units}]
+    with replaced_weights(slots, {slot.name: wrapped.weight(slot.name, "2bit+r8") for slot in slots}):
         alone = evaluator.score(None, split="search", windows=[0], fitness=[KL()])["kl"]
     assert float(score[0]) == pytest.approx(float(alone[0]), rel=1e-4)
     facts = PackedSafetensors().export(
@@ -92,7 +92,7 @@ def plain_gradients(anatomy, windows: torch.Tensor) -> dict[str, torch.Tensor]:
     totals: dict[str, torch.Tensor] = {}
     for window in windows:
         outputs: dict[str, torch.Tensor] = {}
-        handles = [site.module.register_forward_hook(partial(keep, outputs, site.name)) for site in anatomy.sites]
+        handles = [slot.module.register_forward_hook(partial(keep, outputs, slot.name)) for slot in anatomy.slots]
         embeddings = anatomy.model.get_input_embeddings()(window[None]).detach().requires_grad_()
         logits = anatomy.model(inputs_embeds=embeddings, use_cache=False).logits[0]
         loss = torch.nn.functional.cross_entropy(logits[:-1].double(), window[1:], reduction="sum")
@@ -109,7 +109,7 @@ def test_gradients_are_those_of_the_whole_model(anatomy, splits, batch_tokens: i
     windows = torch.from_numpy(splits["calibration"].windows[:5])
     found = measure_model(anatomy, windows, batch_tokens=batch_tokens, progress=Silent())
     expected = plain_gradients(anatomy, windows)
-    assert set(found) == {site.name for site in anatomy.sites} == set(expected)
+    assert set(found) == {slot.name for slot in anatomy.slots} == set(expected)
     for name, value in found.items():
         assert float(value.max()) > 0
         assert torch.allclose(value, expected[name], rtol=1e-3, atol=1e-7 * float(value.max()))

@@ -96,13 +96,13 @@ def test_one_search_over_two_kinds_of_levels(anatomy, splits) -> None:
     kinds = {unit.levels[level].name[-1] for child in children for unit, level in zip(store.units, child, strict=True)}
     assert kinds == {"t", "%"}  # bits and shares
     scores = evaluator.score(np.stack(children), split="search", windows=[0], fitness=[KL()])["kl"]
-    sites = [site for site in anatomy.sites if site.name in {unit.name for unit in store.units}]
+    slots = [slot for slot in anatomy.slots if slot.name in {unit.name for unit in store.units}]
     for child, score in zip(children, scores, strict=True):
         weights = {
             unit.name: store.weight(unit.name, unit.levels[level].name)
             for unit, level in zip(store.units, child, strict=True)
         }
-        with replaced_weights(sites, weights):
+        with replaced_weights(slots, weights):
             alone = evaluator.score(None, split="search", windows=[0], fitness=[KL()])["kl"]
         assert score == pytest.approx(float(alone[0]), rel=1e-4, abs=1e-6)
 

@@ -31,7 +31,7 @@ def plainly(anatomy: Anatomy, store, genome, windows) -> tuple[float, float]:
     weights = {u.name: store.weight(u.name, u.levels[g].name) for u, g in zip(store.units, genome, strict=True)}
     with torch.no_grad():
         dense = anatomy.model(input_ids=tokens, use_cache=False).logits[:, :-1].double().log_softmax(-1)
-        with replaced_weights(anatomy.sites, weights):
+        with replaced_weights(anatomy.slots, weights):
             ours = anatomy.model(input_ids=tokens, use_cache=False).logits[:, :-1].double().log_softmax(-1)
     nll = -ours.gather(-1, tokens[:, 1:, None]).mean()
     return float((dense.exp() * (dense - ours)).sum(-1).mean()), math.exp(float(nll))

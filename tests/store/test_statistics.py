@@ -94,6 +94,6 @@ def test_a_plan_asks_the_compressor_once(anatomy, splits, tmp_path, monkeypatch)
 
     plan = plan_store(anatomy, Counting(bits=[2, 4], group=16))
     store = StoreBuilder().open(plan, splits["calibration"], model_name="tiny")
-    assert asked == [len(anatomy.sites)]
+    assert asked == [len(anatomy.slots)]
     measured = [dataclasses.replace(level, error=None, relative_error=None) for level in store.units[0].levels]
     assert tuple(measured) == plan.units[0].levels and plan.fixed_bits == store.fixed_bits

@@ -108,13 +108,13 @@ def test_a_build_that_dies_leaves_nothing(anatomy, splits, fresh_cache, monkeypa
 
 
 def test_inputs_that_are_no_numbers_name_their_layer_and_leave_nothing(anatomy, splits, fresh_cache) -> None:
-    site = anatomy.sites_of(1)[0]
-    weight = anatomy.sites_of(0)[-1].module.weight
+    slot = anatomy.slots_of(1)[0]
+    weight = anatomy.slots_of(0)[-1].module.weight
     before = weight[0, 0].clone()
     with torch.no_grad():
         weight[0, 0] = float("nan")
     try:
-        with pytest.raises(StoreError, match=f"calibration inputs of {site.name} hold NaN"):
+        with pytest.raises(StoreError, match=f"calibration inputs of {slot.name} hold NaN"):
             opened(anatomy, splits, builder=StoreBuilder(propagate=None))
     finally:
         with torch.no_grad():
@@ -164,15 +164,15 @@ def test_layer_errors_are_those_of_the_layer_on_its_inputs(anatomy, splits, fres
     """First block, first linear: its inputs depend on no compressed layer."""
     builder = StoreBuilder(token_weighting=weighting)
     store, _ = opened(anatomy, splits, builder=builder, compressor=GPTQ(bits=[2, 4], group=16))
-    site, unit = anatomy.sites[0], store.units[0]
+    slot, unit = anatomy.slots[0], store.units[0]
     heard = []
-    handle = site.module.register_forward_pre_hook(lambda _m, args: heard.append(args[0]))
+    handle = slot.module.register_forward_pre_hook(lambda _m, args: heard.append(args[0]))
     with torch.no_grad():
         anatomy.model(input_ids=torch.from_numpy(splits["calibration"].windows), use_cache=False)
     handle.remove()
     inputs = heard[0].flatten(0, 1)
     for level in unit.levels:
-        difference = site.weight - store.weight(unit.name, level.name)
+        difference = slot.read() - store.weight(unit.name, level.name)
         errors = (inputs @ difference.T).square().sum(1)
         if weighting == "relative":
             errors = errors / inputs.square().sum(1)

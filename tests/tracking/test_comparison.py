@@ -58,7 +58,7 @@ def test_budgets_are_compared_apart_and_settings_named() -> None:
         row("ilp", 0, 0.7, overrides=["search.racing=0.2"]),
     ]
     found = comparison.entries(rows)
-    assert [(each.budget, each.name) for each in found] == [
+    assert [(entry.budget, entry.name) for entry in found] == [
         ("as_uniform=3", "evopress"),
         ("as_uniform=3", "ilp search.racing=0.2"),
         ("as_uniform=4", "evopress"),
@@ -67,8 +67,40 @@ def test_budgets_are_compared_apart_and_settings_named() -> None:
     assert table.count("\n") == 4 and "sorted by mean validation KL" in explained
 
 
+def test_equal_settings_are_one_entry_and_different_ones_never() -> None:
+    rows = [
+        row("evopress", 0, 0.60, identity="a1", name="monday", overrides=["experiment=monday"]),
+        row("evopress", 1, 0.62, identity="a1", name="tuesday", overrides=["experiment=tuesday"]),
+        row("evopress", 0, 0.50, identity="b2", name="monday", overrides=["experiment=monday"]),
+        row("ilp", 0, 0.70, identity="c3", name="monday", overrides=["experiment=monday"]),
+    ]
+    found = comparison.entries(rows)
+    assert [([member["kl"] for member in entry.rows], entry.name) for entry in found] == [
+        ([0.50], "evopress experiment=monday"),
+        ([0.60, 0.62], "evopress"),
+        ([0.70], "ilp experiment=monday"),
+    ]
+
+
+def test_entries_that_no_override_tells_apart_show_experiment_or_settings() -> None:
+    found = comparison.entries(
+        [
+            row("evopress", 0, 0.5, identity="a1b2c3d4", name="monday"),
+            row("evopress", 0, 0.6, identity="b2c3d4e5", name="tuesday"),
+            row("ilp", 0, 0.7, identity="c3d4e5f6", name="monday"),
+            row("ilp", 0, 0.8, identity="d4e5f6a7", name="monday"),
+        ]
+    )
+    assert [entry.name for entry in found] == [
+        "evopress (monday)",
+        "evopress (tuesday)",
+        "ilp (c3d4e5)",
+        "ilp (d4e5f6)",
+    ]
+
+
 def test_figures_are_drawn_where_there_is_something_to_draw(tmp_path) -> None:
-    other = [row(each["sampler"], 0, 0.2, budget="as_uniform=4", bits=4.3) for each in (CLEAR[0], WORSE[0])]
+    other = [row(first["sampler"], 0, 0.2, budget="as_uniform=4", bits=4.3) for first in (CLEAR[0], WORSE[0])]
     drawn = {path.name: path for draw in FIGURES for path in draw([*CLEAR, *WORSE, *other], tmp_path)}
     assert set(drawn) == {"convergence.png", "size_quality.png", "standings.png"}
     assert all(path.stat().st_size > 10_000 for path in drawn.values())

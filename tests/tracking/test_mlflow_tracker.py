@@ -18,8 +18,8 @@ from evosweep.core.errors import EvosweepError, SettingError
 from evosweep.core.events import GenerationRecord, SearchEnded, SearchResult, SearchStarted, StageRecord
 from evosweep.core.problem import Problem
 from evosweep.tracking.mlflow_tracker import MlflowTracker, store, view
+from evosweep.tracking.mlflow_tracker.figures import generation_figures
 from evosweep.tracking.mlflow_tracker.outbox import Outbox
-from evosweep.tracking.mlflow_tracker.tracker import generation_figures
 from evosweep.tracking.mlflow_tracker.writes import Series, rounded
 
 

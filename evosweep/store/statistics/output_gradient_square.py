@@ -32,7 +32,7 @@ def measure_model(
         batch_tokens: Tokens that may run through the model at once without gradients.
         progress: Shows how far it is.
     """
-    totals = {site.name: torch.zeros(site.shape[0], device=anatomy.device) for site in anatomy.sites}
+    totals = {slot.name: torch.zeros(slot.shape[0], device=anatomy.device) for slot in anatomy.slots}
     batches = windows.split(max(1, batch_tokens // GRAPH_SHARE // windows.shape[1]))
     for tokens in progress.track(batches, description="measuring gradients"):
         with torch.no_grad():
@@ -81,8 +81,8 @@ def _back_through(
     given = given.detach().requires_grad_()
     with ExitStack() as stack:
         stack.enter_context(_on_device(anatomy.blocks[block], anatomy.device))
-        for site in anatomy.sites_of(block):
-            stack.callback(site.module.register_forward_hook(_recorder(site.name, outputs)).remove)
+        for slot in anatomy.slots_of(block):
+            stack.callback(slot.module.register_forward_hook(_recorder(slot.name, outputs)).remove)
         result = anatomy.run_block(block, given)
         wanted = [given, *(output for _, output in outputs)]
         gradients = torch.autograd.grad(result, wanted, gradient, allow_unused=True)

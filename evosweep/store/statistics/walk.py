@@ -57,7 +57,7 @@ class _Inputs:
     def __init__(self, anatomy: Anatomy, block: int, needs: Collection[str], weighting: str) -> None:
         modules = {name: statistic_module(name) for name in sorted(needs)}
         self.kinds = {name: module for name, module in modules.items() if hasattr(module, "Measurement")}
-        self.leaders = [site for site in anatomy.sites_of(block) if site.group == site.name]
+        self.leaders = [slot for slot in anatomy.slots_of(block) if slot.group == slot.name]
         self.weighting = weighting
         self.found: dict[str, dict[str, Measurement]] = {}
 
@@ -65,8 +65,8 @@ class _Inputs:
     def hooked(self) -> Iterator[None]:
         """Count what the layers are given for a while."""
         with ExitStack() as stack:
-            for site in self.leaders:
-                stack.callback(site.module.register_forward_pre_hook(partial(self._count, site.group)).remove)
+            for slot in self.leaders:
+                stack.callback(slot.module.register_forward_pre_hook(partial(self._count, slot.group)).remove)
             yield
 
     def _count(self, group: str, module: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> None:

@@ -1,1 +1,1 @@
-"""A search's result made into a file or figure; one module an artifact."""
+"""Report files: figures, tables and the page of a search's result, one module for each."""

@@ -1,4 +1,4 @@
-"""Figure and numbers: does the sum of layer errors rank allocations as fitness does? The premise of ILP, DP and greedy.
+"""Checks whether the sum of layer errors ranks allocations as fitness does, as ILP, DP and greedy assume.
 
 EvoPress starts from the claim that it does not (arXiv 2410.14649, section 3); here it is tested on one's own model.
 """
@@ -49,8 +49,10 @@ class Additivity:
         write_json(folder / "additivity.json", figures)
         figure = Figure(figsize=(6.4, 4.2), layout="constrained")
         axis = figure.subplots()
-        for each in samples:
-            axis.scatter(each.sums - each.sums.mean(), each.fitness - each.fitness.mean(), s=6, alpha=0.5, color="C0")
+        for sample in samples:
+            axis.scatter(
+                sample.sums - sample.sums.mean(), sample.fitness - sample.fitness.mean(), s=6, alpha=0.5, color="C0"
+            )
         axis.set_xlabel("sum of relative layer errors, less the generation's mean")
         axis.set_ylabel("fitness, less the generation's mean")
         axis.set_title(
@@ -73,18 +75,18 @@ def samples_of(result: SearchResult) -> list[Sample]:
     samples = []
     for record in result.generations:
         scored = [candidate for candidate in record.candidates if candidate.scores and candidate.duplicate_of is None]
-        first = [each for each in scored if min(each.scores) == 0 and np.isfinite(each.scores[0])]
+        first = [one for one in scored if min(one.scores) == 0 and np.isfinite(one.scores[0])]
         if len(first) >= LEAST:
-            sums = np.array([errors[problem.indices, each.genome][problem.alive(each.genome)].sum() for each in first])
-            samples.append(Sample(sums, np.array([each.scores[0] for each in first])))
+            sums = np.array([errors[problem.indices, one.genome][problem.alive(one.genome)].sum() for one in first])
+            samples.append(Sample(sums, np.array([one.scores[0] for one in first])))
     return samples
 
 
 def statistics(samples: list[Sample]) -> dict[str, float]:
     """Return correlations (generation means removed), and the share of pairs whose order is violated."""
-    sums = np.concatenate([each.sums - each.sums.mean() for each in samples])
-    fitness = np.concatenate([each.fitness - each.fitness.mean() for each in samples])
-    counts = np.array([each.violations() for each in samples]).sum(axis=0)
+    sums = np.concatenate([sample.sums - sample.sums.mean() for sample in samples])
+    fitness = np.concatenate([sample.fitness - sample.fitness.mean() for sample in samples])
+    counts = np.array([sample.violations() for sample in samples]).sum(axis=0)
     varied = np.ptp(sums) > 0 and np.ptp(fitness) > 0
     return {
         "allocations": float(len(sums)),

@@ -1,4 +1,4 @@
-"""Figures over the searches of a multirun: who stands where, convergence by tokens, quality by size."""
+"""Figures that compare the searches of a multirun: final KL, convergence by tokens, quality by size."""
 
 from collections.abc import Sequence
 from pathlib import Path

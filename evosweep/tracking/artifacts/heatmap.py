@@ -86,7 +86,8 @@ def level_image(problem: Problem, allocation: Allocation) -> npt.NDArray[np.uint
     """
     styles = level_styles(problem)
     names, rows, blocks = level_table(problem, allocation)
-    font, small = ImageFont.load_default(FONT), ImageFont.load_default(SMALL)
+    font = ImageFont.load_default(FONT)
+    small = ImageFont.load_default(SMALL)
     left = int(max(font.getlength(row) for row in rows)) + 2 * GAP
     legend = listed(list(styles.values()))
     step = int(max(font.getlength(_named(style.name, style.label)) for style in legend)) + CELL + GAP
@@ -99,7 +100,8 @@ def level_image(problem: Problem, allocation: Allocation) -> npt.NDArray[np.uint
     for row, kind in enumerate(rows):
         draw.text((left - GAP, GAP + CELL * row + CELL // 2), kind, fill=DARK, font=font, anchor="rm")
         for column, name in enumerate(names[row]):
-            x, y = left + CELL * column, GAP + CELL * row
+            x = left + CELL * column
+            y = GAP + CELL * row
             box = (x, y, x + CELL - 2, y + CELL - 2)
             draw.rectangle(box, fill=styles[name].colour if name else MISSING)
             if name:
@@ -113,7 +115,8 @@ def level_image(problem: Problem, allocation: Allocation) -> npt.NDArray[np.uint
         draw.text(centre, str(blocks[column]), fill=DARK, font=font, anchor="mm")
     draw.text((left - GAP, bottom + CELL // 2), "block", fill=DARK, font=font, anchor="rm")
     for index, style in enumerate(legend):
-        x, y = left + step * (index % per_line), bottom + CELL + CELL * (index // per_line)
+        x = left + step * (index % per_line)
+        y = bottom + CELL + CELL * (index // per_line)
         draw.rectangle((x, y + 4, x + CELL - 8, y + CELL - 4), fill=style.colour)
         text = _named(style.name, style.label)
         draw.text((x + CELL - 3, y + CELL // 2), text, fill=DARK, font=font, anchor="lm")

@@ -1,4 +1,4 @@
-"""One page with everything: what was found, the figures, the settings, how to get it again and how to load it."""
+"""The report page of a search: result, figures, settings, the command that repeats it, code that loads the export."""
 
 import base64
 import html
@@ -16,7 +16,7 @@ STYLE = (
 
 
 class ReportPage:
-    """``report.html``: self-contained, readable without a network; takes up the figures that lie beside it."""
+    """Writes ``report.html``, one file that needs no network; it contains the figures in its folder."""
 
     def __call__(self, result: SearchResult, folder: Path) -> None:
         """Write ``report.html``; the last of the artifacts, since it shows those before it."""
@@ -53,7 +53,8 @@ def _figures(folder: Path) -> list[Path]:
 
 
 def _table(result: SearchResult) -> str:
-    row, start = result.row(), result.generations[0].validation
+    row = result.row()
+    start = result.generations[0].validation
     first = result.problem.encode(result.generations[0].elite)
     figures = [
         ("", "found", "start", "dense"),
@@ -75,7 +76,7 @@ def _table(result: SearchResult) -> str:
 
 
 def _continuations(result: SearchResult) -> list[str]:
-    """Return a table a prompt: who continues it how."""
+    """Return for each prompt a table of its continuations."""
     if not result.continuations:
         return []
     blocks = ["<h2>In its own words</h2><p>Greedy continuations; a sample to read, not a measurement.</p>"]

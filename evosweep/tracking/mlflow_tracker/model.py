@@ -64,7 +64,8 @@ def log_winner(client: MlflowClient, result: SearchResult, *, run: str, name: st
         params={key: str(value) for key, value in known.items()},
     )
     with tempfile.TemporaryDirectory() as temporary:
-        code, saved = Path(temporary) / "winner.py", Path(temporary) / "saved"
+        code = Path(temporary) / "winner.py"
+        saved = Path(temporary) / "saved"
         code.write_text(CODE.format(load=load), encoding="utf-8")
         mlflow.pyfunc.save_model(
             str(saved),

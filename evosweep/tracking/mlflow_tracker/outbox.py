@@ -1,4 +1,4 @@
-"""Writes to MLflow that wait where the store does not answer, and are reported in the end if it never does."""
+"""Queue of writes to MLflow: retried where the store does not answer, reported at the end if it never does."""
 
 import json
 import logging

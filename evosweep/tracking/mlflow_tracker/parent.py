@@ -1,4 +1,4 @@
-"""The parent run of a multirun: its jobs' best figures, what they share, and who won."""
+"""The parent run of a multirun: figures of the best job, params that all jobs share, and their comparison."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +15,13 @@ BEST = (KL, PPL, SIZE_MB)  # figures of the best job that the parent carries
 
 
 def find_parent(client: MlflowClient, experiment: str, multirun: str) -> str | None:
-    """Return the parent run of a multirun, if there is one yet."""
+    """Return the id of a multirun's parent run, None if there is none yet.
+
+    Args:
+        client: Of the store.
+        experiment: Id of the experiment.
+        multirun: Name of the multirun.
+    """
     runs = client.search_runs([experiment], filter_string=f"tags.`{MULTIRUN_TAG}` = '{multirun}'", max_results=1)
     return str(runs[0].info.run_id) if runs else None
 

@@ -1,4 +1,4 @@
-"""Opens the MLflow store: new databases made whole or not at all, one process at a time, every wait bounded."""
+"""Opens the MLflow store: creates databases atomically, one process at a time, with bounded waits."""
 
 import logging
 import os
@@ -117,7 +117,13 @@ def alone(uri: str | None, *, owner: object) -> Iterator[None]:
 
 
 def unusable(uri: str, *, owner: object, error: BaseException) -> SettingError:
-    """Return the one line that says why a store cannot be used."""
+    """Return an error that says in one line why a store cannot be used.
+
+    Args:
+        uri: Of the store.
+        owner: Tracker whose argument ``uri`` is.
+        error: What went wrong.
+    """
     if is_server(uri):
         allowed = "an MLflow tracking server that answers"
     else:

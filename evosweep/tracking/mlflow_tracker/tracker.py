@@ -1,4 +1,4 @@
-"""Listener that logs a search as an MLflow run."""
+"""``tracking=mlflow``: logs every search as an MLflow run."""
 
 import json
 import os
@@ -16,7 +16,7 @@ from evosweep.core.checks import check_bool, check_choice
 from evosweep.core.errors import EvosweepError, SettingError
 from evosweep.core.events import Event, GenerationRecord, SearchEnded, SearchResult, SearchStarted
 from evosweep.core.files import json_safe
-from evosweep.core.metrics import BITS_PER_WEIGHT, KL, PPL, SECONDS, SIZE_MB, SPARSITY, TOKENS
+from evosweep.core.metrics import KL, PPL
 from evosweep.core.problem import Problem
 from evosweep.core.redact import redact
 from evosweep.tracking.artifacts.heatmap import level_image
@@ -24,6 +24,7 @@ from evosweep.tracking.base import TextInput
 from evosweep.tracking.behind import one_line
 from evosweep.tracking.describe import describe, layer_table
 from evosweep.tracking.mlflow_tracker import view, writes
+from evosweep.tracking.mlflow_tracker.figures import generation_figures, result_figures
 from evosweep.tracking.mlflow_tracker.model import log_winner
 from evosweep.tracking.mlflow_tracker.outbox import Outbox, Write
 from evosweep.tracking.mlflow_tracker.parent import MULTIRUN_TAG, find_parent, summarize
@@ -40,7 +41,6 @@ from evosweep.tracking.mlflow_tracker.store import (
 SAMPLING = 5  # seconds between looks at processor and memory
 RUN_ID = "MLFLOW_RUN_ID"  # environment: MLflow's own name for a run to go on with
 OPEN = ("RUNNING", "SCHEDULED")
-RESULTS = (KL, PPL, SIZE_MB, BITS_PER_WEIGHT, TOKENS, SECONDS)
 
 
 class MlflowTracker:
@@ -72,7 +72,8 @@ class MlflowTracker:
             raise SettingError("experiment", allowed="the name of an MLflow experiment", got=experiment)
         if uri is not None and not (isinstance(uri, str) and uri):
             raise SettingError("uri", allowed="an MLflow tracking URI, or null for MLflow's default", got=uri)
-        self.experiment, self.uri = experiment, uri
+        self.experiment = experiment
+        self.uri = uri
         self.system_metrics = None if system_metrics is None else check_bool("system_metrics", system_metrics)
         self.images = check_bool("images", images)
         self.model = check_choice("model", model, ("weights", "none"))
@@ -144,10 +145,22 @@ class MlflowTracker:
         A run that ``MLFLOW_RUN_ID`` names is gone on with: by a single job, or as the parent of a multirun. Params that
         such a run has already stay as they are.
 
+        Args:
+            name: Shown to users.
+            params: What was chosen.
+            tags: What else is known.
+            config: The whole configuration as YAML.
+            multirun: Name of the multirun that this run is a job of.
+            inputs: Texts that were used, as datasets.
+            device: ``cuda`` lets system metrics be logged.
+            folder: The run's folder; what MLflow does not take is written there.
+
         Raises:
             SettingError: There is no such run, or it is over; or the store cannot be used.
         """
-        self._name, self._folder, self._multirun = name, folder, multirun is not None
+        self._name = name
+        self._folder = folder
+        self._multirun = multirun is not None
         try:
             with alone(self.uri, owner=self):
                 self._open_run(name, tags, multirun)
@@ -204,7 +217,7 @@ class MlflowTracker:
         self._put(writes.file(self._run, path))
 
     def deliver(self, result: SearchResult, *, report: Path, run: Path, trial: int | None) -> None:
-        """Log what a search leaves in the end: its figures, its report, a table of layers, the winner as a model.
+        """Log the report, a table of layers and, if asked for, the exported winner as a model.
 
         Args:
             result: Of the search.
@@ -216,7 +229,9 @@ class MlflowTracker:
             self.tag({"trial": trial})
         self._put(writes.folder(self._run, report))
         self._put(writes.table(self._run, layer_table(result), "allocation_table.json"))
-        model, name, run_id = run / "model", self._name, self._run
+        model = run / "model"
+        name = self._name
+        run_id = self._run
         if self.model == "weights" and model.is_dir() and "load" in result.export:
             self._put(
                 Write(
@@ -224,6 +239,16 @@ class MlflowTracker:
                     {"run": run_id, "model": str(model)},
                 )
             )
+
+    def exported(self, run_id: str, row: Mapping[str, Any]) -> None:
+        """Add an export to a run that is over; ``row`` is the run's result with the new ``export`` in it."""
+        try:
+            if self.database is not None and not self.database.is_file():
+                raise EvosweepError(f"there is no {self.database}")
+            for write in writes.exported(run_id, row):
+                write.send(self.client)
+        except (*UNUSABLE, EvosweepError) as error:
+            self.missing = f"MLflow was not given the export of run {run_id}: {one_line(error)}"
 
     def close(self, status: str, *, reason: str = "") -> None:
         """End the run as ``FINISHED``, ``FAILED`` or ``KILLED``; what was logged stays."""
@@ -246,7 +271,14 @@ class MlflowTracker:
         self.missing = self._say_missing()
 
     def summarize(self, multirun: str, *, status: str, files: Sequence[Path], note: str = "") -> None:
-        """Close a multirun's parent run, with the comparison of its jobs; nothing if no job began."""
+        """Close a multirun's parent run, with the comparison of its jobs; nothing if no job began.
+
+        Args:
+            multirun: Its name.
+            status: ``FINISHED``, ``FAILED`` or ``KILLED``.
+            files: Its comparison as tables and figures.
+            note: Its comparison in Markdown.
+        """
         try:
             experiment = self._open_experiment()
             summarize(self.client, experiment, multirun, status=status, files=files, note=note)
@@ -338,9 +370,9 @@ class MlflowTracker:
             self._put(writes.picture(self._run, pixels, key="levels", step=record.generation))
 
     def _end(self, result: SearchResult) -> None:
-        row, self._last = result.row(), None
-        shown = [*RESULTS, *([SPARSITY] if row.get(SPARSITY) else [])]
-        self.metrics({key: writes.rounded(float(row[key])) for key in shown if row.get(key) is not None})
+        row = result.row()
+        self._last = None
+        self.metrics(result_figures(row))
         self.tag({view.NOTE_TAG: describe(result), "dense_ppl": f"{result.dense['ppl']:.4f}"})
         if result.export:
             self.tag({f"export.{key}": value for key, value in result.export.items()})
@@ -359,23 +391,3 @@ class MlflowTracker:
             f"MLflow ({redact(resolved_uri(self.uri))}) did not take {left} of {left + self._outbox.sent} writes of "
             f"run {self.run_id}, which may be shown as running: {self._outbox.reason}{where}"
         )
-
-
-def generation_figures(record: GenerationRecord) -> dict[str, float]:
-    """Return the figures of a generation that are drawn as lines, none of them twice."""
-    values: dict[str, float] = {
-        f"val/{KL}": record.validation[KL],
-        f"val/{PPL}": record.validation[PPL],
-        "search/tokens": record.tokens,
-        "search/tokens_saved": record.tokens_saved,
-        "search/tokens_per_second": record.tokens_per_second,
-        "search/units_changed": record.changed,
-        f"search/{BITS_PER_WEIGHT}": record.bits_per_weight,
-    }
-    values |= {f"sampler/{key}": value for key, value in record.facts.items()}
-    for index, stage in enumerate(record.stages):
-        if stage.parent is None:
-            values[f"stages/{index}_gain_over_median"] = stage.median - stage.best
-        else:
-            values[f"stages/{index}_gain_over_parent"] = stage.parent - stage.best
-    return values

@@ -1,4 +1,4 @@
-"""What MLflow's pages open with: a table of the searches, best first, and charts that compare them."""
+"""The table and charts that MLflow's UI shows of an experiment: searches, best first, and their comparison."""
 
 import json
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from evosweep.core.metrics import KL, PPL, SECONDS, SIZE_MB, TOKENS
 from evosweep.tracking.mlflow_tracker.store import is_server, without_user
 from evosweep.tracking.naming import PARAMS
 
-UI = "http://127.0.0.1:5000"  # where mlflow ui listens unless told otherwise
+UI = "http://127.0.0.1:5000"  # mlflow ui's default address
 VIEW = "evosweep"
 VIEW_TAG = f"mlflow.sharedViewState.{VIEW}"  # a view of the runs' table that a link can name
 KIND_TAG = "mlflow.experimentKind"  # which pages the UI opens with; its own guess is evaluation of agents
@@ -100,7 +100,7 @@ def _differs(values: Sequence[object]) -> bool:
 
 
 def _charts(params: Sequence[str]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Return charts and their sections: results, what was varied against them, and the way there."""
+    """Return charts and their sections: results, results over varied params, and figures over generations."""
     common = {"runsCountToCompare": 30, "deleted": False, "isGenerated": False}
     charts: list[dict[str, Any]] = [
         {"uuid": "kl", "type": "BAR", "metricKey": KL, "metricSectionId": "results", "displayName": KL},

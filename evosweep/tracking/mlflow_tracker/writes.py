@@ -1,4 +1,4 @@
-"""What is written to a run: metrics, tags, files and pictures as writes of the outbox."""
+"""Makes the writes of a run for the outbox: metrics, tags, files and pictures."""
 
 import json
 import math
@@ -31,7 +31,13 @@ def rounded(value: float) -> float:
 
 
 def metrics(run: str, values: Mapping[str, float], *, step: int = 0) -> list[Write]:
-    """Return writes of figures; infinite ones, which MLflow stores as something else, are left out."""
+    """Return writes of figures; infinite ones, which MLflow stores as something else, are left out.
+
+    Args:
+        run: Id of the run.
+        values: Figure of each name.
+        step: Generation that they belong to.
+    """
     now = int(time.time() * 1000)
     made = [Metric(key, float(value), now, step) for key, value in values.items() if math.isfinite(value)]
     return [_batch(run, made[start : start + BATCH], step) for start in range(0, len(made), BATCH)]
@@ -56,20 +62,39 @@ def tags(run: str, values: Mapping[str, Any]) -> Write:
 
 
 def text(run: str, content: str, path: str) -> Write:
-    """Return a write of a text file."""
+    """Return a write of a text file.
+
+    Args:
+        run: Id of the run.
+        content: The text; credentials in it are masked.
+        path: Of the artifact.
+    """
     clean = redact(content)
     return Write(lambda client: client.log_text(run, clean, path), {"run": run, "artifact": path, "text": clean})
 
 
 def table(run: str, value: Mapping[str, Any], path: str) -> Write:
-    """Return a write of columns that MLflow shows as a table: ``{"columns": [..], "data": [[..], ..]}``."""
+    """Return a write of columns that MLflow shows as a table: ``{"columns": [..], "data": [[..], ..]}``.
+
+    Args:
+        run: Id of the run.
+        value: Values of each column, by its name.
+        path: Of the artifact.
+    """
     columns = list(value)
     data = [list(line) for line in zip(*value.values(), strict=True)]
     return text(run, json.dumps(json_safe({"columns": columns, "data": data}), ensure_ascii=False), path)
 
 
 def picture(run: str, pixels: npt.NDArray[np.uint8], *, key: str, step: int) -> Write:
-    """Return a write of a picture that the image slider plays by step."""
+    """Return a write of a picture that the image slider plays by step.
+
+    Args:
+        run: Id of the run.
+        pixels: RGB values (height, width, 3).
+        key: Name of the series of pictures.
+        step: Generation that it belongs to.
+    """
     return Write(
         lambda client: client.log_image(run, pixels, key=key, step=step, synchronous=True),
         {"run": run, "image": key, "step": step},
@@ -91,17 +116,25 @@ def inputs(run: str, texts: Sequence[TextInput]) -> Write:
     made = [
         DatasetInput(
             Dataset(
-                name=each.name,
-                digest=each.digest[:36],
+                name=text_input.name,
+                digest=text_input.digest[:36],
                 source_type="text",
-                source=redact(each.source),
-                profile=json.dumps({"tokens": each.tokens}),
+                source=redact(text_input.source),
+                profile=json.dumps({"tokens": text_input.tokens}),
             ),
-            tags=[InputTag("mlflow.data.context", each.context)],
+            tags=[InputTag("mlflow.data.context", text_input.context)],
         )
-        for each in texts
+        for text_input in texts
     ]
-    return Write(lambda client: client.log_inputs(run, made), {"run": run, "inputs": [each.name for each in texts]})
+    return Write(
+        lambda client: client.log_inputs(run, made), {"run": run, "inputs": [text_input.name for text_input in texts]}
+    )
+
+
+def exported(run: str, row: Mapping[str, Any]) -> list[Write]:
+    """Return the writes of an export: a tag for each fact of ``row["export"]``, and ``row`` as the run's result."""
+    facts = tags(run, {f"export.{key}": value for key, value in row["export"].items()})
+    return [facts, text(run, json.dumps(json_safe(dict(row)), indent=1, ensure_ascii=False), "result.json")]
 
 
 def end(run: str, status: str) -> Write:

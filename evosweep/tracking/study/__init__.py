@@ -1,1 +1,1 @@
-"""The Optuna study of a search: where it is kept, what is recorded, what the dashboard shows."""
+"""The Optuna study of a search: storage, trials, and the dashboard's note and figures."""

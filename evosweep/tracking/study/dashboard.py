@@ -1,4 +1,4 @@
-"""What Optuna Dashboard shows beside its own plots: a note, and our figures to hover over."""
+"""The note and the interactive figures that Optuna Dashboard shows of a study."""
 
 from contextlib import suppress
 
@@ -8,8 +8,8 @@ from evosweep.core.events import SearchResult
 from evosweep.tracking.describe import describe
 
 
-def dress(study: optuna.Study, result: SearchResult) -> None:
-    """Save a note and figures into a study; without the ``dashboard`` extra nobody sees them, and nothing is saved."""
+def add_to_dashboard(study: optuna.Study, result: SearchResult) -> None:
+    """Save a note and figures into a study; does nothing without the ``dashboard`` extra."""
     with suppress(ImportError):
         from optuna_dashboard import save_note, save_plotly_graph_object  # noqa: PLC0415 - an extra
 

@@ -1,4 +1,4 @@
-"""A search written into an Optuna study, a generation at a time."""
+"""Writes a search into an Optuna study, a generation at a time."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -24,7 +24,7 @@ from evosweep.tracking.artifacts.heatmap import level_image, level_table
 from evosweep.tracking.base import TrackingError
 from evosweep.tracking.behind import one_line
 from evosweep.tracking.palette import level_styles
-from evosweep.tracking.study.dashboard import dress
+from evosweep.tracking.study.dashboard import add_to_dashboard
 
 SPANS = 16  # most parameters over the depth of a model
 RUN = "mlflow_run"  # attribute of the study and of elites
@@ -69,7 +69,8 @@ class StudyRecorder:
             self.study = optuna.create_study(storage=storage, study_name=name, direction="minimize")
         except OSError as error:
             raise TrackingError(f"the study {name!r} cannot be written: {one_line(error)}") from error
-        self.record, self.artifacts = record, artifacts
+        self.record = record
+        self.artifacts = artifacts
         self.winner: int | None = None  # number of the last elite's trial; in the end, of the exported winner's
         self.missing = ""
         self._elites: dict[int, int] = {}  # generation to the number of its elite's trial
@@ -118,9 +119,12 @@ class StudyRecorder:
 
     def _generation(self, record: GenerationRecord) -> None:
         elite = self._known.encode(record.elite)
-        candidates, numbers, slot = list(record.candidates), {}, record.elite_slot
+        candidates = list(record.candidates)
+        numbers: dict[int, int] = {}
+        slot = record.elite_slot
         if slot is None and record.changed:  # one of several parents is the best now; it ran before
-            slot, numbers = AGAIN, {AGAIN: self._numbers[elite.tobytes()]}
+            slot = AGAIN
+            numbers = {AGAIN: self._numbers[elite.tobytes()]}
             candidates.append(Candidate(slot=AGAIN, genome=elite, duplicate_of=AGAIN))
         for index, candidate in enumerate(candidates):
             number = self._written + index
@@ -138,7 +142,8 @@ class StudyRecorder:
 
     def _end(self, result: SearchResult) -> None:
         """Add the exported winner as the only complete trial, and what the dashboard shows beside its plots."""
-        problem, record = self._known, result.generations[result.winner_generation]
+        problem = self._known
+        record = result.generations[result.winner_generation]
         genome = problem.encode(result.allocation)
         attributes: dict[str, Any] = {
             "exported": True,
@@ -165,7 +170,7 @@ class StudyRecorder:
         self.study.set_user_attr("winner", dict(result.allocation))
         self.study.set_user_attr("result", json_safe(result.row()))
         self.study.set_user_attr("stopped", result.stopped)
-        dress(self.study, result)
+        add_to_dashboard(self.study, result)
 
     def _trial(
         self, candidate: Candidate, record: GenerationRecord, numbers: Mapping[int, int], *, won: bool
@@ -204,7 +209,7 @@ class StudyRecorder:
         return ", ".join(f"{unit.name}: {unit.levels[old].name} to {unit.levels[new].name}" for unit, old, new in units)
 
     def _picture(self, record: GenerationRecord) -> dict[str, str]:
-        """Keep the elite's levels as a picture; return what says so to Optuna.
+        """Save the elite's levels as a picture; return the attributes that link it in Optuna.
 
         A trial that is added finished cannot be given artifacts afterwards, so this is what Optuna's own
         ``upload_artifact`` would have noted.

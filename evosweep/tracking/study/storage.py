@@ -1,4 +1,4 @@
-"""Where Optuna keeps studies, and how much of a search is kept there."""
+"""Optuna storages of studies: a journal file or memory, and how much of a search is recorded."""
 
 import json
 import os

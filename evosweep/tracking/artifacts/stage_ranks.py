@@ -1,4 +1,4 @@
-"""Figure and numbers: do the stages drop the right candidates? How the last stage's best had ranked in those before."""
+"""Ranks in earlier stages of the offspring that was best in the last: do the stages drop the right candidates?"""
 
 from pathlib import Path
 from typing import Any

@@ -8,7 +8,7 @@ import pytest
 from evosweep.core.events import Candidate, GenerationRecord, SearchResult
 from evosweep.core.problem import Problem
 from evosweep.tracking.artifacts.interactive import FIGURES
-from evosweep.tracking.artifacts.stages import Stages, ranks
+from evosweep.tracking.artifacts.stage_ranks import Stages, ranks
 
 
 def record(problem: Problem, scores: list[dict[int, float]], generation: int = 1) -> GenerationRecord:

@@ -1,4 +1,4 @@
-"""compressed-tensors checkpoints, one scheme a bit-width: plain transformers loads them at their true size."""
+"""Checkpoints in compressed-tensors' format ``pack-quantized``, which plain transformers loads at their true size."""
 
 import importlib.util
 from pathlib import Path
@@ -41,7 +41,13 @@ class CompressedTensors(Exporter):
             )
 
     def check(self, compressor: Compressor, drop: Drop, anatomy: Anatomy) -> None:
-        """Raise SettingError where the format cannot hold what a search may choose."""
+        """Raise SettingError where the format cannot hold what a search may choose.
+
+        Args:
+            compressor: Makes the levels.
+            drop: What may be dropped.
+            anatomy: The model.
+        """
         hint = ""
         if not isinstance(compressor, IntegerLevels) or not compressor.symmetric:
             hint = "it holds symmetric bit-widths: compressor=gptq compressor.symmetric=true"
@@ -55,7 +61,13 @@ class CompressedTensors(Exporter):
             raise SettingError("", owner=self, allowed=OTHERS, got="compressed_tensors", hint=hint)
 
     def write(self, winner: Winner, loaded: LoadedModel, folder: Path) -> None:
-        """Write ``model.safetensors`` and the config with its quantization."""
+        """Write ``model.safetensors`` and the config with its quantization.
+
+        Args:
+            winner: The allocation.
+            loaded: The dense model.
+            folder: An empty folder.
+        """
         model: Any = loaded.model
         with winner.in_place():
             tensors: Packed = winner.others()

@@ -8,7 +8,7 @@ from evosweep.compressors.sparsegpt import SparseGPT
 from evosweep.core.budget import Budget
 from evosweep.core.errors import SettingError
 from evosweep.evaluate.population import Evaluator
-from evosweep.exporters.compressed_tensors import CompressedTensors
+from evosweep.exporters.pack_quantized import CompressedTensors
 from evosweep.models.anatomy import Anatomy
 from evosweep.models.dropping import Drop
 from evosweep.models.load import LoadedModel

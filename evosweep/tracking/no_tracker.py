@@ -1,7 +1,8 @@
-"""No tracking."""
+"""A tracker that records nothing: ``tracking=none``."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from evosweep.core.events import Event, SearchResult
 from evosweep.tracking.base import TextInput
@@ -32,7 +33,18 @@ class NoTracker:
         device: str = "cpu",
         folder: Path | None = None,
     ) -> str:
-        """Open nothing; return the name."""
+        """Return the name; nothing is opened.
+
+        Args:
+            name: Of the run.
+            params: Not used, as all that follow.
+            tags: Not used.
+            config: Not used.
+            multirun: Not used.
+            inputs: Not used.
+            device: Not used.
+            folder: Not used.
+        """
         del params, tags, config, multirun, inputs, device, folder
         return name
 
@@ -40,10 +52,27 @@ class NoTracker:
         """Keep nothing."""
 
     def deliver(self, result: SearchResult, *, report: Path, run: Path, trial: int | None) -> None:
+        """Keep nothing.
+
+        Args:
+            result: Not used.
+            report: Not used.
+            run: Not used.
+            trial: Not used.
+        """
+
+    def exported(self, run_id: str, row: Mapping[str, Any]) -> None:
         """Keep nothing."""
 
     def close(self, status: str, *, reason: str = "") -> None:
         """End nothing."""
 
     def summarize(self, multirun: str, *, status: str, files: Sequence[Path], note: str = "") -> None:
-        """Keep nothing."""
+        """Keep nothing.
+
+        Args:
+            multirun: Not used.
+            status: Not used.
+            files: Not used.
+            note: Not used.
+        """

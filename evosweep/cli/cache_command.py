@@ -1,4 +1,4 @@
-"""``evosweep cache``: what the cache holds, and how to make room."""
+"""``evosweep cache``: lists and removes cached stores, models and downloads."""
 
 import argparse
 import re
@@ -20,7 +20,7 @@ _SPANS = {"m": 60, "h": 3600, "d": 86400, "w": 604800}
 
 @dataclass(frozen=True)
 class Entry:
-    """One thing in the cache: its folder, its bytes, and the seconds since it was last used."""
+    """A file or folder of the cache: its path, its bytes, and the seconds since it was last used."""
 
     path: Path
     bytes: int
@@ -42,8 +42,9 @@ def add_commands(commands: Any) -> None:
 
 
 def entries() -> list[Entry]:
-    """Return what the cache holds, largest first."""
-    found, root = [], cache_folder()
+    """Return the entries of the cache, largest first."""
+    found: list[Entry] = []
+    root = cache_folder()
     for kind in sorted(path for path in root.iterdir() if path.is_dir() and path.name != "locks"):
         for path in kind.iterdir():
             if path.suffix == ".lock" or path.name.startswith("."):
