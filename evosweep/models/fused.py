@@ -8,6 +8,7 @@ import logging
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -41,6 +42,36 @@ def _sum(logits: torch.Tensor) -> torch.Tensor:
 @functools.cache
 def _compiled_sum() -> Callable[[torch.Tensor], torch.Tensor]:
     return _or_plain(torch.compile(_sum, dynamic=True), _sum)
+
+
+def head_kernel_for(device: torch.device, dtype: torch.dtype) -> ModuleType | None:
+    """Return the module of the linear head's GPU kernels where they run; None where logits must be stored.
+
+    They are for half-precision factors on CUDA; fp32 products would be rounded to tf32.
+    """
+    half = device.type == "cuda" and dtype in (torch.bfloat16, torch.float16)
+    return _working_head_kernel(device, dtype) if half else None
+
+
+@functools.cache
+def _working_head_kernel(device: torch.device, dtype: torch.dtype) -> ModuleType | None:
+    try:
+        from evosweep.models import head_kernel  # noqa: PLC0415 - torch for CPUs comes without Triton
+
+        rows = torch.linspace(-1, 1, 16 * 192, device=device).view(16, 192).to(dtype)
+        labels = torch.arange(16, device=device)
+        logits = rows.float() @ rows.float().T
+        close = functools.partial(torch.allclose, atol=0.1, rtol=1e-2)  # tf32 may be allowed
+        if not close(head_kernel.logsumexp(rows, rows, None), logits.logsumexp(dim=1)):
+            raise ArithmeticError("a wrong sum")
+        if not close(head_kernel.label_logits(rows, rows, None, labels), logits.diagonal()):
+            raise ArithmeticError("a wrong logit")
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # the compiler's failures are of many kinds
+        logger.warning("Triton does not work here (%s); the output head is computed slower", type(error).__name__)
+        return None
+    return head_kernel
 
 
 def compile_norms(blocks: nn.Module) -> None:
