@@ -8,6 +8,7 @@ hidden, warps and stages of the kernel's blocks.
 """
 
 import argparse
+import functools
 import statistics
 from collections.abc import Callable
 
@@ -61,6 +62,7 @@ def ways(tiles: list[list[int]], *, stored: bool) -> dict[str, Way]:
 def milliseconds(call: Callable[[], object], repeats: int) -> float:
     """Return the median time of a call on the GPU."""
     times = []
+    call()  # the first one allocates
     for _ in range(repeats):
         start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         start.record()
@@ -71,38 +73,50 @@ def milliseconds(call: Callable[[], object], repeats: int) -> float:
     return statistics.median(times)
 
 
+def measure(shape: list[int], tiles: list[list[int]], *, stored: bool, repeats: int) -> None:
+    """Print a line for every way on one shape.
+
+    Args:
+        shape: Tokens, hidden, vocabulary.
+        tiles: Blocks of the kernel; its own choice where there are none.
+        stored: Whether ways that store logits are among them.
+        repeats: Calls whose median is printed.
+    """
+    tokens, width, vocabulary = shape
+    label = "x".join(map(str, shape))
+    draws = torch.Generator(device="cuda").manual_seed(0)
+    hidden = torch.randn(tokens, width, device="cuda", generator=draws).bfloat16()
+    weight = (torch.randn(vocabulary, width, device="cuda", generator=draws) * 3 / width**0.5).bfloat16()
+    exact = (hidden[:CHECKED].double() @ weight.double().T).logsumexp(dim=1)
+    for name, way in ways(tiles, stored=stored).items():
+        try:
+            error = way(hidden, weight)[:CHECKED] - exact
+            spent = milliseconds(functools.partial(way, hidden, weight), repeats)
+        except Exception as problem:  # a tile that does not fit, among others that do
+            print(f"{label} {name}: {type(problem).__name__} {str(problem)[:90]}")
+            continue
+        print(
+            f"{label} {name}: {spent:.2f} ms, {1e6 * spent / tokens:.1f} us/1000 tokens, "
+            f"{tokens / spent / 1e3:.2f} M tokens/s, {2e-9 * tokens * width * vocabulary / spent:.0f} TFLOP/s, "
+            f"error at most {error.abs().max():.1e}, mean {error.mean():.1e}",
+            flush=True,
+        )
+    labels = torch.randint(0, vocabulary, (tokens,), device="cuda", generator=draws)
+    spent = milliseconds(functools.partial(head_kernel.label_logits, hidden, weight, None, labels), repeats)
+    print(f"{label} labels' logits: {spent:.3f} ms", flush=True)
+
+
 def main() -> None:
     """Print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", type=numbers, action="append")
     parser.add_argument("--tile", type=numbers, action="append", default=[])
-    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--kernel-only", action="store_true")
     options = parser.parse_args()
     print(torch.cuda.get_device_name(), torch.__version__)
-    for tokens, width, vocabulary in options.shape or SHAPES:
-        draws = torch.Generator(device="cuda").manual_seed(0)
-        hidden = torch.randn(tokens, width, device="cuda", generator=draws).bfloat16()
-        weight = (torch.randn(vocabulary, width, device="cuda", generator=draws) * 3 / width**0.5).bfloat16()
-        exact = (hidden[:CHECKED].double() @ weight.double().T).logsumexp(dim=1)
-        for name, way in ways(options.tile, stored=not options.kernel_only).items():
-            try:
-                error = float((way(hidden, weight)[:CHECKED] - exact).abs().max())
-                bias = float((way(hidden, weight)[:CHECKED] - exact).mean())
-                way(hidden, weight)
-                spent = milliseconds(lambda way=way: way(hidden, weight), options.repeats)
-            except Exception as problem:  # a tile that does not fit, among others that do
-                print(f"{tokens}x{width}x{vocabulary} {name}: {type(problem).__name__} {str(problem)[:90]}")
-                continue
-            rate = 2e-9 * tokens * width * vocabulary / spent
-            print(
-                f"{tokens}x{width}x{vocabulary} {name}: {spent:.2f} ms, {1e6 * spent / tokens:.1f} us/1000 tokens, "
-                f"{tokens / spent / 1e3:.2f} M tokens/s, {rate:.0f} TFLOP/s, error {error:.1e}, mean {bias:.1e}",
-                flush=True,
-            )
-        labels = torch.randint(0, vocabulary, (tokens,), device="cuda", generator=draws)
-        spent = milliseconds(lambda: head_kernel.label_logits(hidden, weight, None, labels), options.repeats)
-        print(f"{tokens}x{width}x{vocabulary} labels' logits: {spent:.3f} ms", flush=True)
+    for shape in options.shape or SHAPES:
+        measure(shape, options.tile, stored=not options.kernel_only, repeats=options.repeats)
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ def rows_at_once(head: Head, tokens: int, *, compiled: bool) -> int:
 def _kernel(head: Head, hidden: torch.Tensor, *, compiled: bool) -> ModuleType | None:
     """Return the kernels that compute a head's sums without logits, or None where logits must be stored."""
     usable = compiled and head.linear and hidden.dtype is head.weight.dtype
-    return head_kernel_for(hidden.device, hidden.dtype) if usable else None
+    return head_kernel_for(hidden) if usable else None
 
 
 @dataclass(frozen=True, eq=False)

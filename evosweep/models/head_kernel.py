@@ -11,8 +11,8 @@ import triton
 import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-LOG2_E = 1.4426950408889634  # a GPU's exponential has base 2
-LOWEST = -1e30  # below any logit; minus infinity less itself would be no number
+LOG2_E = tl.constexpr(1.4426950408889634)  # a GPU's exponential has base 2
+LOWEST = tl.constexpr(-1e30)  # below any logit; minus infinity less itself would be no number
 WAVES = 8  # programs for every processor of the GPU, so that the last round, which leaves some idle, counts little
 CACHED_BYTES = 16e6  # of hidden states that running programs share in the GPU's cache
 LABEL_ROWS = 16  # tokens of one program of the labels' kernel
@@ -52,8 +52,6 @@ def _log_sum_exp(  # type: ignore[no-untyped-def]
     hidden_stride,
     weight_stride,
     splits,
-    LOG2_E: tl.constexpr,
-    LOWEST: tl.constexpr,
     BIASED: tl.constexpr,
     RAGGED: tl.constexpr,
     UNEVEN: tl.constexpr,
@@ -119,7 +117,8 @@ def logsumexp(
     hidden, weight = (_rows_contiguous(matrix) for matrix in (hidden, weight))
     tile = tile or _largest_tile(hidden.device)
     tokens, width = hidden.shape
-    blocks, tiles = triton.cdiv(tokens, tile.tokens), triton.cdiv(len(weight), tile.vocabulary)
+    blocks = triton.cdiv(tokens, tile.tokens)
+    tiles = triton.cdiv(len(weight), tile.vocabulary)
     splits = _splits(blocks, tiles, block_bytes=2 * tile.tokens * width, processors=_processors(hidden.device))
     share = triton.cdiv(tiles, splits)
     sums = torch.empty(splits, tokens, device=hidden.device)
@@ -135,8 +134,6 @@ def logsumexp(
             hidden.stride(0),
             weight.stride(0),
             splits,
-            LOG2_E=LOG2_E,
-            LOWEST=LOWEST,
             BIASED=bias is not None,
             RAGGED=len(weight) != splits * share * tile.vocabulary,
             UNEVEN=width % tile.hidden != 0,
@@ -231,7 +228,8 @@ def _processors(device: torch.device) -> int:
 
 
 def _largest_tile(device: torch.device) -> Tile:
-    shared = torch.cuda.get_device_properties(device).shared_memory_per_block_optin if device.type == "cuda" else 0
+    properties = torch.cuda.get_device_properties(device) if device.type == "cuda" else None
+    shared = getattr(properties, "shared_memory_per_block_optin", 0)  # bytes
     if shared >= Tile().shared_bytes():
         return Tile()
     return Tile(tokens=64, vocabulary=128, hidden=32, warps=4, stages=2)

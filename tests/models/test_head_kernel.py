@@ -99,7 +99,7 @@ def test_the_rounding_of_many_tiles_does_not_add_up() -> None:
 def test_outputs_with_the_kernel_are_those_without(biased, monkeypatch) -> None:
     states, weight, bias, labels = draw(70, 32, 300, biased=biased)
     plain = Outputs(head_of(weight, bias), states, labels)
-    monkeypatch.setattr(base, "head_kernel_for", lambda _device, _dtype: head_kernel)
+    monkeypatch.setattr(base, "head_kernel_for", lambda _factor: head_kernel)
     ours = replace(plain, compiled=True)
     torch.testing.assert_close(ours.logsumexp, plain.logsumexp, rtol=0, atol=1e-5)
     torch.testing.assert_close(ours.label_logit, plain.label_logit, rtol=0, atol=1e-5)
@@ -109,9 +109,12 @@ def test_outputs_with_the_kernel_are_those_without(biased, monkeypatch) -> None:
     assert abs(float(itself.mean())) < 1e-5
 
 
-def test_only_half_precision_on_cuda_goes_through_the_kernel() -> None:
-    assert fused.head_kernel_for(torch.device("cpu"), torch.float16) is None
-    assert fused.head_kernel_for(torch.device("cuda"), torch.float32) is None
+def test_only_narrow_half_precision_on_cuda_goes_through_the_kernel() -> None:
+    assert fused.head_kernel_for(torch.zeros(2, 16, dtype=torch.float16)) is None
+    if DEVICE == "cuda":
+        assert fused.head_kernel_for(torch.zeros(2, 16, device=DEVICE)) is None
+        assert fused.head_kernel_for(torch.zeros(2, 4096, device=DEVICE, dtype=torch.float16)) is None
+        assert fused.head_kernel_for(torch.zeros(2, 576, device=DEVICE, dtype=torch.float16)) is head_kernel
     assert rows_at_once(head_of(torch.zeros(50, 16), None), 9, compiled=True) == 1
 
 
