@@ -18,7 +18,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from evosweep.assets.cache import cache_folder
+from evosweep.assets.cache_folder import cache_folder
 
 
 def run_once(seed: int, *, cold: bool) -> dict[str, object]:

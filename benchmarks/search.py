@@ -45,7 +45,7 @@ from evosweep.models.anatomy import Anatomy
 from evosweep.models.dropping import without_blocks
 from evosweep.models.load import LoadedModel, ModelSource
 from evosweep.models.slots import Slot
-from evosweep.search.evopress import EvoPress, RandomSearch
+from evosweep.search.evolution import EvoPress, RandomSearch
 from evosweep.store.build import StoreBuilder
 from evosweep.store.manifest import LevelStore, Stored
 from evosweep.store.store_plan import plan_store

@@ -20,7 +20,7 @@ from evosweep.allocators.harm import AROUND_TOP
 from evosweep.allocators.ilp import ILP
 from evosweep.core.problem import Problem
 from evosweep.core.unit import Level, Nominal, Unit
-from evosweep.search.evopress import EvoPress
+from evosweep.search.evolution import EvoPress
 from evosweep.search.mutation import Flips
 
 ILP_UNITS, ILP_LEVELS = 210, 7

@@ -7,7 +7,7 @@ here: ``evosweep.cli`` builds the objects from YAML, ``evosweep.api`` from Pytho
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -289,6 +289,7 @@ def _row(task: Task, bench: Workbench, draft: Draft, notes: Notes, result: Searc
         "selected_by": f"{task.fitness.name} on search tokens; validation never selects",
         "dense_bits_per_weight": float(width),
         "dense_size_mb": (dense_bits + bench.store.fixed_bits) / 8e6,
+        "source": None if bench.loaded.source is None else asdict(bench.loaded.source),
         "mlflow_run": task.tracker.run_id,
         "mlflow_link": task.tracker.link,
         "export": {},

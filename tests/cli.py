@@ -12,7 +12,7 @@ from hydra.core.global_hydra import GlobalHydra
 
 from evosweep.cli import main
 from evosweep.cli.job import forget_bench
-from tests.conftest import WORDS
+from evosweep.testing.tiny import WORDS
 
 TINY = [
     "model=tiny",

@@ -5,6 +5,7 @@ to what is left; ``--accept`` also raises them, which only a renamed or moved fi
 """
 
 import ast
+import functools
 import io
 import json
 import re
@@ -40,7 +41,12 @@ Finding = tuple[Path, int, str]  # file, line, what
 
 def modules() -> dict[Path, ast.Module]:
     """Return the syntax tree of every module of the package."""
-    return {path: ast.parse(path.read_text(encoding="utf-8")) for path in sorted(ROOT.rglob("*.py"))}
+    return _parsed(ROOT)
+
+
+@functools.cache
+def _parsed(root: Path) -> dict[Path, ast.Module]:
+    return {path: ast.parse(path.read_text(encoding="utf-8")) for path in sorted(root.rglob("*.py"))}
 
 
 def functions(tree: ast.Module) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
@@ -80,14 +86,18 @@ def names() -> Iterator[Finding]:
 
 
 def missing_args() -> Iterator[Finding]:
-    """Yield public functions of three or more parameters, and classes built from as many, without ``Args:``."""
+    """Yield public functions of three or more parameters, and classes built from as many, without ``Args:``.
+
+    Fixtures are left out: pytest calls them, with other fixtures.
+    """
     for path, tree in modules().items():
         owners = {method: node for node in ast.walk(tree) if isinstance(node, ast.ClassDef) for method in node.body}
         for function in functions(tree):
             owner = owners.get(function)
             built = function.name == "__init__" and isinstance(owner, ast.ClassDef)
             public = built or not function.name.startswith(("_", "test_"))
-            if not public or (isinstance(owner, ast.ClassDef) and owner.name.startswith("_")):
+            fixture = any("fixture" in ast.unparse(decorator) for decorator in function.decorator_list)
+            if fixture or not public or (isinstance(owner, ast.ClassDef) and owner.name.startswith("_")):
                 continue
             parameters = [*function.args.posonlyargs, *function.args.args, *function.args.kwonlyargs]
             count = sum(parameter.arg not in {"self", "cls"} for parameter in parameters)

@@ -11,8 +11,8 @@ import transformers
 import evosweep
 from evosweep.core.errors import SettingError
 from evosweep.models.load import LoadedModel
+from evosweep.testing.tiny import tiny_config
 from tests.cli import write_corpus
-from tests.conftest import tiny_config
 
 QUICK = Path(__file__).parent.parent / "examples" / "quick.py"
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
+from evosweep.core.results import read_result
 from tests.cli import TINY, evosweep, workplace
 
 browser = pytest.importorskip("tests.browser", reason="needs playwright")
@@ -24,7 +25,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory):
 
 @pytest.fixture(scope="module")
 def rows(finished: Path) -> dict[str, dict]:
-    found = [json.loads(path.read_text()) for path in finished.glob("runs/seen/*/*/result.json")]
+    found = [read_result(path) for path in finished.glob("runs/seen/*/*/result.json")]
     return {row["sampler"]: row for row in found}
 
 
@@ -114,9 +115,7 @@ def test_the_metrics_page_has_lines_that_vary_bars_and_pictures(
 
 def test_the_report_is_read_in_order_and_needs_no_network(finished: Path, rows: dict) -> None:
     folder = next(
-        path.parent
-        for path in finished.glob("runs/seen/*/*/result.json")
-        if json.loads(path.read_text())["sampler"] == "evopress"
+        path.parent for path in finished.glob("runs/seen/*/*/result.json") if read_result(path)["sampler"] == "evopress"
     )
     with browser.chromium(offline=True) as page:
         page.goto((folder / "report" / "report.html").as_uri())

@@ -36,7 +36,7 @@ def test_its_command_gives_a_model_of_low_rank_layers(folder: Path) -> None:
     arguments = command.removeprefix("python -m evosweep ").split()
     assert evosweep(*arguments, *TINY, "tracking=none") == 0
     (run,) = [path.parent for path in folder.glob("runs/*/*/result.json")]
-    row = json.loads((run / "result.json").read_text())
+    row = json.loads((run / "result.json").read_text())["metrics"]
     assert row["bits_per_weight"] <= 6 and row["kl"] > 0
     levels = set(json.loads((run / "allocation.json").read_text())["allocation"].values())
     assert levels and all(re.fullmatch(r"rank(4|8|16)", level) for level in levels)

@@ -18,7 +18,7 @@ from evosweep.samplers.random import RandomFeasibleSampler
 from evosweep.samplers.static import AllocatorSampler
 from evosweep.search.loop import run_search
 from evosweep.search.plan import Plan
-from tests.conftest import make_problem
+from evosweep.testing.problems import make_problem
 
 GOLDEN = Path(__file__).parent / "golden" / "searches.json"
 STAGES = [{"survivors": 3, "tokens": 10}, {"survivors": 1, "tokens": 100}]

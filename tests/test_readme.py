@@ -17,8 +17,8 @@ from mlflow import MlflowClient
 from evosweep.core.events import Silent
 from evosweep.core.results import read_result
 from evosweep.models.load import Random
+from evosweep.testing.tiny import tiny_config
 from tests.cli import TINY, evosweep, workplace, write_corpus
-from tests.conftest import tiny_config
 from tests.test_docs import PAGES, ROOT, blocks
 
 README = ROOT / "README.md"

@@ -1,11 +1,10 @@
 """The main job on the real model and the real text, small enough for every test run."""
 
-import json
-
 import pytest
 import torch
 import transformers
 
+from evosweep.core.results import read_result
 from tests.cli import evosweep
 
 pytestmark = pytest.mark.slow
@@ -25,6 +24,12 @@ def test_the_main_job_on_smollm2(real_cache, in_tmp) -> None:
     code = evosweep(
         "+experiment=quickstart",
         "sampler=uniform,evopress",
+        "budget=as_uniform",
+        "budget.megabytes=null",
+        "report.prompts=[]",
+        "search.final=64",
+        "export=dense",
+        "export.jobs=all",
         "compressor=rtn",
         "compressor.bits=[2,3,4]",
         "tokens.seq_len=64",
@@ -37,7 +42,7 @@ def test_the_main_job_on_smollm2(real_cache, in_tmp) -> None:
     assert code == 0 and torch.get_num_threads() == threads
     rows = {}
     for path in in_tmp.glob("runs/quickstart/*/*/result.json"):
-        row = json.loads(path.read_text())
+        row = read_result(path)
         rows[row["sampler"]] = row
     assert set(rows) == {"uniform", "evopress"}
     for row in rows.values():

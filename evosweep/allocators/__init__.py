@@ -1,1 +1,1 @@
-"""One-shot allocators: a problem in, level indices out; numpy and scipy only."""
+"""One-shot allocators: they map a problem to level indices; numpy and scipy only."""

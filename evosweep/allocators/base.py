@@ -26,7 +26,7 @@ class Allocator(Protocol):
 
 
 def is_allocator(value: object) -> TypeGuard[Allocator]:
-    """Return whether an object has what an allocator needs."""
+    """Return whether an object has the attributes and methods of an allocator."""
     return all(hasattr(value, name) for name in ("columns", "check", "allocate"))
 
 
@@ -64,6 +64,11 @@ def allocate(allocator: Allocator, problem: Problem) -> Genome:
 
 def column(problem: Problem, name: str, *, only: Sequence[int] | None = None) -> npt.NDArray[np.float64]:
     """Return a column of the units, or of those with the indices ``only``, shape (units,).
+
+    Args:
+        problem: Units.
+        name: Of the column.
+        only: Indices of units; None: all.
 
     Raises:
         StoreError: Some unit lacks it.

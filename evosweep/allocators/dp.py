@@ -21,7 +21,8 @@ class DP:
 
     def __init__(self, *, harm: str = DEFAULT, states: int = 2_000_000) -> None:
         self.harm = Harm(harm)
-        self.name, self.columns = self.harm.named("dp"), self.harm.columns
+        self.name = self.harm.named("dp")
+        self.columns = self.harm.columns
         self.states = check_int("states", states, low=1)
 
     def check(self, problem: Problem) -> None:

@@ -17,7 +17,8 @@ class Greedy:
 
     def __init__(self, *, harm: str = DEFAULT) -> None:
         self.harm = Harm(harm)
-        self.name, self.columns = self.harm.named("greedy"), self.harm.columns
+        self.name = self.harm.named("greedy")
+        self.columns = self.harm.columns
 
     def check(self, problem: Problem) -> None:
         """Raise a SettingError if its model of harm does not apply to such a problem."""

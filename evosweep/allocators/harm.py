@@ -9,7 +9,8 @@ from evosweep.core.errors import EvosweepError, SettingError
 from evosweep.core.problem import Problem
 
 KL_PER_ERROR = "kl_per_error"
-AROUND_UNIFORM, AROUND_TOP = "kl_around_uniform", "kl_around_top"
+AROUND_UNIFORM = "kl_around_uniform"
+AROUND_TOP = "kl_around_top"
 HAWQ = "hawq_v2"
 LEAST_RISE = 1e-6
 

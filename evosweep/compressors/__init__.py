@@ -1,1 +1,1 @@
-"""Compressors: weights and statistics in, payloads of levels out. They know tensors only; store/ calls them."""
+"""Compressors: they make the payloads of all levels from weights and statistics; store/ calls them."""

@@ -194,7 +194,13 @@ def factorize(gram: torch.Tensor, *, damping: float) -> Factor:
 
 
 def spans_of(columns: int, *, edges: int, block: int) -> list[tuple[int, int]]:
-    """Return spans [start, stop) of at most ``block`` columns that never cross a multiple of ``edges``."""
+    """Return spans [start, stop) of at most ``block`` columns that never cross a multiple of ``edges``.
+
+    Args:
+        columns: Number of columns.
+        edges: No span contains a multiple of it inside.
+        block: Largest width of a span.
+    """
     cuts = {columns}
     for start in range(0, columns, edges):
         cuts.update(range(start, min(start + edges, columns), block))

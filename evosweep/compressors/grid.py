@@ -37,7 +37,8 @@ class Grid:
         high = weight.amax(dim=1).clamp(min=0)
         if symmetric:
             reach = torch.maximum(-low, high)
-            low, high = -reach, reach
+            low = -reach
+            high = reach
         empty = (low == 0) & (high == 0)
         low, high = torch.where(empty, -1.0, low), torch.where(empty, 1.0, high)
         scale = ((high - low) / top).half().float().clamp(min=2.0**-24)

@@ -1,4 +1,4 @@
-"""What integer quantizers share: levels, costs, payloads."""
+"""Base of integer quantizers: levels, costs, payloads."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -37,7 +37,14 @@ class IntegerLevels:
         coarse_scales: Whether scales are rounded to bfloat16, too, for formats that keep them in the model's type.
     """
 
-    def __init__(self, *, bits: Sequence[int], group: int | None, symmetric: bool, coarse_scales: bool = False) -> None:
+    def __init__(
+        self,
+        *,
+        bits: Sequence[int] = (2, 3, 4, 5, 6),
+        group: int | None = 64,
+        symmetric: bool = False,
+        coarse_scales: bool = False,
+    ) -> None:
         self.bits = check_widths(bits)
         self.group = None if group is None else check_int("group", group, low=1)
         self.symmetric = check_bool("symmetric", symmetric)

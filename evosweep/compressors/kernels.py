@@ -68,7 +68,16 @@ def finalize_columns(
     codes: torch.Tensor | None = None,
     mask: torch.Tensor | None = None,
 ) -> None:
-    """Round and prune a span of columns, in place; arguments as for ``compensate.finalize_columns``."""
+    """Round and prune a span of columns, in place, as ``compensate.finalize_columns`` does.
+
+    Args:
+        span: Weights transposed, fp32, contiguous, shape (columns, rows); holds the final values at the end.
+        errors: Filled with each column's change divided by its pivot; same shape.
+        factor: The span's block of U's diagonal, shape (columns, columns).
+        grid: Grid of every row; None: no rounding.
+        codes: Filled with the codes, uint8, same shape as ``span``; needed with a grid.
+        mask: True where a weight is kept, same shape; None: no pruning.
+    """
     columns, rows = span.shape
     scale, zero, top = (span,) * 3 if grid is None else (grid.scale, grid.zero, grid.top)
     _finalize_columns[(triton.cdiv(rows, ROWS),)](

@@ -1,6 +1,6 @@
 """Magnitude pruning: the largest weights of a layer stay."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import torch
 
@@ -22,20 +22,16 @@ class Magnitude(SparseLevels):
 
     needs: frozenset[str] = frozenset()
 
-    def __init__(
-        self,
-        *,
-        sparsity: float = 0.5,
-        window: float = 0.25,
-        step: int | None = None,
-        patterns: Sequence[str] | None = None,
-    ) -> None:
-        super().__init__(sparsity=sparsity, window=window, step=step, patterns=patterns)
-
     def compress(
         self, weights: Mapping[str, torch.Tensor], statistics: Statistics, plans: Plans
     ) -> dict[str, dict[str, Payload]]:
-        """Return unit -> level name -> payload; no statistic is read."""
+        """Return unit -> level name -> payload of layers pruned by magnitude.
+
+        Args:
+            weights: fp32 weights (out, in) by unit name.
+            statistics: Not read: no statistic is needed.
+            plans: What ``plan`` returned.
+        """
         del statistics
         return {
             name: {level.name: payload_of(weight, _mask(weight.abs(), level.spec)) for level in plans[name]}

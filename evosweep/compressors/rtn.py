@@ -1,6 +1,6 @@
 """Round to nearest: no calibration, no compensation."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import torch
 
@@ -23,20 +23,16 @@ class RoundToNearest(IntegerLevels):
 
     needs: frozenset[str] = frozenset()
 
-    def __init__(
-        self,
-        *,
-        bits: Sequence[int] = (2, 3, 4, 5, 6),
-        group: int | None = 64,
-        symmetric: bool = False,
-        coarse_scales: bool = False,
-    ) -> None:
-        super().__init__(bits=bits, group=group, symmetric=symmetric, coarse_scales=coarse_scales)
-
     def compress(
         self, weights: Mapping[str, torch.Tensor], statistics: Statistics, plans: Plans
     ) -> dict[str, dict[str, Payload]]:
-        """Return unit -> level name -> payload; no statistic is read."""
+        """Return unit -> level name -> payload of layers rounded to nearest.
+
+        Args:
+            weights: fp32 weights (out, in) by unit name.
+            statistics: Not read: no statistic is needed.
+            plans: What ``plan`` returned.
+        """
         del statistics
         return {
             name: {level.name: self._round(weight, level.spec.bits) for level in plans[name]}

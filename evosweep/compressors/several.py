@@ -50,7 +50,7 @@ class Several:
 
     @cached_property
     def needs(self) -> frozenset[str]:
-        """Everything that a part needs, and the second moment where levels are compared by their errors."""
+        """All statistics that its compressors need, and the second moment where levels are compared by their errors."""
         compares = not (self.dominated and self.dominated_within)
         own = {SECOND_MOMENT} if compares else set()
         return frozenset(own.union(*(part.needs for part in self.parts.values())))

@@ -1,4 +1,4 @@
-"""What pruners share: levels that step by the same number of weights in every unit, and their payloads."""
+"""Base of pruners: levels that step by the same number of weights in every unit, and their payloads."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -46,7 +46,14 @@ class SparseLevels:
             consecutive weights of a row, N are kept.
     """
 
-    def __init__(self, *, sparsity: float, window: float, step: int | None, patterns: Sequence[str] | None) -> None:
+    def __init__(
+        self,
+        *,
+        sparsity: float = 0.5,
+        window: float = 0.25,
+        step: int | None = None,
+        patterns: Sequence[str] | None = None,
+    ) -> None:
         self.sparsity = check_number("sparsity", sparsity, low=0, high=1)
         self.window = check_number("window", window, low=0, high=1)
         self.step = None if step is None else check_int("step", step, low=1)

@@ -1,4 +1,4 @@
-"""What calibration measured for a compressor: one value for each name that the compressor declared in ``needs``."""
+"""Statistics that calibration measured for a compressor: one value for each name in its ``needs``."""
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field

@@ -1,6 +1,6 @@
 """Wanda (Sun et al., arXiv 2306.11695): weight times input norm, compared within each output row."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import torch
 
@@ -22,20 +22,16 @@ class Wanda(SparseLevels):
 
     needs = frozenset({SECOND_MOMENT_DIAGONAL})
 
-    def __init__(
-        self,
-        *,
-        sparsity: float = 0.5,
-        window: float = 0.25,
-        step: int | None = None,
-        patterns: Sequence[str] | None = None,
-    ) -> None:
-        super().__init__(sparsity=sparsity, window=window, step=step, patterns=patterns)
-
     def compress(
         self, weights: Mapping[str, torch.Tensor], statistics: Statistics, plans: Plans
     ) -> dict[str, dict[str, Payload]]:
-        """Return unit -> level name -> payload."""
+        """Return unit -> level name -> payload of layers that share an input.
+
+        Args:
+            weights: fp32 weights (out, in) by unit name.
+            statistics: The diagonal of the shared input's second moment.
+            plans: What ``plan`` returned.
+        """
         norms = statistics.second_moment_diagonal.sqrt()
         result = {}
         for name, weight in weights.items():

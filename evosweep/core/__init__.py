@@ -1,1 +1,1 @@
-"""The nouns: unit, level, allocation, problem, budget, event, error. Dataclasses and numpy only."""
+"""Basic types: unit, level, allocation, problem, budget, event, error. Dataclasses and numpy only."""

@@ -1,4 +1,4 @@
-"""Allocations as text, as EvoPress and gptq-gguf-toolkit publish theirs: read, checked against a problem, and written.
+"""Reads, checks and writes allocations in the text format of EvoPress and gptq-gguf-toolkit.
 
 A line a unit, ``model.layers.0.self_attn.q_proj: 3``; the value is one of
 

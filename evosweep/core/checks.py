@@ -1,4 +1,4 @@
-"""Validation of single settings, so that every constructor says the same thing the same way."""
+"""Validation of single arguments, with the same error messages in every constructor."""
 
 import math
 from collections.abc import Iterable
@@ -7,7 +7,17 @@ from evosweep.core.errors import SettingError
 
 
 def check_int(setting: str, value: object, *, low: int | None = None, high: int | None = None) -> int:
-    """Return ``value`` if it is an integer within [low, high]; raise SettingError otherwise."""
+    """Return ``value`` if it is an integer within [low, high].
+
+    Args:
+        setting: Name of the argument, for the error message.
+        value: What the user gave.
+        low: Least value allowed; None: no bound.
+        high: Greatest value allowed; None: no bound.
+
+    Raises:
+        SettingError: It is no integer, or outside of the bounds.
+    """
     bounds = _bounds("an integer", low, high)
     if isinstance(value, bool) or not isinstance(value, int):
         raise SettingError(setting, allowed=bounds, got=value)
@@ -19,7 +29,18 @@ def check_int(setting: str, value: object, *, low: int | None = None, high: int 
 def check_number(
     setting: str, value: object, *, low: float | None = None, high: float | None = None, exclusive: bool = False
 ) -> float:
-    """Return ``value`` as float if it is a finite number within [low, high] (low excluded if asked)."""
+    """Return ``value`` as float if it is a finite number within [low, high].
+
+    Args:
+        setting: Name of the argument, for the error message.
+        value: What the user gave.
+        low: Least value allowed; None: no bound.
+        high: Greatest value allowed; None: no bound.
+        exclusive: Whether ``low`` itself is not allowed.
+
+    Raises:
+        SettingError: It is no finite number, or outside of the bounds.
+    """
     bounds = _bounds("a number", low, high, exclusive=exclusive)
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise SettingError(setting, allowed=bounds, got=value)
@@ -37,7 +58,16 @@ def check_bool(setting: str, value: object) -> bool:
 
 
 def check_choice(setting: str, value: object, choices: Iterable[str]) -> str:
-    """Return ``value`` if it is one of ``choices``; raise SettingError with the nearest match otherwise."""
+    """Return ``value`` if it is one of ``choices``.
+
+    Args:
+        setting: Name of the argument, for the error message.
+        value: What the user gave.
+        choices: Values allowed.
+
+    Raises:
+        SettingError: It is none of them; the message suggests the nearest.
+    """
     options = list(choices)
     if not isinstance(value, str) or value not in options:
         raise SettingError(setting, allowed=options, got=value)

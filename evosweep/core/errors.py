@@ -1,4 +1,4 @@
-"""Errors a user can cause, each said in one line: the setting, what it may be, what it got."""
+"""Errors that a user can cause. Each message is one line: the setting, its allowed values, the value given."""
 
 import difflib
 from collections.abc import Iterable
@@ -8,11 +8,11 @@ MOST_LISTED = 24  # choices shown in one line
 
 
 class EvosweepError(Exception):
-    """Base of every error whose message alone tells the user what to change."""
+    """Base of all errors of evosweep; the message alone is enough to know what to change."""
 
 
 class SettingError(EvosweepError):
-    """An argument or a setting has a value that it may not have.
+    """An argument or setting has a value that is not allowed.
 
     A library raises it with the name of its own argument (``group``). The command line knows at which path of the
     configuration the object was built (``compressor``) and shows ``compressor.group``: see ``at``.
@@ -31,13 +31,15 @@ class SettingError(EvosweepError):
         self, setting: str, *, got: object, allowed: str | Iterable[object], hint: str = "", owner: object = None
     ) -> None:
         if isinstance(allowed, str):
-            phrase, suggestion = allowed, ""
+            phrase = allowed
+            suggestion = ""
         else:
             options = [str(option) for option in allowed]
             phrase = _options(options)
             suggestion = did_you_mean(str(got), options)
         tail = f"; {hint}" if hint else ""
-        self.setting, self.owner = setting, owner
+        self.setting = setting
+        self.owner = owner
         self._rest = f" must be {phrase}, got {got!r}{suggestion}{tail}"
         super().__init__(f"{setting or type(owner).__name__}{self._rest}")
 
@@ -60,31 +62,31 @@ class SettingError(EvosweepError):
 
 
 class BudgetError(EvosweepError):
-    """A budget that no allocation of this store can meet."""
+    """No allocation of this store meets the budget."""
 
 
 class DataError(EvosweepError):
-    """Text or tokens that cannot be used."""
+    """Text or tokens cannot be used."""
 
 
 class ModelError(EvosweepError):
-    """A model that cannot be loaded or taken apart."""
+    """A model cannot be loaded, or its architecture is not supported."""
 
 
 class AssetError(EvosweepError):
-    """A file from the package index that could not be had, or is not what it should be."""
+    """A file could not be downloaded or stored, or its hash is wrong."""
 
 
 class StoreError(EvosweepError):
-    """A level store that is damaged or cannot be built."""
+    """A level store is damaged or cannot be built."""
 
 
 class ExportError(EvosweepError):
-    """An exported model that does not reload as what was scored."""
+    """An export is not possible, or the exported model does not compute what was scored."""
 
 
 def _options(options: list[str]) -> str:
-    """Return choices as a phrase; of very many, how many there are."""
+    """Return choices as a phrase; of more than MOST_LISTED only their number."""
     if len(options) > MOST_LISTED:
         return f"one of {len(options)} that there are"
     return "one of " + ", ".join(options) if options else "left out, there is none"
@@ -92,7 +94,9 @@ def _options(options: list[str]) -> str:
 
 def _same(kind: type[SettingError], setting: str, rest: str) -> SettingError:
     error = kind.__new__(kind, f"{setting}{rest}")
-    error.setting, error.owner, error._rest = setting, None, rest
+    error.setting = setting
+    error.owner = None
+    error._rest = rest
     return error
 
 

@@ -1,4 +1,4 @@
-"""Events and records of a search, which trackers, studies and figures are made of."""
+"""Events and records of a search, as listeners (trackers, progress, reports) receive them."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -47,7 +47,7 @@ class StageRecord:
 
 @dataclass(frozen=True)
 class GenerationRecord:
-    """What one generation did.
+    """The outcome of one generation.
 
     Attributes:
         validation: Fixed-set figures of the elite: ``kl`` (nats per token) and ``ppl``.
@@ -78,7 +78,7 @@ class GenerationRecord:
 
 @dataclass(frozen=True)
 class FinalRecord:
-    """What all elites of a search scored on common tokens, at its end.
+    """Scores of all elites of a search on common tokens, at its end.
 
     Attributes:
         scores: Fitness of every distinct elite, by the generation in which it first was one; lower is better.
@@ -220,7 +220,13 @@ class Silent:
     """Progress that shows nothing."""
 
     def track(self, items: Sequence[T], *, description: str, tokens: int | None = None) -> Iterable[T]:
-        """Yield ``items``."""
+        """Return ``items``.
+
+        Args:
+            items: What is worked on.
+            description: Not shown.
+            tokens: Not shown.
+        """
         del description, tokens
         return items
 

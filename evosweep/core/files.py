@@ -1,4 +1,4 @@
-"""Files written whole or not at all, and their hashes."""
+"""Atomic writing of files and folders, and their hashes."""
 
 import hashlib
 import json
@@ -53,7 +53,7 @@ def write_text(path: Path, text: str) -> Path:
 
 @contextmanager
 def new_folder(target: Path) -> Iterator[Path]:
-    """Give a temporary folder beside ``target`` that becomes ``target`` if the body succeeds.
+    """Yield a temporary folder beside ``target`` that becomes ``target`` if the body succeeds.
 
     What an earlier process that died left under the same temporary name is removed first; an existing
     ``target`` is replaced only after the body has succeeded.

@@ -12,7 +12,7 @@ _VALUES[_LETTERS] = np.arange(len(DIGITS))
 
 def genome_to_text(problem: Problem, genome: Genome) -> str:
     """Return the level index of every unit in base 36, in the problem's order, all with equally many digits."""
-    width = _width(problem)
+    width = digits_of(int(problem.sizes.max()))
     if width == 1:
         return _LETTERS[genome].tobytes().decode("ascii")
     return "".join(np.base_repr(index, len(DIGITS)).lower().rjust(width, "0") for index in genome.tolist())
@@ -24,7 +24,7 @@ def genome_from_text(problem: Problem, text: str) -> Genome:
     Raises:
         ValueError: The text is no genome of this problem.
     """
-    width = _width(problem)
+    width = digits_of(int(problem.sizes.max()))
     digits = _VALUES[np.frombuffer(text.encode("ascii", "replace"), dtype=np.uint8)]
     fits = digits.size == width * len(problem.units) and (digits < len(DIGITS)).all()
     genome = digits.reshape(-1, width) @ len(DIGITS) ** np.arange(width)[::-1] if fits else problem.sizes
@@ -33,6 +33,6 @@ def genome_from_text(problem: Problem, text: str) -> Genome:
     return np.asarray(genome, dtype=np.int64)
 
 
-def _width(problem: Problem) -> int:
-    """Return how many digits the unit with the most levels needs."""
-    return len(np.base_repr(max(int(problem.sizes.max()) - 1, 1), len(DIGITS)))
+def digits_of(levels: int) -> int:
+    """Return how many base-36 digits an index below ``levels`` needs."""
+    return len(np.base_repr(max(levels - 1, 1), len(DIGITS)))

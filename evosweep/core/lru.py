@@ -16,7 +16,8 @@ class ByteLRU(Generic[V]):
     """
 
     def __init__(self, *, limit: float, size: Callable[[V], int]) -> None:
-        self.limit, self.size = limit, size
+        self.limit = limit
+        self.size = size
         self.used = 0
         self._values: OrderedDict[Hashable, V] = OrderedDict()
 

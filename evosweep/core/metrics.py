@@ -1,4 +1,4 @@
-"""Names of the figures that a run reports, written once.
+"""Names of the metrics that a run reports.
 
 ``kl`` and ``ppl`` are measured on the validation split. Validation never selects anything: the winner was chosen by
 its loss on search tokens.

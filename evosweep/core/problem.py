@@ -1,4 +1,4 @@
-"""A problem: units, their levels and a budget. All that a search needs to know; numpy only."""
+"""A search problem: units, their levels and a budget; numpy only."""
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
@@ -264,7 +264,8 @@ class Problem:
         def at(threshold: float) -> Genome:
             return np.maximum((ratios <= threshold * (1 + 1e-9)).sum(axis=1) - 1, 0)
 
-        low, high = 0, len(thresholds) - 1  # the lowest threshold leaves every unit at its bottom
+        low = 0  # the lowest threshold leaves every unit at its bottom
+        high = len(thresholds) - 1
         while low < high:
             middle = (low + high + 1) // 2
             if self.feasible(at(thresholds[middle])):

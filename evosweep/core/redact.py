@@ -1,4 +1,4 @@
-"""Credentials taken out of whatever is shown or kept."""
+"""Removes credentials from text that is shown or saved."""
 
 import re
 from typing import Any

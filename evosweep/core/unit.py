@@ -1,4 +1,4 @@
-"""Units, the parts of a model that get a setting of their own, and levels, the settings that they can take."""
+"""Units, the modules of a model that get a level each, and levels, the ways in which a unit can be compressed."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -9,7 +9,7 @@ Kind = Literal["bits", "sparsity", "rank", "kept", "bits_per_weight"]
 
 @dataclass(frozen=True)
 class Nominal:
-    """The number that users name a level by, and what kind of number it is.
+    """The number by which users know a level (3 bits, 50 % sparsity), and its kind.
 
     Attributes:
         kind: ``bits``: width of a code; ``sparsity``: share of weights removed; ``rank``: of a low-rank factor;
@@ -24,7 +24,7 @@ class Nominal:
 
 @dataclass(frozen=True)
 class Level:
-    """One setting that a unit can take.
+    """One way in which a unit can be compressed.
 
     Attributes:
         name: Short and unique within the unit, e.g. ``3bit``; what Optuna and allocation.json show.
@@ -45,7 +45,7 @@ class Level:
 
 @dataclass(frozen=True)
 class Unit:
-    """What gets a setting of its own.
+    """A module of the model that gets a level of its own: a linear layer, or a block or module that can be dropped.
 
     Attributes:
         name: Path of the module in the model.

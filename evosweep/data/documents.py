@@ -14,7 +14,7 @@ SPLITS = ("validation", "search", "calibration")
 
 @dataclass(frozen=True)
 class Document:
-    """A text with an id that is the same in every process and in every order of reading.
+    """A text with an id, the same in every process and in every order of reading.
 
     Attributes:
         id: Identifies the document within its source.

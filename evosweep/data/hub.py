@@ -9,8 +9,8 @@ from evosweep.core.checks import check_int
 from evosweep.core.errors import DataError, SettingError
 from evosweep.core.events import Progress
 from evosweep.data.documents import Document
-from evosweep.data.rows import check_template, rows_to_documents
 from evosweep.data.sections import cut_if_few
+from evosweep.data.table_rows import check_template, rows_to_documents
 
 ANSWER_SECONDS = 10
 
@@ -64,7 +64,7 @@ class HubDataset:
         return cut_if_few(documents)
 
     def _rows(self) -> Iterator[Mapping[str, Any]]:
-        """Yield rows; whatever goes wrong, now or in mid-stream, is the user's data or network."""
+        """Yield rows; raise DataError for every failure, now or in mid-stream: it is the data or the network."""
         import datasets  # noqa: PLC0415 - slow to import, and only this source needs it
 
         datasets.disable_progress_bars()
@@ -84,7 +84,7 @@ class HubDataset:
 
 
 def check_reachable(path: str) -> None:
-    """Ask the hub once whether a dataset exists, so that nobody waits for retries that cannot succeed.
+    """Raise if the hub has no such dataset; asked once, before retries that cannot succeed.
 
     Nothing is asked in offline mode (``HF_HUB_OFFLINE``), where ``datasets`` reads its cache, nor for a local folder.
 

@@ -9,8 +9,8 @@ from typing import Any
 from evosweep.core.errors import DataError, SettingError, did_you_mean
 from evosweep.core.events import Progress
 from evosweep.data.documents import Document
-from evosweep.data.rows import check_template, rows_to_documents
 from evosweep.data.sections import cut_if_few, normalize_line_ends
+from evosweep.data.table_rows import check_template, rows_to_documents
 
 SUFFIXES = (".txt", ".jsonl", ".json", ".parquet")
 NAMED = 3  # skipped files that are named in a note
@@ -151,7 +151,7 @@ def _reason(error: BaseException) -> str:
 
 
 def _kind(file: Path) -> str:
-    """Return what a path that is no regular file is."""
+    """Return the kind of a path that is no regular file, for an error message."""
     if file.is_dir():
         return "a folder, whose files are read"
     return "a link to nothing" if file.is_symlink() and not file.exists() else "not a regular file"

@@ -10,7 +10,7 @@ from xml.etree import ElementTree
 
 import mwparserfromhell
 
-from evosweep.assets.cache import cache_folder
+from evosweep.assets.cache_folder import cache_folder
 from evosweep.assets.wheels import WheelFile
 from evosweep.core.errors import AssetError
 from evosweep.core.events import Progress

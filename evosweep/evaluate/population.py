@@ -208,7 +208,7 @@ class Evaluator:
         tokens = moved(windows, self.anatomy.device)
         hidden, rows = self._hidden(genomes, tokens)
         losses = {one.name: torch.empty(hidden[..., 1:, 0].shape, device=hidden.device) for one in fitness}
-        at_once = rows_at_once(self.anatomy.head, windows.shape[1] - 1)
+        at_once = rows_at_once(self.anatomy.head, windows.shape[1] - 1, compiled=self._compiled)
         for index, window in enumerate(tokens):
             for start in range(0, len(hidden), at_once):
                 states = hidden[start : start + at_once, index, :-1]

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from evosweep.allocators.alpha_pruning import HILL
 from evosweep.allocators.harm import AROUND_TOP, AROUND_UNIFORM, HAWQ, KL_PER_ERROR
 from evosweep.allocators.ranking import LOSS_ALONE
-from evosweep.assets.cache import cache_folder
+from evosweep.assets.cache_folder import cache_folder
 from evosweep.core.events import Progress
 from evosweep.core.files import digest, write_json
 from evosweep.core.problem import Genome, Problem

@@ -1,1 +1,1 @@
-"""How far a compressed model is from the dense one."""
+"""Fitness functions: how far a compressed model is from the dense one."""

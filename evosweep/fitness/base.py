@@ -3,22 +3,39 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from types import ModuleType
 from typing import Protocol
 
 import torch
 
-from evosweep.models.fused import logits_and_sum
+from evosweep.models.fused import head_kernel_for, logits_and_sum
 from evosweep.models.head import Head
 
-ROWS_BYTES = 4e9  # of fp32 logits of several candidates at once, on CUDA
+ROWS_BYTES = 4e9  # of fp32 logits, or of copies of hidden states, of several candidates at once, on CUDA
+COPIES = 4  # of hidden states in fp32 that a fitness makes
 CHUNK_BYTES = {"cpu": 96e6, "cuda": 2e9}  # of fp32 logits of some tokens, copies of which are made
 PIECE_BYTES = {"cpu": 8e6, "cuda": 8e9}  # of fp32 logits of a piece of the vocabulary: in cache on a CPU
 
 
-def rows_at_once(head: Head, tokens: int) -> int:
-    """Return how many candidates, of so many tokens, go through the head together: on CUDA as many as fit."""
-    whole = 4 * tokens * len(head.weight)
-    return max(1, int(ROWS_BYTES / whole)) if head.weight.device.type != "cpu" and head.linear else 1
+def rows_at_once(head: Head, tokens: int, *, compiled: bool) -> int:
+    """Return how many candidates go through the head together: on CUDA as many as fit.
+
+    Args:
+        head: The output head.
+        tokens: Of a candidate.
+        compiled: Whether the head may be one compiled kernel.
+    """
+    if head.weight.device.type == "cpu" or not head.linear:
+        return 1
+    vocabulary, hidden = head.weight.shape
+    stored = vocabulary if _kernel(head, head.weight, compiled=compiled) is None else COPIES * hidden
+    return max(1, int(ROWS_BYTES / (4 * tokens * stored)))
+
+
+def _kernel(head: Head, hidden: torch.Tensor, *, compiled: bool) -> ModuleType | None:
+    """Return the kernels that compute a head's sums without logits, or None where logits must be stored."""
+    usable = compiled and head.linear and hidden.dtype is head.weight.dtype
+    return head_kernel_for(hidden) if usable else None
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,7 +46,7 @@ class Outputs:
         head: The (shared, uncompressed) output head.
         hidden: Final hidden states, shape (tokens, hidden).
         labels: The tokens that came next, shape (tokens,).
-        compiled: Whether the reduction over the vocabulary is compiled.
+        compiled: Whether the reduction over the vocabulary is compiled, on a GPU as one kernel with the head's product.
     """
 
     head: Head
@@ -47,12 +64,20 @@ class Outputs:
     @cached_property
     def logsumexp(self) -> torch.Tensor:
         """log Σ exp(logits), fp32, shape (tokens,)."""
-        return self._head_pass[0]
+        kernel = _kernel(self.head, self.hidden, compiled=self.compiled)
+        if kernel is None:
+            return self._head_pass[0]
+        total: torch.Tensor = kernel.logsumexp(self.hidden, self.head.weight, self.head.bias)
+        return total
 
     @cached_property
     def label_logit(self) -> torch.Tensor:
         """The logit of the token that came next, fp32, shape (tokens,)."""
-        return self._head_pass[1]
+        kernel = _kernel(self.head, self.hidden, compiled=self.compiled)
+        if kernel is None:
+            return self._head_pass[1]
+        label: torch.Tensor = kernel.label_logits(self.hidden, self.head.weight, self.head.bias, self.labels)
+        return label
 
     @cached_property
     def _head_pass(self) -> tuple[torch.Tensor, torch.Tensor]:
@@ -68,7 +93,8 @@ class Outputs:
     def _linear_pass(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the same for a linear head, by pieces of the vocabulary, so that logits stay in cache."""
         step = max(1, int(PIECE_BYTES[self.hidden.device.type] / (4 * len(self.hidden))))
-        sums, label = [], torch.empty(len(self.hidden), device=self.hidden.device)
+        sums = []
+        label = torch.empty(len(self.hidden), device=self.hidden.device)
         for start in range(0, len(self.head.weight), step):
             piece = self.head.piece(start, start + step)
             logits, total = logits_and_sum(self.hidden, piece.weight, piece.bias, compiled=self.compiled)

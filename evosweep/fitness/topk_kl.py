@@ -25,7 +25,8 @@ class TopKKL:
     def targets(self, dense: Outputs) -> dict[str, torch.Tensor]:
         """Return ``indices`` (tokens, k) and ``log_p`` (tokens, k + 1), the last of it for any other token."""
         k = min(self.k, len(dense.head.weight) - 1)
-        indices, log_p = [], []
+        indices = []
+        log_p = []
         for _, logits in dense.logits():
             best, best_indices = torch.log_softmax(logits, dim=1).topk(k, dim=1)
             indices.append(best_indices)
@@ -37,7 +38,8 @@ class TopKKL:
         result = torch.empty(len(outputs.hidden), device=outputs.hidden.device)
         for span, logits in outputs.logits():
             found = torch.log_softmax(logits, dim=1).gather(1, targets["indices"][span])
-            log_q, log_p = torch.cat([found, _log_rest(found)], dim=1), targets["log_p"][span]
+            log_q = torch.cat([found, _log_rest(found)], dim=1)
+            log_p = targets["log_p"][span]
             result[span] = (log_p.exp() * (log_p - log_q)).sum(dim=1)
         return result
 

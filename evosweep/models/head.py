@@ -61,7 +61,8 @@ class Head:
             hidden = output[0][0]
             # Large enough to reach any cap.
             hidden = hidden * (PROBE_LOGIT / float(functional.linear(hidden, layer.weight).abs().max().clamp(min=1e-6)))
-            plain, logits = replace(head, linear=True).logits(hidden), head.logits(hidden)
+            plain = replace(head, linear=True).logits(hidden)
+            logits = head.logits(hidden)
         return replace(head, linear=bool(torch.allclose(plain, logits, rtol=1e-2, atol=1e-2 * PROBE_LOGIT)))
 
     def piece(self, start: int, stop: int) -> "Head":

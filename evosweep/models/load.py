@@ -5,7 +5,7 @@ import hashlib
 import io
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,7 +15,7 @@ from filelock import FileLock
 from safetensors import SafetensorError
 from torch import nn
 
-from evosweep.assets.cache import cache_folder
+from evosweep.assets.cache_folder import cache_folder
 from evosweep.assets.wheels import WheelFile
 from evosweep.core.checks import check_bool, check_choice, check_int, check_number
 from evosweep.core.errors import ModelError, SettingError, did_you_mean
@@ -31,12 +31,25 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 @dataclass(frozen=True)
+class SourceFile:
+    """The file that a dense model was dequantized from: as good as the dense model, at a smaller size."""
+
+    name: str
+    size_mb: float
+
+
+@dataclass(frozen=True)
 class LoadedModel:
-    """A causal language model in eval mode on its device, with its tokenizer."""
+    """A causal language model in eval mode on its device, with its tokenizer.
+
+    Attributes:
+        source: The quantized file that its weights come from, if they do.
+    """
 
     name: str
     model: nn.Module
     tokenizer: Any
+    source: SourceFile | None = None
 
 
 class ModelSource(Protocol):
@@ -198,7 +211,13 @@ class WheelGguf(_Source):
         except (ModelError, OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
             shutil.rmtree(dense, ignore_errors=True)
             raise ModelError(f"the cached copy {dense} was damaged and has been removed; run again") from error
-        return self._ready(self.name, model, tokenizer)
+        return replace(self._ready(self.name, model, tokenizer), source=self._source())
+
+    def _source(self) -> SourceFile | None:
+        path = self.file.target
+        if not path.is_file():  # only the dequantized copy was kept
+            return None
+        return SourceFile(Path(self.file.member).name, path.stat().st_size / 1e6)
 
     def _dequantize(self, target: Path, progress: Progress) -> None:
         source = self.file.fetch(progress=progress)

@@ -1,1 +1,1 @@
-"""Thin Optuna adapters over search/ and allocators/."""
+"""Optuna samplers: adapters of search/ and allocators/."""

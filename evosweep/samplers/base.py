@@ -80,9 +80,10 @@ class PopulationSampler(optuna.samplers.BaseSampler):
         return {key: value for key, value in self.__dict__.items() if key not in ("_caches", "_lock")}
 
     def __setstate__(self, state: Mapping[str, Any]) -> None:
-        """Take what ``__getstate__`` returned, and start with empty caches."""
+        """Restore what ``__getstate__`` returned, with empty caches."""
         self.__dict__.update(state)
-        self._caches, self._lock = WeakKeyDictionary(), threading.RLock()
+        self._caches = WeakKeyDictionary()
+        self._lock = threading.RLock()
 
     def genomes(self, *, generation: int, parents: Sequence[Genome]) -> list[Genome]:
         """Return the genomes that a generation proposes; an empty list ends the search.
@@ -125,7 +126,7 @@ class PopulationSampler(optuna.samplers.BaseSampler):
         return candidates
 
     def learn(self, candidates: Sequence[Candidate]) -> None:
-        """Take the scores of the generation proposed last. Samplers that learn from parents alone do nothing."""
+        """Learn the scores of the generation proposed last. Samplers that learn from parents alone do nothing."""
 
     def state(self) -> dict[str, Any]:
         """Return, as JSON, what cannot be rebuilt from the parents; ``restore`` takes it in another process."""
@@ -162,6 +163,11 @@ class PopulationSampler(optuna.samplers.BaseSampler):
     ) -> dict[str, Any]:
         """Return the levels of a trial's units, without the units that are fixed.
 
+        Args:
+            study: The study.
+            trial: The trial that is starting.
+            search_space: Distributions by parameter name.
+
         Raises:
             EvosweepError: The study has several objectives or was made for another problem, or the fixed units leave
                 no allocation within the budget.
@@ -180,6 +186,12 @@ class PopulationSampler(optuna.samplers.BaseSampler):
     ) -> Any:
         """Return a random value for a parameter that is not a unit.
 
+        Args:
+            study: The study.
+            trial: The trial that asks.
+            param_name: Name of the parameter.
+            param_distribution: Its distribution.
+
         Raises:
             EvosweepError: It is a unit, suggested with other choices than its levels.
         """
@@ -192,7 +204,14 @@ class PopulationSampler(optuna.samplers.BaseSampler):
     def after_trial(
         self, study: optuna.Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None
     ) -> None:
-        """Record the budget as a constraint, so that Optuna and its dashboard know which trials fit."""
+        """Record the budget as a constraint, so that Optuna and its dashboard know which trials fit.
+
+        Args:
+            study: The study.
+            trial: The trial that ended.
+            state: Not read.
+            values: Not read.
+        """
         del state, values
         if self._distributions.keys() <= trial.params.keys():
             cost = self.problem.cost(self.problem.encode(_levels(trial, self._distributions)))
@@ -214,7 +233,8 @@ class PopulationSampler(optuna.samplers.BaseSampler):
             genomes = self._generation(study, cache, generation, ranked)
         if not genomes:
             raise EvosweepError(f"sampler {self.name} has no proposal for trial {trial.number}")
-        kind, storage = type(self).__name__, study._storage  # attribute names are those of Optuna's BaseGASampler
+        storage = study._storage
+        kind = type(self).__name__  # attribute names are those of Optuna's BaseGASampler
         storage.set_trial_system_attr(trial._trial_id, f"{kind}:generation", generation)
         slot %= len(genomes)
         if ranked:
@@ -303,7 +323,7 @@ def unit_distributions(problem: Problem) -> dict[str, BaseDistribution]:
 
 
 def suggest_allocation(trial: optuna.Trial, problem: Problem) -> Allocation:
-    """Suggest every unit's level in an objective of your own."""
+    """Return the allocation of a trial, for objectives of your own: suggests every unit's level."""
     return Allocation({unit.name: trial.suggest_categorical(unit.name, unit.level_names) for unit in problem.units})
 
 

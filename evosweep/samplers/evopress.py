@@ -1,4 +1,4 @@
-"""EvoPress as an Optuna sampler."""
+"""EvoPress (Sieberling et al., arXiv 2410.14649) as an Optuna sampler."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,7 +9,7 @@ from evosweep.core.checks import check_int
 from evosweep.core.errors import SettingError
 from evosweep.core.problem import Genome, Problem
 from evosweep.samplers.base import PopulationSampler
-from evosweep.search.evopress import EvoPress
+from evosweep.search.evolution import EvoPress
 from evosweep.search.mutation import Flips, Mutation
 
 
@@ -84,11 +84,17 @@ class EvoPressSampler(PopulationSampler):
         return self.search.offspring(generation=generation, parents=parents)
 
     def parent_index(self, *, generation: int, slot: int, count: int) -> int:
-        """Return the index of the parent of a slot's offspring."""
+        """Return the index, among ``count`` parents, of the parent of a slot's offspring.
+
+        Args:
+            generation: 1, 2 ...
+            slot: Index of the offspring in its generation.
+            count: Number of parents.
+        """
         return self.search.parent_index(generation=generation, slot=slot, count=count)
 
     def size(self, generation: int) -> int:
-        """Return the trials of a generation."""
+        """Return the number of trials of a generation."""
         return len(self._start()) if generation == 0 else self.search.size
 
     def _start(self) -> list[Genome]:

@@ -21,7 +21,7 @@ from evosweep.search.moves import fill, repair
 
 KINDS = ("tpe", "cmaes", "nsga2", "gp", "qmc", "random")
 Direction = Literal["minimize", "maximize"]
-CMA_POINT = "x_for_tell"  # where Optuna's CMA-ES keeps the point that it is told about
+CMA_POINT = "x_for_tell"  # attribute with the point that Optuna's CMA-ES learns from
 
 
 class RepairedSampler(optuna.samplers.BaseSampler):
@@ -42,7 +42,9 @@ class RepairedSampler(optuna.samplers.BaseSampler):
         space: Mapping[str, IntDistribution],
         repair: Callable[[Mapping[str, int]], dict[str, int]],
     ) -> None:
-        self._sampler, self._space, self._repair = sampler, dict(space), repair
+        self._sampler = sampler
+        self._space = dict(space)
+        self._repair = repair
 
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         """Return the whole space: a point can only be repaired as a whole."""
@@ -52,7 +54,13 @@ class RepairedSampler(optuna.samplers.BaseSampler):
     def sample_relative(
         self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
-        """Return a proposed point, repaired."""
+        """Return a point that the wrapped sampler proposes, repaired.
+
+        Args:
+            study: The study.
+            trial: The trial that is starting.
+            search_space: Distributions by parameter name.
+        """
         joint = self._sampler.infer_relative_search_space(study, trial)
         proposed = self._sampler.sample_relative(study, trial, joint)
         for name, distribution in search_space.items():
@@ -67,17 +75,31 @@ class RepairedSampler(optuna.samplers.BaseSampler):
     def sample_independent(
         self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> Any:
-        """Return the wrapped sampler's value for a parameter outside of the space."""
+        """Return the wrapped sampler's value for a parameter outside of the space.
+
+        Args:
+            study: The study.
+            trial: The trial that asks.
+            param_name: Name of the parameter.
+            param_distribution: Its distribution.
+        """
         return self._sampler.sample_independent(study, trial, param_name, param_distribution)
 
     def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
-        """Pass the call on."""
+        """Call the wrapped sampler's ``before_trial``."""
         self._sampler.before_trial(study, trial)
 
     def after_trial(
         self, study: optuna.Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None
     ) -> None:
-        """Pass the call on."""
+        """Call the wrapped sampler's ``after_trial``.
+
+        Args:
+            study: The study.
+            trial: The trial that ended.
+            state: How it ended.
+            values: Its objective values.
+        """
         self._sampler.after_trial(study, trial, state, values)
 
     def _move_cma_point(
@@ -112,13 +134,15 @@ class _InnerStudy:
         direction: Of the values.
 
     Attributes:
-        asked: Trials that are not told yet, by slot or by number of the outer trial.
+        asked: Proposals without a result yet, by slot or by number of the outer trial.
         proposed: Number of proposals.
         repaired: Number of proposals that were changed by the repair.
     """
 
     def __init__(self, problem: Problem, *, kind: str, seed: int, offspring: int, direction: Direction) -> None:
-        self._problem, self._kind, self._seed = problem, kind, seed
+        self._problem = problem
+        self._kind = kind
+        self._seed = seed
         self._space = {unit.name: IntDistribution(0, len(unit.levels) - 1) for unit in problem.units}
         try:
             native = _make(kind, seed % 2**32, offspring)
@@ -131,7 +155,7 @@ class _InnerStudy:
         self.proposed = self.repaired = 0
 
     def ask(self, key: int, *position: int | str) -> Genome:
-        """Return a proposal, repaired; ``key`` names it in ``tell``, ``position`` seeds its repair."""
+        """Return a proposal, repaired; ``key`` identifies it later, ``position`` seeds its repair."""
         self._rng = generator(self._seed, self._kind, *position)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # experimental samplers
@@ -140,24 +164,24 @@ class _InnerStudy:
         return self._genome(trial.params)
 
     def tell(self, key: int, value: float | None, *, scored: Genome | None = None) -> None:
-        """Tell the value of a proposal; None if it has none.
+        """Report the value of a proposal; None if it failed.
 
         Args:
-            key: As given to ``ask``. Without such a proposal, only ``scored`` is told.
+            key: As given to ``ask``. Without such a proposal, only ``scored`` is reported.
             value: Of the genome that was scored.
             scored: That genome, if it may be another one than was proposed (some of its units were fixed).
         """
         trial = self.asked.pop(key, None)
         same = trial is not None and (scored is None or (scored == self._genome(trial.params)).all())
         if trial is not None:
-            told = value is not None and same
-            self._study.tell(trial, value if told else None, state=None if told else TrialState.FAIL)
+            succeeded = value is not None and same
+            self._study.tell(trial, value if succeeded else None, state=None if succeeded else TrialState.FAIL)
         if scored is not None and value is not None and not same:
             params = dict(zip(self._space, map(int, scored), strict=True))
             self._study.add_trial(create_trial(value=value, params=params, distributions=dict(self._space)))
 
     def drop_asked(self) -> None:
-        """Tell that the proposals not told yet have no value."""
+        """Report all proposals without a result as failed."""
         for key in list(self.asked):
             self.tell(key, None)
 
@@ -179,8 +203,8 @@ class OptunaSampler(PopulationSampler):
 
     It knows nothing of the budget, so its proposals are repaired: units are lowered at random until the budget holds,
     then raised while it allows. The sampler learns the repaired allocation with its score; ``facts`` gives the share
-    of proposals that were repaired. In a plain study, the history is proposed and told again when the study is
-    resumed. All scores must be on the same tokens, as it compares them across generations.
+    of proposals that were repaired. In a plain study, the history is proposed and reported again when the study
+    is resumed. All scores must be on the same tokens, as it compares them across generations.
 
     Args:
         problem: Units, ladders, budget.
@@ -209,7 +233,7 @@ class OptunaSampler(PopulationSampler):
         return {"settings": settings, "state": self.state()}
 
     def __setstate__(self, state: Mapping[str, Any]) -> None:
-        """Take what ``__getstate__`` returned."""
+        """Restore what ``__getstate__`` returned."""
         self.__init__(**state["settings"])  # type: ignore[misc]
         self.restore(state["state"])
 
@@ -223,7 +247,7 @@ class OptunaSampler(PopulationSampler):
             return genomes
 
     def learn(self, candidates: Sequence[Candidate]) -> None:
-        """Tell the first-stage scores of the proposals of ``genomes``; those without a finite score have failed."""
+        """Report the first-stage scores of the proposals of ``genomes``; those without a finite score have failed."""
         with self._lock:
             for candidate in candidates:
                 if candidate.slot in self._loop.asked:
@@ -233,11 +257,11 @@ class OptunaSampler(PopulationSampler):
                     self._history[-1]["told"].append([candidate.slot, value])
 
     def state(self) -> dict[str, Any]:
-        """Return every generation's index, a digest of its proposals, and the values told: [slot, value or None]."""
+        """Return every generation's index, a digest of its proposals, and its results: [slot, value or None]."""
         return {"kind": self.name, "generations": [dict(entry) for entry in self._history if entry["told"]]}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Propose and tell all generations of ``state`` again, so that the next one is as it would have been.
+        """Propose all generations of ``state`` again and report their results, so that the next one is the same.
 
         Raises:
             EvosweepError: The state is another sampler's, or this version of Optuna proposes something else.
@@ -259,7 +283,7 @@ class OptunaSampler(PopulationSampler):
                 self._history[-1]["told"] = [list(pair) for pair in entry["told"]]
 
     def size(self, generation: int) -> int:
-        """Return the trials of a generation."""
+        """Return the number of trials of a generation."""
         del generation
         return self.offspring
 
@@ -270,7 +294,14 @@ class OptunaSampler(PopulationSampler):
     def after_trial(
         self, study: optuna.Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None
     ) -> None:
-        """Record the constraint, and tell the sampler underneath the value."""
+        """Record the constraint, and pass the value to the wrapped sampler.
+
+        Args:
+            study: The study.
+            trial: The trial that ended.
+            state: How it ended.
+            values: Its objective values.
+        """
         super().after_trial(study, trial, state, values)
         with self._lock:
             inner = self._by_study.get(study)
@@ -298,7 +329,7 @@ class OptunaSampler(PopulationSampler):
     def _tell_trial(
         self, inner: _InnerStudy, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None
     ) -> None:
-        """Tell an inner study what an outer trial scored, under the levels that the trial had in the end."""
+        """Report an outer trial's value to an inner study, under the levels that the trial had in the end."""
         complete = (
             state == TrialState.COMPLETE and values is not None and self._distributions.keys() <= trial.params.keys()
         )

@@ -4,11 +4,11 @@ from collections.abc import Sequence
 
 from evosweep.core.problem import Genome, Problem
 from evosweep.samplers.base import PopulationSampler
-from evosweep.search.evopress import RandomSearch
+from evosweep.search.evolution import RandomSearch
 
 
 class RandomFeasibleSampler(PopulationSampler):
-    """Random allocations that spend the budget: what every search must beat.
+    """Random allocations that spend the budget: the baseline of every search.
 
     Args:
         problem: Units, ladders, budget.
@@ -28,6 +28,6 @@ class RandomFeasibleSampler(PopulationSampler):
         return self.search.draw(generation=generation)
 
     def size(self, generation: int) -> int:
-        """Return the trials of a generation."""
+        """Return the number of trials of a generation."""
         del generation
         return self.search.size

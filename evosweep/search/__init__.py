@@ -1,1 +1,1 @@
-"""The algorithms, pure: numpy in, numpy out; no optuna, no torch."""
+"""Search algorithms in plain numpy, without Optuna or torch."""

@@ -64,18 +64,16 @@ def run_search(
             search.
     """
     _check_figures(dense, "the dense model's")
-    progress = progress or Silent()
+    problem = sampler.problem
     known = {"sampler": sampler.name, "seed": sampler.seed, **plan.identity, **(identity or {})}
     if state is None:
-        state = SearchState(problem=sampler.problem, identity=known, tokens_before=tokens_spent)
-    state.check(known, problem=sampler.problem)
+        state = SearchState(problem=problem, identity=known, tokens_before=tokens_spent)
+    state.check(known, problem=problem)
     started = SearchStarted(
-        name=name, problem=sampler.problem, seed=sampler.seed, facts=facts or {}, continued=state.generation
+        name=name, problem=problem, seed=sampler.seed, facts=facts or {}, continued=state.generation
     )
-    _notify(listeners, started)
-    for record in state.records:
-        _notify(listeners, record)
-    search = _Search(sampler, scorer, plan, progress, state)
+    _notify(listeners, started, *state.records)
+    search = _Search(sampler, scorer, plan, progress or Silent(), state)
     search.catch_up()
     stopped = search.run(listeners, state_path)
     return search.result(dense=dense, stopped=stopped, final=search.final())
@@ -99,7 +97,8 @@ class _Search:
     started: float = field(init=False)
 
     def __post_init__(self) -> None:
-        problem, screening = self.sampler.problem, self.plan.screening
+        problem = self.sampler.problem
+        screening = self.plan.screening
         self.started = time.monotonic() - self.state.seconds
         self.selector = Selector(
             problem=problem,
@@ -202,7 +201,9 @@ class _Search:
         scored: float,
     ) -> GenerationRecord:
         """Return the record of a generation that began at ``began`` and was scored ``scored`` seconds later."""
-        problem, winner, now = self.sampler.problem, selection.winner, time.monotonic()
+        problem = self.sampler.problem
+        winner = selection.winner
+        now = time.monotonic()
         cost = problem.cost(winner.genome)
         return GenerationRecord(
             generation=generation,
@@ -227,7 +228,8 @@ class _Search:
         """Score all elites once more, if the plan says so and there are several."""
         if not self.plan.final:
             return None
-        records, limit = self.state.records, self.plan.final_limit
+        records = self.state.records
+        limit = self.plan.final_limit
         elites = len(distinct_elites(records))
         if elites > 1:
             self.progress.say(f"scoring {elites} elites on {self.scorer.final_tokens(limit):,} tokens each")
@@ -277,6 +279,7 @@ def _check_figures(figures: Mapping[str, float], whose: str) -> None:
         )
 
 
-def _notify(listeners: Sequence[Listener], event: Event) -> None:
-    for listener in listeners:
-        listener.on_event(event)
+def _notify(listeners: Sequence[Listener], *events: Event) -> None:
+    for event in events:
+        for listener in listeners:
+            listener.on_event(event)

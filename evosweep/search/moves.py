@@ -76,6 +76,11 @@ def swap(problem: Problem, genome: Genome, rng: np.random.Generator, *, siblings
 def exchange(problem: Problem, genome: Genome, rng: np.random.Generator) -> bool:
     """Raise one unit, lower others until the budget holds again, spend what is left over; in place.
 
+    Args:
+        problem: Units, ladders, budget.
+        genome: Shape (units,); changed in place.
+        rng: Chooses the units.
+
     Returns:
         False, with the genome unchanged, if no unit can be raised that way.
     """
@@ -94,6 +99,11 @@ def exchange(problem: Problem, genome: Genome, rng: np.random.Generator) -> bool
 
 def sidestep(problem: Problem, genome: Genome, rng: np.random.Generator) -> bool:
     """Move one unit to another of its levels that costs the same, in place.
+
+    Args:
+        problem: Units, ladders, budget.
+        genome: Shape (units,); changed in place.
+        rng: Chooses the units and its level.
 
     Returns:
         False, with the genome unchanged, if no unit has such a level.

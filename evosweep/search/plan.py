@@ -8,7 +8,7 @@ from evosweep.core.checks import check_int
 from evosweep.core.errors import SettingError
 from evosweep.core.events import GenerationRecord
 from evosweep.search.racing import Racing
-from evosweep.search.stages import Stages
+from evosweep.search.selection_stages import Stages
 from evosweep.search.stopping import Patience, StoppingRule, TokenLimit
 from evosweep.search.surrogate import Screening
 from evosweep.search.survival import Race, ScoreAll, Survival

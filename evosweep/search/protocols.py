@@ -1,4 +1,4 @@
-"""What a search needs of others: a sampler that proposes, a scorer that gives numbers."""
+"""Interfaces that a search needs: a sampler that proposes genomes, a scorer that evaluates them."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
@@ -13,7 +13,7 @@ Genomes = npt.NDArray[np.int64]
 
 
 class Scorer(Protocol):
-    """Gives numbers about genomes; which of them survive is decided in ``search``.
+    """Computes losses and fitness of genomes; ``search`` decides which survive.
 
     The tokens of a stage follow from (seed, generation, stage) alone: a stage scored twice gives the same numbers.
     ``losses``, ``reduce`` and ``seq_len`` are needed for racing only, ``score_all`` and ``final_tokens`` only where a
@@ -64,8 +64,8 @@ class Scorer(Protocol):
 class Sampler(Protocol):
     """Proposes generations.
 
-    When a search continues, a sampler without a state is asked and notified again for every recorded generation, which
-    checks that it still proposes the same; one with a state is given that instead.
+    When a search continues, a sampler whose ``state`` is not empty is restored from it. For any other, ``population``
+    and ``learn`` are called again for every recorded generation; it is an error where the proposals differ.
 
     Attributes:
         name: Name of the sampler, as in ``sampler=...``.

@@ -27,14 +27,16 @@ Floats = npt.NDArray[np.floating]
 SEGMENT = 32  # tokens whose mean loss is one sample: neighbours' losses are alike
 ALIKE = 0.03  # correlation of a window's segments, measured: KL of 3-bit SmolLM2 mutants on Wikipedia, 1024 tokens
 LEAST_SEGMENTS = 8  # of a first look into a window
-GRID, REACH, HALVINGS = 301, 8.0, 40  # points, standard deviations and bisections that boundaries are computed with
+GRID = 301  # points of the numerical integration that boundaries are computed with
+REACH = 8.0  # its range, in standard deviations
+HALVINGS = 40  # bisections for a boundary
 FIELDS = 4_000  # simulated fields that a boundary is read from: the error level is then true to about 0.006
 STEP = 8  # numbers of competitors are rounded up to multiples of it, which is never too low
 
 
 @dataclass(frozen=True)
 class Look:
-    """When a race is looked at: after ``windows`` windows, of which only the first ``length`` tokens are scored."""
+    """An interim look of a race: after ``windows`` windows, of which only the first ``length`` tokens are scored."""
 
     windows: int
     length: int
@@ -42,7 +44,7 @@ class Look:
 
 @dataclass(frozen=True)
 class Racing:
-    """When to give a candidate up.
+    """The rule by which a race stops scoring a candidate.
 
     Promised: in a field of equally good candidates each is given up before the stage's end with probability ``error``,
     all looks and all competitors taken together. Where candidates differ (evenly, or normally about their mean), one
@@ -169,7 +171,8 @@ def pocock(fractions: tuple[float, ...], error: float) -> float:
         fractions: Shares of the tokens at which it is looked at, rising.
         error: Above 0 and at most 0.5.
     """
-    low, high = -1.0, NormalDist().inv_cdf(1 - error / len(fractions))  # Bonferroni's is never too low
+    low = -1.0
+    high = NormalDist().inv_cdf(1 - error / len(fractions))  # Bonferroni's is never too low
     for _ in range(HALVINGS):
         middle = (low + high) / 2
         low, high = (middle, high) if _crossing(fractions, middle) > error else (low, middle)
@@ -178,7 +181,9 @@ def pocock(fractions: tuple[float, ...], error: float) -> float:
 
 def _crossing(fractions: Sequence[float], z: float) -> float:
     """Return the probability of a score above z at some look, by recursive integration (Armitage et al., 1969)."""
-    points, density, before = np.zeros(1), np.ones(1), 0.0  # of those not above z yet
+    points = np.zeros(1)
+    density = np.ones(1)  # of the scores that are not above z yet
+    before = 0.0
     for fraction in fractions:
         reached = np.linspace(-REACH * fraction**0.5, z * fraction**0.5, GRID)
         spread = (fraction - before) ** 0.5
@@ -191,7 +196,8 @@ def _crossing(fractions: Sequence[float], z: float) -> float:
 
 def students(z: float, degrees: int) -> float:
     """Return the quantile of Student's t where the normal's is z (Abramowitz and Stegun, 26.7.5)."""
-    first, second = (z**3 + z) / 4, (5 * z**5 + 16 * z**3 + 3 * z) / 96
+    first = (z**3 + z) / 4
+    second = (5 * z**5 + 16 * z**3 + 3 * z) / 96
     return z + first / degrees + second / degrees**2
 
 

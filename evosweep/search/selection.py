@@ -1,4 +1,4 @@
-"""Selection: one generation's candidates, thinned out stage by stage until the next parents are left."""
+"""Selection of the next parents from a generation's candidates, stage by stage."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -17,7 +17,7 @@ from evosweep.search.survival import Outcome
 
 @dataclass(frozen=True)
 class Selection:
-    """What selection made of a generation.
+    """The outcome of a generation's selection.
 
     Attributes:
         winner: The best; its slot is negative if it is a parent.
@@ -38,7 +38,7 @@ class Selection:
 
 @dataclass(frozen=True)
 class Selector:
-    """Selects the next parents out of a generation.
+    """Selects the next parents from a generation's candidates.
 
     Args:
         problem: Units and levels, to name candidates by.
@@ -104,7 +104,9 @@ class Selector:
             return Selection(candidates[0], (candidates[0].genome,), tuple(candidates))
         by_slot = {candidate.slot: candidate for candidate in candidates}
         alive = list(candidates)
-        records, tokens, saved = [], 0, 0
+        records = []
+        tokens = 0
+        saved = 0
         last = len(self.plan.stages) - 1
         for index, stage in enumerate(self.plan.stages):
             survivors = max(stage.survivors, self.parents) if index == last else stage.survivors

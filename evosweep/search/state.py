@@ -1,4 +1,4 @@
-"""The state of a search: everything that it needs to go on, as versioned JSON.
+"""The state of a search, saved as versioned JSON, from which it can continue.
 
 A state is the records of all generations; parents, tokens, the surrogate's data and what a sampler remembers follow
 from them. What a generation draws follows from (seed, generation, slot), so a search that continues from a state gives,
@@ -24,7 +24,7 @@ ANEW = "start the search anew without it"
 
 @dataclass
 class SearchState:
-    """Where a search stands after its last finished generation.
+    """The state of a search after its last finished generation.
 
     Attributes:
         problem: What is searched over.
@@ -70,7 +70,8 @@ class SearchState:
         """Raise EvosweepError where the search that would continue is another one, naming what differs."""
         _check_problem(self.problem.fingerprint, problem)
         for key in [*identity, *self.identity]:
-            mine, other = self.identity.get(key), identity.get(key)
+            mine = self.identity.get(key)
+            other = identity.get(key)
             if json.dumps(mine, sort_keys=True) != json.dumps(other, sort_keys=True):
                 raise EvosweepError(
                     f"this search state is of a search with another {key} ({_short(mine)}, now {_short(other)}); "

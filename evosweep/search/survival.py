@@ -1,4 +1,4 @@
-"""Survival: who goes on from a stage, and how much of the stage must be scored to know it."""
+"""Strategies that score the candidates of a stage: all on every token, or as a race."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from evosweep.search.racing import Look, Racing
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a stage found about its candidates.
+    """Scores of a stage's candidates.
 
     Attributes:
         scores: Fitness, shape (candidates,); of those given up, on the tokens that they were scored on.
@@ -31,7 +31,7 @@ class Outcome:
 
 
 class Survival(Protocol):
-    """How a stage scores its candidates; a rule of your own is ``Plan(survival=...)``.
+    """Strategy that scores a stage's candidates; pass one of your own as ``Plan(survival=...)``.
 
     Its ``repr`` is stored with a search's state: one with other settings cannot continue the search.
     """
@@ -58,7 +58,16 @@ class ScoreAll:
     def run(
         self, genomes: Genomes, *, scorer: Scorer, generation: int, stage: int, tokens: int, survivors: int
     ) -> Outcome:
-        """Score the candidates of a stage; arguments as for ``Survival.run``."""
+        """Score every candidate of a stage on all of its tokens.
+
+        Args:
+            genomes: Level indices, shape (candidates, units).
+            scorer: Gives losses and fitness.
+            generation: Generation whose tokens are used.
+            stage: Index of the stage.
+            tokens: Tokens that the stage may score a candidate on.
+            survivors: Not read.
+        """
         del survivors
         scores = scorer.score(genomes, generation=generation, stage=stage, tokens=tokens)
         return Outcome(scores, np.zeros(len(genomes), dtype=bool), tokens * len(genomes))
@@ -77,8 +86,18 @@ class Race:
     def run(
         self, genomes: Genomes, *, scorer: Scorer, generation: int, stage: int, tokens: int, survivors: int
     ) -> Outcome:
-        """Score the candidates of a stage look by look; arguments as for ``Survival.run``."""
-        seq_len, spent = scorer.seq_len, 0
+        """Score the candidates of a stage look by look, and give up the worst at each look.
+
+        Args:
+            genomes: Level indices, shape (candidates, units).
+            scorer: Gives losses and fitness.
+            generation: Generation whose tokens are used.
+            stage: Index of the stage.
+            tokens: Tokens that the stage may score a candidate on.
+            survivors: How many candidates go on.
+        """
+        seq_len = scorer.seq_len
+        spent = 0
         looks = self.racing.looks(tokens // seq_len, seq_len)
         boundary = self.racing.boundary(looks, candidates=len(genomes), survivors=survivors)
         scores = np.full(len(genomes), np.nan)

@@ -1,1 +1,1 @@
-"""The level store: every (unit, level) payload on disk, with a manifest that knows the rest."""
+"""The level store: the payload of every (unit, level) on disk, and a manifest of costs and measurements."""

@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -10,22 +10,19 @@ from typing import Any
 from safetensors import SafetensorError
 
 from evosweep import parallel
-from evosweep.assets.cache import cache_folder, not_writable
-from evosweep.compressors.base import Compressor, identity
+from evosweep.assets.cache_folder import cache_folder, not_writable
+from evosweep.assets.locks import locked
+from evosweep.compressors.base import identity
 from evosweep.core.checks import check_bool, check_choice, check_int, check_number
 from evosweep.core.errors import StoreError
 from evosweep.core.events import Progress, Silent
 from evosweep.core.files import digest, new_folder
-from evosweep.core.unit import Unit
 from evosweep.data.tokens import TokenSplit
-from evosweep.models.anatomy import Anatomy
-from evosweep.models.dropping import Drop
 from evosweep.models.load import weights_hash
 from evosweep.store.calibrate import Calibration, Walk
-from evosweep.store.lock import build_lock
 from evosweep.store.manifest import LevelStore
 from evosweep.store.manifest_rows import SCHEMA, Manifest
-from evosweep.store.store_plan import StorePlan, plan_store
+from evosweep.store.store_plan import StorePlan
 
 DISK_MARGIN = 1.05
 
@@ -136,7 +133,7 @@ class StoreBuilder:
             progress: Shows what is done.
         """
         leader = parallel.is_leader()
-        with build_lock(target, timeout=self.lock_timeout, progress=progress) if leader else nullcontext():
+        with self._lock(target, progress) if leader else nullcontext():
             found = self._found(target)
             if found is not None:
                 return found, "found"
@@ -157,15 +154,16 @@ class StoreBuilder:
             parallel.broadcast_bool(True)  # the other processes wait here until the folder has its name
             return LevelStore(target, verify=False), "built"  # just written and hashed
 
-
-def plan_units(anatomy: Anatomy, compressor: Compressor, drop: Drop | None = None) -> tuple[Unit, ...]:
-    """Return the units of ``plan_store``."""
-    return plan_store(anatomy, compressor, drop).units
-
-
-def fixed_bits(anatomy: Anatomy, compressor: Compressor, drop: Drop | None = None) -> int:
-    """Return the fixed bits of ``plan_store``."""
-    return plan_store(anatomy, compressor, drop).fixed_bits
+    def _lock(self, target: Path, progress: Progress) -> AbstractContextManager[None]:
+        """Return the lock that a process holds while it builds a store."""
+        return locked(
+            target,
+            purpose=f"building level store {target.name}",
+            timeout=self.lock_timeout,
+            progress=progress,
+            error=StoreError,
+            hint="or raise store.lock_timeout",
+        )
 
 
 def check_room(plan: StorePlan, folder: Path) -> None:

@@ -9,12 +9,33 @@ Subclass a suite in a test module, implement ``make`` and let pytest collect it:
             return MyFitness()
 """
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
 import pytest
 
+_MODULES = {
+    "CompressorContract": "compressor",
+    "DataSourceContract": "data_source",
+    "ExporterContract": "exporter",
+    "FitnessContract": "fitness",
+    "SamplerContract": "sampler",
+}
+__all__ = ["CompressorContract", "DataSourceContract", "ExporterContract", "FitnessContract", "SamplerContract"]
+
 # Before the suites are imported, so that a failed assertion in them shows its values.
-pytest.register_assert_rewrite("evosweep.testing.data_source", "evosweep.testing.fitness")
+pytest.register_assert_rewrite(*(f"{__name__}.{module}" for module in _MODULES.values()))
 
-from evosweep.testing.data_source import DataSourceContract  # noqa: E402
-from evosweep.testing.fitness import FitnessContract  # noqa: E402
+if TYPE_CHECKING:
+    from evosweep.testing.compressor import CompressorContract
+    from evosweep.testing.data_source import DataSourceContract
+    from evosweep.testing.exporter import ExporterContract
+    from evosweep.testing.fitness import FitnessContract
+    from evosweep.testing.sampler import SamplerContract
 
-__all__ = ["DataSourceContract", "FitnessContract"]
+
+def __getattr__(name: str) -> Any:
+    """Return a suite; its module is imported when it is asked for, since most of them need torch."""
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)

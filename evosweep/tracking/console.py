@@ -147,11 +147,20 @@ def summary(rows: Sequence[Mapping[str, Any]], *, title: str) -> Table:
         SIZE_MB: rows[0]["dense_size_mb"],
         KL: rows[0].get("dense_kl", 0.0),
     }
+    reference = [dense, *_source_file(rows[0])]
     named = [{**row, "run": name, TOKENS: short_count(row[TOKENS])} for row, name in zip(rows, words, strict=True)]
-    for row in [dense, *sorted(named, key=lambda line: float("inf") if line[KL] is None else line[KL])]:
+    for row in [*reference, *sorted(named, key=lambda line: float("inf") if line[KL] is None else line[KL])]:
         cells = [form.format(row[key]) if row.get(key) is not None else "" for key, (_, form) in columns.items()]
         table.add_row(*map(escape, cells))
     return table
+
+
+def _source_file(row: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return a row for the quantized file that the dense model was made of, if it was."""
+    source = row.get("source")
+    if not source:
+        return []
+    return [{"run": "dense, its file", SIZE_MB: source["size_mb"], KL: 0.0, PPL: row["dense_ppl"]}]
 
 
 def short_count(number: float) -> str:

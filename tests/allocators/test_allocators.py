@@ -16,7 +16,7 @@ from evosweep.core.errors import SettingError, StoreError
 from evosweep.core.problem import Problem
 from evosweep.core.unit import Level, Nominal, Unit
 from evosweep.models.spectrum import hill_exponent
-from tests.conftest import ladder, make_problem
+from evosweep.testing.problems import ladder, make_problem
 
 ALL = [Uniform(), OWL(), AlphaPruning(), ILP(), ILP(harm="bare"), DP(), Greedy()]
 

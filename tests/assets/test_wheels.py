@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from evosweep.assets.cache import cache_folder
+from evosweep.assets.cache_folder import cache_folder
 from evosweep.assets.wheels import WheelFile
 from evosweep.core.errors import AssetError
 from evosweep.core.events import Silent
@@ -114,8 +114,8 @@ def test_who_waits_is_told_for_what_and_not_for_ever(index: Path) -> None:
     notes = Notes()
     with FileLock(lock), pytest.raises(AssetError) as caught:
         wheel_file().fetch(progress=notes, lock_seconds=0.2)
-    assert notes.lines == [f"waiting for another process that is downloading demo-model==1.0 (it holds {lock})"]
-    assert str(caught.value).startswith("another process has been downloading demo-model==1.0 for more than 0 s")
+    assert notes.lines == [f"waiting for another process, which is downloading demo-model==1.0 (it holds {lock})"]
+    assert str(caught.value).startswith("another process is still downloading demo-model==1.0 after 0.2 s")
     assert str(lock) in str(caught.value) and "\n" not in str(caught.value)
 
 

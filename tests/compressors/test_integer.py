@@ -7,7 +7,7 @@ from evosweep.compressors.formats import grouped_int
 from evosweep.compressors.gptq import GPTQ
 from evosweep.compressors.rtn import RoundToNearest
 from evosweep.core.errors import SettingError, StoreError
-from tests.contracts.compressor import CompressorContract, gram_of, made_by
+from evosweep.testing.compressor import CompressorContract, gram_of, made_by
 
 
 class TestGPTQ(CompressorContract):

@@ -21,9 +21,9 @@ from evosweep.store.build import StoreBuilder
 from evosweep.store.manifest import LevelStore
 from evosweep.store.statistics.output_gradient_square import measure_model
 from evosweep.store.store_plan import plan_store
+from evosweep.testing.compressor import CompressorContract
 from tests.compressors.gradient_rows import LARGEST_INPUT, GradientRows
 from tests.compressors.low_rank import LowRank
-from tests.contracts.compressor import CompressorContract
 
 
 class TestLowRank(CompressorContract):

@@ -13,10 +13,10 @@ from evosweep.core.errors import SettingError
 from evosweep.evaluate.population import Evaluator
 from evosweep.fitness.kl import KL
 from evosweep.models.patch import replaced_weights
-from evosweep.search.evopress import RandomSearch
+from evosweep.search.evolution import RandomSearch
 from evosweep.store.build import StoreBuilder
 from evosweep.store.store_plan import plan_store
-from tests.contracts.compressor import CompressorContract, gram_of, statistics_of
+from evosweep.testing.compressor import CompressorContract, gram_of, statistics_of
 
 
 def both(**settings: bool) -> Several:

@@ -9,7 +9,7 @@ from evosweep.compressors.magnitude import Magnitude
 from evosweep.compressors.sparsegpt import SparseGPT
 from evosweep.compressors.wanda import Wanda
 from evosweep.core.errors import SettingError
-from tests.contracts.compressor import CompressorContract, gram_of, made_by, statistics_of
+from evosweep.testing.compressor import CompressorContract, gram_of, made_by, statistics_of
 
 SHAPES = {"small": (8, 32), "large": (24, 32)}
 

@@ -8,7 +8,7 @@ from evosweep.compressors.rtn import RoundToNearest
 from evosweep.compressors.sparse_gptq import SparseGPTQ
 from evosweep.compressors.sparsegpt import SparseGPT
 from evosweep.core.errors import SettingError
-from tests.contracts.compressor import CompressorContract, gram_of, made_by
+from evosweep.testing.compressor import CompressorContract, gram_of, made_by
 
 
 class TestSparseGPTQ(CompressorContract):

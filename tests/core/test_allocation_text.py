@@ -9,7 +9,7 @@ from evosweep.core.allocation_text import format_drops, format_genome, load_geno
 from evosweep.core.errors import EvosweepError
 from evosweep.core.problem import Problem
 from evosweep.core.unit import Level, Nominal, Unit
-from tests.conftest import make_problem
+from evosweep.testing.problems import make_problem
 
 DROP = (Level("dropped", 0, nominal=Nominal("kept", 0.0)), Level("kept", 160, nominal=Nominal("kept", 1.0)))
 

@@ -11,7 +11,7 @@ from evosweep.data.text import TextFiles
 from evosweep.data.tokens import Windows
 from evosweep.data.wikipedia import clean
 from evosweep.models.load import byte_tokenizer
-from tests.conftest import Prose
+from evosweep.testing.tiny import RandomWords
 
 SHARES = {"validation": 0.1, "search": 0.3, "calibration": 0.6}
 QUIET = Silent()
@@ -22,7 +22,7 @@ def read(path, **more) -> list[Document]:
 
 
 class TestSplits:
-    documents = Prose().documents(progress=QUIET)
+    documents = RandomWords().documents(progress=QUIET)
 
     def test_no_document_is_in_two(self) -> None:
         splits = split_documents(self.documents, shares=SHARES)
@@ -53,7 +53,7 @@ class TestWindows:
         return Windows(**{"seq_len": 64, "calibration": 1024, "validation": 256, "shares": SHARES, **changes})
 
     def test_windows_are_the_text(self) -> None:
-        tokenizer, source = byte_tokenizer(), Prose()
+        tokenizer, source = byte_tokenizer(), RandomWords()
         splits = self.windows().split(source, tokenizer)
         texts = {document.id: document.text for document in source.documents(progress=QUIET)}
         first = tokenizer.decode(splits["search"].windows[0])
@@ -61,22 +61,22 @@ class TestWindows:
         assert splits["calibration"].windows.shape == (16, 64) and splits["validation"].windows.shape == (4, 64)
 
     def test_few_windows_are_spread_over_all_documents(self) -> None:
-        whole = self.windows(calibration=64 * 150).split(Prose(), byte_tokenizer())["calibration"]
+        whole = self.windows(calibration=64 * 150).split(RandomWords(), byte_tokenizer())["calibration"]
         few = whole.sample("calibration", 64 * 3).windows
         assert (few == whole.windows[[0, 50, 100]]).all()
 
     def test_same_text_same_hash(self) -> None:
-        first, second = (self.windows().split(Prose(), byte_tokenizer()) for _ in range(2))
+        first, second = (self.windows().split(RandomWords(), byte_tokenizer()) for _ in range(2))
         assert {n: s.hash for n, s in first.items()} == {n: s.hash for n, s in second.items()}
         assert len({split.hash for split in first.values()}) == 3
 
     def test_more_tokens_than_there_are(self) -> None:
         with pytest.raises(DataError, match=r"calibration must be at most \d+, the tokens of the calibration"):
-            self.windows(calibration=64 * 10**6).split(Prose(), byte_tokenizer())
+            self.windows(calibration=64 * 10**6).split(RandomWords(), byte_tokenizer())
 
     def test_part_of_a_window(self) -> None:
         with pytest.raises(SettingError, match=r"multiple of tokens\.seq_len=64"):
-            self.windows(validation=100).split(Prose(), byte_tokenizer())
+            self.windows(validation=100).split(RandomWords(), byte_tokenizer())
 
     @pytest.mark.parametrize(
         "changes",
@@ -167,7 +167,7 @@ def test_wiki_markup_becomes_prose() -> None:
 
 
 def test_tokens_are_whole_numbers() -> None:
-    splits = Windows(seq_len=64, calibration=1024, validation=256, shares=SHARES).split(Prose(), byte_tokenizer())
+    splits = Windows(seq_len=64, calibration=1024, validation=256, shares=SHARES).split(RandomWords(), byte_tokenizer())
     assert splits["search"].windows.dtype == np.int64
     with pytest.raises(SettingError, match="an integer"):
         splits["search"].count("x", 64.0)

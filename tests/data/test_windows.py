@@ -8,7 +8,7 @@ from evosweep.core.errors import DataError
 from evosweep.data.documents import Document
 from evosweep.data.tokens import Windows
 from evosweep.models.load import byte_tokenizer
-from tests.conftest import Prose
+from evosweep.testing.tiny import RandomWords
 
 SHARES = {"validation": 0.1, "search": 0.3, "calibration": 0.6}
 CHAT = [{"role": "user", "content": "What is two and two?"}, {"role": "assistant", "content": "Four."}]
@@ -97,4 +97,4 @@ class TestConversations:
 
 
 def test_only_whole_windows_are_cut() -> None:
-    assert split(Prose())["search"].tokens % 64 == 0
+    assert split(RandomWords())["search"].tokens % 64 == 0

@@ -6,7 +6,7 @@ import transformers
 from evosweep.core.allocation import Allocation
 from evosweep.core.errors import ExportError
 from evosweep.exporters.dense import DenseSafetensors
-from tests.contracts.exporter import ExporterContract
+from evosweep.testing import ExporterContract
 
 
 class TestDenseSafetensors(ExporterContract):

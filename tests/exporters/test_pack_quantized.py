@@ -14,16 +14,19 @@ from evosweep.models.dropping import Drop
 from evosweep.models.load import LoadedModel
 from evosweep.store.build import StoreBuilder
 from evosweep.store.store_plan import plan_store
-from tests.contracts.exporter import ExporterContract
+from evosweep.testing import ExporterContract
 from tests.models.test_anatomy import FAMILIES, small
 from tests.models.test_dropping import NoTokenizer
 from tests.models.test_dropping import splits as two_splits
 
 
+def symmetric() -> GPTQ:
+    return GPTQ(bits=[2, 3, 4, 8], group=16, symmetric=True)
+
+
 @pytest.fixture(scope="module")
 def store(anatomy, splits):
-    compressor = GPTQ(bits=[2, 3, 4, 8], group=16, symmetric=True)
-    return StoreBuilder().open(plan_store(anatomy, compressor), splits["calibration"], model_name="tiny")
+    return StoreBuilder().open(plan_store(anatomy, symmetric()), splits["calibration"], model_name="tiny")
 
 
 @pytest.fixture(scope="module")
@@ -34,6 +37,9 @@ def evaluator(anatomy, splits, store):
 class TestCompressedTensors(ExporterContract):
     def make(self) -> CompressedTensors:
         return CompressedTensors(check_tokens=16)
+
+    def compressor(self) -> GPTQ:
+        return symmetric()
 
     def test_transformers_loads_what_was_scored(self, exported, evaluator, splits, tmp_path) -> None:
         model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "model").eval()

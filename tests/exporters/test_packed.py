@@ -7,9 +7,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from evosweep.compressors.none import NoCompression
 from evosweep.compressors.rtn import RoundToNearest
 from evosweep.compressors.sparse_gptq import SparseGPTQ
+from evosweep.compressors.uncompressed import NoCompression
 from evosweep.compressors.wanda import Wanda
 from evosweep.core.errors import ExportError
 from evosweep.core.problem import Problem
@@ -21,7 +21,7 @@ from evosweep.models.dropping import Drop
 from evosweep.models.load import LoadedModel
 from evosweep.store.build import StoreBuilder
 from evosweep.store.store_plan import plan_store
-from tests.contracts.exporter import ExporterContract
+from evosweep.testing import ExporterContract
 from tests.models.test_anatomy import small
 from tests.models.test_dropping import NoTokenizer, splits
 

@@ -14,7 +14,7 @@ from evosweep.core.events import Silent
 from evosweep.models.anatomy import Anatomy
 from evosweep.models.checkpoint import check_length
 from evosweep.models.load import HuggingFace, Random, weights_hash
-from tests.conftest import tiny_config
+from evosweep.testing.tiny import tiny_config
 from tests.models.test_anatomy import FAMILIES, small
 
 WEIGHTS = "model.safetensors"

@@ -9,7 +9,7 @@ import transformers
 
 from evosweep.allocators.ranking import BlockInfluence
 from evosweep.compressors.gptq import GPTQ
-from evosweep.compressors.none import NoCompression
+from evosweep.compressors.uncompressed import NoCompression
 from evosweep.core.budget import Budget
 from evosweep.core.errors import SettingError
 from evosweep.data.tokens import TokenSplit

@@ -4,7 +4,7 @@ import torch
 from evosweep.core.errors import ModelError, SettingError
 from evosweep.core.events import Silent
 from evosweep.models.load import HuggingFace, Random, WheelGguf, weights_hash
-from tests.conftest import tiny_config
+from evosweep.testing.tiny import tiny_config
 
 QUIET = Silent()
 

@@ -13,8 +13,8 @@ from evosweep.samplers.base import PopulationSampler, suggest_allocation
 from evosweep.samplers.evopress import EvoPressSampler
 from evosweep.samplers.optuna_native import OptunaSampler
 from evosweep.samplers.random import RandomFeasibleSampler
-from tests.conftest import make_problem
-from tests.contracts.sampler import SamplerContract
+from evosweep.testing import SamplerContract
+from evosweep.testing.problems import make_problem
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 pytestmark = pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")

@@ -17,7 +17,8 @@ from evosweep.samplers.evopress import EvoPressSampler
 from evosweep.samplers.random import RandomFeasibleSampler
 from evosweep.samplers.static import AllocatorSampler, SweptAllocatorSampler
 from evosweep.search.mutation import Flips
-from tests.contracts.sampler import SamplerContract, unfilled_problem
+from evosweep.testing import SamplerContract
+from evosweep.testing.problems import unfilled_problem
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 
@@ -57,9 +58,9 @@ class TestEvoPressSampler(SamplerContract):
     def test_generation_and_parent_are_noted(self, problem: Problem) -> None:
         study = self._optimize(problem, trials=9)
         notes = [trial.system_attrs for trial in study.trials]
-        assert [each["EvoPressSampler:generation"] for each in notes] == [0] + 4 * [1] + 4 * [2]
+        assert [note["EvoPressSampler:generation"] for note in notes] == [0] + 4 * [1] + 4 * [2]
         best = min(study.trials[:5], key=lambda trial: trial.value)
-        assert {each["EvoPressSampler:parent"] for each in notes[5:]} == {best.number}
+        assert {note["EvoPressSampler:parent"] for note in notes[5:]} == {best.number}
         assert study._storage.get_study_system_attrs(study._study_id)["EvoPressSampler:parent:2"] == [best._trial_id]
 
     @pytest.mark.parametrize("seed", range(4))
@@ -70,7 +71,7 @@ class TestEvoPressSampler(SamplerContract):
         for _ in range(300):
             trial = study.ask()
             value = self._objective(problem)(trial)
-            parent = study.trials[trial.number].system_attrs.get("EvoPressSampler:parent")
+            parent = study.get_trials(deepcopy=False)[trial.number].system_attrs.get("EvoPressSampler:parent")
             first = trial.number - (trial.number - 1) % 4
             earlier = [(score, number) for score, number in finished if number < first]
             if earlier and trial.number:

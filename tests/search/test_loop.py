@@ -13,7 +13,7 @@ from evosweep.samplers.optuna_native import OptunaSampler
 from evosweep.samplers.static import AllocatorSampler
 from evosweep.search.loop import run_search
 from evosweep.search.plan import Plan
-from evosweep.search.stages import Stage, Stages
+from evosweep.search.selection_stages import Stage, Stages
 from evosweep.search.survival import Outcome
 from evosweep.tracking.study.record import StudyRecorder
 from evosweep.tracking.study.storage import Journal

@@ -6,9 +6,9 @@ from evosweep.core.problem import Problem
 from evosweep.core.seeds import generator
 from evosweep.core.unit import Level, Unit
 from evosweep.search import moves
-from evosweep.search.evopress import EvoPress
+from evosweep.search.evolution import EvoPress
 from evosweep.search.mutation import Flips
-from tests.conftest import ladder, make_problem
+from evosweep.testing.problems import ladder, make_problem
 
 
 def rng(seed: int = 0) -> np.random.Generator:

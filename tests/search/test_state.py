@@ -16,7 +16,7 @@ from evosweep.samplers.random import RandomFeasibleSampler
 from evosweep.search.loop import run_search
 from evosweep.search.plan import Plan
 from evosweep.search.state import VERSION, SearchState
-from tests.conftest import ladder, make_problem
+from evosweep.testing.problems import ladder, make_problem
 
 STAGES = [{"survivors": 3, "tokens": 64}, {"survivors": 1, "tokens": 256}]
 GENERATIONS = 6

@@ -3,7 +3,7 @@ import pytest
 
 from evosweep.core.errors import SettingError
 from evosweep.core.problem import Problem
-from evosweep.search.evopress import EvoPress
+from evosweep.search.evolution import EvoPress
 from evosweep.search.surrogate import Surrogate
 
 

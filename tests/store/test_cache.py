@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from evosweep.assets import locks
 from evosweep.compressors.rtn import RoundToNearest
 from evosweep.core.errors import AssetError, SettingError, StoreError
 from evosweep.store.build import StoreBuilder, megabytes
@@ -21,8 +22,9 @@ HOLD = """
 import sys, time
 from pathlib import Path
 from evosweep.core.events import Silent
-from evosweep.store.lock import build_lock
-with build_lock(Path(sys.argv[1]), timeout=0, progress=Silent()):
+from evosweep.core.errors import StoreError
+from evosweep.assets.locks import locked
+with locked(Path(sys.argv[1]), purpose="building", timeout=0, progress=Silent(), error=StoreError, hint=""):
     print("held", flush=True)
     time.sleep(float(sys.argv[2]))
 """
@@ -126,18 +128,19 @@ def test_sizes_are_never_rounded_to_nothing(size: int, text: str) -> None:
     assert megabytes(size) == text
 
 
-def test_a_wait_for_another_process_is_said_and_ends_in_one_line(plan, splits, cache) -> None:
+def test_a_wait_for_another_process_is_said_and_ends_in_one_line(plan, splits, cache, monkeypatch) -> None:
+    monkeypatch.setattr(locks, "SILENT_SECONDS", 0.2)
     store = StoreBuilder().open(plan, splits["calibration"], model_name="t")
     target = store.folder.rename(cache / "elsewhere") and store.folder
     heard = Heard()
     with held(target, 60) as process:
         began = time.monotonic()
         with pytest.raises(
-            StoreError, match=rf"still being built by process {process.pid} on .* after 4 s.*lock_timeout"
+            StoreError, match=rf"process {process.pid} on .* is still building level store .* after 0.5 s.*lock_timeout"
         ):
-            StoreBuilder(lock_timeout=4).open(plan, splits["calibration"], model_name="t", progress=heard)
-        assert 3.5 < time.monotonic() - began < 10
-    assert f"being built by process {process.pid}" in heard.lines[0] and f"{target.name}.lock" in heard.lines[0]
+            StoreBuilder(lock_timeout=0.5).open(plan, splits["calibration"], model_name="t", progress=heard)
+        assert 0.4 < time.monotonic() - began < 5
+    assert f"waiting for process {process.pid} on" in heard.lines[0] and f"{target.name}.lock" in heard.lines[0]
 
 
 def test_a_store_is_built_once_the_other_process_is_gone(plan, splits, cache) -> None:

@@ -5,13 +5,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-WRONG = """
+# Without torch: its suite imports the module in other processes.
+WRONG_SOURCES = """
 import itertools
-import torch
 from evosweep.data.documents import Document
-from evosweep.data.text import TextFiles
-from evosweep.fitness.kl import KL
-from evosweep.testing import DataSourceContract, FitnessContract
+from evosweep.testing import DataSourceContract
 
 TEXTS = ["one text", "another text", "a third text"]
 COUNTER = itertools.count()
@@ -56,6 +54,12 @@ class TestTraceback(DataSourceContract):
 
     def broken(self, folder):
         return {"no list": Listed(iter([Document("a", "a")]))}
+"""
+
+WRONG_FITNESSES = """
+import torch
+from evosweep.fitness.kl import KL
+from evosweep.testing import FitnessContract
 
 
 class Mean(KL):
@@ -157,9 +161,10 @@ CAUGHT = {
 
 
 def test_every_wrong_implementation_is_caught(tmp_path: Path) -> None:
-    (tmp_path / "test_wrong.py").write_text(WRONG)
+    (tmp_path / "test_sources.py").write_text(WRONG_SOURCES)
+    (tmp_path / "test_fitnesses.py").write_text(WRONG_FITNESSES)
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-rf", "--tb=no", "-p", "no:cacheprovider", "test_wrong.py"],
+        [sys.executable, "-m", "pytest", "-q", "-rf", "--tb=no", "-p", "no:cacheprovider"],
         cwd=tmp_path,
         capture_output=True,
         text=True,
@@ -168,7 +173,7 @@ def test_every_wrong_implementation_is_caught(tmp_path: Path) -> None:
     )
     assert done.returncode == 1, done.stdout + done.stderr
     failed: dict[str, set[str]] = {}
-    for suite, test in re.findall(r"^FAILED test_wrong\.py::(\w+)::(\w+)", done.stdout, re.M):
+    for suite, test in re.findall(r"^FAILED test_\w+\.py::(\w+)::(\w+)", done.stdout, re.M):
         failed.setdefault(suite, set()).add(test)
     for suite, tests in CAUGHT.items():
         assert tests <= failed.get(suite, set()), done.stdout

@@ -50,3 +50,11 @@ def test_a_bar_over_tokens_ends_full_and_counts_tokens() -> None:
             break
     shown = progress.console.file.getvalue()
     assert "180k/" in shown and "/1000" not in shown
+
+
+def test_the_file_that_dense_was_made_of_has_a_row_of_its_own() -> None:
+    made_of = {"name": "Model.Q4_1.gguf", "size_mb": 98.4}
+    page = Console(width=80, file=io.StringIO(), record=True)
+    page.print(summary([{**row("evopress", 0.594), "source": made_of}], title="quickstart"))
+    (line,) = [line for line in page.export_text().splitlines() if "its file" in line]
+    assert line.split()[-3:] == ["98.4", "0.0000", "20.10"]

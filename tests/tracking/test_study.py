@@ -10,13 +10,14 @@ from PIL import Image
 
 from evosweep.core.errors import EvosweepError, SettingError
 from evosweep.core.events import Candidate, GenerationRecord, SearchEnded, SearchResult, SearchStarted
+from evosweep.core.genomes import genome_to_text
 from evosweep.core.problem import Problem
 from evosweep.core.unit import Level, Unit
 from evosweep.samplers import level_codes
+from evosweep.testing.problems import ladder
 from evosweep.tracking.artifacts.heatmap import level_image
 from evosweep.tracking.study.record import SPANS, StudyRecorder, aggregates
 from evosweep.tracking.study.storage import Journal, Memory
-from tests.conftest import ladder
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 
@@ -135,9 +136,7 @@ def test_ladders_longer_than_the_digits_are_read_back() -> None:
     for name, value in level_codes.key(problem).items():
         study.set_user_attr(name, value)
     for genome in (np.array([39, 0, 36]), np.array([0, 2, 9])):
-        study.add_trial(
-            optuna.trial.create_trial(value=0.0, user_attrs={"levels": level_codes.written(problem, genome)})
-        )
+        study.add_trial(optuna.trial.create_trial(value=0.0, user_attrs={"levels": genome_to_text(problem, genome)}))
         assert level_codes.allocation_of(study, study.trials[-1]) == problem.decode(genome)
 
 

@@ -1,1 +1,1 @@
-"""How payloads are stored: one module a format, named in the manifest by its path, with ``encode`` and ``decode``."""
+"""Storage formats of payloads: one module a format; the manifest names it by its path."""

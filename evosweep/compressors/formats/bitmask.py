@@ -37,7 +37,8 @@ def decode(
         parts: None; this format holds no other payload.
     """
     del parts
-    rows, columns = int(meta["rows"]), int(meta["columns"])
+    rows = int(meta["rows"])
+    columns = int(meta["columns"])
     mask = unpack(tensors["mask"], 1, rows * columns).bool()
     weight = torch.zeros(rows * columns, device=mask.device)
     weight[mask] = tensors["values"].float()

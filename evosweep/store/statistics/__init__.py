@@ -1,1 +1,1 @@
-"""What calibration can measure for a compressor: one module a statistic, found by the name in ``Compressor.needs``."""
+"""Statistics that calibration can measure: one module each, found by the name in ``Compressor.needs``."""

@@ -1,4 +1,4 @@
-"""What a statistic is, and how its module is found.
+"""Interface of the statistics that compressors read, and the look-up of their modules by name.
 
 The module of a statistic offers one of two things:
 
@@ -128,3 +128,20 @@ def mean_over_tokens(total: torch.Tensor, tokens: int) -> torch.Tensor:
     count = torch.tensor([tokens], device=total.device)
     all_reduce_sum(total, count)
     return total / int(count)
+
+
+class MeanOfColumns:
+    """Base of a measurement that is one mean over tokens for every column of the input.
+
+    Args:
+        columns: Width of the input.
+        device: Device of its batches.
+    """
+
+    def __init__(self, *, columns: int, device: torch.device) -> None:
+        self.total = torch.zeros(columns, device=device)
+        self.tokens = 0
+
+    def finish(self) -> torch.Tensor:
+        """Return the mean over the tokens of all processes, shape (in,)."""
+        return mean_over_tokens(self.total, self.tokens)

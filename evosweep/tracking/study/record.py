@@ -16,6 +16,7 @@ from PIL import Image
 
 from evosweep.core.events import Candidate, Event, GenerationRecord, SearchEnded, SearchResult, SearchStarted
 from evosweep.core.files import digest, json_safe
+from evosweep.core.genomes import genome_to_text
 from evosweep.core.problem import Genome, Problem
 from evosweep.samplers import level_codes
 from evosweep.samplers.base import unit_distributions
@@ -148,7 +149,7 @@ class StudyRecorder:
             "exported": True,
             "generation": record.generation,
             "bits_per_weight": problem.bits_per_weight(problem.cost(genome)),
-            level_codes.LEVELS: level_codes.written(problem, genome),
+            level_codes.LEVELS: genome_to_text(problem, genome),
             READABLE: readable(problem, genome),
             **{f"val_{key}": value for key, value in json_safe(dict(result.validation)).items()},
             **self._run,
@@ -180,7 +181,7 @@ class StudyRecorder:
             "slot": candidate.slot,
             "parent": candidate.parent,
             "bits_per_weight": problem.bits_per_weight(problem.cost(candidate.genome)),
-            level_codes.LEVELS: level_codes.written(problem, candidate.genome),
+            level_codes.LEVELS: genome_to_text(problem, candidate.genome),
         }
         if self._parent is not None:
             attributes["changed"] = self._changed(candidate.genome, self._parent)

@@ -1,4 +1,4 @@
-"""No compression: for searches that only drop."""
+"""No compression, for searches that only drop blocks or modules."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,7 +11,7 @@ from evosweep.compressors.statistics import Statistics
 
 
 class NoCompression:
-    """Leaves every layer as it is, so that none is a unit."""
+    """A compressor without levels: no layer becomes a unit."""
 
     needs: frozenset[str] = frozenset()
 
@@ -23,7 +23,13 @@ class NoCompression:
     def compress(
         self, weights: Mapping[str, torch.Tensor], statistics: Statistics, plans: Plans
     ) -> dict[str, dict[str, Payload]]:
-        """Return no payloads."""
+        """Return no payloads.
+
+        Args:
+            weights: Not read.
+            statistics: Not read.
+            plans: Not read.
+        """
         del weights, statistics, plans
         return {}
 

@@ -15,7 +15,7 @@ from evosweep.search.mutation import Flips, Mutation
 
 
 class EvoPress:
-    """The evolutionary search as ask/tell: ``start()`` returns generation 0, ``offspring()`` every later one.
+    """The evolutionary search: ``start()`` returns generation 0, ``offspring()`` every later one.
 
     Args:
         problem: Units, ladders, budget.

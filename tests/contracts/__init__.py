@@ -1,1 +1,0 @@
-"""Suites that every sampler, compressor, exporter, source and fitness inherits: subclass, say how to make one."""
