@@ -183,11 +183,14 @@ def _log(run: Launch, status: str, began: Sequence[Path], rows: Sequence[Row], t
     assert run.multirun is not None
     with tempfile.TemporaryDirectory() as name:
         files, note = _files(Path(name), rows, table)
+        note = "\n\n".join([*verdicts(rows), note])
+        winners = sorted((rows[index] for index in best_jobs(rows)), key=lambda row: float(row["search_loss"]))
+        best = [str(row["mlflow_run"]) for row in winners]
         failures = []
         for config in _trackings(run.config, began):
             try:
                 tracker = build(config, "tracking")
-                tracker.summarize(run.multirun, status=status, files=files, note=note)
+                tracker.summarize(run.multirun, status=status, files=files, note=note, best=best)
                 if tracker.missing:
                     raise TrackingError(tracker.missing)
             except EvosweepError as error:

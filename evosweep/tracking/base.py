@@ -104,7 +104,9 @@ class Tracker(Protocol):
     def close(self, status: str, *, reason: str = "") -> None:
         """End the run as ``FINISHED``, ``FAILED`` or ``KILLED``."""
 
-    def summarize(self, multirun: str, *, status: str, files: Sequence[Path], note: str = "") -> None:
+    def summarize(
+        self, multirun: str, *, status: str, files: Sequence[Path], note: str = "", best: Sequence[str] = ()
+    ) -> None:
         """Record a multirun's comparison, and end its parent run.
 
         Args:
@@ -112,4 +114,5 @@ class Tracker(Protocol):
             status: ``FINISHED``, ``FAILED`` or ``KILLED``.
             files: Its comparison as tables and figures.
             note: Its comparison in Markdown.
+            best: Run ids of the jobs that were named best, the best of them first.
         """

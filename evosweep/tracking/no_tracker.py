@@ -67,7 +67,9 @@ class NoTracker:
     def close(self, status: str, *, reason: str = "") -> None:
         """End nothing."""
 
-    def summarize(self, multirun: str, *, status: str, files: Sequence[Path], note: str = "") -> None:
+    def summarize(
+        self, multirun: str, *, status: str, files: Sequence[Path], note: str = "", best: Sequence[str] = ()
+    ) -> None:
         """Keep nothing.
 
         Args:
@@ -75,4 +77,5 @@ class NoTracker:
             status: Not used.
             files: Not used.
             note: Not used.
+            best: Not used.
         """

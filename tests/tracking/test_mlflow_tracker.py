@@ -328,12 +328,15 @@ def test_uris_are_text(uri) -> None:
 
 
 def test_a_parent_carries_the_best_and_what_is_shared(tracker: MlflowTracker, in_tmp) -> None:
-    for sampler, kl in (("ilp", 0.4), ("evopress", 0.3)):
+    ids = {}
+    for sampler, kl in (("ilp", 0.2), ("evopress", 0.3)):  # named by search tokens, not by the lowest validation KL
         job = MlflowTracker(experiment="x", uri=tracker.uri)
         job.start(f"m {sampler}", params={"sampler": sampler, "model": "m"}, tags={}, multirun="many")
         job.metrics({"kl": kl, "ppl": 9.0, "size_mb": 1.5})
         job.close("FINISHED")
-    tracker.summarize("many", status="FINISHED", files=[], note="| table |")
+        ids[sampler] = str(job.run_id)
+    best = [ids["evopress"], ids["ilp"]]
+    tracker.summarize("many", status="FINISHED", files=[], note="| table |", best=best)
     (parent,) = tracker.client.search_runs(["1"], "tags.`evosweep.multirun` = 'many'")
     assert parent.data.metrics == {"kl": 0.3, "ppl": 9.0, "size_mb": 1.5} and parent.data.params == {"model": "m"}
     assert parent.info.run_name == "best of 2: m evopress" and parent.info.status == "FINISHED"

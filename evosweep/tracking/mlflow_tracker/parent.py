@@ -27,7 +27,14 @@ def find_parent(client: MlflowClient, experiment: str, multirun: str) -> str | N
 
 
 def summarize(
-    client: MlflowClient, experiment: str, multirun: str, *, status: str, files: Sequence[Path], note: str
+    client: MlflowClient,
+    experiment: str,
+    multirun: str,
+    *,
+    status: str,
+    files: Sequence[Path],
+    note: str,
+    best: Sequence[str] = (),
 ) -> None:
     """End a multirun's parent run; nothing if no job began.
 
@@ -38,6 +45,7 @@ def summarize(
         status: ``FINISHED``, ``FAILED`` or ``KILLED``.
         files: Comparison as tables and figures.
         note: Comparison in Markdown.
+        best: Run ids of the jobs that were named best, the best of them first.
     """
     parent = find_parent(client, experiment, multirun)
     if parent is None:
@@ -50,23 +58,24 @@ def summarize(
         )
         for path in files:
             client.log_artifact(parent, str(path))
-        _describe(client, parent, jobs, note)
+        _describe(client, parent, jobs, note, best)
     finally:
         client.set_terminated(parent, status=status)
     view.refresh(client, experiment)
 
 
-def _describe(client: MlflowClient, parent: str, jobs: Sequence[Run], note: str) -> None:
+def _describe(client: MlflowClient, parent: str, jobs: Sequence[Run], note: str, best: Sequence[str]) -> None:
     """Give the parent the figures of its best job, the params that all jobs share, and a name that says both."""
-    done = [job for job in jobs if KL in job.data.metrics]
-    if done:
-        best = min(done, key=lambda job: float(job.data.metrics[KL]))
-        figures = {key: float(best.data.metrics[key]) for key in BEST if key in best.data.metrics}
+    done = {job.info.run_id: job for job in jobs if KL in job.data.metrics}
+    named = [done[run_id] for run_id in best if run_id in done]
+    if named:
+        winner = named[0]
+        figures = {key: float(winner.data.metrics[key]) for key in BEST if key in winner.data.metrics}
         for write in writes.metrics(parent, figures):
             write.send(client)
-        name = f"best of {len(done)}: {best.info.run_name}"
+        name = f"best of {len(done)}: {winner.info.run_name}"
         client.update_run(parent, name=name)
-        note = f"Best: **{best.info.run_name}**, kl {figures[KL]:g}.\n\n{note}" if note else note
+        note = f"Best: **{winner.info.run_name}**, kl {figures[KL]:g}.\n\n{note}" if note else note
     params = [job.data.params for job in jobs]
     shared = {key: value for key, value in (params or [{}])[0].items() if all(one.get(key) == value for one in params)}
     known = client.get_run(parent).data.params

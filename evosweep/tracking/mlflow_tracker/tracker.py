@@ -270,7 +270,9 @@ class MlflowTracker:
             return
         self.missing = self._say_missing()
 
-    def summarize(self, multirun: str, *, status: str, files: Sequence[Path], note: str = "") -> None:
+    def summarize(
+        self, multirun: str, *, status: str, files: Sequence[Path], note: str = "", best: Sequence[str] = ()
+    ) -> None:
         """Close a multirun's parent run, with the comparison of its jobs; nothing if no job began.
 
         Args:
@@ -278,10 +280,11 @@ class MlflowTracker:
             status: ``FINISHED``, ``FAILED`` or ``KILLED``.
             files: Its comparison as tables and figures.
             note: Its comparison in Markdown.
+            best: Run ids of the jobs that were named best, the best of them first.
         """
         try:
             experiment = self._open_experiment()
-            summarize(self.client, experiment, multirun, status=status, files=files, note=note)
+            summarize(self.client, experiment, multirun, status=status, files=files, note=note, best=best)
         except (*UNUSABLE, SettingError) as error:
             self.missing = f"MLflow has no summary of {multirun!r}: {one_line(error)}"
 
