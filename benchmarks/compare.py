@@ -12,6 +12,7 @@ import tempfile
 from pathlib import Path
 
 from evosweep.core.files import write_json
+from evosweep.core.results import read_result
 from evosweep.tracking import comparison
 from evosweep.tracking.artifacts.compared import FIGURES, convergence
 from evosweep.tracking.mlflow_tracker import MlflowTracker
@@ -21,7 +22,8 @@ def additivity(folder: Path) -> list[str]:
     """Return a line for every search that tested the premise of additive layer errors."""
     lines = []
     for path in sorted(folder.rglob("additivity.json")):
-        found, row = json.loads(path.read_text()), json.loads((path.parents[1] / "result.json").read_text())
+        found = json.loads(path.read_text())
+        row = read_result(path.parents[1] / "result.json")
         lines.append(
             f"{row['run']}: Pearson {found['pearson']:.2f}, Spearman {found['spearman']:.2f}, "
             f"{found['violations_percent']:.0f} % of {found['pairs']:.0f} pairs in the wrong order"
@@ -38,7 +40,7 @@ def main() -> None:
     options = parser.parse_args()
     everything = []
     for folder in options.folders:
-        rows = [json.loads(path.read_text()) for path in sorted(folder.rglob("result.json"))]
+        rows = [read_result(path) for path in sorted(folder.rglob("result.json"))]
         everything += rows
         print(f"\n### {folder.name}\n\n{comparison.markdown(rows)}\n", *additivity(folder), sep="\n")
     with tempfile.TemporaryDirectory() as name:

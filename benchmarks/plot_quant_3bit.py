@@ -9,9 +9,9 @@ import numpy as np
 import optuna
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from optuna.trial import TrialState
 
 from evosweep.core.unit import Unit
+from evosweep.tracking.study.record import ELITE
 from evosweep.tracking.study.storage import Journal
 
 EVOPRESS_SCRIPTS = {0: 46.53, 5: 39.3, 12: 36.0}
@@ -27,9 +27,9 @@ def main(source: str, target: str) -> None:
     left, right = figure.subplots(1, 2, width_ratios=[1, 1.6])
     for study, result in zip(studies, results, strict=True):
         if result["sampler"] == "evopress":
-            elites = [trial for trial in study.trials if trial.state is TrialState.COMPLETE]
+            elites = [trial for trial in study.trials if trial.user_attrs.get(ELITE)]
             steps = [trial.user_attrs["generation"] for trial in elites]
-            values = [trial.user_attrs["ppl"] for trial in elites]
+            values = [trial.user_attrs["val_ppl"] for trial in elites]
             left.step(steps, values, where="post", label=f"evopress, seed {result['seed']}")
         elif result["sampler"] in {"uniform", "ilp"}:
             left.axhline(

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import optuna
 
+from evosweep.tracking.study.record import ELITE
 from evosweep.tracking.study.storage import Journal
 
 SHOWN = (0, 5, 12, 30)
@@ -23,9 +24,9 @@ SHOWN = (0, 5, 12, 30)
 def by_generation(study: optuna.Study) -> dict[int, float]:
     """Return the elite's validation perplexity after each generation of interest."""
     elites = {
-        trial.user_attrs["generation"]: trial.user_attrs["ppl"]
+        trial.user_attrs["generation"]: trial.user_attrs["val_ppl"]
         for trial in study.trials
-        if trial.state is optuna.trial.TrialState.COMPLETE
+        if trial.user_attrs.get(ELITE)
     }
     return {shown: round(elites[max(generation for generation in elites if generation <= shown)], 2) for shown in SHOWN}
 

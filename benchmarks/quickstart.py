@@ -19,6 +19,7 @@ import time
 from pathlib import Path
 
 from evosweep.assets.cache_folder import cache_folder
+from evosweep.core.results import read_result
 
 
 def run_once(seed: int, *, cold: bool) -> dict[str, object]:
@@ -33,7 +34,7 @@ def run_once(seed: int, *, cold: bool) -> dict[str, object]:
         command = [sys.executable, "-m", "evosweep", "+experiment=quickstart", f"seed={seed}"]
         subprocess.run(command, cwd=folder, env=environment, check=True)
         seconds = time.monotonic() - began
-        rows = [json.loads(path.read_text()) for path in sorted(Path(folder).glob("runs/quickstart/*/*/result.json"))]
+        rows = [read_result(path) for path in sorted(Path(folder).glob("runs/quickstart/*/*/result.json"))]
     return {
         "seed": seed,
         "cold": cold,

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from evosweep.cli.main import main as evosweep_main
+from evosweep.core.results import read_result
 from evosweep.search.protocols import Genomes, Scorer
 from evosweep.search.racing import Racing
 from evosweep.search.survival import Outcome, Race
@@ -74,7 +75,7 @@ def main() -> None:
     evosweep_main()
     rows = defaultdict(list)
     for path in sorted(Path("runs").rglob("result.json")):
-        row = json.loads(path.read_text(encoding="utf-8"))
+        row = read_result(path)
         racing = next(each.partition("=")[2] for each in row["overrides"] if each.startswith("search.racing="))
         rows[racing].append({key: row[key] for key in SHOWN})
     kept = {f"{error} stage {stage}": round(float(np.mean(found)), 3) for (error, stage), found in sorted(same.items())}

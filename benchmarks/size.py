@@ -10,11 +10,12 @@ Every result.json below a folder is a point; folders of one label are one line. 
 """
 
 import argparse
-import json
 from collections import defaultdict
 from pathlib import Path
 
 from matplotlib.figure import Figure
+
+from evosweep.core.results import read_result
 
 
 def main() -> None:
@@ -28,7 +29,7 @@ def main() -> None:
     for line in options.lines:
         label, _, folder = line.partition("=")
         for path in Path(folder).rglob("result.json"):
-            row = json.loads(path.read_text(encoding="utf-8"))
+            row = read_result(path)
             points[label].append((row["bits_per_weight"], row["kl"], row["ppl"]))
             dense = row["dense_ppl"]
     print("| levels | bits/weight | val KL | val PPL |\n|---|---|---|---|")
