@@ -39,7 +39,7 @@ MODEL = "model"  # folder of the exported winner
 
 
 def check(task: Task, bench: Workbench) -> Draft:
-    """Raise EvosweepError where a task does not fit its model and text; return its name and what it must measure."""
+    """Check a task against its model and text before any work; return the run's name and the columns to measure."""
     for index, stage in enumerate(task.plan.stages):
         bench.splits["search"].count(f"search.stages[{index}].tokens", stage.tokens)
     if task.exporter.enabled:

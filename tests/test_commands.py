@@ -33,7 +33,7 @@ def test_an_earlier_run_is_exported_without_a_search(finished: Path, capsys) -> 
     out = capsys.readouterr().out
     assert "MB on disk" in out
     row = read_result(run / "result.json")
-    assert row["export"]["how_to_load"] in out and out.count("import load") == 1
+    assert row["export"]["how_to_load"] in out and out.count("import load_packed") == 1
     tags = MlflowClient(tracking_uri=f"sqlite:///{finished / 'mlflow.db'}").get_run(row["mlflow_run"]).data.tags
     assert tags["export.path"] == str(run / "model") and tags["export.bytes"] == str(row["export"]["bytes"])
     assert row["export"]["max_logit_difference"] < 1e-4 and load(run / "model").config.vocab_size == 256
@@ -162,3 +162,17 @@ def test_no_run_is_left_open(finished: Path) -> None:
     client = MlflowClient(tracking_uri=f"sqlite:///{finished / 'mlflow.db'}")
     runs = client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])
     assert {run.info.status for run in runs} == {"FINISHED"}
+
+
+def test_a_model_that_changed_since_the_run_is_refused(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = run_of(finished, "first")
+    value = json.loads((run / "result.json").read_text())
+    kept = (run / "result.json").read_text()
+    (run / "result.json").write_text(json.dumps({**value, "store": "0123456789abcdef"}))
+    try:
+        assert evosweep("export", str(run), "export=dense") == 2
+        assert evosweep("score", str(run)) == 2
+    finally:
+        (run / "result.json").write_text(kept)
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 2 and all("chose from level store 0123456789abcdef, its" in line for line in errors)

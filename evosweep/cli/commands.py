@@ -9,11 +9,10 @@ from typing import Any, NoReturn
 
 from omegaconf import DictConfig
 from rich.console import Console
-from rich.markdown import Markdown
 
 from evosweep.cli import cache_command
 from evosweep.cli.compose import build
-from evosweep.cli.finish import SELECTION, export_lines
+from evosweep.cli.finish import SELECTION, export_lines, standings
 from evosweep.cli.folders import CLAIM
 from evosweep.cli.job import WORKBENCH, bench_of, notes_of, quiet_libraries, shared_progress, task_of
 from evosweep.cli.reopen import Earlier, export_earlier, find_run, reopen, settings_of
@@ -25,7 +24,6 @@ from evosweep.fitness.base import Fitness
 from evosweep.fitness.kl import KL
 from evosweep.fitness.perplexity import Perplexity
 from evosweep.pipeline import CONFIG, MODEL, STATE, check, run
-from evosweep.tracking import comparison
 from evosweep.tracking.console import summary, terminal
 
 SPLITS = ("validation", "search", "calibration")
@@ -154,7 +152,8 @@ def _compare(options: argparse.Namespace, conf: Path) -> None:
     rows = [read_result(path) for path in dict.fromkeys(paths)]
     console = terminal()
     console.print(summary(rows, title="runs"))
-    console.print(Markdown(comparison.markdown(rows)))
+    for line in standings(rows):
+        _say(line, console)
     _say(SELECTION, console)
 
 

@@ -46,7 +46,7 @@ def build(config: DictConfig, group: str, *, without: tuple[str, ...] = (), **ex
 
 
 def sections(config: DictConfig, group: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return a section as written, with interpolations, and resolved.
+    """Return a section of the configuration twice: as written, and with its interpolations resolved.
 
     Raises:
         SettingError: It is no section, or an interpolation in it names nothing.

@@ -41,7 +41,7 @@ def claim(folder: Path, *, setting: str) -> Path:
 
 
 def check_writable(path: Path, *, setting: str, file: bool = False) -> None:
-    """Raise SettingError where nothing could be written to a folder, or to a file that need not be there yet.
+    """Raise SettingError unless a folder, or a file that may not exist yet, can be written.
 
     Args:
         path: The folder or file; the nearest folder that exists is tried.

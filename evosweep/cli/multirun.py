@@ -19,7 +19,7 @@ JOB_CONFIG = "config.yaml"  # a job writes it once its settings are checked
 
 
 class Refused(BaseException):
-    """Bad input found in a callback; a BaseException, as Hydra only warns of an ``Exception`` there and goes on."""
+    """Carries an error of the user's out of a Hydra callback, where an ``Exception`` would only be logged."""
 
     def __init__(self, error: EvosweepError) -> None:
         super().__init__(str(error))

@@ -133,12 +133,29 @@ def _keys(value: Any, path: str) -> Any:
 
 
 def reopen(folder: Path, config: DictConfig) -> Earlier:
-    """Return a run's allocation on its model and store; the store is found again, or built again if it was cleaned."""
+    """Return a run's allocation on its model and store; the store is found again, or built again if it was cleaned.
+
+    Raises:
+        EvosweepError: The run's settings give another store than the one that it chose from.
+    """
     shared_progress().begin(prefix="", log=folder / CLAIM, first="opened again")
     bench = bench_of(config)
+    _check_store(folder, bench)
     problem = bench.problem(build(config, "budget"))
     genome = problem.encode(Allocation.load(folder / ALLOCATION))
     return Earlier(folder, config, bench, problem, genome)
+
+
+def _check_store(folder: Path, bench: Workbench) -> None:
+    """Raise EvosweepError where a run's levels are not those that it chose from: an allocation is for them alone."""
+    if not (folder / RESULT).is_file():
+        return
+    known = read_result(folder / RESULT).get("store")
+    if known is not None and known != bench.store.key:
+        raise EvosweepError(
+            f"the run in {folder} chose from level store {known}, its settings now give {bench.store.key}: the model, "
+            f"the calibration text or evosweep have changed since; run the first line of its {CONFIG} again"
+        )
 
 
 def export_earlier(run: Earlier, *, target: Path) -> dict[str, Any]:

@@ -50,7 +50,7 @@ class ColumnRules:
 
 
 def finalize_columns(span: torch.Tensor, errors: torch.Tensor, factor: torch.Tensor, rules: ColumnRules) -> None:
-    """Round and prune the columns of a span one by one, each compensated for the errors of those before it; in place.
+    """Quantize and prune the columns of a span in order, in place, moving each error onto later columns (GPTQ).
 
     Args:
         span: Weights transposed, fp32, contiguous, shape (columns, rows); holds the final values at the end.

@@ -74,7 +74,7 @@ def stack_grids(grids: Sequence[Grid]) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def largest_codes(widths: Sequence[int], sizes: Sequence[int], device: torch.device) -> torch.Tensor:
-    """Return the largest code of every row, 2^width − 1, fp32, the matrices' rows one after the other.
+    """Return the largest code of every row, 2^width − 1 (fp32), for the rows of several matrices put together.
 
     Args:
         widths: Bits a code, of each matrix.

@@ -99,7 +99,9 @@ class Windows:
         self.seq_len = check_int("seq_len", seq_len, low=2)
         self.limits = {"calibration": calibration, "validation": validation}
         for name, tokens in self.limits.items():
-            if check_int(name, tokens, low=self.seq_len) % self.seq_len:
+            if check_int(name, tokens, low=1) < self.seq_len:
+                raise SettingError(name, allowed=f"at least one window of tokens.seq_len={self.seq_len}", got=tokens)
+            if tokens % self.seq_len:
                 raise SettingError(name, allowed=f"a multiple of tokens.seq_len={self.seq_len}", got=tokens)
         self.shares = check_shares(shares)
 

@@ -26,7 +26,7 @@ class PackedSafetensors(Exporter):
     """Writes packed levels, everything else in the model's type, and nothing of what is dropped."""
 
     contents = "packed weights at their true size"
-    loading = "from evosweep.exporters.packed import load\n\nmodel = load(folder)"
+    loading = "from evosweep import load_packed\n\nmodel = load_packed(folder)"
 
     def write(self, winner: Winner, loaded: LoadedModel, folder: Path) -> None:
         """Write ``packed.safetensors``, its index with their hashes, and the model's config.

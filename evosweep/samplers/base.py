@@ -150,7 +150,7 @@ class PopulationSampler(optuna.samplers.BaseSampler):
 
     @property
     def distributions(self) -> dict[str, BaseDistribution]:
-        """Distribution of every unit's parameter; a copy, since wrappers of samplers delete from it."""
+        """Optuna distribution of every unit's parameter, as a new dict that callers may change."""
         return dict(self._distributions)
 
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:

@@ -25,7 +25,7 @@ CMA_POINT = "x_for_tell"  # attribute with the point that Optuna's CMA-ES learns
 
 
 class RepairedSampler(optuna.samplers.BaseSampler):
-    """A sampler of integers whose points are repaired before a trial takes them.
+    """Wraps an Optuna sampler so that every proposal is moved to within the budget before its trial gets it.
 
     So the trial's parameters are the point that is scored, and what the sampler learns is the score of that point.
 

@@ -232,7 +232,9 @@ class _Search:
         limit = self.plan.final_limit
         elites = len(distinct_elites(records))
         if elites > 1:
-            self.progress.say(f"scoring {elites} elites on {self.scorer.final_tokens(limit):,} tokens each")
+            self.progress.say(
+                f"the last choice: scoring {elites} elites on {self.scorer.final_tokens(limit):,} tokens each"
+            )
         return score_elites(records, problem=self.sampler.problem, scorer=self.scorer, limit=limit)
 
     def result(self, *, dense: Mapping[str, float], stopped: str, final: FinalRecord | None) -> SearchResult:

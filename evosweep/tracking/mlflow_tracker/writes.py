@@ -153,7 +153,7 @@ class Series:
         self._varied: set[str] = set()
 
     def add(self, values: Mapping[str, float], step: int) -> dict[int, dict[str, float]]:
-        """Return what is to be logged now, by step."""
+        """Add the figures of a step; return those that are due for logging, by step."""
         points: dict[int, dict[str, float]] = {}
         for key, value in values.items():
             if not math.isfinite(value):
