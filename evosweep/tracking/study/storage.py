@@ -76,22 +76,8 @@ class Journal:
             ) from error
 
     def artifact_store(self) -> FileSystemArtifactStore | None:
-        """Return where pictures go, made if it is not there."""
-        if self.artifacts is None:
-            return None
-        try:
-            Path(self.artifacts).mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=self.artifacts):
-                pass  # it can be written
-        except OSError as error:
-            raise SettingError(
-                "artifacts",
-                owner=self,
-                allowed="a folder that can be written",
-                got=self.artifacts,
-                hint=error.strerror or str(error),
-            ) from error
-        return FileSystemArtifactStore(self.artifacts)
+        """Return the store of pictures, its folder made if it is not there; None if none are kept."""
+        return open_artifacts(self.artifacts, owner=self)
 
 
 class Memory:
@@ -112,6 +98,29 @@ class Memory:
 
     def artifact_store(self) -> None:
         """Return nothing: pictures are kept in folders."""
+
+
+def open_artifacts(folder: str | None, *, owner: object) -> FileSystemArtifactStore | None:
+    """Return a store of pictures in a folder, made if it is not there; None without a folder.
+
+    Raises:
+        SettingError: The folder cannot be written.
+    """
+    if folder is None:
+        return None
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass  # it can be written
+    except OSError as error:
+        raise SettingError(
+            "artifacts",
+            owner=owner,
+            allowed="a folder that can be written",
+            got=folder,
+            hint=error.strerror or str(error),
+        ) from error
+    return FileSystemArtifactStore(folder)
 
 
 def cut_torn_line(path: Path) -> int:
