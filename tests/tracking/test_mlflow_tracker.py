@@ -89,6 +89,18 @@ def test_a_run_that_the_environment_names_is_gone_on_with(tracker: MlflowTracker
     assert run.data.tags.get("mlflow.parentRunId") == (given if multirun else None)
 
 
+def test_a_param_that_the_named_run_has_already_stays_and_the_run_is_closed(
+    tracker: MlflowTracker, monkeypatch
+) -> None:
+    given = tracker.client.create_run(tracker.client.create_experiment("x")).info.run_id
+    tracker.client.log_param(given, "sampler", "mine")
+    monkeypatch.setenv("MLFLOW_RUN_ID", given)
+    tracker.start("x", params={"sampler": "ilp", "seed": "0"}, tags={})
+    tracker.close("FINISHED")
+    run = tracker.client.get_run(given)
+    assert run.data.params == {"sampler": "mine", "seed": "0"} and run.info.status == "FINISHED"
+
+
 @pytest.mark.parametrize("multirun", [None, "many"])
 def test_a_run_that_is_over_or_unknown_is_not_gone_on_with(tracker: MlflowTracker, monkeypatch, multirun) -> None:
     given = tracker.client.create_run(tracker.client.create_experiment("x")).info.run_id
