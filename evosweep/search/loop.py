@@ -153,7 +153,7 @@ class _Search:
         end = self.plan.generations + 1 if limit is None else min(self.plan.generations + 1, limit)
         generations = range(self.state.generation, end)
         for generation in self.progress.track(
-            generations, description=f"{self.sampler.name}: generations", tokens=self.plan.tokens
+            generations, description=f"{self.sampler.name}: generations", tokens=self._expected_tokens(generations)
         ):
             reason = self.plan.stopped_by(self.state.records)
             if reason is not None:
@@ -168,6 +168,16 @@ class _Search:
         if not self.state.records:
             raise SettingError("sampler", allowed="one that proposes at least one allocation", got=self.sampler.name)
         return "finished"
+
+    def _expected_tokens(self, generations: range) -> int | None:
+        """Return the tokens that will have been scored after these generations; None where none are scored."""
+        expected = self.state.tokens
+        for generation in generations:
+            parents = self.sampler.population_size if generation else 0
+            expected += self.plan.stages.tokens_of(self.sampler.size(generation), parents=parents)
+        if expected == self.state.tokens:
+            return None
+        return expected if self.plan.tokens is None else min(expected, self.plan.tokens)
 
     def step(self, generation: int) -> GenerationRecord | None:
         """Run and record a generation; return None where nothing was proposed."""

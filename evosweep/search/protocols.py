@@ -86,6 +86,9 @@ class Sampler(Protocol):
     def population(self, *, generation: int, parents: Sequence[Genome]) -> list[Candidate]:
         """Return a generation's candidates; an empty list ends the search."""
 
+    def size(self, generation: int) -> int:
+        """Return how many candidates a generation has."""
+
     def learn(self, candidates: Sequence[Candidate]) -> None:
         """Receive the scored candidates of the generation proposed last."""
 

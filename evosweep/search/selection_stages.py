@@ -39,6 +39,23 @@ class Stages:
         if survivors != sorted(survivors, reverse=True) or survivors[-1] != 1:
             raise SettingError("stages", allowed="survivors that fall to 1 in the last stage", got=survivors)
 
+    def tokens_of(self, candidates: int, *, parents: int) -> int:
+        """Return the tokens that a generation is scored on at most, all candidates and stages together.
+
+        Args:
+            candidates: How many are proposed.
+            parents: How many parents compete with them in the last stage.
+        """
+        total = 0
+        alive = candidates
+        for index, stage in enumerate(self.rounds):
+            last = index == len(self.rounds) - 1
+            alive += parents if last else 0
+            if last or alive > stage.survivors:  # else nobody would be left behind, and nobody is scored
+                total += alive * stage.tokens
+                alive = min(alive, stage.survivors)
+        return total if candidates + parents > 1 else 0
+
     @classmethod
     def of(cls, value: object) -> "Stages":
         """Return the stages that a list of mappings describes, as a configuration holds it.

@@ -329,3 +329,20 @@ def test_a_parent_that_is_the_best_again_is_a_trial(problem: Problem, tmp_path) 
         before = recorder.study.trials[trial.user_attrs["duplicate_of"]]
         assert before.user_attrs["levels"] == trial.user_attrs["levels"] and trial.user_attrs["elite"]
     assert allocation_of(recorder.study, recorder.study.trials[recorder.winner]) == result.allocation
+
+
+def test_the_bar_counts_the_tokens_that_a_search_will_score(problem: Problem) -> None:
+    class Watched(Silent):
+        expected: ClassVar[list[int | None]] = []
+        seen: ClassVar[list[int | None]] = []
+
+        def track(self, items, *, description, tokens=None):
+            self.expected.append(tokens)
+            return items
+
+        def note(self, values, *, tokens=None):
+            self.seen.append(tokens)
+
+    result = search(problem, progress=Watched())
+    assert Watched.expected[0] is not None and Watched.seen[-1] == result.generations[-1].tokens
+    assert Watched.seen[-1] <= Watched.expected[0] <= 1.3 * Watched.seen[-1]  # copies of parents are not scored again
