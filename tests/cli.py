@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from hydra.core.global_hydra import GlobalHydra
+from joblib.externals.loky import get_reusable_executor
 
 from evosweep.cli import main
 from evosweep.cli.job import forget_bench
@@ -48,7 +49,12 @@ def workplace(folder: Path) -> Iterator[Path]:
 
 
 def evosweep(*arguments: str) -> int:
-    """Run ``python -m evosweep`` with arguments; return its exit code."""
+    """Run ``python -m evosweep`` with arguments; return its exit code.
+
+    A command is a process of its own: workers that an earlier one's launcher left here have its environment.
+    """
+    if any("joblib" in argument for argument in arguments):
+        get_reusable_executor().shutdown(wait=True)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["evosweep", *arguments])
         patch.setattr(main, "_failures", [])

@@ -110,7 +110,7 @@ def test_a_multirun_exports_the_best_job_of_each_budget(folder: Path, capsys) ->
             run = client.get_run(row["mlflow_run"])
             assert run.data.tags.get("export.path") == row["export"].get("path") and run.info.status == "FINISHED"
     out = capsys.readouterr().out
-    assert out.count("MB on disk") == 2 and out.count("model = load('") == 2
+    assert out.count("MB on disk") == 2 and out.count("model = load_packed('") == 2
 
 
 def test_identity_leaves_out_what_changes_no_figure(folder: Path) -> None:
@@ -137,7 +137,8 @@ def test_failures_of_a_multirun_come_together_at_its_end(folder: Path, capsys) -
 
 
 def test_a_run_has_a_log_and_a_versioned_result(folder: Path) -> None:
-    run = next(folder.glob("runs/repeated/*"))
+    assert evosweep(*TINY, "sampler=uniform", "name=logged", "tracking=none", "export=none") == 0
+    run = next(folder.glob("runs/logged/*"))
     log = (run / "run.log").read_text()
     assert "python -m evosweep model=tiny" in log and "generation 0, val KL" in log
     result = json.loads((run / "result.json").read_text())
