@@ -7,12 +7,12 @@ import sys
 import time
 from pathlib import Path
 
-import mlflow
 import optuna
 import pytest
 from filelock import FileLock
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
+from mlflow.tracking._tracking_service import utils as tracking_service
 
 from evosweep.core.errors import EvosweepError, SettingError
 from evosweep.core.events import GenerationRecord, SearchEnded, SearchResult, SearchStarted, StageRecord
@@ -315,17 +315,14 @@ def test_a_lock_that_another_process_holds_is_one_line(in_tmp, monkeypatch) -> N
 )
 @pytest.mark.parametrize("by", ["setting", "environment"])
 def test_the_link_is_right_for_the_store(uri, link: str, command: str, by: str, in_tmp, monkeypatch) -> None:
-    previous = mlflow.get_tracking_uri()
-    try:
-        mlflow.set_tracking_uri(None)
-        if uri and by == "environment":
-            monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-        tracker = MlflowTracker(experiment="x", uri=uri if by == "setting" else None)
-        tracker.check()
-        assert tracker.link == f"{link}runs?viewStateShareKey=evosweep&workflowType=machine_learning"
-        assert tracker.command == command
-    finally:
-        mlflow.set_tracking_uri(previous)
+    monkeypatch.setattr(tracking_service, "_tracking_uri", None)  # MLflow's setter would pin it for later tests
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    if uri and by == "environment":
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    tracker = MlflowTracker(experiment="x", uri=uri if by == "setting" else None)
+    tracker.check()
+    assert tracker.link == f"{link}runs?viewStateShareKey=evosweep&workflowType=machine_learning"
+    assert tracker.command == command
 
 
 def test_a_server_s_link_holds_no_credentials() -> None:
