@@ -70,7 +70,7 @@ def check_writable(path: Path, *, setting: str, file: bool = False) -> None:
 
 
 def release(folders: Iterable[Path]) -> None:
-    """Remove what claiming left in folders where no run began."""
+    """Remove run folders that were created for this command and in which no run began."""
     for folder in folders:
         (folder / CLAIM).unlink(missing_ok=True)
         remove_empty_folders(folder, stop=Path.cwd())

@@ -130,7 +130,7 @@ def task_of(config: DictConfig, *, folder: Path, resume: bool = False) -> Task:
 
 
 def imply_budget(config: DictConfig, overrides: Sequence[str]) -> None:
-    """Remove the configuration's budget where one of another kind was typed alone.
+    """Set the default budget to null if a budget of another kind was typed without its group.
 
     ``budget.megabytes=100`` then needs no ``budget=megabytes`` beside it.
     """

@@ -91,7 +91,7 @@ class Layout:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Return it as plain JSON values."""
+        """Return the layout as JSON values; ``from_json`` reads them."""
         facts: dict[str, Any] = {"format": self.format, "meta": dict(self.meta), "tensors": list(self.tensors)}
         return facts | ({"parts": {name: part.to_json() for name, part in self.parts.items()}} if self.parts else {})
 

@@ -62,7 +62,7 @@ class Scorer(Protocol):
 
 
 class Sampler(Protocol):
-    """Proposes generations.
+    """A search algorithm: proposes the candidates of every generation and receives their scores.
 
     When a search continues, a sampler whose ``state`` is not empty is restored from it. For any other, ``population``
     and ``learn`` are called again for every recorded generation; it is an error where the proposals differ.
@@ -96,7 +96,7 @@ class Sampler(Protocol):
         """Return numbers about the sampler itself, recorded with every generation."""
 
     def state(self) -> Mapping[str, Any]:
-        """Return, as JSON, what does not follow from the records; empty where all does."""
+        """Return the JSON state that cannot be rebuilt from the recorded generations; empty if there is none."""
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Continue from what ``state`` returned."""

@@ -45,7 +45,7 @@ class Calibration:
 
 @dataclass
 class Walk:
-    """One build of a store.
+    """Builds the payloads of one level store, block by block.
 
     Attributes:
         plan: Units and levels.

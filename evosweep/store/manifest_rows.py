@@ -111,7 +111,7 @@ class ManifestUnit:
         return _UNIT.validate_python(row)
 
     def to_json(self) -> dict[str, Any]:
-        """Return it as plain JSON values, without fields that have their defaults."""
+        """Return the unit as JSON values, without fields that have their defaults."""
         row: dict[str, Any] = _UNIT.dump_python(self, mode="json", exclude_defaults=True)
         return row
 
