@@ -14,7 +14,7 @@ from types import ModuleType
 
 import torch
 
-from evosweep.compressors.grid import Grid
+from evosweep.compressors.grid import ColumnGrid, Grid
 from evosweep.core.errors import StoreError
 
 DAMPING_TRIES = 6
@@ -39,12 +39,12 @@ class ColumnRules:
     """What happens to the weights of a span of columns: rounding to a grid, removal by a mask, or both.
 
     Attributes:
-        grid: Grid of each row; None leaves values as they are.
+        grid: Grids of its columns; None leaves values as they are.
         codes: uint8, shape (columns, rows), filled with the chosen codes; given with a grid.
         mask: True where a weight is kept, shape (columns, rows); None keeps all.
     """
 
-    grid: Grid | None = None
+    grid: ColumnGrid | None = None
     codes: torch.Tensor | None = None
     mask: torch.Tensor | None = None
 
@@ -58,16 +58,18 @@ def finalize_columns(span: torch.Tensor, errors: torch.Tensor, factor: torch.Ten
         factor: The span's block of U's diagonal, shape (columns, columns).
         rules: Grid and mask of the span.
     """
-    kernels = working_kernels(span.device) if span.is_cuda else None
+    integer = rules.grid is None or isinstance(rules.grid, Grid)  # what the kernels know
+    kernels = working_kernels(span.device) if span.is_cuda and integer else None
     if kernels is not None:
         kernels.finalize_columns(span, errors, factor, grid=rules.grid, codes=rules.codes, mask=rules.mask)
         return
     for column in range(len(span)):
         final = span[column]
         if rules.grid is not None and rules.codes is not None:
-            chosen = rules.grid.codes(final)
+            grid = rules.grid.at(column)
+            chosen = grid.codes(final)
             rules.codes[column] = chosen
-            final = rules.grid.values(chosen)
+            final = grid.values(chosen)
         if rules.mask is not None:
             final = torch.where(rules.mask[column], final, 0.0)
         torch.sub(span[column], final, out=errors[column]).div_(factor[column, column])

@@ -3,8 +3,26 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Protocol
 
 import torch
+
+
+class RowGrid(Protocol):
+    """The values that the weights of one column, one weight a row, may be rounded to."""
+
+    def codes(self, weight: torch.Tensor) -> torch.Tensor:
+        """Return the code of the value nearest to each weight; both of shape (rows,)."""
+
+    def values(self, codes: torch.Tensor) -> torch.Tensor:
+        """Return the fp32 weights that codes stand for; both of shape (rows,)."""
+
+
+class ColumnGrid(Protocol):
+    """The grids of a span of columns, for the error-compensating column loop."""
+
+    def at(self, column: int) -> RowGrid:
+        """Return the grid of a column, by its index in the span."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +49,7 @@ class Grid:
             weight: Values of one group, shape (rows, group).
             top: Largest code of each row, shape (rows,).
             symmetric: Whether the zero is the middle code (top + 1) / 2.
-                coarse: Whether scales are rounded to bfloat16, too, for formats that keep scales in the model's type.
+            coarse: Whether scales are rounded to bfloat16, too, for formats that keep scales in the model's type.
         """
         low = weight.amin(dim=1).clamp(max=0)
         high = weight.amax(dim=1).clamp(min=0)
@@ -47,6 +65,11 @@ class Grid:
         )  # which may only lose digits: the value is one of fp16's, too
         zero = (top + 1) / 2 if symmetric else torch.round(-low / scale).clamp(min=0).minimum(top)
         return cls(scale, zero, top)
+
+    def at(self, column: int) -> "Grid":
+        """Return the grid of a column of the group: the same for all."""
+        del column
+        return self
 
     @cached_property
     def inverse(self) -> torch.Tensor:
