@@ -18,6 +18,7 @@ from evosweep.models.load import LoadedModel
 from evosweep.samplers.base import PopulationSampler
 from evosweep.search.plan import Plan
 from evosweep.search.protocols import Scorer
+from evosweep.store.units import Units
 from evosweep.tracking.base import Tracker
 from evosweep.tracking.report import Report
 
@@ -29,13 +30,14 @@ class Exporter(Protocol):
     def enabled(self) -> bool:
         """Whether to export at all."""
 
-    def check(self, compressor: Compressor, drop: Drop, anatomy: Anatomy) -> None:
+    def check(self, compressor: Compressor, drop: Drop, anatomy: Anatomy, units: Units | None = None) -> None:
         """Raise SettingError where what a search may choose cannot be written.
 
         Args:
             compressor: Makes the levels.
             drop: What may be dropped.
             anatomy: The model.
+            units: What is a unit beside the layers of the blocks.
         """
 
     def export(

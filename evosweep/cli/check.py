@@ -17,6 +17,7 @@ SECTIONS = (
     "tokens",
     "compressor",
     "drop",
+    "units",
     "store",
     "evaluate",
     "budget",

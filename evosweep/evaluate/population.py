@@ -8,7 +8,7 @@ import functools
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -21,16 +21,19 @@ from evosweep.core.problem import Genome, Problem
 from evosweep.data.tokens import TokenSplit
 from evosweep.evaluate.level_weights import LevelWeights, bytes_of
 from evosweep.evaluate.memory import Resources, per_token, plan_memory
+from evosweep.evaluate.outer import OuterUnits
 from evosweep.evaluate.routing import distinct_rows, groups_of, levels_in
 from evosweep.fitness.base import Fitness, Outputs, rows_at_once
 from evosweep.models.anatomy import Anatomy
 from evosweep.models.device import moved, tf32
 from evosweep.models.dropping import DropEffect, silenced_rows
 from evosweep.models.fused import compile_norms, fused_rotary
+from evosweep.models.head import Head
 from evosweep.models.slots import Slot
 from evosweep.store.manifest import LevelStore
 
 Genomes = npt.NDArray[np.int64]
+Targets = Mapping[str, Mapping[str, torch.Tensor]]  # of one window, by fitness
 logger = logging.getLogger(__name__)
 
 
@@ -67,6 +70,7 @@ class Evaluator:
         self.majority = majority
         self.drops = store.drops
         self._blocks = _units_by_block(anatomy, store, self.drops)
+        self._outer = OuterUnits.of(anatomy, store.units)
         self._gates = Problem(units=store.units, budget=sum(unit.levels[-1].cost for unit in store.units))
         longest = max(split.seq_len for split in splits.values())
         self.plan = plan_memory(self.resources, anatomy, store.units, seq_len=longest)
@@ -76,6 +80,7 @@ class Evaluator:
         self._targets: ByteLRU[dict[str, torch.Tensor]] = ByteLRU(
             limit=self.plan.targets, size=lambda tensors: sum(map(bytes_of, tensors.values()))
         )
+        self._heads: ByteLRU[Head] = ByteLRU(limit=self.plan.targets, size=lambda head: 2 * bytes_of(head.weight))
         self.validated: dict[bytes | None, dict[str, float]] = {}
         self.validated_windows: dict[bytes | None, list[float]] = {}
         self._compiled = self.resources.compiles(anatomy.device)
@@ -126,18 +131,18 @@ class Evaluator:
         if genomes is not None and self._gates.gating.any():  # so that they share rows
             genomes = np.stack([np.where(self._gates.alive(genome), genome, 0) for genome in genomes])
         with torch.inference_mode(), tf32(allowed=self.resources.tf32), self._fused():
-            dense = [
-                self._dense(split, int(window), fitness, chosen.shape[1], losses=genomes is None) for window in windows
-            ]
             if genomes is None:
-                return {one.name: self._finite([found[one.name]["loss"] for found in dense]) for one in fitness}
+                alone = [self._dense(split, int(window), fitness, chosen.shape[1], losses=True) for window in windows]
+                return {one.name: self._finite([found[one.name]["loss"] for found in alone]) for one in fitness}
+            dense = [self._targets_by_head(genomes, split, int(window), fitness, chosen.shape[1]) for window in windows]
             return self._in_chunks(genomes, chosen, fitness, dense)
 
     def logits(self, genome: Genome | None, tokens: torch.Tensor) -> torch.Tensor:
         """Return fp32 logits (tokens, vocabulary) of one genome for one row of token ids (1, tokens)."""
         with torch.inference_mode():
             hidden, _ = self._hidden(None if genome is None else genome[None], tokens.to(self.anatomy.device))
-            return self.anatomy.head.logits(hidden[0].flatten(0, 1))
+            level = None if genome is None else self._outer.head_level(genome)
+            return self._head(level).logits(hidden[0].flatten(0, 1))
 
     def weight(self, unit: int, level: int) -> torch.Tensor:
         """Return the weight (out, in) of a level, both by index, on the model's device in its type."""
@@ -162,7 +167,7 @@ class Evaluator:
         genomes: Genomes,
         windows: npt.NDArray[np.int64],
         fitness: Sequence[Fitness],
-        targets: Sequence[Mapping[str, Mapping[str, torch.Tensor]]],
+        targets: Sequence[Mapping[int | None, Targets]],
     ) -> dict[str, npt.NDArray[np.float32]]:
         """Return the losses of a population, computed in as many chunks as memory asks for."""
         shape = (len(genomes), len(windows), windows.shape[1] - 1)
@@ -202,24 +207,74 @@ class Evaluator:
         genomes: Genomes,
         windows: npt.NDArray[np.int64],
         fitness: Sequence[Fitness],
-        targets: Sequence[Mapping[str, Mapping[str, torch.Tensor]]],
+        targets: Sequence[Mapping[int | None, Targets]],
     ) -> dict[str, npt.NDArray[np.float32]]:
         """Return the losses of each genome on each token of some windows."""
         tokens = moved(windows, self.anatomy.device)
         hidden, rows = self._hidden(genomes, tokens)
+        shape = (len(genomes), len(windows), windows.shape[1] - 1)
+        losses = {one.name: np.empty(shape, dtype=np.float32) for one in fitness}
+        for group in self._outer.by_head(genomes, rows):
+            states = hidden if group.states is None else hidden[moved(group.states, hidden.device)]
+            wanted = [window[group.level] for window in targets]
+            for name, values in self._through_head(states, tokens, fitness, wanted, group.level).items():
+                losses[name][group.members] = values.cpu().numpy()[group.rows]
+        return losses
+
+    def _through_head(
+        self,
+        hidden: torch.Tensor,
+        tokens: torch.Tensor,
+        fitness: Sequence[Fitness],
+        targets: Sequence[Targets],
+        level: int | None,
+    ) -> dict[str, torch.Tensor]:
+        """Return each fitness's loss on every token, shape (rows, windows, tokens - 1), for rows at one head level.
+
+        Args:
+            hidden: Final hidden states (rows, windows, seq_len, hidden).
+            tokens: Token ids (windows, seq_len).
+            fitness: What to compute.
+            targets: Of each window, for this level of the head.
+            level: Level of the head; None is the dense one.
+        """
+        head = self._head(level)
+        dense = None if level is None else self.anatomy.head
         losses = {one.name: torch.empty(hidden[..., 1:, 0].shape, device=hidden.device) for one in fitness}
-        at_once = rows_at_once(self.anatomy.head, windows.shape[1] - 1, compiled=self._compiled)
+        at_once = rows_at_once(head, tokens.shape[1] - 1, compiled=self._compiled)
         for index, window in enumerate(tokens):
             for start in range(0, len(hidden), at_once):
                 states = hidden[start : start + at_once, index, :-1]
-                outputs = Outputs(
-                    self.anatomy.head, states.flatten(0, 1), window[1:].repeat(len(states)), compiled=self._compiled
-                )
+                labels = window[1:].repeat(len(states))
+                outputs = Outputs(head, states.flatten(0, 1), labels, compiled=self._compiled, other=dense)
                 for one in fitness:
                     wanted = {name: _repeated(kept, len(states)) for name, kept in targets[index][one.name].items()}
                     found = one.losses(outputs, wanted).view(len(states), -1)
                     losses[one.name][start : start + len(states), index] = found
-        return {name: values.cpu().numpy()[rows] for name, values in losses.items()}
+        return losses
+
+    def _head(self, level: int | None) -> Head:
+        """Return the head at one of its levels; None is the dense one."""
+        if level is None or self._outer.head is None:
+            return self.anatomy.head
+        weight = self.levels.weight((self._outer.head, level))
+        return self._heads.get(level, lambda: self.anatomy.head.with_weight(weight))
+
+    def _embedded(self, genomes: Genomes | None, tokens: torch.Tensor) -> tuple[torch.Tensor, npt.NDArray[np.int64]]:
+        """Return the first block's input (distinct embedding levels, windows, seq_len, hidden), each genome's row.
+
+        Arguments as for ``_hidden``.
+        """
+        unit = self._outer.embedding
+        if genomes is None or unit is None:
+            states = self.anatomy.embed(tokens)[None]
+            return states, np.zeros(1 if genomes is None else len(genomes), dtype=np.int64)
+        levels, rows = np.unique(genomes[:, unit], return_inverse=True)
+        found = []
+        for level in levels.tolist():
+            with self.anatomy.outer["embedding"].with_weight(self.levels.weight((unit, level))):
+                found.append(self.anatomy.embed(tokens))
+        return torch.stack(found), rows.astype(np.int64)
 
     def _hidden(self, genomes: Genomes | None, tokens: torch.Tensor) -> tuple[torch.Tensor, npt.NDArray[np.int64]]:
         """Return final hidden states (distinct genomes, windows, seq_len, hidden), and each genome's row in them.
@@ -229,8 +284,7 @@ class Evaluator:
             tokens: Token ids (windows, seq_len).
         """
         anatomy = self.anatomy
-        states = anatomy.embed(tokens)[None]
-        rows = np.zeros(1 if genomes is None else len(genomes), dtype=np.int64)
+        states, rows = self._embedded(genomes, tokens)
         for block, units in enumerate(self._blocks):
             if genomes is not None and block + 1 < len(self._blocks):
                 self.levels.prefetch(_wanted(self._blocks[block + 1], genomes))
@@ -276,8 +330,45 @@ class Evaluator:
             done = self.anatomy.run_block(block, given.flatten(0, 1)).unflatten(0, given.shape[:2])
         return done if rows is None else states.index_copy(0, rows, done)
 
+    def _targets_by_head(
+        self, genomes: Genomes, split: str, window: int, fitness: Sequence[Fitness], length: int
+    ) -> dict[int | None, dict[str, dict[str, torch.Tensor]]]:
+        """Return each fitness's targets on one window, by level of the head, for the levels that genomes have.
+
+        Args:
+            genomes: Level indices (genomes, units).
+            split: Name of the token split.
+            window: Index of the window.
+            fitness: What to compute.
+            length: Number of tokens.
+        """
+        dense = self._dense_outputs(split, window)
+        return {
+            level: self._dense(split, window, fitness, length, losses=False, level=level, outputs=dense)
+            for level in self._outer.head_levels(genomes)
+        }
+
+    def _dense_outputs(self, split: str, window: int) -> Callable[[], Outputs]:
+        """Return a function that runs the dense model on one window, at most once."""
+
+        @functools.cache
+        def outputs() -> Outputs:
+            tokens = moved(self.splits[split].windows[window][None], self.anatomy.device)
+            hidden, _ = self._hidden(None, tokens)
+            return Outputs(self.anatomy.head, hidden[0, 0, :-1], tokens[0, 1:], compiled=self._compiled)
+
+        return outputs
+
     def _dense(
-        self, split: str, window: int, fitness: Sequence[Fitness], length: int, *, losses: bool
+        self,
+        split: str,
+        window: int,
+        fitness: Sequence[Fitness],
+        length: int,
+        *,
+        losses: bool,
+        level: int | None = None,
+        outputs: Callable[[], Outputs] | None = None,
     ) -> dict[str, dict[str, torch.Tensor]]:
         """Return each fitness's targets on the first tokens of one window, and with ``losses`` the dense ``loss``.
 
@@ -289,18 +380,15 @@ class Evaluator:
             fitness: What to compute.
             length: Number of tokens.
             losses: Whether the dense model's own loss is wanted.
+            level: The head's level that the targets are for; None is the dense head.
+            outputs: Runs the dense model, where several levels share it.
         """
-
-        @functools.cache
-        def outputs() -> Outputs:
-            tokens = moved(self.splits[split].windows[window][None], self.anatomy.device)
-            hidden, _ = self._hidden(None, tokens)
-            return Outputs(self.anatomy.head, hidden[0, 0, :-1], tokens[0, 1:], compiled=self._compiled)
-
+        run = outputs or self._dense_outputs(split, window)
         found = {}
         for one in fitness:
-            targets = self._targets.get((one.name, split, window), functools.partial(_targets, one, outputs))
-            kept = {**targets, "loss": one.losses(outputs(), targets)} if losses else targets
+            make = functools.partial(_targets, one, run, None if level is None else self._head(level))
+            targets = self._targets.get((one.name, split, window, level), make)
+            kept = {**targets, "loss": one.losses(run(), targets)} if losses else targets
             found[one.name] = {name: tensor[: length - 1] for name, tensor in kept.items()}  # a causal model's prefix
         return found
 
@@ -361,5 +449,5 @@ def _repeated(tensor: torch.Tensor, times: int) -> torch.Tensor:
     return tensor if times == 1 else tensor.repeat(times, *(1 for _ in tensor.shape[1:]))
 
 
-def _targets(fitness: Fitness, dense: Callable[[], Outputs]) -> dict[str, torch.Tensor]:
-    return fitness.targets(dense())
+def _targets(fitness: Fitness, dense: Callable[[], Outputs], head: Head | None) -> dict[str, torch.Tensor]:
+    return fitness.targets(replace(dense(), other=head))

@@ -98,6 +98,7 @@ class StoreBuilder:
             "propagate": self.settings.propagate,
             "token_weighting": self.settings.token_weighting,
             "layer_errors": self.settings.layer_errors,
+            **({"units": plan.outer.describe()} if plan.outer.any else {}),
         }
 
     @staticmethod
