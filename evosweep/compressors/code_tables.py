@@ -30,12 +30,12 @@ class CodeTables:
     and for a pair ``index of one · (2·limit[c] + 2) + index of the other``.
 
     Attributes:
-        limit: Largest number with a code word, int64, shape (contexts,).
+        limit: Largest number with a code word, int32, shape (contexts,).
         first: Number of a context's first symbol, int64, shape (contexts,).
-        root: Tree node where a context's words begin, int64, shape (contexts,).
-        length: Bits of each symbol's word, int64, shape (symbols,).
-        word: The words, the first bit highest, int64, shape (symbols,).
-        child: Next node after a bit, ``child[2·node + bit]``; ``−1 − index`` at a symbol, int64, shape (2 · nodes,).
+        root: Tree node where a context's words begin, int32, shape (contexts,).
+        length: Bits of each symbol's word, int32, shape (symbols,).
+        word: The words, the first bit highest, int32, shape (symbols,).
+        child: Next node after a bit, ``child[node + bit]``; ``−1 − index`` at a symbol, int32, shape (children,).
         rate: Expected bits a number, by context, fp64.
     """
 
@@ -75,14 +75,20 @@ def _tables() -> CodeTables:
         length, word = _code_words(tree, len(counts))
         limits.append(limit)
         firsts.append(len(lengths))
-        roots.append(len(children) // 2)
-        base = len(children) // 2
-        children += [child if child < 0 else child + base for child in tree]
+        roots.append(len(children))
+        children += [child if child < 0 else 2 * child + roots[-1] for child in tree]
         lengths += length
         words += word
         rates.append(float(np.dot(counts, length)) / sum(counts) / numbers)
-    whole = (limits, firsts, roots, lengths, words, children)
-    return CodeTables(*(torch.tensor(values) for values in whole), rate=torch.tensor(rates, dtype=torch.float64))
+    return CodeTables(
+        limit=torch.tensor(limits, dtype=torch.int32),
+        first=torch.tensor(firsts),
+        root=torch.tensor(roots, dtype=torch.int32),
+        length=torch.tensor(lengths, dtype=torch.int32),
+        word=torch.tensor(words, dtype=torch.int32),
+        child=torch.tensor(children, dtype=torch.int32),
+        rate=torch.tensor(rates, dtype=torch.float64),
+    )
 
 
 def _single_counts(spread: float) -> tuple[int, list[int]]:

@@ -337,9 +337,7 @@ def _unfit(found: Rounded | None, job: Job, attempt: int) -> bool:
     return found is None or (attempt < 2 and job.bits - found.bits > WASTE and bool(found.numbers.any()))
 
 
-def rounded(
-    jobs: Sequence[Job], shared: Columns, log_steps: Sequence[float], *, column_block: int
-) -> list[Rounded]:
+def rounded(jobs: Sequence[Job], shared: Columns, log_steps: Sequence[float], *, column_block: int) -> list[Rounded]:
     """Return layers rounded with their steps, column by column, each column's error moved onto those after it.
 
     In units of the columns' steps all columns have one grid a row, so the column loop of integer grids serves.

@@ -65,7 +65,7 @@ def cell_table(dimension: int, sizes: tuple[int, ...], device: torch.device) -> 
     for grid, offset in zip(grids, offsets, strict=True):
         parts = []
         for some in cells.split(max(1, AT_ONCE // len(grid))):
-            distance = torch.cdist(some, grid)
+            distance = torch.cdist(some, grid, compute_mode="donot_use_mm_for_euclid_dist")
             within = distance <= distance.amin(dim=1, keepdim=True) + diagonal
             most = int(within.sum(dim=1).amax())
             index = distance.topk(most, dim=1, largest=False).indices

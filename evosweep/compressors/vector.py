@@ -130,10 +130,11 @@ class VectorGrids:
         result: dict[str, dict[str, Payload]] = {name: {} for name in weights}
         for (name, level), (codes, scales, error) in zip(jobs, made, strict=True):
             width = level.spec.points.bit_length() - 1
-            meta = {"rows": weights[name].shape[0], "columns": weights[name].shape[1], "dimension": self.dimension}
-            meta |= {"width": width, "seed": self.seed, "rotated": self.rotate}
+            rows, columns = weights[name].shape
+            meta = {"rows": rows, "columns": columns, "dimension": self.dimension, "width": width}
+            turned_back = {"seed": self.seed, "rotated": self.rotate}
             tensors = vector_grid.encode(codes=codes, scales=scales, width=width)
-            result[name][level.name] = Payload(vector_grid.__name__, tensors, meta, error=error)
+            result[name][level.name] = Payload(vector_grid.__name__, tensors, meta | turned_back, error=error)
         return result
 
     def _rotated(self, weight: torch.Tensor, gram: torch.Tensor) -> torch.Tensor:
@@ -187,8 +188,8 @@ class VectorRules:
 def finalize_vectors(span: torch.Tensor, errors: torch.Tensor, factor: torch.Tensor, rules: VectorRules) -> None:
     """Round the columns of a span, as many together as the grids have dimensions, in place, moving errors onwards.
 
-    Of the points that may be nearest, that with the least Σ eⱼ² is taken, where eⱼ = (wⱼ − qⱼ − Σ_{i<j} Uᵢⱼ·eᵢ) / Uⱼⱼ is
-    what GPTQ's loop makes of a column's change.
+    Of the points that may be nearest, that with the least Σ eⱼ² is taken, where eⱼ is what GPTQ's loop makes of a
+    column's change: (wⱼ − qⱼ − Σ_{i<j} Uᵢⱼ·eᵢ) / Uⱼⱼ.
 
     Args:
         span: Weights transposed, fp32, contiguous, shape (columns, rows); holds the final values at the end.
@@ -251,8 +252,8 @@ def quantize(
             members = work[columns.start : columns.start + group]
             spread = members.square().mean(dim=0).sqrt_().mul_(scale_factor)
             scales.append(spread.half().float().clamp_(min=2.0**-24))
-        places = slice(columns.start // dimension, columns.stop // dimension)
-        return VectorRules(table, grid, scales[-1], codes[places])
+        vectors = slice(columns.start // dimension, columns.stop // dimension)
+        return VectorRules(table, grid, scales[-1], codes[vectors])
 
     factor = factorize(gram, damping=damping)
     block = max(dimension, column_block - column_block % dimension)

@@ -128,26 +128,27 @@ def decode(
 
 
 def decode_numbers(stream: torch.Tensor, spreads: Spreads) -> torch.Tensor:
-    """Return the whole numbers that a stream of codes stands for, int64, shape (rows, columns)."""
+    """Return the whole numbers that a stream of codes stands for, int32, shape (rows, columns)."""
     tables = code_tables(stream.device)
     context, paired, order = _contexts(spreads)
     bits = unpack(stream[None], 1, 8 * len(stream))
-    tokens = torch.cat([context[paired], context[~paired].repeat(2)])
+    limits = tables.limit[context]
+    single = ~paired
+    tokens = torch.cat([context[paired], context[single].repeat(2)])
     index, position = _read(bits, tables.root[tokens], tables.child)
-    limit = tables.limit[tokens]
-    base = 2 * limit + 2
-    pairs = int(paired.sum())
-    first = torch.cat([index[:pairs] // base[:pairs], index[pairs:]])
-    found = [first - limit, index[:pairs] % base[:pairs] - limit[:pairs]]
-    singles = (len(tokens) - pairs) // 2
-    halves = torch.empty((2, *context.shape), dtype=torch.int64, device=stream.device)
-    halves[0][paired], halves[1][paired] = found[0][:pairs], found[1]
-    halves[0][~paired], halves[1][~paired] = found[0][pairs:].split(singles) if singles else (found[1][:0],) * 2
-    most = torch.stack([tables.limit[context]] * 2)
-    escapes = halves > most
-    raw = bits[position : position + ESCAPE_WIDTH * int(escapes.sum())].view(-1, ESCAPE_WIDTH).long()
-    halves[escapes] = (raw << torch.arange(ESCAPE_WIDTH, device=raw.device)).sum(dim=1) - ZERO
-    numbers = torch.empty((2 * len(context), context.shape[1]), dtype=torch.int64, device=stream.device)
+    pairs, singles = index.split([int(paired.sum()), 2 * int(single.sum())])
+    halves = torch.empty((2, *context.shape), dtype=torch.int32, device=stream.device)
+    base = 2 * limits[paired] + 2
+    first = pairs // base
+    halves[0, paired] = first
+    halves[1, paired] = pairs - first * base
+    halves[:, single] = singles.view(2, -1)
+    halves -= limits
+    escapes = halves > limits
+    behind = bits[position : position + ESCAPE_WIDTH * int(escapes.sum())].view(-1, ESCAPE_WIDTH).int()
+    shifts = torch.arange(ESCAPE_WIDTH, device=bits.device)
+    halves[escapes] = (behind << shifts).sum(dim=1, dtype=torch.int32) - ZERO
+    numbers = torch.empty((2 * len(context), context.shape[1]), dtype=torch.int32, device=stream.device)
     numbers[order] = halves.transpose(0, 1).reshape(numbers.shape)
     return numbers[: len(spreads.rows)]
 
@@ -213,17 +214,16 @@ def _read(bits: torch.Tensor, node: torch.Tensor, child: torch.Tensor) -> tuple[
 
     Args:
         bits: The stream's, uint8.
-        node: Where each symbol's tree begins, shape (symbols,).
+        node: Root of each symbol's tree, shape (symbols,).
         child: Of ``CodeTables``.
     """
-    index = torch.empty_like(node)
-    open_ones = torch.arange(len(node), device=node.device)
-    position = 0
-    while len(node):
-        reached = child[2 * node + bits[position : position + len(node)]]
-        position += len(node)
-        ended = reached < 0
-        index[open_ones[ended]] = -1 - reached[ended]
-        open_ones = open_ones[~ended]
-        node = reached[~ended]
-    return index, position
+    reached = child[node + bits[: len(node)]]
+    position = len(node)
+    index = reached.clone()
+    open_ones = (reached >= 0).nonzero()[:, 0]
+    while len(open_ones):
+        reached = child[index[open_ones] + bits[position : position + len(open_ones)]]
+        position += len(open_ones)
+        index[open_ones] = reached
+        open_ones = open_ones[(reached >= 0).nonzero()[:, 0]]
+    return -1 - index, position

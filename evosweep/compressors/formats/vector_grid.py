@@ -36,7 +36,13 @@ def bits(*, rows: int, columns: int, dimension: int, width: int, group: int) -> 
 
 @functools.cache
 def grid_points(dimension: int, points: int, device: torch.device) -> torch.Tensor:
-    """Return the MSE-optimal grid of the standard normal distribution, fp32, shape (points, dimension)."""
+    """Return the MSE-optimal grid of the standard normal distribution, fp32, shape (points, dimension).
+
+    Args:
+        dimension: 1 or 2.
+        points: One of ``sizes``.
+        device: Where the grid is needed.
+    """
     return _grids()[f"{dimension}x{points}"].to(device)
 
 
@@ -113,5 +119,7 @@ def unrotated(weight: torch.Tensor, *, seed: int, sides: str) -> torch.Tensor:
     if sides == "none":
         return weight
     if sides == "both":
-        weight = Rotation.of(weight.shape[0], seed=seed, device=weight.device).undo(weight.T.contiguous()).T.contiguous()
+        weight = (
+            Rotation.of(weight.shape[0], seed=seed, device=weight.device).undo(weight.T.contiguous()).T.contiguous()
+        )
     return Rotation.of(weight.shape[1], seed=seed, device=weight.device).undo(weight)
