@@ -78,7 +78,12 @@ class StaticGrids:
 
 
 def fit_by_rows(
-    weight: torch.Tensor, searches: Sequence[GridSearch | None], *, top: torch.Tensor, symmetric: bool, coarse: bool
+    weight: torch.Tensor,
+    searches: Sequence[GridSearch | None],
+    *,
+    top: torch.Tensor,
+    symmetric: bool,
+    coarse: bool = False,
 ) -> Grid:
     """Return each row's grid, the first rows' by the first search, the next rows' by the next ...; all as many rows.
 
