@@ -7,6 +7,7 @@ import torch
 
 from evosweep.compressors.grid import Grid
 from evosweep.core.checks import check_choice, check_int, check_number
+from evosweep.core.errors import SettingError
 
 GRIDS = ("minmax", "mse")
 AT_ONCE = 2**25  # weights whose grids are searched at once
@@ -30,11 +31,17 @@ class GridSearch:
     def of(cls, *, norm: float, least: float, steps: int) -> "GridSearch":
         """Return a search over ``steps`` factors from 1 to ``least``, evenly spaced.
 
+        Args:
+            norm: Exponent of the error.
+            least: Smallest factor.
+            steps: Number of factors.
+
         Raises:
             SettingError: The norm is below 1, ``least`` is not above 0 and below 1, or there are fewer than two steps.
         """
         check_number("grid_norm", norm, low=1)
-        check_number("grid_least", least, low=0, high=1, exclusive=True)
+        if check_number("grid_least", least, low=0, high=1, exclusive=True) == 1:
+            raise SettingError("grid_least", allowed="above 0 and below 1", got=least)
         check_int("grid_steps", steps, low=2)
         return cls(norm, tuple(1 - (1 - least) * step / (steps - 1) for step in range(steps)))
 

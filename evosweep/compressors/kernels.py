@@ -43,9 +43,9 @@ def _finalize_columns(  # type: ignore[no-untyped-def]
         weight = tl.sum(tl.where((column == column_index)[:, None], work, 0.0), axis=0)
         final = weight
         if GROUPED:
-            place = tl.load(groups + column_index) * rows + row
-            step = tl.load(scale + place, mask=in_range, other=1.0)
-            middle = tl.load(zero + place, mask=in_range, other=0.0)
+            cell = tl.load(groups + column_index) * rows + row
+            step = tl.load(scale + cell, mask=in_range, other=1.0)
+            middle = tl.load(zero + cell, mask=in_range, other=0.0)
         if ROUNDS:
             # Half to even, as torch rounds: what is added and taken away again leaves no room for a fraction.
             code = weight * (1.0 / step) + middle
@@ -74,7 +74,7 @@ def finalize_columns(
     codes: torch.Tensor | None = None,
     mask: torch.Tensor | None = None,
 ) -> None:
-    """Round and prune a span of columns, in place, as ``compensate.finalize_columns`` does.
+    """Round and prune a span of columns, in cell, as ``compensate.finalize_columns`` does.
 
     Args:
         span: Weights transposed, fp32, contiguous, shape (columns, rows); holds the final values at the end.

@@ -186,7 +186,8 @@ class SparseGPTQ:
         if self.order == "activation":
             static = StaticGrids.of(work, fit, group=self.group, top=top)
             order = ColumnOrder.by_activation(gram)
-            work, gram = work[order.columns], order.moment(gram)
+            work = work[order.columns]
+            gram = order.moment(gram)
         factor = factorize(gram, damping=self.damping)
         masks = Masks(work, factor, sizes=sizes, specs=[spec.sparse for spec in specs], block=self.mask_block)
         codes = torch.empty(work.shape, dtype=torch.uint8, device=work.device)
@@ -205,8 +206,10 @@ class SparseGPTQ:
         spans = spans_of(len(work), edges=math.gcd(masks.edges, self.group), block=self.column_block)
         total = sweep(work, factor, spans=spans, rules=rules)
         if static is not None and order is not None:
-            scales, zeros = static.scales.T, static.zeros.T
-            codes, mask = order.back(codes), order.back(masks.mask)
+            scales = static.scales.T
+            zeros = static.zeros.T
+            codes = order.back(codes)
+            mask = order.back(masks.mask)
         else:
             scales, zeros = stack_grids(grids)
             mask = masks.mask
