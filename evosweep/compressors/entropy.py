@@ -77,7 +77,7 @@ class EntropyCoded:
         self.column_block = check_int("column_block", column_block, low=1)
 
     def plan(self, shapes: Mapping[str, tuple[int, int]]) -> dict[str, list[LevelSpec]]:
-        """Return one level a number of bits, named ``2.5bit``.
+        """Return one level a number of bits, named ``2.5bit_coded``.
 
         Raises:
             SettingError: A layer is so small that a level has no room for its codes.
@@ -95,7 +95,7 @@ class EntropyCoded:
                 allowed=f"at least {math.ceil(100 * least / (rows * columns)) / 100} for layers as small as {name}",
                 got=bits,
             )
-        return LevelSpec(f"{bits:g}bit", 8 * size, Nominal("bits", float(bits)), EntropySpec(bits, size))
+        return LevelSpec(f"{bits:g}bit_coded", 8 * size, Nominal("bits", float(bits)), EntropySpec(bits, size))
 
     def compress(
         self, weights: Mapping[str, torch.Tensor], statistics: Statistics, plans: Plans

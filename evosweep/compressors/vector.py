@@ -79,7 +79,7 @@ class VectorGrids:
         self.column_block = check_int("column_block", column_block, low=1)
 
     def plan(self, shapes: Mapping[str, tuple[int, int]]) -> dict[str, list[LevelSpec]]:
-        """Return one level a grid, named by its bits a weight, ``2.5bit``.
+        """Return one level a grid, named by its bits a weight and its dimension, ``2.5bit_2d``.
 
         Raises:
             SettingError: The group or the dimension does not divide some layer's input width.
@@ -96,7 +96,9 @@ class VectorGrids:
                 rows=rows, columns=columns, dimension=self.dimension, width=width, group=self.group or columns
             )
             nominal = width / self.dimension
-            levels.append(LevelSpec(f"{nominal:g}bit", cost, Nominal("bits", nominal), VectorSpec(points)))
+            levels.append(
+                LevelSpec(f"{nominal:g}bit_{self.dimension}d", cost, Nominal("bits", nominal), VectorSpec(points))
+            )
         return levels
 
     def compress(

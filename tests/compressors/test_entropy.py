@@ -88,7 +88,7 @@ def entropy_float64(weight, gram, *, steps, damping: float):
 @pytest.mark.parametrize("bits", [2.5, 4])
 def test_it_equals_a_float64_reference(bits: float) -> None:
     weight, gram = normal(48, 64), gram_of(64)
-    payload = made_by(EntropyCoded(bits=[bits], column_block=16), {"a": weight}, gram)["a"][f"{bits}bit"]
+    payload = made_by(EntropyCoded(bits=[bits], column_block=16), {"a": weight}, gram)["a"][f"{bits}bit_coded"]
     exponents = entropy_int.unpack(payload.tensors["steps"], 5, 64).double().numpy()
     steps = float(payload.tensors["step"]) * 2.0 ** (exponents / 4)
     numbers, pivots = entropy_float64(weight, gram, steps=steps, damping=0.01)
@@ -119,8 +119,8 @@ def test_zeros_and_outliers_are_layers_too() -> None:
     made = made_by(EntropyCoded(bits=[3, 5]), {"zeros": torch.zeros(16, 64), "a": weight}, gram_of(64))
     assert all(float(payload.weight.abs().max()) == 0 for payload in made["zeros"].values())
     whole = float(((weight @ gram_of(64)) * weight).sum())
-    assert made["a"]["5bit"].error < 2e-3 * whole
-    assert float(made["a"]["5bit"].weight[7].abs().max()) == 0
+    assert made["a"]["5bit_coded"].error < 2e-3 * whole
+    assert float(made["a"]["5bit_coded"].weight[7].abs().max()) == 0
 
 
 @pytest.mark.parametrize(
