@@ -310,20 +310,24 @@ def fitted(jobs: Sequence[Job], shared: Columns, *, column_block: int) -> list[R
     rates = [Rates(job.layer, shared.steps) for job in jobs]
     goal = [job.bits - SLACK for job in jobs]
     log_steps = [rate.step_for(bits) for rate, bits in zip(rates, goal, strict=True)]
-    trial = rounded([job.pilot() for job in jobs], shared, log_steps, column_block=column_block)
+    pilots = [job.pilot() for job in jobs]
+    trial = rounded(pilots, shared, log_steps, column_block=column_block)
+    more = [
+        found.bits - Rates(pilot.layer, shared.steps).at(log_step)
+        for found, pilot, log_step in zip(trial, pilots, log_steps, strict=True)
+    ]  # bits a weight than the spreads say
     best: list[Rounded | None] = [None] * len(jobs)
     again = list(range(len(jobs)))
     for attempt in range(TRIES):
-        for index, found in zip(again, trial, strict=True):
-            wanted = rates[index].at(log_steps[index]) + goal[index] - (attempt // 3) * SLACK - found.bits
-            log_steps[index] = rates[index].step_for(wanted)
+        for index in again:
+            log_steps[index] = rates[index].step_for(goal[index] - (attempt // 3) * SLACK - more[index])
         trial = rounded([jobs[i] for i in again], shared, [log_steps[i] for i in again], column_block=column_block)
         for index, found in zip(again, trial, strict=True):
+            more[index] = found.bits - rates[index].at(log_steps[index])
             known = best[index]
             if found.bits <= jobs[index].bits and (known is None or found.bits > known.bits):
                 best[index] = found
-        kept = [i for i, index in enumerate(again) if _unfit(best[index], jobs[index], attempt)]
-        again, trial = [again[i] for i in kept], [trial[i] for i in kept]
+        again = [index for index in again if _unfit(best[index], jobs[index], attempt)]
         if not again:
             break
     missing = [job for job, found in zip(jobs, best, strict=True) if found is None]
@@ -374,8 +378,8 @@ def _spreads(layer: Layer, steps: torch.Tensor, numbers: torch.Tensor, step: flo
     if not math.isfinite(layer.spread):
         return Spreads(layer.rows, layer.columns, steps, LEAST)
     widest = 4 * (layer.spread - math.log2(step))
-    context = widest - layer.rows[:, None] + (layer.columns - steps)
-    expected = (2.0 ** (context / 2)).sum(dtype=torch.float64)
+    squares = 2.0 ** ((widest - layer.rows) / 2), 2.0 ** ((layer.columns - steps) / 2)  # of rows, of columns
+    expected = squares[0].sum(dtype=torch.float64) * squares[1].sum(dtype=torch.float64)
     found = numbers.square().sum(dtype=torch.float64) - numbers.numel() / 12
     wider = 2 * math.log2(max(1.0, float(found / expected)))
     return Spreads(layer.rows, layer.columns, steps, max(LEAST, min(127, round(widest + wider))))

@@ -177,7 +177,7 @@ def _contexts(spreads: Spreads) -> tuple[torch.Tensor, torch.Tensor, torch.Tenso
     rows = torch.cat([rows, rows.amax().reshape(1)]) if len(rows) % 2 else rows
     order = rows.argsort(stable=True)
     by_pair = rows[order].view(-1, 2).sum(dim=1) // 2
-    context = (spreads.widest - by_pair)[:, None] + (spreads.columns - spreads.steps)[None].long()
+    context = (spreads.widest - by_pair)[:, None] + (spreads.columns - spreads.steps)[None]
     context = context.clamp_(LEAST, MOST)
     return context - LEAST, context <= PAIRED, order
 
@@ -185,14 +185,15 @@ def _contexts(spreads: Spreads) -> tuple[torch.Tensor, torch.Tensor, torch.Tenso
 def _words(numbers: torch.Tensor, spreads: Spreads, tables: CodeTables) -> _Words:
     """Return the symbols of a weight, in the order in which they are coded."""
     context, paired, order = _contexts(spreads)
-    rows = torch.nn.functional.pad(numbers.long(), (0, 0, 0, len(numbers) % 2))
-    halves = rows[order].view(-1, 2, numbers.shape[1]).transpose(0, 1)
-    limit = tables.limit[context]
+    rows = torch.nn.functional.pad(numbers.int(), (0, 0, 0, len(numbers) % 2))
+    halves = rows[order].view(-1, 2, numbers.shape[1])
+    limit = tables.limit[context][:, None]
     escapes = halves.abs() > limit
-    index = torch.where(escapes, 2 * limit + 1, halves + limit)
-    pairs = (index[0] * (2 * limit + 2) + index[1] + tables.first[context])[paired]
-    singles = (index + tables.first[context])[:, ~paired].flatten()
-    return _Words(torch.cat([pairs, singles]), halves[escapes] + ZERO)
+    index = torch.where(escapes, limit + 1, halves).add_(limit)
+    first = tables.first[context]
+    pairs = torch.addcmul(index[:, 1] + first, index[:, 0], 2 * limit[:, 0] + 2)[paired]
+    singles = (index + first[:, None]).transpose(0, 1)[:, ~paired].flatten()
+    return _Words(torch.cat([pairs, singles]), halves.transpose(0, 1)[escapes.transpose(0, 1)] + ZERO)
 
 
 def _bit_planes(symbol: torch.Tensor, tables: CodeTables) -> list[torch.Tensor]:
@@ -203,7 +204,7 @@ def _bit_planes(symbol: torch.Tensor, tables: CodeTables) -> list[torch.Tensor]:
     while len(left):
         left = left - 1
         planes.append(((word >> left) & 1).to(torch.uint8))
-        longer = left > 0
+        longer = left.nonzero()[:, 0]
         left = left[longer]
         word = word[longer]
     return planes
