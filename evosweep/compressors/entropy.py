@@ -18,17 +18,10 @@ import torch
 
 from evosweep.compressors.base import LevelSpec, Plans
 from evosweep.compressors.code_tables import LEAST, MOST, code_tables
-from evosweep.compressors.compensate import (
-    ColumnRules,
-    Factor,
-    factorize,
-    spans_of,
-    sums_by_matrix,
-    sweep,
-)
+from evosweep.compressors.compensate import Factor, factorize, spans_of, sums_by_matrix, sweep
+from evosweep.compressors.entropy_steps import StepRules, finalize_steps
 from evosweep.compressors.formats import entropy_int
 from evosweep.compressors.formats.entropy_int import Spreads
-from evosweep.compressors.grid import Grid
 from evosweep.compressors.payload import Payload
 from evosweep.compressors.statistics import SECOND_MOMENT, Statistics
 from evosweep.core.checks import check_int, check_number
@@ -42,7 +35,6 @@ SLACK = 0.004  # bits a weight that a first guess stays below the target
 WASTE = 0.006  # bits a weight that may stay unused
 PILOT_ROWS = 96  # of a layer, at least, on which a first guess is tried
 TRIES = 8
-REACH = 2**12  # largest number of steps; more would leave a sum with it too few digits to be rounded well
 
 
 @dataclass(frozen=True)
@@ -216,6 +208,15 @@ class Layer:
         columns = (2 * by_column.log2()).round_().clamp_(-middle, 2**entropy_int.SPREAD_WIDTH - 1 - middle)
         return cls(weight, widest, classes.long(), columns.long())
 
+    def drawn(self, log_step: float) -> torch.Tensor:
+        """Return how far each row's values are drawn towards zero where the column's step is that of the layer.
+
+        See ``StepRules``; that columns spread differently is left out.
+        """
+        if not math.isfinite(self.spread):
+            return torch.zeros(len(self.weight), device=self.weight.device)
+        return 2.0 ** (self.rows / 2 - 2 * (self.spread - log_step)) / 12
+
 
 @dataclass(frozen=True)
 class Job:
@@ -344,7 +345,7 @@ def _unfit(found: Rounded | None, job: Job, attempt: int) -> bool:
 def rounded(jobs: Sequence[Job], shared: Columns, log_steps: Sequence[float], *, column_block: int) -> list[Rounded]:
     """Return layers rounded with their steps, column by column, each column's error moved onto those after it.
 
-    In units of the columns' steps all columns have one grid a row, so the column loop of integer grids serves.
+    The loop runs in units of the columns' steps.
 
     Args:
         jobs: Layers that share an input.
@@ -356,12 +357,16 @@ def rounded(jobs: Sequence[Job], shared: Columns, log_steps: Sequence[float], *,
     device = shared.factors.device
     steps = (2.0 ** torch.tensor(log_steps, device=device)).half().clamp(min=2.0**-24, max=65504).float()
     scale = steps.repeat_interleave(torch.tensor(sizes, device=device))
-    grid = Grid(scale, torch.full_like(scale, REACH), torch.full_like(scale, 2 * REACH))
+    by_row = torch.cat([job.layer.drawn(log_step) for job, log_step in zip(jobs, log_steps, strict=True)])
     work = torch.cat([job.layer.weight.T for job in jobs], dim=1).div_(shared.factors[:, None])
     before = work.clone()
-    bytes_only = torch.empty(work.shape, dtype=torch.uint8, device=device)  # too narrow: read from the values instead
-    spans = spans_of(len(work), edges=len(work), block=column_block)
-    total = sweep(work, shared.factor, spans=spans, rules=lambda columns: ColumnRules(grid, bytes_only[columns]))
+    total = sweep(
+        work,
+        shared.factor,
+        spans=spans_of(len(work), edges=len(work), block=column_block),
+        rules=lambda columns: StepRules(scale, by_row, shared.factors[columns].square()),
+        finalize=finalize_steps,
+    )
     changes = before.sub_(work).mul_(shared.factors[:, None]).square_().sum(dim=0)
     errors = sums_by_matrix(total.sub_(changes, alpha=shared.damping).clamp_(min=0), sizes)
     made = []
@@ -381,5 +386,5 @@ def _spreads(layer: Layer, steps: torch.Tensor, numbers: torch.Tensor, step: flo
     squares = 2.0 ** ((widest - layer.rows) / 2), 2.0 ** ((layer.columns - steps) / 2)  # of rows, of columns
     expected = squares[0].sum(dtype=torch.float64) * squares[1].sum(dtype=torch.float64)
     found = numbers.square().sum(dtype=torch.float64) - numbers.numel() / 12
-    wider = 2 * math.log2(max(1.0, float(found / expected)))
+    wider = 2 * math.log2(max(0.125, float(found / expected)))
     return Spreads(layer.rows, layer.columns, steps, max(LEAST, min(127, round(widest + wider))))
