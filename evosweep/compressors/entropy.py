@@ -35,6 +35,7 @@ SLACK = 0.004  # bits a weight that a first guess stays below the target
 WASTE = 0.006  # bits a weight that may stay unused
 PILOT_ROWS = 96  # of a layer, at least, on which a first guess is tried
 TRIES = 8
+FINENESS = np.arange(-20, 12, 1 / 16)  # log2 of the widest row's spread over the layer's step: all zeros to 12 bits
 
 
 @dataclass(frozen=True)
@@ -267,31 +268,20 @@ class Rates:
 
     def __init__(self, layer: Layer, steps: torch.Tensor) -> None:
         counts = [torch.bincount(layer.rows), torch.bincount(layer.columns - steps + 64)]
-        rows, columns = (count.double().cpu().numpy() / max(1, int(count.sum())) for count in counts)
-        spread = np.convolve(rows[::-1], columns)  # of context − widest, from −(rows − 1) − 64 on
-        self.share: npt.NDArray[np.float64] = spread
-        self.offset = np.arange(len(spread)) - (len(rows) - 1) - 64.0
-        self.widest = 4 * layer.spread
-        self.curve = code_tables(torch.device("cpu")).rate.numpy()
+        rows, columns = (count.double().cpu().numpy() for count in counts)
+        shares = np.convolve(rows[::-1] / rows.sum(), columns / columns.sum())
+        context = np.arange(len(shares)) - (len(rows) - 1) - 64.0 + 4 * FINENESS[:, None]  # of spread over step
+        curve = code_tables(torch.device("cpu")).rate.numpy()
+        self.bits: npt.NDArray[np.float64] = np.interp(context, np.arange(LEAST, MOST + 1), curve) @ shares
+        self.spread = layer.spread if math.isfinite(layer.spread) else 0.0
 
     def at(self, log_step: float) -> float:
         """Return expected bits a weight for a layer's step, given as log2."""
-        context = self.offset + self.widest - 4 * log_step
-        return float(self.share @ np.interp(context, np.arange(LEAST, MOST + 1), self.curve))
+        return float(np.interp(self.spread - log_step, FINENESS, self.bits))
 
     def step_for(self, bits: float) -> float:
         """Return log2 of the step at which so many bits a weight are expected."""
-        if not math.isfinite(self.widest):
-            return 0.0
-        low = self.widest / 4 - 12  # finer than 7 bits
-        high = self.widest / 4 + 20  # all zeros
-        for _ in range(40):
-            middle = (low + high) / 2
-            if self.at(middle) > bits:
-                low = middle
-            else:
-                high = middle
-        return high
+        return self.spread - float(np.interp(bits, self.bits, FINENESS))
 
 
 def fitted(jobs: Sequence[Job], shared: Columns, *, column_block: int) -> list[Rounded]:
@@ -369,22 +359,34 @@ def rounded(jobs: Sequence[Job], shared: Columns, log_steps: Sequence[float], *,
     )
     changes = before.sub_(work).mul_(shared.factors[:, None]).square_().sum(dim=0)
     errors = sums_by_matrix(total.sub_(changes, alpha=shared.damping).clamp_(min=0), sizes)
-    made = []
-    for job, matrix, step, error in zip(jobs, work.div_(scale).split(sizes, 1), steps, errors, strict=True):
-        numbers = matrix.T.round().int()
-        spreads = _spreads(job.layer, shared.steps, numbers, float(step))
-        bits = entropy_int.coded_bits(numbers, spreads) / numbers.numel()
-        made.append(Rounded(numbers, spreads, step, error, bits))
-    return made
+    numbers = [matrix.T.round().int() for matrix in work.div_(scale).split(sizes, 1)]
+    spreads = _spreads([job.layer for job in jobs], shared.steps, numbers, steps.log2().tolist())
+    taken = torch.stack([entropy_int.coded_bits(*pair) for pair in zip(numbers, spreads, strict=True)]).tolist()
+    rates = [bits / number.numel() for bits, number in zip(taken, numbers, strict=True)]
+    return [Rounded(*facts) for facts in zip(numbers, spreads, steps, errors, rates, strict=True)]
 
 
-def _spreads(layer: Layer, steps: torch.Tensor, numbers: torch.Tensor, step: float) -> Spreads:
-    """Return the spreads of a layer's numbers: those of its weight, and as much wider as the numbers are."""
-    if not math.isfinite(layer.spread):
-        return Spreads(layer.rows, layer.columns, steps, LEAST)
-    widest = 4 * (layer.spread - math.log2(step))
-    squares = 2.0 ** ((widest - layer.rows) / 2), 2.0 ** ((layer.columns - steps) / 2)  # of rows, of columns
-    expected = squares[0].sum(dtype=torch.float64) * squares[1].sum(dtype=torch.float64)
-    found = numbers.square().sum(dtype=torch.float64) - numbers.numel() / 12
-    wider = 2 * math.log2(max(0.125, float(found / expected)))
-    return Spreads(layer.rows, layer.columns, steps, max(LEAST, min(127, round(widest + wider))))
+def _spreads(
+    layers: Sequence[Layer], steps: torch.Tensor, numbers: Sequence[torch.Tensor], log_steps: Sequence[float]
+) -> list[Spreads]:
+    """Return the spreads of layers' numbers: those of the weights, made as much wider as the numbers are.
+
+    Args:
+        layers: The layers.
+        steps: Of their columns.
+        numbers: Of each layer, shape (rows, columns).
+        log_steps: log2 of each layer's step.
+    """
+    square = torch.float64
+    found = [number.square().sum(dtype=square) - number.numel() / 12 for number in numbers]
+    expected = [
+        (2.0 ** (-layer.rows / 2)).sum(dtype=square) * (2.0 ** ((layer.columns - steps) / 2)).sum(dtype=square)
+        for layer in layers
+    ]
+    ratios = (torch.stack(found) / torch.stack(expected)).tolist()
+    result = []
+    for layer, ratio, log_step in zip(layers, ratios, log_steps, strict=True):
+        least = 2.0 ** (2 * (layer.spread - log_step)) / 8 if math.isfinite(layer.spread) else 0.0
+        widest = 2 * math.log2(max(ratio, least, 2.0**LEAST))
+        result.append(Spreads(layer.rows, layer.columns, steps, max(LEAST, min(127, round(widest)))))
+    return result

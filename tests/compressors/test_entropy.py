@@ -49,7 +49,9 @@ def test_numbers_survive_coding_whatever_their_spread(widest: int, rows: int) ->
     numbers = (normal(rows, 40) * 2.0 ** (exponent / 4)).round().clamp(-30000, 30000).int()
     numbers[0, 0] = 30000  # far beyond any spread
     numbers[-1, 3] = -32768
-    size = math.ceil(entropy_int.coded_bits(numbers, spreads) / 8) + entropy_int.side_bits(rows=rows, columns=40) // 8
+    size = (
+        math.ceil(int(entropy_int.coded_bits(numbers, spreads)) / 8) + entropy_int.side_bits(rows=rows, columns=40) // 8
+    )
     tensors = entropy_int.encode(numbers=numbers, spreads=spreads, step=torch.tensor(0.5), size=size)
     assert sum(tensor.nbytes for tensor in tensors.values()) == size
     assert torch.equal(entropy_int.decode_numbers(tensors["codes"], spreads).int(), numbers)
