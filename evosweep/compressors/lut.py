@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.nn.functional import one_hot, pad
 
 from evosweep.compressors.base import LevelSpec, Plans
 from evosweep.compressors.compensate import ColumnRules, Factor, factorize, spans_of, sweep
@@ -87,42 +88,52 @@ class LookupTables:
             StoreError: The second moment stays singular whatever the damping.
         """
         gram = statistics.second_moment
-        factor = factorize(gram, damping=self.damping)
+        jobs = [(name, level) for name in weights for level in plans[name]]
+        alive = {name: torch.where(gram.diagonal() == 0, 0.0, weight.float()) for name, weight in weights.items()}
+        made = self._learned([alive[name] for name, _ in jobs], gram, [level.spec.bits for _, level in jobs])
         result: dict[str, dict[str, Payload]] = {name: {} for name in weights}
-        for name, weight in weights.items():
-            alive = torch.where(gram.diagonal() == 0, 0.0, weight.float())
-            for level in plans[name]:
-                made = self._learned(alive, gram, factor, level.spec.bits)
-                by_row = self.table == "row"
-                tensors = lookup.encode(
-                    codes=made.codes,
-                    tables=made.tables if by_row else made.tables[:1],
-                    scales=None if by_row else made.scales,
-                    width=level.spec.bits,
-                )
-                meta = {"rows": weight.shape[0], "columns": weight.shape[1], "width": level.spec.bits}
-                result[name][level.name] = Payload(lookup.__name__, tensors, meta, error=float(made.errors.sum()))
+        by_row = self.table == "row"
+        for (name, level), mapped_layer in zip(jobs, made, strict=True):
+            width = level.spec.bits
+            tensors = lookup.encode(
+                codes=mapped_layer.codes,
+                tables=mapped_layer.tables if by_row else mapped_layer.tables[:1],
+                scales=None if by_row else mapped_layer.scales,
+                width=width,
+            )
+            meta = {"rows": weights[name].shape[0], "columns": weights[name].shape[1], "width": width}
+            result[name][level.name] = Payload(lookup.__name__, tensors, meta, error=float(mapped_layer.errors.sum()))
         return result
 
-    def _learned(self, weight: torch.Tensor, gram: torch.Tensor, factor: Factor, width: int) -> "Mapped":
-        """Return codes and tables of a layer after all rounds, the best of each row or of the layer."""
-        scales = torch.ones(len(weight), device=weight.device)
-        if self.table == "layer":
-            scales = weight.square().mean(dim=1).sqrt_().half().float().clamp_(min=2.0**-24)
-        importance = gram.diagonal().expand_as(weight)
-        values = weight / scales[:, None]
-        if self.table == "layer":
-            values, importance = values.reshape(1, -1), (importance * scales.square()[:, None]).reshape(1, -1)
-        tables = weighted_means(values, importance, 2**width).expand(len(weight), -1)
+    def _learned(self, weights: Sequence[torch.Tensor], gram: torch.Tensor, widths: Sequence[int]) -> list["Mapped"]:
+        """Return codes and tables of layers that share an input: after all rounds, the best of each row or layer.
+
+        Args:
+            weights: Each (rows, columns).
+            gram: Second moment of their input.
+            widths: Bits a code, of each.
+        """
+        shared = self.table == "layer"
+        factor = factorize(gram, damping=self.damping)
         dead = gram.diagonal() == 0
-        best = mapped(weight, factor, tables, scales, dead=dead, column_block=self.column_block)
-        found = best
+        scales = [row_scales(weight) if shared else torch.ones_like(weight[:, 0]) for weight in weights]
+        tables = [
+            first_table(weight, gram, scale, 2**width, shared=shared)
+            for weight, scale, width in zip(weights, scales, widths, strict=True)
+        ]
+        found = mapped(weights, factor, tables, scales, dead=dead, column_block=self.column_block)
+        best = found
         for _ in range(self.rounds):
-            tables = best_tables(weight, gram, found, shared=self.table == "layer")
-            best = best.better(found.with_tables(tables, weight, gram), shared=self.table == "layer")
-            tables = tables.sort(dim=1).values
-            found = mapped(weight, factor, tables, scales, dead=dead, column_block=self.column_block)
-            best = best.better(found, shared=self.table == "layer")
+            tables = [best_tables(weight, gram, one, shared=shared) for weight, one in zip(weights, found, strict=True)]
+            refitted = [
+                one.with_tables(table, weight, gram) for one, table, weight in zip(found, tables, weights, strict=True)
+            ]
+            tables = [table.sort(dim=1).values for table in tables]
+            found = mapped(weights, factor, tables, scales, dead=dead, column_block=self.column_block)
+            best = [
+                one.better(other, shared=shared).better(again, shared=shared)
+                for one, other, again in zip(best, refitted, found, strict=True)
+            ]
         return best
 
     def describe(self) -> dict[str, Any]:
@@ -234,32 +245,60 @@ def weighted_means(values: torch.Tensor, importance: torch.Tensor, count: int) -
     return means.half().float()
 
 
-def mapped(
-    weight: torch.Tensor,
-    factor: Factor,
-    tables: torch.Tensor,
-    scales: torch.Tensor,
-    *,
-    dead: torch.Tensor,
-    column_block: int,
-) -> Mapped:
-    """Return a layer's codes in its tables, found column by column, each column's error moved onto those after it.
+def row_scales(weight: torch.Tensor) -> torch.Tensor:
+    """Return the root mean square of each row, values of fp16, shape (rows,)."""
+    return weight.square().mean(dim=1).sqrt_().half().float().clamp_(min=2.0**-24)
+
+
+def first_table(
+    weight: torch.Tensor, gram: torch.Tensor, scales: torch.Tensor, count: int, *, shared: bool
+) -> torch.Tensor:
+    """Return the k-means of a layer's rows, or of the layer over its rows' scales, shape (rows, count).
 
     Args:
         weight: Shape (rows, columns).
-        factor: Of the second moment of its input.
-        tables: Values of fp16, rising, shape (rows, values).
-        scales: Of each row, shape (rows,).
+        gram: Second moment of its input; the diagonal weighs the weights.
+        scales: Of each row.
+        count: Values of a table.
+        shared: Whether all rows have one table.
+    """
+    importance = gram.diagonal().expand_as(weight)
+    if not shared:
+        return weighted_means(weight, importance, count)
+    flat = (weight / scales[:, None]).reshape(1, -1)
+    return weighted_means(flat, (importance * scales.square()[:, None]).reshape(1, -1), count).expand(len(weight), -1)
+
+
+def mapped(
+    weights: Sequence[torch.Tensor],
+    factor: Factor,
+    tables: Sequence[torch.Tensor],
+    scales: Sequence[torch.Tensor],
+    *,
+    dead: torch.Tensor,
+    column_block: int,
+) -> list[Mapped]:
+    """Return layers' codes in their tables, found column by column, each column's error moved onto those after it.
+
+    Args:
+        weights: Each (rows, columns), of one input.
+        factor: Of the second moment of the input.
+        tables: Of each layer, values of fp16, rising, shape (rows, values).
+        scales: Of each layer's rows, shape (rows,).
         dead: Which inputs are always zero, so that errors there do not count, shape (columns,).
         column_block: Columns whose effect on later columns is applied at once.
     """
-    work = weight.T.contiguous().clone()
+    rows = [len(weight) for weight in weights]
+    most = max(table.shape[1] for table in tables)
+    values = [table * scale[:, None] for table, scale in zip(tables, scales, strict=True)]
+    grid = TableGrid(torch.cat([pad(value, (0, most - value.shape[1]), value=torch.inf) for value in values]))
+    work = torch.cat([weight.T for weight in weights], dim=1).contiguous()
     codes = torch.empty(work.shape, dtype=torch.uint8, device=work.device)
-    grid = TableGrid(tables * scales[:, None])
     spans = spans_of(len(work), edges=len(work), block=column_block)
     errors = sweep(work, factor, spans=spans, rules=lambda columns: ColumnRules(grid, codes[columns]))
     errors -= torch.where(dead[:, None], work, 0.0).square().sum(dim=0)  # the factor counts them as inputs of size 1
-    return Mapped(codes.T.contiguous(), tables, scales, errors)
+    split = zip(codes.split(rows, 1), tables, scales, errors.split(rows), strict=True)
+    return [Mapped(own.T.contiguous(), *facts) for own, *facts in split]
 
 
 def best_tables(weight: torch.Tensor, gram: torch.Tensor, found: Mapped, *, shared: bool) -> torch.Tensor:
@@ -276,7 +315,7 @@ def best_tables(weight: torch.Tensor, gram: torch.Tensor, found: Mapped, *, shar
     targets = []
     for start in range(0, len(weight), max(1, AT_ONCE // (count * weight.shape[1]))):
         rows = slice(start, start + max(1, AT_ONCE // (count * weight.shape[1])))
-        chosen = torch.nn.functional.one_hot(found.codes[rows].long(), count).float() * found.scales[rows, None, None]
+        chosen = one_hot(found.codes[rows].long(), count).float() * found.scales[rows, None, None]
         moved = (gram @ chosen.view(-1, weight.shape[1], count)).mT  # (rows, count, columns)
         systems.append(moved @ chosen)
         targets.append((moved @ weight[rows, :, None])[:, :, 0])

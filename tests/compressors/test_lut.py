@@ -60,9 +60,8 @@ def test_tables_solve_the_least_squares_problem_of_their_codes() -> None:
     weight, gram = normal(6, 64), gram_of(64)
     factor = factorize(gram, damping=0.01)
     ones, none = torch.ones(6), torch.zeros(64, dtype=torch.bool)
-    found = mapped(
-        weight, factor, weighted_means(weight, ones[:, None].expand(6, 64), 4), ones, dead=none, column_block=8
-    )
+    means = weighted_means(weight, ones[:, None].expand(6, 64), 4)
+    (found,) = mapped([weight], factor, [means], [ones], dead=none, column_block=8)
     tables = best_tables(weight, gram, found, shared=False)
     root = np.linalg.cholesky(gram.double().numpy()).T
     for row in range(6):
