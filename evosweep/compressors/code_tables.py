@@ -31,7 +31,7 @@ class CodeTables:
 
     Attributes:
         limit: Largest number with a code word, int32, shape (contexts,).
-        first: Number of a context's first symbol, int64, shape (contexts,).
+        first: Number of a context's first symbol, int32, shape (contexts,).
         root: Tree node where a context's words begin, int32, shape (contexts,).
         length: Bits of each symbol's word, int32, shape (symbols,).
         word: The words, the first bit highest, int32, shape (symbols,).
@@ -82,7 +82,7 @@ def _tables() -> CodeTables:
         rates.append(float(np.dot(counts, length)) / sum(counts) / numbers)
     return CodeTables(
         limit=torch.tensor(limits, dtype=torch.int32),
-        first=torch.tensor(firsts),
+        first=torch.tensor(firsts, dtype=torch.int32),
         root=torch.tensor(roots, dtype=torch.int32),
         length=torch.tensor(lengths, dtype=torch.int32),
         word=torch.tensor(words, dtype=torch.int32),

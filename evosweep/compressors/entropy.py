@@ -18,17 +18,10 @@ import torch
 
 from evosweep.compressors.base import LevelSpec, Plans
 from evosweep.compressors.code_tables import LEAST, MOST, code_tables
-from evosweep.compressors.compensate import (
-    ColumnRules,
-    Factor,
-    factorize,
-    spans_of,
-    sums_by_matrix,
-    sweep,
-)
+from evosweep.compressors.compensate import Factor, factorize, spans_of, sums_by_matrix, sweep
+from evosweep.compressors.entropy_steps import StepRules, finalize_steps
 from evosweep.compressors.formats import entropy_int
 from evosweep.compressors.formats.entropy_int import Spreads
-from evosweep.compressors.grid import Grid
 from evosweep.compressors.payload import Payload
 from evosweep.compressors.statistics import SECOND_MOMENT, Statistics
 from evosweep.core.checks import check_int, check_number
@@ -42,7 +35,7 @@ SLACK = 0.004  # bits a weight that a first guess stays below the target
 WASTE = 0.006  # bits a weight that may stay unused
 PILOT_ROWS = 96  # of a layer, at least, on which a first guess is tried
 TRIES = 8
-REACH = 2**12  # largest number of steps; more would leave a sum with it too few digits to be rounded well
+FINENESS = np.arange(-20, 12, 1 / 16)  # log2 of the widest row's spread over the layer's step: all zeros to 12 bits
 
 
 @dataclass(frozen=True)
@@ -77,7 +70,7 @@ class EntropyCoded:
         self.column_block = check_int("column_block", column_block, low=1)
 
     def plan(self, shapes: Mapping[str, tuple[int, int]]) -> dict[str, list[LevelSpec]]:
-        """Return one level a number of bits, named ``2.5bit``.
+        """Return one level a number of bits, named ``2.5bit_coded``.
 
         Raises:
             SettingError: A layer is so small that a level has no room for its codes.
@@ -95,7 +88,7 @@ class EntropyCoded:
                 allowed=f"at least {math.ceil(100 * least / (rows * columns)) / 100} for layers as small as {name}",
                 got=bits,
             )
-        return LevelSpec(f"{bits:g}bit", 8 * size, Nominal("bits", float(bits)), EntropySpec(bits, size))
+        return LevelSpec(f"{bits:g}bit_coded", 8 * size, Nominal("bits", float(bits)), EntropySpec(bits, size))
 
     def compress(
         self, weights: Mapping[str, torch.Tensor], statistics: Statistics, plans: Plans
@@ -216,6 +209,15 @@ class Layer:
         columns = (2 * by_column.log2()).round_().clamp_(-middle, 2**entropy_int.SPREAD_WIDTH - 1 - middle)
         return cls(weight, widest, classes.long(), columns.long())
 
+    def drawn(self, log_step: float) -> torch.Tensor:
+        """Return how far each row's values are drawn towards zero where the column's step is that of the layer.
+
+        See ``StepRules``; that columns spread differently is left out.
+        """
+        if not math.isfinite(self.spread):
+            return torch.zeros(len(self.weight), device=self.weight.device)
+        return 2.0 ** (self.rows / 2 - 2 * (self.spread - log_step)) / 12
+
 
 @dataclass(frozen=True)
 class Job:
@@ -266,31 +268,20 @@ class Rates:
 
     def __init__(self, layer: Layer, steps: torch.Tensor) -> None:
         counts = [torch.bincount(layer.rows), torch.bincount(layer.columns - steps + 64)]
-        rows, columns = (count.double().cpu().numpy() / max(1, int(count.sum())) for count in counts)
-        spread = np.convolve(rows[::-1], columns)  # of context − widest, from −(rows − 1) − 64 on
-        self.share: npt.NDArray[np.float64] = spread
-        self.offset = np.arange(len(spread)) - (len(rows) - 1) - 64.0
-        self.widest = 4 * layer.spread
-        self.curve = code_tables(torch.device("cpu")).rate.numpy()
+        rows, columns = (count.double().cpu().numpy() for count in counts)
+        shares = np.convolve(rows[::-1] / rows.sum(), columns / columns.sum())
+        context = np.arange(len(shares)) - (len(rows) - 1) - 64.0 + 4 * FINENESS[:, None]  # of spread over step
+        curve = code_tables(torch.device("cpu")).rate.numpy()
+        self.bits: npt.NDArray[np.float64] = np.interp(context, np.arange(LEAST, MOST + 1), curve) @ shares
+        self.spread = layer.spread if math.isfinite(layer.spread) else 0.0
 
     def at(self, log_step: float) -> float:
         """Return expected bits a weight for a layer's step, given as log2."""
-        context = self.offset + self.widest - 4 * log_step
-        return float(self.share @ np.interp(context, np.arange(LEAST, MOST + 1), self.curve))
+        return float(np.interp(self.spread - log_step, FINENESS, self.bits))
 
     def step_for(self, bits: float) -> float:
         """Return log2 of the step at which so many bits a weight are expected."""
-        if not math.isfinite(self.widest):
-            return 0.0
-        low = self.widest / 4 - 12  # finer than 7 bits
-        high = self.widest / 4 + 20  # all zeros
-        for _ in range(40):
-            middle = (low + high) / 2
-            if self.at(middle) > bits:
-                low = middle
-            else:
-                high = middle
-        return high
+        return self.spread - float(np.interp(bits, self.bits, FINENESS))
 
 
 def fitted(jobs: Sequence[Job], shared: Columns, *, column_block: int) -> list[Rounded]:
@@ -310,20 +301,24 @@ def fitted(jobs: Sequence[Job], shared: Columns, *, column_block: int) -> list[R
     rates = [Rates(job.layer, shared.steps) for job in jobs]
     goal = [job.bits - SLACK for job in jobs]
     log_steps = [rate.step_for(bits) for rate, bits in zip(rates, goal, strict=True)]
-    trial = rounded([job.pilot() for job in jobs], shared, log_steps, column_block=column_block)
+    pilots = [job.pilot() for job in jobs]
+    trial = rounded(pilots, shared, log_steps, column_block=column_block)
+    more = [
+        found.bits - Rates(pilot.layer, shared.steps).at(log_step)
+        for found, pilot, log_step in zip(trial, pilots, log_steps, strict=True)
+    ]  # bits a weight than the spreads say
     best: list[Rounded | None] = [None] * len(jobs)
     again = list(range(len(jobs)))
     for attempt in range(TRIES):
-        for index, found in zip(again, trial, strict=True):
-            wanted = rates[index].at(log_steps[index]) + goal[index] - (attempt // 3) * SLACK - found.bits
-            log_steps[index] = rates[index].step_for(wanted)
+        for index in again:
+            log_steps[index] = rates[index].step_for(goal[index] - (attempt // 3) * SLACK - more[index])
         trial = rounded([jobs[i] for i in again], shared, [log_steps[i] for i in again], column_block=column_block)
         for index, found in zip(again, trial, strict=True):
+            more[index] = found.bits - rates[index].at(log_steps[index])
             known = best[index]
             if found.bits <= jobs[index].bits and (known is None or found.bits > known.bits):
                 best[index] = found
-        kept = [i for i, index in enumerate(again) if _unfit(best[index], jobs[index], attempt)]
-        again, trial = [again[i] for i in kept], [trial[i] for i in kept]
+        again = [index for index in again if _unfit(best[index], jobs[index], attempt)]
         if not again:
             break
     missing = [job for job, found in zip(jobs, best, strict=True) if found is None]
@@ -340,7 +335,7 @@ def _unfit(found: Rounded | None, job: Job, attempt: int) -> bool:
 def rounded(jobs: Sequence[Job], shared: Columns, log_steps: Sequence[float], *, column_block: int) -> list[Rounded]:
     """Return layers rounded with their steps, column by column, each column's error moved onto those after it.
 
-    In units of the columns' steps all columns have one grid a row, so the column loop of integer grids serves.
+    The loop runs in units of the columns' steps.
 
     Args:
         jobs: Layers that share an input.
@@ -352,30 +347,46 @@ def rounded(jobs: Sequence[Job], shared: Columns, log_steps: Sequence[float], *,
     device = shared.factors.device
     steps = (2.0 ** torch.tensor(log_steps, device=device)).half().clamp(min=2.0**-24, max=65504).float()
     scale = steps.repeat_interleave(torch.tensor(sizes, device=device))
-    grid = Grid(scale, torch.full_like(scale, REACH), torch.full_like(scale, 2 * REACH))
+    by_row = torch.cat([job.layer.drawn(log_step) for job, log_step in zip(jobs, log_steps, strict=True)])
     work = torch.cat([job.layer.weight.T for job in jobs], dim=1).div_(shared.factors[:, None])
     before = work.clone()
-    bytes_only = torch.empty(work.shape, dtype=torch.uint8, device=device)  # too narrow: read from the values instead
-    spans = spans_of(len(work), edges=len(work), block=column_block)
-    total = sweep(work, shared.factor, spans=spans, rules=lambda columns: ColumnRules(grid, bytes_only[columns]))
+    total = sweep(
+        work,
+        shared.factor,
+        spans=spans_of(len(work), edges=len(work), block=column_block),
+        rules=lambda columns: StepRules(scale, by_row, shared.factors[columns].square()),
+        finalize=finalize_steps,
+    )
     changes = before.sub_(work).mul_(shared.factors[:, None]).square_().sum(dim=0)
     errors = sums_by_matrix(total.sub_(changes, alpha=shared.damping).clamp_(min=0), sizes)
-    made = []
-    for job, matrix, step, error in zip(jobs, work.div_(scale).split(sizes, 1), steps, errors, strict=True):
-        numbers = matrix.T.round().int()
-        spreads = _spreads(job.layer, shared.steps, numbers, float(step))
-        bits = entropy_int.coded_bits(numbers, spreads) / numbers.numel()
-        made.append(Rounded(numbers, spreads, step, error, bits))
-    return made
+    numbers = [matrix.T.round().int() for matrix in work.div_(scale).split(sizes, 1)]
+    spreads = _spreads([job.layer for job in jobs], shared.steps, numbers, steps.log2().tolist())
+    taken = torch.stack([entropy_int.coded_bits(*pair) for pair in zip(numbers, spreads, strict=True)]).tolist()
+    rates = [bits / number.numel() for bits, number in zip(taken, numbers, strict=True)]
+    return [Rounded(*facts) for facts in zip(numbers, spreads, steps, errors, rates, strict=True)]
 
 
-def _spreads(layer: Layer, steps: torch.Tensor, numbers: torch.Tensor, step: float) -> Spreads:
-    """Return the spreads of a layer's numbers: those of its weight, and as much wider as the numbers are."""
-    if not math.isfinite(layer.spread):
-        return Spreads(layer.rows, layer.columns, steps, LEAST)
-    widest = 4 * (layer.spread - math.log2(step))
-    context = widest - layer.rows[:, None] + (layer.columns - steps)
-    expected = (2.0 ** (context / 2)).sum(dtype=torch.float64)
-    found = numbers.square().sum(dtype=torch.float64) - numbers.numel() / 12
-    wider = 2 * math.log2(max(1.0, float(found / expected)))
-    return Spreads(layer.rows, layer.columns, steps, max(LEAST, min(127, round(widest + wider))))
+def _spreads(
+    layers: Sequence[Layer], steps: torch.Tensor, numbers: Sequence[torch.Tensor], log_steps: Sequence[float]
+) -> list[Spreads]:
+    """Return the spreads of layers' numbers: those of the weights, made as much wider as the numbers are.
+
+    Args:
+        layers: The layers.
+        steps: Of their columns.
+        numbers: Of each layer, shape (rows, columns).
+        log_steps: log2 of each layer's step.
+    """
+    square = torch.float64
+    found = [number.square().sum(dtype=square) - number.numel() / 12 for number in numbers]
+    expected = [
+        (2.0 ** (-layer.rows / 2)).sum(dtype=square) * (2.0 ** ((layer.columns - steps) / 2)).sum(dtype=square)
+        for layer in layers
+    ]
+    ratios = (torch.stack(found) / torch.stack(expected)).tolist()
+    result = []
+    for layer, ratio, log_step in zip(layers, ratios, log_steps, strict=True):
+        least = 2.0 ** (2 * (layer.spread - log_step)) / 8 if math.isfinite(layer.spread) else 0.0
+        widest = 2 * math.log2(max(ratio, least, 2.0**LEAST))
+        result.append(Spreads(layer.rows, layer.columns, steps, max(LEAST, min(127, round(widest)))))
+    return result

@@ -79,7 +79,7 @@ class VectorGrids:
         self.column_block = check_int("column_block", column_block, low=1)
 
     def plan(self, shapes: Mapping[str, tuple[int, int]]) -> dict[str, list[LevelSpec]]:
-        """Return one level a grid, named by its bits a weight, ``2.5bit``.
+        """Return one level a grid, named by its bits a weight and its dimension, ``2.5bit_2d``.
 
         Raises:
             SettingError: The group or the dimension does not divide some layer's input width.
@@ -96,7 +96,9 @@ class VectorGrids:
                 rows=rows, columns=columns, dimension=self.dimension, width=width, group=self.group or columns
             )
             nominal = width / self.dimension
-            levels.append(LevelSpec(f"{nominal:g}bit", cost, Nominal("bits", nominal), VectorSpec(points)))
+            levels.append(
+                LevelSpec(f"{nominal:g}bit_{self.dimension}d", cost, Nominal("bits", nominal), VectorSpec(points))
+            )
         return levels
 
     def compress(
@@ -198,17 +200,20 @@ def finalize_vectors(span: torch.Tensor, errors: torch.Tensor, factor: torch.Ten
         rules: Grids, scales and codes.
     """
     dimension = rules.table.points.shape[1]
-    for start in range(0, len(span), dimension):
+    blocks = factor.unfold(0, dimension, dimension).unfold(1, dimension, dimension).diagonal().permute(2, 0, 1)
+    inverses = torch.linalg.inv(blocks)
+    points = rules.table.points.T.contiguous()
+    for start, inverse in zip(range(0, len(span), dimension), inverses, strict=True):
         stop = start + dimension
-        scaled = (span[start:stop] / rules.scale).T
-        near = rules.table.near(scaled, rules.grid)
-        change = scaled[:, None] - rules.table.points[near]  # (rows, candidates, dimension)
-        moved = torch.linalg.solve_triangular(factor[start:stop, start:stop], change, upper=True, left=False)
-        best = moved.square().sum(dim=2).argmin(dim=1, keepdim=True)
+        scaled = span[start:stop] / rules.scale
+        near = rules.table.near(scaled.T, rules.grid)
+        change = scaled[:, :, None] - points[:, near]  # (dimension, rows, candidates)
+        moved = (inverse.T @ change.view(dimension, -1)).view(change.shape)
+        best = moved.square().sum(dim=0).argmin(dim=1, keepdim=True)
         chosen = near.gather(1, best)[:, 0]
         rules.codes[start // dimension] = (chosen - rules.table.first[rules.grid]).short()
-        errors[start:stop] = moved.gather(1, best[:, :, None].expand(-1, -1, dimension))[:, 0].T * rules.scale
-        span[start:stop] = rules.table.points[chosen].T * rules.scale
+        errors[start:stop] = moved.gather(2, best.expand(dimension, -1, -1))[:, :, 0] * rules.scale
+        span[start:stop] = points[:, chosen] * rules.scale
         span[stop:].addmm_(factor[start:stop, stop:].T, errors[start:stop], alpha=-1)
 
 

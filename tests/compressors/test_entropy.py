@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from evosweep.compressors.code_tables import LEAST, MOST, PAIRED, code_tables
-from evosweep.compressors.entropy import EntropyCoded
+from evosweep.compressors.entropy import EntropyCoded, Layer
 from evosweep.compressors.formats import entropy_int
 from evosweep.compressors.formats.entropy_int import Spreads
 from evosweep.compressors.gptq import GPTQ
@@ -49,7 +49,9 @@ def test_numbers_survive_coding_whatever_their_spread(widest: int, rows: int) ->
     numbers = (normal(rows, 40) * 2.0 ** (exponent / 4)).round().clamp(-30000, 30000).int()
     numbers[0, 0] = 30000  # far beyond any spread
     numbers[-1, 3] = -32768
-    size = math.ceil(entropy_int.coded_bits(numbers, spreads) / 8) + entropy_int.side_bits(rows=rows, columns=40) // 8
+    size = (
+        math.ceil(int(entropy_int.coded_bits(numbers, spreads)) / 8) + entropy_int.side_bits(rows=rows, columns=40) // 8
+    )
     tensors = entropy_int.encode(numbers=numbers, spreads=spreads, step=torch.tensor(0.5), size=size)
     assert sum(tensor.nbytes for tensor in tensors.values()) == size
     assert torch.equal(entropy_int.decode_numbers(tensors["codes"], spreads).int(), numbers)
@@ -73,13 +75,16 @@ def test_words_fill_the_code_and_come_near_the_entropy() -> None:
         assert -0.005 < float(tables.rate[index]) - entropy < most  # what is behind an escape is not counted
 
 
-def entropy_float64(weight, gram, *, steps, damping: float):
-    """Round column by column to multiples of given steps, in float64, as GPTQ's Algorithm 1 without its batching."""
+def entropy_float64(weight, gram, *, steps, drawn, damping: float):
+    """Round column by column to multiples of given steps, in float64, as GPTQ's Algorithm 1 without its batching.
+
+    Values are divided by 1 + drawn before they are rounded.
+    """
     weight, gram = weight.double().numpy().copy(), gram.double().numpy()
     upper = np.linalg.cholesky(np.linalg.inv(gram + damping * np.diag(gram).mean() * np.eye(len(gram)))).T
     numbers = np.zeros_like(weight)
     for column in range(weight.shape[1]):
-        numbers[:, column] = np.round(weight[:, column] / steps[column])
+        numbers[:, column] = np.round(weight[:, column] / steps[column] / (1 + drawn[:, column]))
         error = (weight[:, column] - numbers[:, column] * steps[column]) / upper[column, column]
         weight[:, column + 1 :] -= np.outer(error, upper[column, column + 1 :])
     return numbers, np.diag(upper)
@@ -88,10 +93,12 @@ def entropy_float64(weight, gram, *, steps, damping: float):
 @pytest.mark.parametrize("bits", [2.5, 4])
 def test_it_equals_a_float64_reference(bits: float) -> None:
     weight, gram = normal(48, 64), gram_of(64)
-    payload = made_by(EntropyCoded(bits=[bits], column_block=16), {"a": weight}, gram)["a"][f"{bits}bit"]
+    payload = made_by(EntropyCoded(bits=[bits], column_block=16), {"a": weight}, gram)["a"][f"{bits}bit_coded"]
     exponents = entropy_int.unpack(payload.tensors["steps"], 5, 64).double().numpy()
     steps = float(payload.tensors["step"]) * 2.0 ** (exponents / 4)
-    numbers, pivots = entropy_float64(weight, gram, steps=steps, damping=0.01)
+    by_row = Layer.of(weight, gram).drawn(math.log2(float(payload.tensors["step"]))).double().numpy()
+    drawn = np.outer(by_row, 2.0 ** (exponents / 2))
+    numbers, pivots = entropy_float64(weight, gram, steps=steps, drawn=drawn, damping=0.01)
     assert np.abs(np.log2(steps / pivots) - np.log2(steps / pivots).mean()).max() < 0.3  # in proportion to the pivots
     made = payload.weight.numpy() / steps
     assert (np.round(made) == numbers).mean() >= 0.99
@@ -111,6 +118,14 @@ def test_all_bits_are_used_and_beat_grids_of_groups_at_equal_size() -> None:
     assert coded.error < less.error < plain.error
 
 
+def test_drawing_values_to_zero_is_the_best_trade_of_error_for_bits() -> None:
+    spread, values = 0.8, torch.linspace(-6, 6, 2001, dtype=torch.float64)[:, None]
+    numbers = torch.arange(-8, 9, dtype=torch.float64)
+    bits = numbers.square() / (2 * math.log(2) * spread**2)
+    best = numbers[((values - numbers).square() + 2 * math.log(2) / 12 * bits).argmin(dim=1)]
+    assert torch.equal((values[:, 0] / (1 + 1 / (12 * spread**2))).round(), best)
+
+
 def test_zeros_and_outliers_are_layers_too() -> None:
     weight = normal(32, 64)
     weight[3] *= 100
@@ -119,8 +134,8 @@ def test_zeros_and_outliers_are_layers_too() -> None:
     made = made_by(EntropyCoded(bits=[3, 5]), {"zeros": torch.zeros(16, 64), "a": weight}, gram_of(64))
     assert all(float(payload.weight.abs().max()) == 0 for payload in made["zeros"].values())
     whole = float(((weight @ gram_of(64)) * weight).sum())
-    assert made["a"]["5bit"].error < 2e-3 * whole
-    assert float(made["a"]["5bit"].weight[7].abs().max()) == 0
+    assert made["a"]["5bit_coded"].error < 2e-3 * whole
+    assert float(made["a"]["5bit_coded"].weight[7].abs().max()) == 0
 
 
 @pytest.mark.parametrize(

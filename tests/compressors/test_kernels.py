@@ -71,3 +71,26 @@ def test_kernels_that_fail_are_replaced_by_the_plain_loop_with_a_warning(monkeyp
     monkeypatch.setattr(kernels, "finalize_columns", lambda *_: (_ for _ in ()).throw(RuntimeError("no C compiler")))
     assert find(torch.device(DEVICE)) is None
     assert "Triton does not work here (RuntimeError)" in caplog.text
+
+
+@pytest.mark.parametrize(("columns", "rows"), [(32, 70), (20, 8), (1, 33)])
+def test_the_kernel_of_entropy_coded_steps_equals_the_plain_loop(columns: int, rows: int) -> None:
+    from evosweep.compressors import entropy_kernel
+    from evosweep.compressors.entropy_steps import REACH, StepRules, finalize_steps
+
+    draws = torch.Generator().manual_seed(columns)
+    weight = torch.randn(columns, rows, generator=draws)
+    weight[0, 0] = 1e6
+    whole = (0.1 * torch.randn(columns + 3, columns + 3, generator=draws)).triu() + torch.eye(columns + 3)
+    drawn = StepRules(*(torch.rand(size, generator=draws) + 0.01 for size in (rows, rows, columns)))
+    plain = weight.clone()
+    plain_errors = torch.empty_like(plain)
+    finalize_steps(plain, plain_errors, whole[3:, 3:], drawn)
+    span = weight.clone().to(DEVICE)
+    errors = torch.full_like(span, float("nan"))
+    moved = {name: values.to(DEVICE) for name, values in vars(drawn).items()}
+    entropy_kernel.finalize_steps(span, errors, whole.to(DEVICE)[3:, 3:], **moved, reach=REACH)
+    same = torch.isclose(plain, span.cpu(), atol=1e-5).all(dim=0)  # rows without a tie that is rounded otherwise
+    assert same.float().mean() > 0.95
+    assert torch.allclose(plain_errors[:, same], errors.cpu()[:, same], rtol=1e-4, atol=1e-4)
+    assert float(plain[0, 0]) == pytest.approx(REACH * float(drawn.scale[0]))

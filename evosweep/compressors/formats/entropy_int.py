@@ -62,16 +62,20 @@ def side_bits(*, rows: int, columns: int) -> int:
     return 8 * planes + HEADER_BITS
 
 
-def coded_bits(numbers: torch.Tensor, spreads: Spreads) -> int:
-    """Return the bits that the codes of a weight take, without padding.
+def coded_bits(numbers: torch.Tensor, spreads: Spreads) -> torch.Tensor:
+    """Return the bits that the codes of a weight take, without padding, int64, shape (); nothing waits for the device.
 
     Args:
         numbers: Whole numbers of less than ZERO, shape (rows, columns).
         spreads: Of its rows and columns.
     """
     tables = code_tables(numbers.device)
-    words = _words(numbers, spreads, tables)
-    return int(tables.length[words.symbol].sum()) + ESCAPE_WIDTH * len(words.escaped)
+    context, paired, order = _contexts(spreads)
+    index, escapes, limit = _indices(numbers, order, context, tables)
+    first = tables.first[context]
+    one = torch.where(paired, index[:, 0] * (2 * limit + 2) + index[:, 1], index[:, 0]) + first
+    other = torch.where(paired, 0, tables.length[torch.where(paired, 0, index[:, 1] + first)])
+    return (tables.length[one] + other).sum() + ESCAPE_WIDTH * escapes.sum()
 
 
 def encode(*, numbers: torch.Tensor, spreads: Spreads, step: torch.Tensor, size: int) -> dict[str, torch.Tensor]:
@@ -177,7 +181,7 @@ def _contexts(spreads: Spreads) -> tuple[torch.Tensor, torch.Tensor, torch.Tenso
     rows = torch.cat([rows, rows.amax().reshape(1)]) if len(rows) % 2 else rows
     order = rows.argsort(stable=True)
     by_pair = rows[order].view(-1, 2).sum(dim=1) // 2
-    context = (spreads.widest - by_pair)[:, None] + (spreads.columns - spreads.steps)[None].long()
+    context = (spreads.widest - by_pair)[:, None] + (spreads.columns - spreads.steps)[None]
     context = context.clamp_(LEAST, MOST)
     return context - LEAST, context <= PAIRED, order
 
@@ -185,14 +189,35 @@ def _contexts(spreads: Spreads) -> tuple[torch.Tensor, torch.Tensor, torch.Tenso
 def _words(numbers: torch.Tensor, spreads: Spreads, tables: CodeTables) -> _Words:
     """Return the symbols of a weight, in the order in which they are coded."""
     context, paired, order = _contexts(spreads)
-    rows = torch.nn.functional.pad(numbers.long(), (0, 0, 0, len(numbers) % 2))
-    halves = rows[order].view(-1, 2, numbers.shape[1]).transpose(0, 1)
+    index, escapes, limit = _indices(numbers, order, context, tables)
+    first = tables.first[context]
+    pairs = (index[:, 0] * (2 * limit + 2) + index[:, 1] + first)[paired]
+    singles = (index + first[:, None]).transpose(0, 1)[:, ~paired].flatten()
+    rows = _paired_rows(numbers, order)
+    return _Words(torch.cat([pairs, singles]), rows.transpose(0, 1)[escapes.transpose(0, 1)] + ZERO)
+
+
+def _paired_rows(numbers: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
+    """Return the numbers in pairs of rows, int32, shape (pairs, 2, columns); a row of zeros joins an odd one."""
+    rows = torch.nn.functional.pad(numbers.int(), (0, 0, 0, len(numbers) % 2))
+    return rows[order].view(-1, 2, numbers.shape[1])
+
+
+def _indices(
+    numbers: torch.Tensor, order: torch.Tensor, context: torch.Tensor, tables: CodeTables
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return every number's index in its context, which are escapes (both (pairs, 2, columns)), and contexts' limits.
+
+    Args:
+        numbers: Shape (rows, columns).
+        order: Rows in the order of their pairs.
+        context: Shape (pairs, columns).
+        tables: Code words of all contexts.
+    """
+    rows = _paired_rows(numbers, order)
     limit = tables.limit[context]
-    escapes = halves.abs() > limit
-    index = torch.where(escapes, 2 * limit + 1, halves + limit)
-    pairs = (index[0] * (2 * limit + 2) + index[1] + tables.first[context])[paired]
-    singles = (index + tables.first[context])[:, ~paired].flatten()
-    return _Words(torch.cat([pairs, singles]), halves[escapes] + ZERO)
+    escapes = rows.abs() > limit[:, None]
+    return torch.where(escapes, limit[:, None] + 1, rows) + limit[:, None], escapes, limit
 
 
 def _bit_planes(symbol: torch.Tensor, tables: CodeTables) -> list[torch.Tensor]:
@@ -203,7 +228,7 @@ def _bit_planes(symbol: torch.Tensor, tables: CodeTables) -> list[torch.Tensor]:
     while len(left):
         left = left - 1
         planes.append(((word >> left) & 1).to(torch.uint8))
-        longer = left > 0
+        longer = left.nonzero()[:, 0]
         left = left[longer]
         word = word[longer]
     return planes
