@@ -155,7 +155,7 @@ def _calls(model: nn.Module) -> list[_Call]:
             if not any(True for _ in module.children()):
                 stack.callback(module.register_forward_hook(record(name)).remove)
         device = next(model.parameters()).device
-        model(input_ids=check_tokens(model, device), use_cache=False)  # type: ignore[operator]
+        model(input_ids=check_tokens(model, device), use_cache=False)
     return calls
 
 
