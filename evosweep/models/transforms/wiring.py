@@ -14,11 +14,14 @@ import torch
 from torch import nn
 
 from evosweep.core.errors import ModelError
+from evosweep.core.seeds import generator
 from evosweep.models.anatomy import find_blocks
 from evosweep.models.slots import LinearSlot, slot_kind
 from evosweep.models.verify import check_tokens
 
 PROBE_ROWS = 4
+PROBE_MEAN = 10.0
+PROBE_SPREAD = 20.0
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,7 @@ class Wiring:
 
     Attributes:
         hidden: Width of the stream.
+        embedded: Width of the input embedding.
         norms: Its norms, in the order in which they run.
         writers: The layers whose output is added to it.
         embeddings: The embeddings of its width, positions included.
@@ -59,6 +63,7 @@ class Wiring:
     """
 
     hidden: int
+    embedded: int
     norms: tuple[Norm, ...]
     writers: tuple[LinearSlot, ...]
     embeddings: tuple[nn.Embedding, ...]
@@ -70,22 +75,26 @@ class Wiring:
         return any(norm.centers for norm in self.norms)
 
     def check(self, family: str) -> None:
-        """Raise ModelError, naming the family and the norm, where gains cannot be folded."""
+        """Raise ModelError, naming the family and what is in the way, where gains cannot be folded."""
+        reason = self._obstacle()
+        if reason:
+            raise ModelError(
+                f"norms of {family} cannot be folded, which rotating its residual stream needs: {reason}; "
+                "transform.residual=false rotates values alone"
+            )
+
+    def _obstacle(self) -> str:
+        if self.embedded != self.hidden:
+            return f"its embedding is {self.embedded} wide and its blocks {self.hidden}, with a projection in between"
         for norm in self.norms:
             uneven = bool((norm.gain != norm.gain[0]).any()) or bool(norm.bias.any())
             if norm.after and uneven:
-                raise ModelError(
-                    f"norms of {family} cannot be folded, which rotating its residual stream needs: {norm.name} "
-                    "normalizes what a layer adds to the stream, and no layer reads it alone; transform.residual=false "
-                    "rotates values alone"
-                )
+                return f"{norm.name} normalizes what a layer adds to the stream, its gain acts on the stream itself"
+            if not norm.after and not norm.readers:
+                return f"what reads the output of {norm.name} is no linear layer that is known here"
         if not any(norm.readers for norm in self.norms):
-            raise ModelError(
-                f"norms of {family} cannot be folded, which rotating its residual stream needs: no linear layer reads "
-                "the output of one; transform.residual=false rotates values alone"
-            )
-        if len({norm.centers for norm in self.norms if not norm.after}) > 1:
-            raise ModelError(f"norms of {family} cannot be folded: some subtract the mean and some do not")
+            return "it has none"
+        return "some subtract the mean, others do not" if len({norm.centers for norm in self.norms}) > 1 else ""
 
 
 @dataclass(frozen=True)
@@ -99,11 +108,7 @@ class _Call:
 
 
 def find_wiring(model: nn.Module) -> Wiring:
-    """Return what reads and writes the residual stream of a causal language model.
-
-    Raises:
-        ModelError: The model has no output layer or no embedding that could be rotated.
-    """
+    """Return what reads and writes the residual stream of a causal language model."""
     block_path, blocks = find_blocks(model)
     calls = _calls(model)
     embedding: Any = model.get_input_embeddings()  # type: ignore[operator]
@@ -111,32 +116,44 @@ def find_wiring(model: nn.Module) -> Wiring:
     hidden = _width(calls, blocks, default=int(embedding.weight.shape[1]))
     slots = _slots(calls, block_path)
     norms = [call for call in calls if _is_norm(call, hidden)]
-    readers = {id(call): tuple(slot for slot, given in slots if _same(given.given, call.returned)) for call in norms}
-    reading = {slot.name for found in readers.values() for slot in found}
-    writers = tuple(slot for slot, _ in slots if slot.name not in reading and slot.shape[0] == hidden)
-    written = [given for slot, given in slots if slot.name in {writer.name for writer in writers}]
-    inner = [given for slot, given in slots if slot.name in reading]  # norms of queries and keys read these
+    reading = {slot.name for slot, given in slots if any(_same(given.given, norm.returned) for norm in norms)}
+    writing = [
+        (slot, given)
+        for slot, given in slots
+        if slot.name not in reading and slot.shape[0] == hidden and _reads_alone(given, slots)
+    ]
+    writers = tuple(slot for slot, _ in writing)
+    written = [given for _, given in writing]
+    inner = [given for slot, given in slots if slot not in writers]  # norms of queries and keys read these
     head = LinearSlot(name=_path(model, output), block=-1, module=output, group="")
     found = []
     for call in norms:
         if any(_same(call.given, other.returned) for other in inner):
             continue
-        mine = readers[id(call)]
-        last = call is norms[-1] and not mine
-        after = not mine and not last and any(_same(call.given, other.returned) for other in written)
-        found.append(_norm(call, readers=(head,) if last else mine, after=after or not (mine or last)))
-    if embedding.weight.shape[1] != hidden:
-        raise ModelError(
-            f"norms of {type(model).__name__} cannot be folded: a projection stands between its embedding of "
-            f"{embedding.weight.shape[1]} entries a token and its blocks of {hidden}"
-        )
+        readers = tuple(slot for slot, given in slots if _same(given.given, call.returned))
+        if call is norms[-1] and not readers:
+            readers = (head,)
+        after = not readers and any(_same(call.given, other.returned) for other in written)
+        found.append(_norm(call, readers=readers, after=after))
     inside = {id(module) for module in blocks.modules()}
     embeddings = tuple(
         module
         for module in model.modules()
         if isinstance(module, nn.Embedding) and module.weight.shape[1] == hidden and id(module) not in inside
     )
-    return Wiring(hidden=hidden, norms=tuple(found), writers=writers, embeddings=embeddings, head=head)
+    return Wiring(
+        hidden=hidden,
+        embedded=int(embedding.weight.shape[1]),
+        norms=tuple(found),
+        writers=writers,
+        embeddings=embeddings,
+        head=head,
+    )
+
+
+def _reads_alone(call: _Call, slots: Sequence[tuple[LinearSlot, _Call]]) -> bool:
+    """Return whether no other layer is given the same input; queries, keys and values share theirs."""
+    return sum(_same(call.given, other.given) for _, other in slots) == 1
 
 
 def _calls(model: nn.Module) -> list[_Call]:
@@ -188,25 +205,28 @@ def _is_norm(call: _Call, hidden: int) -> bool:
 
 
 def _form(call: _Call) -> tuple[bool, float] | None:
-    """Return whether the module subtracts the mean, and 1 where its gain is 1 + weight; None where it is no norm."""
-    inputs = call.given
-    values = inputs.reshape(-1, inputs.shape[-1])[:PROBE_ROWS].double()
-    output = call.returned.reshape(-1, inputs.shape[-1])[:PROBE_ROWS].double()
-    eps = _eps(call.module)
-    weight, bias = _weight(call.module, inputs), _bias(call.module, inputs)
+    """Return whether the module subtracts the mean, and 1 where its gain is 1 + weight; None where it is no norm.
+
+    It is tried on numbers so large that what it adds to the variance does not matter.
+    """
+    like = call.given if getattr(call.module, "weight", None) is None else call.module.weight
+    assert isinstance(like, torch.Tensor)
+    rows = generator(0, "norm check").normal(PROBE_MEAN, PROBE_SPREAD, (PROBE_ROWS, call.given.shape[-1]))
+    values = torch.from_numpy(rows).to(like.device)
+    try:
+        output = call.module(values.to(like.dtype))
+    except (RuntimeError, TypeError, ValueError):
+        return None
+    weight = _weight(call.module, values)
+    bias = _bias(call.module, values)
     for centers in (False, True):
         base = values - values.mean(-1, keepdim=True) if centers else values
-        normed = base * torch.rsqrt(base.pow(2).mean(-1, keepdim=True) + eps)
+        normed = base * torch.rsqrt(base.pow(2).mean(-1, keepdim=True))
         for offset in (0.0, 1.0):
-            if torch.allclose(
-                normed * (offset + weight) + bias, output, rtol=1e-3, atol=1e-3 * float(output.abs().max())
-            ):
+            expected = normed * (offset + weight) + bias
+            if torch.allclose(expected, output.double(), rtol=0, atol=1e-4 * float(expected.abs().max())):
                 return centers, offset
     return None
-
-
-def _eps(module: nn.Module) -> float:
-    return next((float(getattr(module, name)) for name in ("eps", "variance_epsilon") if hasattr(module, name)), 0.0)
 
 
 def _weight(module: nn.Module, like: torch.Tensor) -> torch.Tensor:
