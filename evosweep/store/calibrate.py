@@ -266,4 +266,10 @@ def _named(unit: str, payloads: Mapping[str, Payload]) -> Tensors:
 
 
 def _write(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
-    save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, path)
+    written: Tensors = {}
+    seen: set[int] = set()
+    for name, tensor in tensors.items():
+        home = tensor.cpu().contiguous()
+        written[name] = home.clone() if home.data_ptr() in seen else home  # a tensor that some levels of a unit share
+        seen.add(home.data_ptr())
+    save_file(written, path)
