@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
-from evosweep.compressors.formats import low_rank
+from evosweep.compressors.formats import plus_factors
 from evosweep.core.seeds import generator
 
 EXTRA = 16  # directions beyond the wanted ones that the iteration carries along
@@ -23,7 +23,7 @@ class Corrections:
     """Factors of some errors of one layer, as they are stored, and what is left of the errors.
 
     Attributes:
-        tensors: What ``formats.low_rank.encode`` returned for all errors, stacked.
+        tensors: What ``formats.plus_factors.encode`` returned for all errors, stacked.
         errors: Output error with the first r ranks, for r from 0, shape (errors, ranks + 1).
     """
 
@@ -32,7 +32,7 @@ class Corrections:
 
     def first(self, index: int, rank: int) -> dict[str, torch.Tensor]:
         """Return the stored tensors of the first ranks of one error's factors."""
-        return low_rank.first_ranks({name: tensor[index] for name, tensor in self.tensors.items()}, rank)
+        return plus_factors.first_ranks({name: tensor[index] for name, tensor in self.tensors.items()}, rank)
 
 
 def correct(
@@ -50,7 +50,7 @@ def correct(
     left = leading_directions(differences, moment if weighted else None, rank=rank)
     right = left.mT @ differences
     right[..., moment.diagonal() == 0] = 0  # their inputs are always zero
-    tensors = low_rank.encode(left, right, factor_bits=factor_bits)
+    tensors = plus_factors.encode(left, right, factor_bits=factor_bits)
     return Corrections(tensors, errors_left(differences, moment, tensors))
 
 
@@ -88,7 +88,7 @@ def errors_left(differences: torch.Tensor, moment: torch.Tensor, tensors: dict[s
         moment: H, shape (in, in).
         tensors: Stored factors A, B.
     """
-    left, right = low_rank.factors(tensors)
+    left, right = plus_factors.factors(tensors)
     seen = differences @ moment
     whole = (seen * differences).sum(dim=(1, 2), dtype=torch.float64)
     crossed = torch.einsum("nok,nok->nk", left, seen @ right.mT).double()

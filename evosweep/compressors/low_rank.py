@@ -12,7 +12,7 @@ import torch
 
 from evosweep.compressors.base import Compressor, LevelSpec, Plans, identity, undominated
 from evosweep.compressors.error_factors import correct
-from evosweep.compressors.formats import low_rank
+from evosweep.compressors.formats import plus_factors
 from evosweep.compressors.payload import Payload
 from evosweep.compressors.statistics import SECOND_MOMENT, Statistics
 from evosweep.core.checks import check_bool, check_choice, check_int
@@ -89,7 +89,7 @@ class LowRank:
 
     def _with_factors(self, level: LevelSpec, rank: int, rows: int, columns: int) -> LevelSpec:
         """Return a base level with factors of a rank beside it, for a layer (rows, columns)."""
-        more = low_rank.bits(rows=rows, columns=columns, rank=rank, factor_bits=self.factor_bits)
+        more = plus_factors.bits(rows=rows, columns=columns, rank=rank, factor_bits=self.factor_bits)
         name = f"{level.name}+r{rank}" if rank else level.name
         return replace(level, name=name, cost=level.cost + more, spec=LowRankSpec(level, rank))
 
@@ -157,7 +157,9 @@ class LowRank:
                 error = found.errors[index][rank]
                 if rank:
                     tensors = found.first(index, rank)
-                    made[f"{name}+r{rank}"] = Payload(low_rank.__name__, tensors, {}, {low_rank.BASE: base}, error)
+                    made[f"{name}+r{rank}"] = Payload(
+                        plus_factors.__name__, tensors, {}, {plus_factors.BASE: base}, error
+                    )
                 else:
                     made[name] = replace(base, error=error)
         return made
