@@ -26,6 +26,7 @@ from evosweep.store.outliers import outlier_ratios
 from evosweep.store.statistics.base import statistic_module
 from evosweep.store.statistics.walk import measure_inputs
 from evosweep.store.store_plan import StorePlan, in_model_order, planned_unit
+from evosweep.store.weighting import WEIGHTINGS
 
 HIDDEN_SHARE = 0.4  # of free memory, as the next
 BATCH_SHARE = 0.3
@@ -115,7 +116,7 @@ class Walk:
         passed_on: Tensors = {}
         slots = [slot for slot in anatomy.slots_of(block) if slot.name in self.plan.levels]
         if slots:
-            weighting = self.settings.token_weighting
+            weighting = WEIGHTINGS[self.settings.token_weighting]
             measured = measure_inputs(anatomy, block, hidden, needs=self._measured, weighting=weighting)
             dense = {slot.name: slot.read().to(anatomy.device).float() for slot in slots}
             squares = {slot.name: measured[slot.group][INPUT_SQUARE] for slot in slots}
