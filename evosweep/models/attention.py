@@ -38,9 +38,9 @@ def attention_received(anatomy: Anatomy, block: int, hidden: torch.Tensor) -> to
     """
     found: list[torch.Tensor] = []
 
-    def receive(module: nn.Module, query: torch.Tensor, key: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        mask = args[1] if len(args) > 1 else kwargs.get("attention_mask")
-        found.append(_received(module, query, key, mask, kwargs))
+    def receive(module: nn.Module, *args: Any, **settings: Any) -> Any:
+        query, key, _, mask = args
+        found.append(_received(module, query, key, mask, settings))
         raise _AttentionReached
 
     anatomy.prepare(hidden.shape[1])
@@ -54,7 +54,8 @@ def attention_received(anatomy: Anatomy, block: int, hidden: torch.Tensor) -> to
 @contextmanager
 def _attention_function(block: nn.Module, function: Callable[..., Any]) -> Iterator[None]:
     """Let a block's attention modules call a function of ours while the context lasts."""
-    configs = {id(module.config): module.config for module in block.modules() if hasattr(module, "config")}
+    found: list[Any] = [module.config for module in block.modules() if hasattr(module, "config")]
+    configs = {id(config): config for config in found if hasattr(config, "_attn_implementation")}
     before = {key: config._attn_implementation for key, config in configs.items()}
     ALL_ATTENTION_FUNCTIONS[NAME] = function
     try:
