@@ -4,7 +4,7 @@ EoRA (Liu et al., arXiv 2410.21271) and LoRC (ZeroQuant-V2, Yao et al., arXiv 23
 of the level, so that a search may buy rank instead of bits.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,7 +15,7 @@ from evosweep.compressors.error_factors import correct
 from evosweep.compressors.formats import plus_factors
 from evosweep.compressors.payload import Payload
 from evosweep.compressors.statistics import SECOND_MOMENT, Statistics
-from evosweep.core.checks import check_bool, check_choice, check_int
+from evosweep.core.checks import check_choice, check_int
 from evosweep.core.errors import SettingError
 
 
@@ -42,8 +42,10 @@ class LowRank:
         method: ``eora`` makes a layer's output error smallest, ``lorc`` that of its weights.
         ranks: Ranks, rising, one level for each on every level of the base; 0: the base's level itself.
         factor_bits: Bits of a stored value of the factors: 16, or 8 with one fp16 scale a rank.
-        dominated: Whether to keep levels with factors that another level of the unit beats: it costs no more, its
-            output error is no larger, and one of the two is smaller.
+        keep: Which levels with factors are offered; the base's own always are. ``convex``: those whose output error is
+            below that of every mix of two other levels at the same cost, so that a search over many units gains
+            something from them. ``undominated``: those that no other level beats, at no more cost and no more error.
+            ``all``.
     """
 
     def __init__(
@@ -52,8 +54,8 @@ class LowRank:
         base: Compressor,
         method: str = "eora",
         ranks: Sequence[int] = (0, 8, 16, 32, 64),
-        factor_bits: int = 16,
-        dominated: bool = False,
+        factor_bits: int = 8,
+        keep: str = "convex",
     ) -> None:
         if not callable(getattr(base, "plan", None)) or not callable(getattr(base, "compress", None)):
             raise SettingError("base", allowed="a compressor", got=base)
@@ -63,7 +65,7 @@ class LowRank:
         if factor_bits not in (8, 16) or isinstance(factor_bits, bool):
             raise SettingError("factor_bits", allowed="16 or 8", got=factor_bits)
         self.factor_bits = factor_bits
-        self.dominated = check_bool("dominated", dominated)
+        self.keep = check_choice("keep", keep, KEPT)
 
     @property
     def needs(self) -> frozenset[str]:
@@ -129,8 +131,9 @@ class LowRank:
             made = self._corrected(weight, moment, bases[unit])
             levels = [level for level in plans[unit] if level.name in made]
             errors = {name: payload.output_error(weight, moment) for name, payload in made.items()}
-            worth = levels if self.dominated else undominated(levels, errors, rivals=_may_be_left_out)
-            result[unit] = {level.name: made[level.name] for level in worth}
+            worth = {level.name for level in KEPT[self.keep](levels, errors)}
+            kept = [level.name for level in levels if level.name in worth or not level.spec.rank]
+            result[unit] = {name: made[name] for name in kept or [levels[0].name]}
         return result
 
     def _corrected(
@@ -171,7 +174,7 @@ class LowRank:
             "method": self.method,
             "ranks": self.ranks,
             "factor_bits": self.factor_bits,
-            "dominated": self.dominated,
+            "keep": self.keep,
         }
 
 
@@ -181,10 +184,37 @@ def _base_levels(levels: Sequence[LevelSpec]) -> list[LevelSpec]:
     return sorted(bases.values(), key=lambda level: level.cost)
 
 
-def _may_be_left_out(level: LevelSpec, other: LevelSpec) -> bool:
-    """Return whether a level is left out where another beats it: only levels with factors are."""
-    del other
-    return level.spec.rank > 0
+def convex(levels: Sequence[LevelSpec], errors: Mapping[str, float]) -> list[LevelSpec]:
+    """Return the levels on the lower convex hull of error over cost, up to the one with the smallest error.
+
+    Args:
+        levels: Levels of one unit, by rising cost.
+        errors: Output error by level name.
+    """
+    hull: list[LevelSpec] = []
+    for level in undominated(levels, errors):
+        while len(hull) > 1 and _slope(hull[-2], hull[-1], errors) >= _slope(hull[-1], level, errors):
+            hull.pop()
+        hull.append(level)
+    return hull
+
+
+def _slope(cheap: LevelSpec, dear: LevelSpec, errors: Mapping[str, float]) -> float:
+    """Return by how much the error rises a bit between two levels of different costs."""
+    return (errors[dear.name] - errors[cheap.name]) / (dear.cost - cheap.cost)
+
+
+def _all(levels: Sequence[LevelSpec], errors: Mapping[str, float]) -> list[LevelSpec]:
+    """Return all levels."""
+    del errors
+    return list(levels)
+
+
+KEPT: Mapping[str, Callable[[Sequence[LevelSpec], Mapping[str, float]], list[LevelSpec]]] = {
+    "convex": convex,
+    "undominated": undominated,
+    "all": _all,
+}
 
 
 def check_ranks(ranks: object) -> list[int]:

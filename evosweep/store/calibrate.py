@@ -127,7 +127,8 @@ class Walk:
             for slot in members:
                 made = payloads[slot.name]
                 rows.append(self._row(slot, dense[slot.name], made, statistics, ratios[slot.name]))
-                tensors.update(_named(slot.name, made))
+                named = _named(slot.name, made)
+                tensors.update({name: tensor for name, tensor in named.items() if name not in rows[-1].shared})
                 passed_on[slot.name] = self._passed_on(slot, made)
         with replaced_weights(slots, passed_on):
             hidden[:] = [anatomy.run_block(block, batch).to(batch.device) for batch in hidden]
@@ -187,7 +188,8 @@ class Walk:
                 planned = ManifestLevel.planned(spec)
                 levels.append(replace(planned, error=error, relative_error=relative, payload=payload.layout()))
         row = planned_unit(slot, self.plan.levels[slot.name])
-        return replace(row, levels=tuple(levels), columns=dict(ratios), file=file_of(slot.block))
+        shared = _shared(_named(slot.name, payloads))
+        return replace(row, levels=tuple(levels), columns=dict(ratios), file=file_of(slot.block), shared=shared)
 
     def _passed_on(self, slot: Slot, payloads: Mapping[str, Payload]) -> torch.Tensor:
         """Return the weight through whose output later blocks are calibrated: the level nearest to ``propagate``."""
@@ -266,11 +268,12 @@ def _named(unit: str, payloads: Mapping[str, Payload]) -> Tensors:
     }
 
 
+def _shared(named: Mapping[str, torch.Tensor]) -> dict[str, str]:
+    """Return the names of tensors that are there under an earlier name already, with that name."""
+    first: dict[int, str] = {}
+    names = {name: first.setdefault(id(tensor), name) for name, tensor in named.items()}
+    return {name: earlier for name, earlier in names.items() if name != earlier}
+
+
 def _write(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
-    written: Tensors = {}
-    seen: set[int] = set()
-    for name, tensor in tensors.items():
-        home = tensor.cpu().contiguous()
-        written[name] = home.clone() if home.data_ptr() in seen else home  # a tensor that some levels of a unit share
-        seen.add(home.data_ptr())
-    save_file(written, path)
+    save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, path)

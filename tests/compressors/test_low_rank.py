@@ -1,15 +1,16 @@
 import pytest
 import torch
 
-from evosweep.compressors.base import layer_error
+from evosweep.compressors.base import LevelSpec, layer_error
 from evosweep.compressors.error_factors import leading_directions
 from evosweep.compressors.gptq import GPTQ
-from evosweep.compressors.low_rank import LowRank
+from evosweep.compressors.low_rank import LowRank, convex
 from evosweep.compressors.rtn import RoundToNearest
 from evosweep.compressors.several import Several
 from evosweep.compressors.sparsegpt import SparseGPT
 from evosweep.core.budget import Budget
 from evosweep.core.errors import SettingError
+from evosweep.core.unit import Nominal
 from evosweep.store.build import StoreBuilder
 from evosweep.store.store_plan import plan_store
 from evosweep.testing.compressor import CompressorContract, gram_of, made_by
@@ -22,18 +23,18 @@ class _LeavesOutDominated:
 
 class TestOnGPTQ(_LeavesOutDominated, CompressorContract):
     def make(self) -> LowRank:
-        return LowRank(base=GPTQ(bits=[2, 3, 4], group=16), ranks=[0, 1, 2, 5])
+        return LowRank(base=GPTQ(bits=[2, 3, 4], group=16), ranks=[0, 1, 2, 5], factor_bits=16, keep="undominated")
 
 
 class TestLoRCInEightBits(_LeavesOutDominated, CompressorContract):
     def make(self) -> LowRank:
-        return LowRank(base=RoundToNearest(bits=[2, 4], group=32), method="lorc", ranks=[0, 3, 8], factor_bits=8)
+        return LowRank(base=RoundToNearest(bits=[2, 4], group=32), method="lorc", ranks=[0, 3, 8], keep="undominated")
 
 
 class TestOnSeveral(_LeavesOutDominated, CompressorContract):
     def make(self) -> LowRank:
         parts = {"bits": GPTQ(bits=[2, 4], group=16), "sparse": SparseGPT(sparsity=0.5, window=0, mask_block=16)}
-        return LowRank(base=Several(parts=parts), ranks=[0, 2], factor_bits=8)
+        return LowRank(base=Several(parts=parts), ranks=[0, 2])
 
     def offers(self, unit: str, level: str, payloads) -> bool:
         return level in payloads[unit]
@@ -52,7 +53,9 @@ def reference(error: torch.Tensor, moment: torch.Tensor, rank: int) -> torch.Ten
 def test_factors_are_those_of_the_papers(rows: int, method: str) -> None:
     weight = torch.randn(rows, 32, generator=torch.Generator().manual_seed(1))
     moment = gram_of(32)
-    compressor = LowRank(base=RoundToNearest(bits=[2], group=32), ranks=[0, 4, 16], method=method, dominated=True)
+    compressor = LowRank(
+        base=RoundToNearest(bits=[2], group=32), ranks=[0, 4, 16], method=method, factor_bits=16, keep="all"
+    )
     made = made_by(compressor, {"a": weight}, moment)["a"]
     error = weight - made["2bit"].weight
     for rank in (4, 16):  # with which the iteration is exact
@@ -78,7 +81,7 @@ def test_eight_bits_cost_little_more_error_than_sixteen() -> None:
     weights = {"a": torch.randn(64, 48, generator=torch.Generator().manual_seed(1)) * 0.01}
     errors = {}
     for width in (16, 8):
-        compressor = LowRank(base=RoundToNearest(bits=[2], group=48), ranks=[0, 12], factor_bits=width, dominated=True)
+        compressor = LowRank(base=RoundToNearest(bits=[2], group=48), ranks=[0, 12], factor_bits=width, keep="all")
         made = made_by(compressor, weights, gram_of(48))["a"]
         errors[width] = made["2bit+r12"].error
     assert errors[8] == pytest.approx(errors[16], rel=0.02)
@@ -87,21 +90,32 @@ def test_eight_bits_cost_little_more_error_than_sixteen() -> None:
 
 def test_only_levels_with_factors_are_left_out() -> None:
     weights = {"a": torch.randn(24, 32, generator=torch.Generator().manual_seed(1))}
-    settings = {"base": GPTQ(bits=[2, 3, 4], group=16), "ranks": [0, 2, 16]}
-    everything = made_by(LowRank(**settings, dominated=True), weights, gram_of(32))["a"]
+    settings = {"base": GPTQ(bits=[2, 3, 4], group=16), "ranks": [0, 2, 16], "factor_bits": 16}
+    everything, worth, hull = (
+        made_by(LowRank(**settings, keep=keep), weights, gram_of(32))["a"] for keep in ("all", "undominated", "convex")
+    )
     assert set(everything) == {f"{bits}bit{rank}" for bits in (2, 3, 4) for rank in ("", "+r2", "+r16")}
-    worth = made_by(LowRank(**settings), weights, gram_of(32))["a"]
-    assert {"2bit", "3bit", "4bit"} < set(worth) < set(everything)
+    assert {"2bit", "3bit", "4bit"} <= set(hull) < set(worth) < set(everything)
     costs = {name: payload.bits for name, payload in everything.items()}
     for name in set(everything) - set(worth):
         assert any(costs[o] <= costs[name] and everything[o].error <= everything[name].error for o in worth)
 
 
+def test_the_hull_is_below_every_mix() -> None:
+    costs = {"a": 10, "b": 12, "c": 14, "d": 20, "e": 22, "f": 30}
+    errors = {"a": 8.0, "b": 5.0, "c": 4.5, "d": 1.0, "e": 1.5, "f": 0.5}
+    levels = [LevelSpec(name, cost, Nominal("bits", 2.0), None) for name, cost in costs.items()]
+    assert [level.name for level in convex(levels, errors)] == ["a", "b", "d", "f"]
+
+
 def test_a_number_means_the_level_without_factors(anatomy, splits, tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("EVOSWEEP_CACHE", str(tmp_path))
     base = GPTQ(bits=[2, 3], group=16)
-    plan = plan_store(anatomy, LowRank(base=base, ranks=[0, 2], factor_bits=8))
+    plan = plan_store(anatomy, LowRank(base=base, ranks=[0, 2], keep="undominated"))
     store = StoreBuilder().open(plan, splits["calibration"], model_name="tiny")
+    shared = store.units[0].name
+    tensors = store.payload(shared, "3bit+r2").names
+    assert tensors["base/codes"] == store.payload(shared, "3bit").names["codes"]  # on disk once
     plain = StoreBuilder().open(plan_store(anatomy, base), splits["calibration"], model_name="tiny")
     problem = Budget(as_uniform=3).problem(store.units, planned=plan.units)
     assert problem.budget == sum(unit.levels[-1].cost for unit in plain.units)
@@ -121,7 +135,7 @@ def test_a_number_means_the_level_without_factors(anatomy, splits, tmp_path, mon
         ({"base": GPTQ(), "ranks": 8.5}, "ranks must be an integer"),
         ({"base": GPTQ(), "method": "eoar"}, "did you mean 'eora'"),
         ({"base": GPTQ(), "factor_bits": 4}, "factor_bits must be 16 or 8"),
-        ({"base": GPTQ(), "dominated": 1}, "dominated must be true or false"),
+        ({"base": GPTQ(), "keep": "some"}, "keep must be one of convex, undominated, all"),
     ],
 )
 def test_bad_settings_are_named(settings: dict, message: str) -> None:
