@@ -38,8 +38,8 @@ class Weighting:
 def concentration(received: torch.Tensor) -> torch.Tensor:
     """Return RSQ's attention concentration, with mean 1 in every window (Sung et al., arXiv 2503.01820).
 
-    A window's sums over heads and queries are scaled to [0.005, 1]. The paper writes the weight as R² (equation 3); its
-    code multiplies x xᵀ with r over r's mean, which is what is done here.
+    A window's sums over heads and queries are scaled to [0.005, 1]. In H = 2·X·R²·Xᵀ the published code takes the
+    scaled value r, over its mean in the window, for a token's entry of R²; so does this.
 
     Args:
         received: Attention that each token receives, summed over heads and queries.
