@@ -111,7 +111,7 @@ def test_the_hull_is_below_every_mix() -> None:
 def test_a_number_means_the_level_without_factors(anatomy, splits, tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("EVOSWEEP_CACHE", str(tmp_path))
     base = GPTQ(bits=[2, 3], group=16)
-    plan = plan_store(anatomy, LowRank(base=base, ranks=[0, 2], keep="undominated"))
+    plan = plan_store(anatomy, LowRank(base=base, ranks=[0, 1, 2], keep="all"))
     store = StoreBuilder().open(plan, splits["calibration"], model_name="tiny")
     shared = store.units[0].name
     tensors = store.payload(shared, "3bit+r2").names

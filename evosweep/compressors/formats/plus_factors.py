@@ -70,7 +70,7 @@ def first_ranks(tensors: Mapping[str, torch.Tensor], rank: int) -> dict[str, tor
     first = {"left": tensors["left"][:, :rank], "right": tensors["right"][:rank]}
     if "scales" in tensors:
         first["scales"] = tensors["scales"][:rank]
-    return {name: tensor.contiguous() for name, tensor in first.items()}
+    return {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in first.items()}
 
 
 def decode(tensors: Mapping[str, torch.Tensor], meta: Mapping[str, Any], parts: Mapping[str, Payload]) -> torch.Tensor:
