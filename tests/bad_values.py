@@ -142,6 +142,7 @@ BAD: list[tuple[list[str], str]] = [
     (["tokens.shares.validation=-1"], "tokens.shares"),
     (["tokens.calibration=1"], "tokens.calibration must"),
     (["tokens.calibration=null"], "tokens.calibration must"),
+    (["tokens.seed=-1"], "tokens.seed must"),
     (["tokens.validation=x"], "tokens.validation must"),
     (["search.generations=-1"], "search.generations must"),
     (["search.offspring=1.5"], "search.offspring must"),

@@ -98,3 +98,17 @@ class TestConversations:
 
 def test_only_whole_windows_are_cut() -> None:
     assert split(RandomWords())["search"].tokens % 64 == 0
+
+
+class TestSeed:
+    source = RandomWords()
+
+    def test_seeds_draw_other_calibration_windows_and_the_same_others(self) -> None:
+        first, again, other, spaced = (split(self.source, seed=seed) for seed in (1, 1, 2, 0))
+        assert first["calibration"].hash == again["calibration"].hash
+        assert len({splits["calibration"].hash for splits in (first, other, spaced)}) == 3
+        assert len({splits[name].hash for splits in (first, other, spaced) for name in ("search", "validation")}) == 2
+
+    def test_no_window_is_drawn_twice(self) -> None:
+        windows = split(self.source, seed=3)["calibration"].windows
+        assert len({window.tobytes() for window in windows}) == len(windows) == 16
