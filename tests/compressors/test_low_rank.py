@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 
@@ -11,6 +12,8 @@ from evosweep.compressors.sparsegpt import SparseGPT
 from evosweep.core.budget import Budget
 from evosweep.core.errors import SettingError
 from evosweep.core.unit import Nominal
+from evosweep.evaluate.population import Evaluator
+from evosweep.exporters.packed import TENSORS, PackedSafetensors
 from evosweep.store.build import StoreBuilder
 from evosweep.store.store_plan import plan_store
 from evosweep.testing.compressor import CompressorContract, gram_of, made_by
@@ -155,3 +158,19 @@ def test_factors_on_factors_are_refused() -> None:
     inner = LowRank(base=GPTQ(group=16), ranks=[0, 2])
     with pytest.raises(SettingError, match=r"base must be a compressor without factors"):
         LowRank(base=inner, ranks=[0, 2]).plan({"a": (24, 32)})
+
+
+def test_a_model_with_factors_is_exported_as_it_was_scored(anatomy, loaded, splits, tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("EVOSWEEP_CACHE", str(tmp_path / "cache"))
+    plan = plan_store(anatomy, LowRank(base=GPTQ(bits=[2, 3], group=16), ranks=[0, 2], keep="all"))
+    store = StoreBuilder().open(plan, splits["calibration"], model_name="tiny")
+    problem = Budget(as_uniform="3bit+r2").problem(store.units, fixed_bits=store.fixed_bits)
+    genome = np.array([unit.level_names.index("3bit+r2") for unit in store.units])
+    evaluator = Evaluator(anatomy=anatomy, store=store, splits=splits)
+    facts = PackedSafetensors().export(
+        genome, problem=problem, evaluator=evaluator, folder=tmp_path / "model", loaded=loaded
+    )
+    assert facts["max_logit_difference"] < 1e-5
+    file = tmp_path / "model" / TENSORS
+    header = 8 + int.from_bytes(file.read_bytes()[:8], "little")
+    assert file.stat().st_size - header == pytest.approx(1e6 * problem.megabytes(problem.cost(genome)), abs=1)
