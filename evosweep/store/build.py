@@ -41,7 +41,8 @@ class StoreBuilder:
         token_weighting: ``relative`` divides each token's x xᵀ by ‖x‖², so that the relative error of every token
             counts the same, as in the fitness; ``plain`` is XXᵀ as in the papers. They differ by attention sinks and
             massive activations: a few tokens with inputs of tiny or huge norm, which XXᵀ nearly ignores or which
-            outweigh all others in it. ``attention`` weights x xᵀ by the attention that a token receives in its block
+            outweigh all others in it. ``root`` divides by ‖x‖, ``clipped`` by the square of ‖x‖ or of its window's
+            median, whichever is larger. ``attention`` weights x xᵀ by the attention that a token receives in its block
             (RSQ), ``relative_attention`` by both. See ``evosweep.store.weighting``.
         batch_tokens: Calibration tokens that run through a block at once; null: as many as free memory allows.
         layer_errors: Whether every level's layer-output error is measured, which most allocators need. Without it, the

@@ -55,9 +55,21 @@ def norm(norms: torch.Tensor) -> torch.Tensor:
     return norms
 
 
+def root(norms: torch.Tensor) -> torch.Tensor:
+    """Return the square roots of the norms, half-way between plain and relative."""
+    return norms.sqrt()
+
+
+def clipped(norms: torch.Tensor) -> torch.Tensor:
+    """Return the norms, those below their window's median raised to it: large inputs count alike, small ones less."""
+    return torch.maximum(norms, norms.median(dim=1, keepdim=True).values)
+
+
 WEIGHTINGS: Mapping[str, Weighting] = {
     "relative": Weighting(divisor=norm),
     "plain": Weighting(),
+    "root": Weighting(divisor=root),
+    "clipped": Weighting(divisor=clipped, across=True),
     "attention": Weighting(importance=concentration),
     "relative_attention": Weighting(divisor=norm, importance=concentration),
 }

@@ -39,10 +39,13 @@ def by_hand(rows: torch.Tensor, received: torch.Tensor, name: str) -> torch.Tens
         low, high = attention_of_window.min(), attention_of_window.max()
         importance = 0.005 + (attention_of_window - low) / (high - low) * 0.995
         importance = importance / importance.mean()
+        median = window.norm(dim=1).sort().values[(len(window) - 1) // 2]
         for x, r in zip(window, importance, strict=True):
             weight = {
                 "plain": 1.0,
                 "relative": 1 / (x @ x),
+                "root": (x @ x) ** -0.5,
+                "clipped": 1 / max(x @ x, median**2),
                 "attention": r,
                 "relative_attention": r / (x @ x),
             }[name]
