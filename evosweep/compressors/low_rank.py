@@ -33,7 +33,7 @@ class LowRankSpec:
 
 
 class LowRank:
-    """Offers every level of another compressor with factors of several ranks: ``3bit``, ``3bit+r8``, ``3bit+r16`` ...
+    """Offers every level of another compressor with factors of several ranks: ``3bit``, ``3bit+r2``, ``3bit+r4`` ...
 
     A level is called by the base level's number: 3 is the cheapest level of 3 bits, the one without factors.
 
@@ -53,7 +53,7 @@ class LowRank:
         *,
         base: Compressor,
         method: str = "eora",
-        ranks: Sequence[int] = (0, 8, 16, 32, 64),
+        ranks: Sequence[int] = (0, 2, 4, 8),
         factor_bits: int = 8,
         keep: str = "convex",
     ) -> None:
