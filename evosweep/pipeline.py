@@ -5,24 +5,28 @@ here: ``evosweep.cli`` builds the objects from YAML, ``evosweep.api`` from Pytho
 """
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from evosweep.core.errors import SettingError
 from evosweep.core.events import Event, GenerationRecord, Listener, SearchResult
-from evosweep.core.problem import Problem
+from evosweep.core.problem import Genome, Problem
 from evosweep.core.results import write_result
 from evosweep.evaluate.memory import plan_memory
 from evosweep.evaluate.sensitivity import MEASURES, measure
+from evosweep.finish.base import Finished, save_tuned
 from evosweep.models.checkpoint import check_length
+from evosweep.models.patch import replaced_parameters
 from evosweep.samplers.base import PopulationSampler
 from evosweep.search.loop import end_search, run_search
 from evosweep.search.state import SearchState
-from evosweep.task import Draft, Exporter, Notes, Storage, Task
+from evosweep.task import Draft, Exporter, Finish, Notes, Storage, Task
 from evosweep.tracking.base import TextInput, Tracker, TrackingError
 from evosweep.tracking.behind import Behind
 from evosweep.tracking.naming import run_name
@@ -44,6 +48,7 @@ def check(task: Task, bench: Workbench) -> Draft:
         bench.splits["search"].count(f"search.stages[{index}].tokens", stage.tokens)
     if task.exporter.enabled:
         task.exporter.check(bench.compressor, bench.drop, bench.anatomy)
+    task.finish.check(bench.anatomy)
     problem = bench.planned_problem(task.budget)
     longest = max(split.seq_len for split in bench.splits.values())
     warning = check_length(bench.loaded.model, longest)
@@ -104,8 +109,16 @@ def run(task: Task, bench: Workbench, draft: Draft, notes: Notes) -> dict[str, A
             result = replace(result, continuations=_continuations(task, bench, result))
             row = {**_row(task, bench, draft, notes, result), **_comparable(task, bench, result)}
             write_result(task.folder, row)
+            tuned: Mapping[str, torch.Tensor] = {}
+            if task.finish.enabled and task.export_now:
+                genome = result.problem.encode(result.allocation)
+                done = finish(task.finish, genome, result.problem, bench, seed=task.seed, folder=task.folder)
+                tuned = done.tuned
+                result = replace(result, finish=done.facts)
+                row["finish"] = dict(done.facts)
+                write_result(task.folder, row)
             if task.exporter.enabled and task.export_now:
-                result = replace(result, export=export(result, bench, task.exporter, task.folder / MODEL))
+                result = replace(result, export=export(result, bench, task.exporter, task.folder / MODEL, tuned=tuned))
                 row["export"] = dict(result.export)
                 write_result(task.folder, row)
             report = task.report.write(result, task.folder)
@@ -162,7 +175,31 @@ def _check_recorded(task: Task, listeners: Sequence[Any]) -> None:
         raise TrackingError(f"the result is in {task.folder}, but " + "; ".join(missing))
 
 
-def export(result: SearchResult, bench: Workbench, exporter: Exporter, folder: Path) -> dict[str, Any]:
+def finish(step: Finish, genome: Genome, problem: Problem, bench: Workbench, *, seed: int, folder: Path) -> Finished:
+    """Tune a winner; keep what was learned in the run's folder, and return it.
+
+    Args:
+        step: Learns.
+        genome: Level of every unit.
+        problem: Units and their levels.
+        bench: The model and its levels.
+        seed: Of all randomness.
+        folder: Of the run.
+    """
+    with bench.timed("finish"):
+        done = step.run(genome, problem=problem, evaluator=bench.evaluator, seed=seed, progress=bench.progress)
+    save_tuned(folder, done.tuned)
+    return done
+
+
+def export(
+    result: SearchResult,
+    bench: Workbench,
+    exporter: Exporter,
+    folder: Path,
+    *,
+    tuned: Mapping[str, torch.Tensor] | None = None,
+) -> dict[str, Any]:
     """Write a winner into a folder; return its path, size on disk, and the code that loads it.
 
     Args:
@@ -170,8 +207,9 @@ def export(result: SearchResult, bench: Workbench, exporter: Exporter, folder: P
         bench: The model and its levels.
         exporter: Writes the format.
         folder: Where to write.
+        tuned: Parameters that are written instead of the dense model's, by name; None: no others.
     """
-    with bench.timed("export"):
+    with bench.timed("export"), replaced_parameters(bench.loaded.model, tuned or {}):
         return exporter.export(
             result.problem.encode(result.allocation),
             problem=result.problem,
