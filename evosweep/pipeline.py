@@ -16,17 +16,17 @@ import torch
 
 from evosweep.core.errors import SettingError
 from evosweep.core.events import Event, GenerationRecord, Listener, SearchResult
-from evosweep.core.problem import Genome, Problem
+from evosweep.core.problem import Problem
 from evosweep.core.results import write_result
 from evosweep.evaluate.memory import plan_memory
 from evosweep.evaluate.sensitivity import MEASURES, measure
-from evosweep.finish.base import Finished, save_tuned
+from evosweep.finish.base import save_tuned
 from evosweep.models.checkpoint import check_length
 from evosweep.models.patch import replaced_parameters
 from evosweep.samplers.base import PopulationSampler
 from evosweep.search.loop import end_search, run_search
 from evosweep.search.state import SearchState
-from evosweep.task import Draft, Exporter, Finish, Notes, Storage, Task
+from evosweep.task import Draft, Exporter, Notes, Storage, Task
 from evosweep.tracking.base import TextInput, Tracker, TrackingError
 from evosweep.tracking.behind import Behind
 from evosweep.tracking.naming import run_name
@@ -109,18 +109,8 @@ def run(task: Task, bench: Workbench, draft: Draft, notes: Notes) -> dict[str, A
             result = replace(result, continuations=_continuations(task, bench, result))
             row = {**_row(task, bench, draft, notes, result), **_comparable(task, bench, result)}
             write_result(task.folder, row)
-            tuned: Mapping[str, torch.Tensor] = {}
-            if task.finish.enabled and task.export_now:
-                genome = result.problem.encode(result.allocation)
-                done = finish(task.finish, genome, result.problem, bench, seed=task.seed, folder=task.folder)
-                tuned = done.tuned
-                result = replace(result, finish=done.facts)
-                row["finish"] = dict(done.facts)
-                write_result(task.folder, row)
-            if task.exporter.enabled and task.export_now:
-                result = replace(result, export=export(result, bench, task.exporter, task.folder / MODEL, tuned=tuned))
-                row["export"] = dict(result.export)
-                write_result(task.folder, row)
+            if task.export_now:
+                result = _finished(task, bench, result, row)
             report = task.report.write(result, task.folder)
             end_search(result, listeners)
         task.tracker.deliver(result, report=report, run=task.folder, trial=recorder.winner)
@@ -129,6 +119,30 @@ def run(task: Task, bench: Workbench, draft: Draft, notes: Notes) -> dict[str, A
         write_result(task.folder, row)
     _check_recorded(task, listeners)
     return row
+
+
+def _finished(task: Task, bench: Workbench, result: SearchResult, row: dict[str, Any]) -> SearchResult:
+    """Return the result with what finishing and exporting its winner gave; ``row`` is written with it.
+
+    Args:
+        task: The search.
+        bench: The model and its levels.
+        result: Of the search.
+        row: Of ``result.json``.
+    """
+    genome = result.problem.encode(result.allocation)
+    done = task.finish.run(
+        genome, problem=result.problem, evaluator=bench.evaluator, seed=task.seed, progress=bench.progress
+    )
+    save_tuned(task.folder, done.tuned)
+    row["finish"] = dict(done.facts)
+    result = replace(result, finish=done.facts)
+    if task.exporter.enabled:
+        write_result(task.folder, row)
+        result = replace(result, export=export(result, bench, task.exporter, task.folder / MODEL, tuned=done.tuned))
+        row["export"] = dict(result.export)
+    write_result(task.folder, row)
+    return result
 
 
 def _continuations(task: Task, bench: Workbench, result: SearchResult) -> dict[str, dict[str, str]]:
@@ -173,23 +187,6 @@ def _check_recorded(task: Task, listeners: Sequence[Any]) -> None:
     missing = [text for text in (*(listener.missing for listener in listeners), task.tracker.missing) if text]
     if missing:
         raise TrackingError(f"the result is in {task.folder}, but " + "; ".join(missing))
-
-
-def finish(step: Finish, genome: Genome, problem: Problem, bench: Workbench, *, seed: int, folder: Path) -> Finished:
-    """Tune a winner; keep what was learned in the run's folder, and return it.
-
-    Args:
-        step: Learns.
-        genome: Level of every unit.
-        problem: Units and their levels.
-        bench: The model and its levels.
-        seed: Of all randomness.
-        folder: Of the run.
-    """
-    with bench.timed("finish"):
-        done = step.run(genome, problem=problem, evaluator=bench.evaluator, seed=seed, progress=bench.progress)
-    save_tuned(folder, done.tuned)
-    return done
 
 
 def export(

@@ -64,10 +64,6 @@ class Exporter(Protocol):
 class Finish(Protocol):
     """Learns what belongs to no unit, for the winner only, before it is exported."""
 
-    @property
-    def enabled(self) -> bool:
-        """Whether anything is learned."""
-
     def check(self, anatomy: Anatomy) -> None:
         """Raise SettingError where a model cannot be finished so."""
 

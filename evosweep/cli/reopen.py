@@ -21,9 +21,9 @@ from evosweep.core.errors import EvosweepError, did_you_mean
 from evosweep.core.files import remove_empty_folders
 from evosweep.core.problem import Genome, Problem
 from evosweep.core.results import RESULT, read_result, write_result
-from evosweep.finish.base import Finished, load_tuned
+from evosweep.finish.base import Finished, load_tuned, save_tuned
 from evosweep.models.patch import replaced_parameters
-from evosweep.pipeline import ALLOCATION, CONFIG, finish
+from evosweep.pipeline import ALLOCATION, CONFIG
 from evosweep.workbench import Workbench
 
 RUN_ID = re.compile(r"[0-9a-f]{32}")
@@ -194,7 +194,15 @@ def _finished(run: Earlier, row: Mapping[str, Any]) -> Finished:
         return Finished(run.tuned, row.get("finish", {}))
     step = build(run.config, "finish")
     step.check(run.bench.anatomy)
-    return finish(step, run.genome, run.problem, run.bench, seed=run.config.seed, folder=run.folder)
+    done: Finished = step.run(
+        run.genome,
+        problem=run.problem,
+        evaluator=run.bench.evaluator,
+        seed=run.config.seed,
+        progress=shared_progress(),
+    )
+    save_tuned(run.folder, done.tuned)
+    return done
 
 
 def _track(config: DictConfig, row: Mapping[str, Any]) -> None:

@@ -34,8 +34,6 @@ class Finished:
 class NoFinish:
     """The winner stays as the search scored it."""
 
-    enabled = False
-
     def check(self, anatomy: Anatomy) -> None:
         """Accept any model."""
 

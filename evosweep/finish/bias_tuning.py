@@ -46,8 +46,6 @@ class BiasTuning:
         learn: ``norms``, ``biases``, or both.
     """
 
-    enabled = True
-
     def __init__(
         self, *, steps: int = 60, tokens: int = 512, rate: float = 0.01, learn: Sequence[str] = LEARNABLE
     ) -> None:
