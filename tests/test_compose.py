@@ -59,7 +59,8 @@ def test_every_module_of_a_plug_in_package_has_a_choice() -> None:
     for folder, shared in {
         "fitness": {"base"},
         "allocators": {"base", "harm", "quiet"},
-        "compressors": {"base", "compensate", "grid", "integer", "kernels", "payload", "sparse", "statistics"},
+        "compressors": {"base", "compensate", "grid", "integer", "kernels", "payload", "sparse", "statistics"}
+        | {"rounding", "descent", "straight_through"},
         "samplers": {"base", "level_codes", "ranked_trials"},
         "exporters": {"base"},
         "data": {"documents", "sections", "table_rows", "tokens"},
