@@ -5,12 +5,14 @@ here: ``evosweep.cli`` builds the objects from YAML, ``evosweep.api`` from Pytho
 """
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from evosweep.core.errors import SettingError
 from evosweep.core.events import Event, GenerationRecord, Listener, SearchResult
@@ -18,7 +20,9 @@ from evosweep.core.problem import Problem
 from evosweep.core.results import write_result
 from evosweep.evaluate.memory import plan_memory
 from evosweep.evaluate.sensitivity import MEASURES, measure
+from evosweep.finish.base import save_tuned
 from evosweep.models.checkpoint import check_length
+from evosweep.models.patch import replaced_parameters
 from evosweep.samplers.base import PopulationSampler
 from evosweep.search.loop import end_search, run_search
 from evosweep.search.state import SearchState
@@ -44,6 +48,7 @@ def check(task: Task, bench: Workbench) -> Draft:
         bench.splits["search"].count(f"search.stages[{index}].tokens", stage.tokens)
     if task.exporter.enabled:
         task.exporter.check(bench.compressor, bench.drop, bench.anatomy)
+    task.finish.check(bench.anatomy)
     problem = bench.planned_problem(task.budget)
     longest = max(split.seq_len for split in bench.splits.values())
     warning = check_length(bench.loaded.model, longest)
@@ -104,10 +109,8 @@ def run(task: Task, bench: Workbench, draft: Draft, notes: Notes) -> dict[str, A
             result = replace(result, continuations=_continuations(task, bench, result))
             row = {**_row(task, bench, draft, notes, result), **_comparable(task, bench, result)}
             write_result(task.folder, row)
-            if task.exporter.enabled and task.export_now:
-                result = replace(result, export=export(result, bench, task.exporter, task.folder / MODEL))
-                row["export"] = dict(result.export)
-                write_result(task.folder, row)
+            if task.export_now:
+                result = _finished(task, bench, result, row)
             report = task.report.write(result, task.folder)
             end_search(result, listeners)
         task.tracker.deliver(result, report=report, run=task.folder, trial=recorder.winner)
@@ -116,6 +119,30 @@ def run(task: Task, bench: Workbench, draft: Draft, notes: Notes) -> dict[str, A
         write_result(task.folder, row)
     _check_recorded(task, listeners)
     return row
+
+
+def _finished(task: Task, bench: Workbench, result: SearchResult, row: dict[str, Any]) -> SearchResult:
+    """Return the result with what finishing and exporting its winner gave; ``row`` is written with it.
+
+    Args:
+        task: The search.
+        bench: The model and its levels.
+        result: Of the search.
+        row: Of ``result.json``.
+    """
+    genome = result.problem.encode(result.allocation)
+    done = task.finish.run(
+        genome, problem=result.problem, evaluator=bench.evaluator, seed=task.seed, progress=bench.progress
+    )
+    save_tuned(task.folder, done.tuned)
+    row["finish"] = dict(done.facts)
+    result = replace(result, finish=done.facts)
+    if task.exporter.enabled:
+        write_result(task.folder, row)
+        result = replace(result, export=export(result, bench, task.exporter, task.folder / MODEL, tuned=done.tuned))
+        row["export"] = dict(result.export)
+    write_result(task.folder, row)
+    return result
 
 
 def _continuations(task: Task, bench: Workbench, result: SearchResult) -> dict[str, dict[str, str]]:
@@ -162,7 +189,14 @@ def _check_recorded(task: Task, listeners: Sequence[Any]) -> None:
         raise TrackingError(f"the result is in {task.folder}, but " + "; ".join(missing))
 
 
-def export(result: SearchResult, bench: Workbench, exporter: Exporter, folder: Path) -> dict[str, Any]:
+def export(
+    result: SearchResult,
+    bench: Workbench,
+    exporter: Exporter,
+    folder: Path,
+    *,
+    tuned: Mapping[str, torch.Tensor] | None = None,
+) -> dict[str, Any]:
     """Write a winner into a folder; return its path, size on disk, and the code that loads it.
 
     Args:
@@ -170,8 +204,9 @@ def export(result: SearchResult, bench: Workbench, exporter: Exporter, folder: P
         bench: The model and its levels.
         exporter: Writes the format.
         folder: Where to write.
+        tuned: Parameters that are written instead of the dense model's, by name; None: no others.
     """
-    with bench.timed("export"):
+    with bench.timed("export"), replaced_parameters(bench.loaded.model, tuned or {}):
         return exporter.export(
             result.problem.encode(result.allocation),
             problem=result.problem,

@@ -11,6 +11,7 @@ from evosweep.core.events import Progress
 from evosweep.core.problem import Problem
 from evosweep.evaluate.population import Evaluator
 from evosweep.evaluate.scorer import StagedScorer
+from evosweep.finish.base import Finished, NoFinish
 from evosweep.fitness.base import Fitness
 from evosweep.models.anatomy import Anatomy
 from evosweep.models.dropping import Drop
@@ -60,6 +61,24 @@ class Exporter(Protocol):
         """
 
 
+class Finish(Protocol):
+    """Learns what belongs to no unit, for the winner only, before it is exported."""
+
+    def check(self, anatomy: Anatomy) -> None:
+        """Raise SettingError where a model cannot be finished so."""
+
+    def run(self, genome: Any, *, problem: Problem, evaluator: Evaluator, seed: int, progress: Progress) -> Finished:
+        """Return new values of parameters, and the figures of before and after.
+
+        Args:
+            genome: Level of every unit.
+            problem: Units and their levels.
+            evaluator: Has the model and the levels.
+            seed: Of all randomness.
+            progress: Shows how far it is.
+        """
+
+
 class Storage(Protocol):
     """Keeps Optuna studies."""
 
@@ -96,6 +115,7 @@ class Task:
     report: Report
     folder: Path
     scorer: Callable[..., Scorer] = StagedScorer
+    finish: Finish = field(default_factory=NoFinish)
     varied: Mapping[str, str] = field(default_factory=dict)
     export_now: bool = True
     resume: bool = False

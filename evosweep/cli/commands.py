@@ -106,11 +106,12 @@ def _score(options: argparse.Namespace, conf: Path) -> None:
     windows = range(len(evaluator.splits[options.split].windows))
     figures: list[Fitness] = [KL(), Perplexity()]
     found: dict[str, Any]
-    if options.split == "validation":
+    if options.split == "validation" and not run.tuned:
         scorer = StagedScorer(evaluator, fitness=KL(), seed=0)
         found = {**scorer.validate(run.genome), "kl_by_window": scorer.kl_by_window(run.genome)}
     else:
-        scored = evaluator.score(run.genome[None], split=options.split, windows=windows, fitness=figures)
+        with evaluator.tuned(run.tuned):
+            scored = evaluator.score(run.genome[None], split=options.split, windows=windows, fitness=figures)
         found = {name: float(values[0]) for name, values in scored.items()}
     cost = run.problem.cost(run.genome)
     split = evaluator.splits[options.split]

@@ -111,6 +111,8 @@ def task_of(config: DictConfig, *, folder: Path, resume: bool = False) -> Task:
     seed = check_int("seed", config.seed, low=-SEED_LIMIT, high=SEED_LIMIT)
     check_name(config.name)
     made = {group: build(config, group) for group in PARTS}
+    if "finish" in config:  # runs of earlier versions have none
+        made["finish"] = build(config, "finish")
     exporter = build(config, "export", without=("jobs",))
     jobs = config.export.get("jobs", "winner")
     if jobs not in EXPORT_JOBS:

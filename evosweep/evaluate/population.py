@@ -6,8 +6,8 @@ are grouped by level. So each (unit, level) weight is used at most once a block 
 
 import functools
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -27,6 +27,7 @@ from evosweep.models.anatomy import Anatomy
 from evosweep.models.device import moved, tf32
 from evosweep.models.dropping import DropEffect, silenced_rows
 from evosweep.models.fused import compile_norms, fused_rotary
+from evosweep.models.patch import replaced_parameters
 from evosweep.models.slots import Slot
 from evosweep.store.manifest import LevelStore
 
@@ -76,6 +77,7 @@ class Evaluator:
         self._targets: ByteLRU[dict[str, torch.Tensor]] = ByteLRU(
             limit=self.plan.targets, size=lambda tensors: sum(map(bytes_of, tensors.values()))
         )
+        self._tuned: Mapping[str, torch.Tensor] = {}
         self.validated: dict[bytes | None, dict[str, float]] = {}
         self.validated_windows: dict[bytes | None, list[float]] = {}
         self._compiled = self.resources.compiles(anatomy.device)
@@ -138,6 +140,19 @@ class Evaluator:
         with torch.inference_mode():
             hidden, _ = self._hidden(None if genome is None else genome[None], tokens.to(self.anatomy.device))
             return self.anatomy.head.logits(hidden[0].flatten(0, 1))
+
+    @contextmanager
+    def tuned(self, values: Mapping[str, torch.Tensor]) -> Iterator[None]:
+        """Score compressed models with other values of some parameters, by name, while the context lasts.
+
+        The dense model keeps its own. What ``validated`` holds of compressed models is without them.
+        """
+        before = self._tuned
+        self._tuned = values
+        try:
+            yield
+        finally:
+            self._tuned = before
 
     def weight(self, unit: int, level: int) -> torch.Tensor:
         """Return the weight (out, in) of a level, both by index, on the model's device in its type."""
@@ -228,6 +243,15 @@ class Evaluator:
             genomes: Level indices (genomes, units); None runs the dense model.
             tokens: Token ids (windows, seq_len).
         """
+        if genomes is not None and self._tuned:
+            with replaced_parameters(self.anatomy.model, self._tuned):
+                return self._through_blocks(genomes, tokens)
+        return self._through_blocks(genomes, tokens)
+
+    def _through_blocks(
+        self, genomes: Genomes | None, tokens: torch.Tensor
+    ) -> tuple[torch.Tensor, npt.NDArray[np.int64]]:
+        """Return what ``_hidden`` does, with the model's parameters as they are; arguments as there."""
         anatomy = self.anatomy
         states = anatomy.embed(tokens)[None]
         rows = np.zeros(1 if genomes is None else len(genomes), dtype=np.int64)

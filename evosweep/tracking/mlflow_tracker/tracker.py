@@ -375,7 +375,7 @@ class MlflowTracker:
     def _end(self, result: SearchResult) -> None:
         row = result.row()
         self._last = None
-        self.metrics(result_figures(row))
+        self.metrics({**result_figures(row), **writes.finish_figures(result.finish)})
         self.tag({view.NOTE_TAG: describe(result), "dense_ppl": f"{result.dense['ppl']:.4f}"})
         if result.export:
             self.tag({f"export.{key}": value for key, value in result.export.items()})
