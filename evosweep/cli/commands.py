@@ -105,9 +105,10 @@ def _score(options: argparse.Namespace, conf: Path) -> None:
         evaluator = _on_other_text(run, settings_of(folder, options.overrides, conf))
     windows = range(len(evaluator.splits[options.split].windows))
     figures: list[Fitness] = [KL(), Perplexity()]
+    found: dict[str, Any]
     if options.split == "validation":
         scorer = StagedScorer(evaluator, fitness=KL(), seed=0)
-        found = scorer.validate(run.genome)
+        found = {**scorer.validate(run.genome), "kl_by_window": scorer.kl_by_window(run.genome)}
     else:
         scored = evaluator.score(run.genome[None], split=options.split, windows=windows, fitness=figures)
         found = {name: float(values[0]) for name, values in scored.items()}

@@ -12,6 +12,7 @@ from evosweep.core.checks import check_int
 from evosweep.core.errors import DataError, SettingError
 from evosweep.core.events import Progress, Silent
 from evosweep.core.files import digest
+from evosweep.core.seeds import generator
 from evosweep.data.documents import SPLITS, Document, DocumentSource, check_shares, split_documents
 
 
@@ -73,15 +74,19 @@ class TokenSplit:
             raise DataError(_at_most(setting, self.tokens, split=self.name, got=number))
         return number // self.seq_len
 
-    def sample(self, setting: str, tokens: object) -> "TokenSplit":
-        """Return evenly spaced windows of ``tokens`` tokens in all, so that every document can contribute.
+    def sample(self, setting: str, tokens: object, *, seed: int = 0) -> "TokenSplit":
+        """Return windows of ``tokens`` tokens in all.
 
         Args:
             setting: Name of the setting that asks for them, for errors.
             tokens: A multiple of ``seq_len``.
+            seed: 0 takes evenly spaced windows, so that every document can contribute; any other number draws them.
         """
         count = self.count(setting, tokens)
         indices = np.arange(count) * len(self.windows) // count
+        if seed:
+            drawn = generator(seed, "windows", self.name).choice(len(self.windows), count, replace=False)
+            indices = np.sort(drawn)
         return TokenSplit(self.name, self.windows[indices], self.documents)
 
 
@@ -93,6 +98,8 @@ class Windows:
         calibration: Tokens of the calibration split that compressors see; a multiple of seq_len.
         validation: Tokens of the validation split that progress is reported on; a multiple of seq_len.
         shares: Share of the text that each split takes.
+        seed: Which windows of the calibration split compressors see: 0 spaces them evenly, any other number draws them.
+            Validation and search windows are the same for every seed.
         bos: Whether every window begins with the tokenizer's token for the beginning of a text: ``true``, ``false``,
             or ``auto``, which does what the tokenizer does to a text by itself.
     """
@@ -104,9 +111,11 @@ class Windows:
         calibration: int,
         validation: int,
         shares: Mapping[str, float],
+        seed: int = 0,
         bos: bool | str = False,
     ) -> None:
         self.seq_len = check_int("seq_len", seq_len, low=2)
+        self.seed = check_int("seed", seed, low=0)
         self.limits = {"calibration": calibration, "validation": validation}
         for name, tokens in self.limits.items():
             if check_int(name, tokens, low=1) < self.seq_len:
@@ -140,7 +149,11 @@ class Windows:
         for name, stream in streams.items():
             windows = stream[: len(stream) // self.seq_len * self.seq_len].reshape(-1, self.seq_len)
             splits[name] = TokenSplit(name, windows, tuple(document.id for document in divided[name]))
-        return splits | {name: splits[name].sample(f"tokens.{name}", self.limits[name]) for name in self.limits}
+        seeds = {"calibration": self.seed}
+        return splits | {
+            name: splits[name].sample(f"tokens.{name}", limit, seed=seeds.get(name, 0))
+            for name, limit in self.limits.items()
+        }
 
     def _bos(self, tokenizer: Any) -> int | None:
         """Return the token that every window begins with, or None."""

