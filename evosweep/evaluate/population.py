@@ -6,8 +6,8 @@ are grouped by level. So each (unit, level) weight is used at most once a block 
 
 import functools
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -23,6 +23,7 @@ from evosweep.evaluate.level_weights import LevelWeights, bytes_of
 from evosweep.evaluate.memory import Resources, per_token, plan_memory
 from evosweep.evaluate.routing import distinct_rows, groups_of, levels_in
 from evosweep.fitness.base import Fitness, Outputs, rows_at_once
+from evosweep.models.activations import NONE, RoundedInputs
 from evosweep.models.anatomy import Anatomy
 from evosweep.models.device import moved, tf32
 from evosweep.models.dropping import DropEffect, silenced_rows
@@ -78,6 +79,9 @@ class Evaluator:
         )
         self.validated: dict[bytes | None, dict[str, float]] = {}
         self.validated_windows: dict[bytes | None, list[float]] = {}
+        asked = self.resources.activations
+        columns = {unit.name: unit.columns for unit in store.units if not unit.gates}
+        self._inputs = None if asked == NONE else RoundedInputs.of(asked, columns, owner=self.resources)
         self._compiled = self.resources.compiles(anatomy.device)
         if self._compiled:
             compile_norms(anatomy.blocks)
@@ -142,6 +146,24 @@ class Evaluator:
     def weight(self, unit: int, level: int) -> torch.Tensor:
         """Return the weight (out, in) of a level, both by index, on the model's device in its type."""
         return self.levels.weight((unit, level))
+
+    def rounded_inputs(self, layers: Mapping[str, torch.nn.Module]) -> AbstractContextManager[None]:
+        """Return a context in which layers are given what ``evaluate.activations`` says.
+
+        Args:
+            layers: The module of each unit, by the unit's name.
+        """
+        return nullcontext() if self._inputs is None else self._inputs.of_layers(layers)
+
+    @contextmanager
+    def exact_inputs(self) -> Iterator[None]:
+        """Give layers their inputs as they are while the context lasts, whatever ``evaluate.activations`` says."""
+        before = self._inputs
+        self._inputs = None
+        try:
+            yield
+        finally:
+            self._inputs = before
 
     def _finite(self, losses: Sequence[torch.Tensor]) -> npt.NDArray[np.float32]:
         """Return the dense model's losses, shape (1, windows, tokens - 1)."""
@@ -264,6 +286,7 @@ class Evaluator:
         given = states if rows is None else states[rows]
         with ExitStack() as replacements:
             if units.slots:
+                replacements.enter_context(self.rounded_inputs({slot.name: slot.module for slot in units.slots}))
                 wanted = np.stack([levels[index][runs] for index in units.slots.values()])
                 groups_by_slot = groups_of(wanted, states.device, majority=self.majority)
                 for (slot, index), groups in zip(units.slots.items(), groups_by_slot, strict=True):
