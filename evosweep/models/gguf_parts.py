@@ -1,4 +1,4 @@
-"""A GGUF that is published in parts, under terms that whoever uses it must have accepted."""
+"""A GGUF that is published in parts, under terms that its users must accept."""
 
 from collections.abc import Mapping, Sequence
 
