@@ -44,12 +44,14 @@ class LoadedModel:
 
     Attributes:
         source: The quantized file that its weights come from, if they do.
+        size_note: How a transform has changed the model's size, for a budget that cannot pay for it.
     """
 
     name: str
     model: nn.Module
     tokenizer: Any
     source: SourceFile | None = None
+    size_note: str = ""
 
 
 class ModelSource(Protocol):
