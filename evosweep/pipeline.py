@@ -21,6 +21,7 @@ from evosweep.core.results import write_result
 from evosweep.evaluate.memory import plan_memory
 from evosweep.evaluate.sensitivity import MEASURES, measure
 from evosweep.finish.base import save_tuned
+from evosweep.models.activations import NONE, is_static, no_ranges
 from evosweep.models.checkpoint import check_length
 from evosweep.models.patch import replaced_parameters
 from evosweep.samplers.base import PopulationSampler
@@ -55,6 +56,8 @@ def check(task: Task, bench: Workbench) -> Draft:
     if warning:
         bench.progress.say(warning)
     plan_memory(bench.resources, bench.anatomy, bench.planned, seq_len=longest)
+    if is_static(bench.resources.activations) and not bench.builder.settings.input_ranges:
+        raise no_ranges(bench.resources.activations, owner=bench.resources)
     sampler = task.sampler(problem=problem, seed=task.seed)
     _check_choice(task, bench, sampler)
     columns = tuple(column for column in sampler.columns if column in MEASURES)
@@ -265,6 +268,7 @@ def _searched(
 ) -> SearchResult:
     """Run the search, and leave its winner in ``allocation.json``."""
     state = task.folder / STATE
+    activations = bench.resources.activations
     result = run_search(
         name=draft.name,
         sampler=task.sampler(problem=problem, seed=task.seed),
@@ -282,7 +286,12 @@ def _searched(
         progress=bench.progress,
         state=SearchState.read(state, problem=problem) if task.resume else None,
         state_path=state,
-        identity={"store": bench.store.key, "text": bench.splits["search"].hash, "fitness": task.fitness.name},
+        identity={
+            "store": bench.store.key,
+            "text": bench.splits["search"].hash,
+            "fitness": task.fitness.name,
+            **({} if activations == NONE else {"activations": activations}),
+        },
     )
     result.allocation.save(task.folder / ALLOCATION, store=bench.store.key, **result.row())
     return result
@@ -318,6 +327,7 @@ def _row(task: Task, bench: Workbench, draft: Draft, notes: Notes, result: Searc
         "run": draft.name,
         "budget": str(task.budget),
         "store": bench.store.key,
+        "activations": bench.resources.activations,
         "folder": str(task.folder),
         **notes.row,
         **result.row(),

@@ -65,6 +65,8 @@ def test_every_module_of_a_plug_in_package_has_a_choice() -> None:
             "column_order",
             "compensate",
             "descent",
+            "entropy_kernel",
+            "entropy_steps",
             "error_factors",
             "grid",
             "grid_search",

@@ -47,6 +47,7 @@ class StoreBuilder:
         batch_tokens: Calibration tokens that run through a block at once; null: as many as free memory allows.
         layer_errors: Whether every level's layer-output error is measured, which most allocators need. Without it, the
             second moment of inputs is measured only for compressors that need it.
+        input_ranges: Whether the largest input of every layer is measured, which static activations need.
         lock_timeout: Seconds to wait while another process builds the same store.
     """
 
@@ -57,12 +58,14 @@ class StoreBuilder:
         token_weighting: str = "relative",
         batch_tokens: int | None = None,
         layer_errors: bool = True,
+        input_ranges: bool = False,
         lock_timeout: float = 3600,
     ) -> None:
         self.settings = Calibration(
             propagate=None if propagate is None else check_number("propagate", propagate),
             token_weighting=check_choice("token_weighting", token_weighting, WEIGHTINGS),
             layer_errors=check_bool("layer_errors", layer_errors),
+            input_ranges=check_bool("input_ranges", input_ranges),
             batch_tokens=None if batch_tokens is None else check_int("batch_tokens", batch_tokens, low=1),
         )
         self.lock_timeout = check_number("lock_timeout", lock_timeout, low=0)
@@ -105,6 +108,7 @@ class StoreBuilder:
             "propagate": self.settings.propagate,
             "token_weighting": self.settings.token_weighting,
             "layer_errors": self.settings.layer_errors,
+            **({"input_ranges": True} if self.settings.input_ranges else {}),  # stores without them stay where they are
         }
 
     @staticmethod

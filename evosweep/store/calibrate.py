@@ -16,6 +16,7 @@ from evosweep.compressors.statistics import INPUT_SQUARE, SECOND_MOMENT, Statist
 from evosweep.core.errors import StoreError
 from evosweep.core.events import Progress
 from evosweep.data.tokens import TokenSplit
+from evosweep.models.activations import INPUT_RANGE
 from evosweep.models.anatomy import Anatomy
 from evosweep.models.device import free_bytes
 from evosweep.models.patch import replaced_weights
@@ -42,6 +43,7 @@ class Calibration:
     token_weighting: str
     layer_errors: bool
     batch_tokens: int | None
+    input_ranges: bool = False
 
 
 @dataclass
@@ -137,7 +139,11 @@ class Walk:
     @property
     def _measured(self) -> frozenset[str]:
         """Everything that is measured of inputs: what the compressor and the manifest's columns need."""
-        columns = {INPUT_SQUARE} | ({SECOND_MOMENT} if self.settings.layer_errors else set())
+        columns = {INPUT_SQUARE}
+        if self.settings.layer_errors:
+            columns.add(SECOND_MOMENT)
+        if self.settings.input_ranges:
+            columns.add(INPUT_RANGE)
         return self.plan.needs | columns
 
     def _compress(
@@ -189,7 +195,10 @@ class Walk:
                 levels.append(replace(planned, error=error, relative_error=relative, payload=payload.layout()))
         row = planned_unit(slot, self.plan.levels[slot.name])
         shared = _shared(_named(slot.name, payloads))
-        return replace(row, levels=tuple(levels), columns=dict(ratios), file=file_of(slot.block), shared=shared)
+        columns = dict(ratios)
+        if self.settings.input_ranges:
+            columns[INPUT_RANGE] = float(measured[INPUT_RANGE])
+        return replace(row, levels=tuple(levels), columns=columns, file=file_of(slot.block), shared=shared)
 
     def _passed_on(self, slot: Slot, payloads: Mapping[str, Payload]) -> torch.Tensor:
         """Return the weight through whose output later blocks are calibrated: the level nearest to ``propagate``."""
