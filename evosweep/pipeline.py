@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 ALLOCATION = "allocation.json"
 SETTLE = 60.0  # seconds that writing may go on after a search
 CONFIG = "config.yaml"  # settings of a run; there once they are checked
-STATE = "search_state.json"  # what a search needs to go on
+STATE = "search_state.jsonl"  # what a search needs to go on
 MODEL = "model"  # folder of the exported winner
 
 

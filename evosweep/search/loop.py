@@ -55,7 +55,7 @@ def run_search(
         tokens_spent: Tokens that were scored to prepare this search.
         progress: Shows how far it is.
         state: Where an earlier run of this search stopped; listeners receive its generations first.
-        state_path: JSON file that the state is written to after every generation; ``SearchState.read`` reads it.
+        state_path: file that the state is written to after every generation; ``SearchState.read`` reads it.
         identity: What else must be the same for a state to be continued (the store's key, the text's hash ...), a JSON
             object; kept in the state.
 
