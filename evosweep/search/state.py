@@ -171,11 +171,13 @@ class SearchState:
         if cut:
             values.pop()
         header = values[0] if values else None
-        if not isinstance(header, dict) or None in values:
+        if header is None or None in values:
             raise EvosweepError(f"search state {path} is no JSON or was cut short; remove it, or {ANEW}")
-        sampler = values[-1].get(SAMPLER) if len(values) > 1 else None
+        if isinstance(header, dict):
+            sampler = values[-1].get(SAMPLER) if len(values) > 1 else None
+            header = {**header, "generations": values[1:], SAMPLER: sampler}
         try:
-            state = cls.load({**header, "generations": values[1:], SAMPLER: sampler}, problem=problem)
+            state = cls.load(header, problem=problem)
         except EvosweepError as error:
             raise EvosweepError(f"{path}: {error}") from error
         state.cut = cut
