@@ -23,11 +23,14 @@ from evosweep.cli.identity import RunIdentity, overrides_of
 from evosweep.cli.launch import JOBS, MULTIRUN, VARIED
 from evosweep.cli.names import check_name
 from evosweep.cli.progress import JobProgress
+from evosweep.cli.resume import over
+from evosweep.cli.signals import Ending
 from evosweep.core.budget import KINDS
 from evosweep.core.checks import check_int
 from evosweep.core.errors import SettingError
 from evosweep.core.redact import redact
-from evosweep.pipeline import check, check_together
+from evosweep.core.results import RESULT, read_result
+from evosweep.pipeline import CONFIG, check, check_together
 from evosweep.pipeline import run as run_pipeline
 from evosweep.search.plan import Plan
 from evosweep.task import Notes, Task
@@ -86,7 +89,10 @@ def run(config: DictConfig) -> dict[str, Any]:
     folder = Path(hydra.runtime.output_dir)
     imply_budget(config, list(hydra.overrides.task))
     varied = varied_values(list(hydra.overrides.task), json.loads(os.environ.get(VARIED, "[]")))
-    task = replace(task_of(config, folder=folder), varied=varied)
+    resumes = config.get("resume") is not None and (folder / CONFIG).is_file()
+    if resumes and over(folder, config):
+        return read_result(folder / RESULT)  # a job of a multirun that goes on
+    task = replace(task_of(config, folder=folder, resume=resumes), varied=varied)
     shared_progress().begin(prefix=_prefix(), log=folder / CLAIM, first=_command(list(hydra.overrides.task)))
     bench = bench_of(config)
     draft = check(task, bench)
@@ -125,6 +131,7 @@ def task_of(config: DictConfig, *, folder: Path, resume: bool = False) -> Task:
         folder=folder,
         export_now=MULTIRUN not in os.environ or jobs == "all" or config.tracking.get("model") == "weights",
         resume=resume,
+        guard=Ending.held,
         **made,
     )
 
