@@ -12,10 +12,11 @@ from rich.console import Console
 
 from evosweep.cli import cache_command
 from evosweep.cli.compose import build
+from evosweep.cli.find import find_run
 from evosweep.cli.finish import SELECTION, export_lines, standings
 from evosweep.cli.folders import CLAIM
 from evosweep.cli.job import WORKBENCH, bench_of, notes_of, quiet_libraries, shared_progress, task_of
-from evosweep.cli.reopen import Earlier, export_earlier, find_run, reopen, settings_of
+from evosweep.cli.reopen import Earlier, export_earlier, reopen, settings_of
 from evosweep.cli.resume import check_unfinished, hold
 from evosweep.core.errors import EvosweepError
 from evosweep.core.results import RESULT, read_result

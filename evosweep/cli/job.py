@@ -17,7 +17,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from evosweep import __version__, parallel
-from evosweep.cli.compose import build, sections
+from evosweep.cli.compose import build, imply_budget, sections
 from evosweep.cli.folders import CLAIM, check_writable
 from evosweep.cli.identity import RunIdentity, overrides_of
 from evosweep.cli.launch import JOBS, MULTIRUN, VARIED
@@ -25,7 +25,6 @@ from evosweep.cli.names import check_name
 from evosweep.cli.progress import JobProgress
 from evosweep.cli.resume import over
 from evosweep.cli.signals import Ending
-from evosweep.core.budget import KINDS
 from evosweep.core.checks import check_int
 from evosweep.core.errors import SettingError
 from evosweep.core.redact import redact
@@ -134,18 +133,6 @@ def task_of(config: DictConfig, *, folder: Path, resume: bool = False) -> Task:
         guard=Ending.held,
         **made,
     )
-
-
-def imply_budget(config: DictConfig, overrides: Sequence[str]) -> None:
-    """Set the default budget to null if a budget of another kind was typed without its group.
-
-    ``budget.megabytes=100`` then needs no ``budget=megabytes`` beside it.
-    """
-    typed = [text.lstrip("+").partition("=")[0] for text in overrides if not text.endswith("=null")]
-    kinds = [key.partition(".")[2] for key in typed if key.startswith("budget.")]
-    if len(kinds) == 1 and "budget" not in typed and kinds[0] in KINDS:
-        for other in set(KINDS) - set(kinds):
-            config.budget[other] = None
 
 
 def plan_of(config: DictConfig) -> Plan:

@@ -8,6 +8,8 @@ from typing import Any
 from filelock import FileLock, Timeout
 from omegaconf import DictConfig, OmegaConf
 
+from evosweep.cli.compose import imply_budget
+from evosweep.cli.find import CONFIG, find_run
 from evosweep.cli.folders import CLAIM
 from evosweep.core.errors import EvosweepError, SettingError
 from evosweep.core.files import write_json
@@ -15,7 +17,6 @@ from evosweep.core.redact import redact
 from evosweep.core.results import RESULT
 
 AUTO = "auto"
-CONFIG = "config.yaml"
 LAUNCH = "launch.json"  # of a multirun: what was typed, its name, and whether it is over
 FREE = (
     "resume",
@@ -93,7 +94,14 @@ def _generations(folder: Path) -> int:
 
 
 def write_launch(folder: Path, *, overrides: list[str], multirun: str, finished: bool) -> None:
-    """Write what a later command needs to go on with a multirun."""
+    """Write what a later command needs to go on with a multirun.
+
+    Args:
+        folder: Of the multirun.
+        overrides: As typed.
+        multirun: Its name.
+        finished: Whether it is over.
+    """
     write_json(folder / LAUNCH, {"overrides": redact(overrides), "multirun": multirun, "finished": finished})
 
 
@@ -137,8 +145,6 @@ def _named(wanted: str, *, multirun: bool) -> Path:
         if not (folder / LAUNCH).is_file():
             raise SettingError("resume", allowed="auto, or the folder of a multirun", got=wanted)
         return folder
-    from evosweep.cli.reopen import find_run  # noqa: PLC0415 - heavy
-
     return find_run(wanted)
 
 
@@ -155,8 +161,6 @@ def _check_same(config: DictConfig, folder: Path) -> None:
 
 def _differences(config: DictConfig, folder: Path) -> list[tuple[str, Any, Any]]:
     """Return setting, earlier value and value now of every setting that must be the same and is not."""
-    from evosweep.cli.job import imply_budget  # noqa: PLC0415 - heavy
-
     mine = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
     imply_budget(mine, list(config.hydra.overrides.task))
     then = _flat(OmegaConf.load(folder / CONFIG))

@@ -105,7 +105,7 @@ def test_a_multirun_goes_on_with_what_is_left(folder: Path) -> None:
         (["resume={whole}"], "nothing is left to resume, unless search.generations is raised above 12"),
         (["resume={whole}", "budget.as_uniform=4"], "budget.as_uniform is 3 there and 4 now"),
         (["resume={whole}", "seed=3"], "seed is 0 there and 3 now"),
-        (["resume=3"], "resume must be one of null, auto"),
+        (["resume=3"], "resume must be null, auto, a run's folder or the id of its MLflow run, got 3"),
         (["resume=" + "0" * 32], "MLflow has no run"),
     ],
 )
