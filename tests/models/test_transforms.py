@@ -92,7 +92,7 @@ def test_norms_that_cannot_be_folded_are_refused(family: str) -> None:
 
 def test_projections_around_the_blocks_are_refused() -> None:
     model = shaken("opt", ffn_dim=48, word_embed_proj_dim=16, max_position_embeddings=64)
-    with pytest.raises(ModelError, match="norms of OPTForCausalLM cannot be folded.*16 wide and its blocks 32"):
+    with pytest.raises(ModelError, match=r"norms of OPTForCausalLM cannot be folded.*16 wide and its blocks 32"):
         Rotate().apply(LoadedModel("opt", model, None), progress=QUIET)
 
 
