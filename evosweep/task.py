@@ -1,6 +1,7 @@
 """The objects that a search is made of, and what is recorded beside its figures."""
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -100,6 +101,7 @@ class Task:
         sampler: Makes the sampler of a problem: ``sampler(problem=.., seed=..)``.
         scorer: Makes what scores candidates: ``scorer(evaluator=.., fitness=.., seed=..)``.
         resume: Whether the search goes on from the state in ``folder``.
+        guard: Makes the context in which a generation is scored and written, as in ``run_search``.
         varied: Settings that a multirun varies, with this run's values; part of the run's name.
         export_now: Whether the winner is exported by this run; a multirun exports its own winner at the end.
     """
@@ -119,6 +121,7 @@ class Task:
     varied: Mapping[str, str] = field(default_factory=dict)
     export_now: bool = True
     resume: bool = False
+    guard: Callable[[], AbstractContextManager[Any]] = nullcontext
 
 
 @dataclass(frozen=True)

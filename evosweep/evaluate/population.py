@@ -23,6 +23,7 @@ from evosweep.evaluate.level_weights import LevelWeights, bytes_of
 from evosweep.evaluate.memory import Resources, per_token, plan_memory
 from evosweep.evaluate.routing import distinct_rows, groups_of, levels_in
 from evosweep.fitness.base import Fitness, Outputs, rows_at_once
+from evosweep.models.activations import NONE, RoundedInputs
 from evosweep.models.anatomy import Anatomy
 from evosweep.models.device import moved, tf32
 from evosweep.models.dropping import DropEffect, silenced_rows
@@ -80,6 +81,9 @@ class Evaluator:
         self._tuned: Mapping[str, torch.Tensor] = {}
         self.validated: dict[bytes | None, dict[str, float]] = {}
         self.validated_windows: dict[bytes | None, list[float]] = {}
+        asked = self.resources.activations
+        columns = {unit.name: unit.columns for unit in store.units if not unit.gates}
+        self._inputs = None if asked == NONE else RoundedInputs.of(asked, columns, owner=self.resources)
         self._compiled = self.resources.compiles(anatomy.device)
         if self._compiled:
             compile_norms(anatomy.blocks)
@@ -157,6 +161,24 @@ class Evaluator:
     def weight(self, unit: int, level: int) -> torch.Tensor:
         """Return the weight (out, in) of a level, both by index, on the model's device in its type."""
         return self.levels.weight((unit, level))
+
+    def rounded_inputs(self, layers: Mapping[str, torch.nn.Module]) -> AbstractContextManager[None]:
+        """Return a context in which layers are given what ``evaluate.activations`` says.
+
+        Args:
+            layers: The module of each unit, by the unit's name.
+        """
+        return nullcontext() if self._inputs is None else self._inputs.of_layers(layers)
+
+    @contextmanager
+    def exact_inputs(self) -> Iterator[None]:
+        """Give layers their inputs as they are while the context lasts, whatever ``evaluate.activations`` says."""
+        before = self._inputs
+        self._inputs = None
+        try:
+            yield
+        finally:
+            self._inputs = before
 
     def _finite(self, losses: Sequence[torch.Tensor]) -> npt.NDArray[np.float32]:
         """Return the dense model's losses, shape (1, windows, tokens - 1)."""
@@ -288,6 +310,7 @@ class Evaluator:
         given = states if rows is None else states[rows]
         with ExitStack() as replacements:
             if units.slots:
+                replacements.enter_context(self.rounded_inputs({slot.name: slot.module for slot in units.slots}))
                 wanted = np.stack([levels[index][runs] for index in units.slots.values()])
                 groups_by_slot = groups_of(wanted, states.device, majority=self.majority)
                 for (slot, index), groups in zip(units.slots.items(), groups_by_slot, strict=True):

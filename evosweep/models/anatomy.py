@@ -90,6 +90,10 @@ class Anatomy:
         arguments, keywords = self._context(hidden.shape[1])[index]
         return _first(self.blocks[index](hidden.to(self.device), *arguments, **keywords))
 
+    def prepare(self, seq_len: int) -> None:
+        """Record what blocks are given beside hidden states of windows of a length; ``run_block`` does where needed."""
+        self._context(seq_len)
+
     def forget_contexts(self) -> None:
         """Let masks and positions be made anew: those of a run in inference mode cannot be used with gradients."""
         self._contexts.clear()
