@@ -5,20 +5,26 @@ here: ``evosweep.cli`` builds the objects from YAML, ``evosweep.api`` from Pytho
 """
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from evosweep.core.errors import SettingError
 from evosweep.core.events import Event, GenerationRecord, Listener, SearchResult
 from evosweep.core.problem import Problem
 from evosweep.core.results import write_result
+from evosweep.core.run_record import RunRecord
 from evosweep.evaluate.memory import plan_memory
 from evosweep.evaluate.sensitivity import MEASURES, measure
+from evosweep.finish.base import save_tuned
+from evosweep.models.activations import NONE, is_static, no_ranges
 from evosweep.models.checkpoint import check_length
+from evosweep.models.patch import replaced_parameters
 from evosweep.samplers.base import PopulationSampler
 from evosweep.search.loop import end_search, run_search
 from evosweep.search.state import SearchState
@@ -33,8 +39,9 @@ COMMON_TOKENS = 8192  # search tokens that winners are compared on where the pla
 logger = logging.getLogger(__name__)
 ALLOCATION = "allocation.json"
 SETTLE = 60.0  # seconds that writing may go on after a search
+HURRY = 2.0  # after an interruption
 CONFIG = "config.yaml"  # settings of a run; there once they are checked
-STATE = "search_state.json"  # what a search needs to go on
+STATE = "search_state.jsonl"  # what a search needs to go on
 MODEL = "model"  # folder of the exported winner
 
 
@@ -44,12 +51,15 @@ def check(task: Task, bench: Workbench) -> Draft:
         bench.splits["search"].count(f"search.stages[{index}].tokens", stage.tokens)
     if task.exporter.enabled:
         task.exporter.check(bench.compressor, bench.drop, bench.anatomy)
+    task.finish.check(bench.anatomy)
     problem = bench.planned_problem(task.budget)
     longest = max(split.seq_len for split in bench.splits.values())
     warning = check_length(bench.loaded.model, longest)
     if warning:
         bench.progress.say(warning)
     plan_memory(bench.resources, bench.anatomy, bench.planned, seq_len=longest)
+    if is_static(bench.resources.activations) and not bench.builder.settings.input_ranges:
+        raise no_ranges(bench.resources.activations, owner=bench.resources)
     sampler = task.sampler(problem=problem, seed=task.seed)
     _check_choice(task, bench, sampler)
     columns = tuple(column for column in sampler.columns if column in MEASURES)
@@ -104,10 +114,8 @@ def run(task: Task, bench: Workbench, draft: Draft, notes: Notes) -> dict[str, A
             result = replace(result, continuations=_continuations(task, bench, result))
             row = {**_row(task, bench, draft, notes, result), **_comparable(task, bench, result)}
             write_result(task.folder, row)
-            if task.exporter.enabled and task.export_now:
-                result = replace(result, export=export(result, bench, task.exporter, task.folder / MODEL))
-                row["export"] = dict(result.export)
-                write_result(task.folder, row)
+            if task.export_now:
+                result = _finished(task, bench, result, row)
             report = task.report.write(result, task.folder)
             end_search(result, listeners)
         task.tracker.deliver(result, report=report, run=task.folder, trial=recorder.winner)
@@ -116,6 +124,30 @@ def run(task: Task, bench: Workbench, draft: Draft, notes: Notes) -> dict[str, A
         write_result(task.folder, row)
     _check_recorded(task, listeners)
     return row
+
+
+def _finished(task: Task, bench: Workbench, result: SearchResult, row: dict[str, Any]) -> SearchResult:
+    """Return the result with what finishing and exporting its winner gave; ``row`` is written with it.
+
+    Args:
+        task: The search.
+        bench: The model and its levels.
+        result: Of the search.
+        row: Of ``result.json``.
+    """
+    genome = result.problem.encode(result.allocation)
+    done = task.finish.run(
+        genome, problem=result.problem, evaluator=bench.evaluator, seed=task.seed, progress=bench.progress
+    )
+    save_tuned(task.folder, done.tuned)
+    row["finish"] = dict(done.facts)
+    result = replace(result, finish=done.facts)
+    if task.exporter.enabled:
+        write_result(task.folder, row)
+        result = replace(result, export=export(result, bench, task.exporter, task.folder / MODEL, tuned=done.tuned))
+        row["export"] = dict(result.export)
+    write_result(task.folder, row)
+    return result
 
 
 def _continuations(task: Task, bench: Workbench, result: SearchResult) -> dict[str, dict[str, str]]:
@@ -162,7 +194,14 @@ def _check_recorded(task: Task, listeners: Sequence[Any]) -> None:
         raise TrackingError(f"the result is in {task.folder}, but " + "; ".join(missing))
 
 
-def export(result: SearchResult, bench: Workbench, exporter: Exporter, folder: Path) -> dict[str, Any]:
+def export(
+    result: SearchResult,
+    bench: Workbench,
+    exporter: Exporter,
+    folder: Path,
+    *,
+    tuned: Mapping[str, torch.Tensor] | None = None,
+) -> dict[str, Any]:
     """Write a winner into a folder; return its path, size on disk, and the code that loads it.
 
     Args:
@@ -170,8 +209,9 @@ def export(result: SearchResult, bench: Workbench, exporter: Exporter, folder: P
         bench: The model and its levels.
         exporter: Writes the format.
         folder: Where to write.
+        tuned: Parameters that are written instead of the dense model's, by name; None: no others.
     """
-    with bench.timed("export"):
+    with bench.timed("export"), replaced_parameters(bench.loaded.model, tuned or {}):
         return exporter.export(
             result.problem.encode(result.allocation),
             problem=result.problem,
@@ -207,12 +247,16 @@ class AllocationFile:
 
 
 def _recorder(task: Task, bench: Workbench, draft: Draft) -> StudyRecorder:
+    """Return the recorder of the run's study, a new one or that of a run which goes on."""
     storage = task.storage.open()
     if task.storage.repaired:
         bench.progress.say(task.storage.repaired)
+    known = RunRecord.read(task.folder).study if task.resume else None
+    name = known or f"{draft.name} {datetime.now():%Y-%m-%d %H:%M:%S.%f}"[:-3]
+    RunRecord(mlflow_run=task.tracker.run_id, study=name).write(task.folder)
     return StudyRecorder(
         storage=storage,
-        name=f"{draft.name} {datetime.now():%Y-%m-%d %H:%M:%S.%f}"[:-3],
+        name=name,
         record=task.storage.record,
         artifacts=task.storage.artifact_store(),
     )
@@ -230,6 +274,7 @@ def _searched(
 ) -> SearchResult:
     """Run the search, and leave its winner in ``allocation.json``."""
     state = task.folder / STATE
+    activations = bench.resources.activations
     result = run_search(
         name=draft.name,
         sampler=task.sampler(problem=problem, seed=task.seed),
@@ -245,12 +290,31 @@ def _searched(
         },
         tokens_spent=spent,
         progress=bench.progress,
-        state=SearchState.read(state, problem=problem) if task.resume else None,
+        state=_earlier(task, problem, bench),
         state_path=state,
-        identity={"store": bench.store.key, "text": bench.splits["search"].hash, "fitness": task.fitness.name},
+        guard=task.guard,
+        identity={
+            "store": bench.store.key,
+            "text": bench.splits["search"].hash,
+            "fitness": task.fitness.name,
+            **({} if activations == NONE else {"activations": activations}),
+        },
     )
     result.allocation.save(task.folder / ALLOCATION, store=bench.store.key, **result.row())
     return result
+
+
+def _earlier(task: Task, problem: Problem, bench: Workbench) -> SearchState | None:
+    """Return the state that a run which goes on stopped in; None for a new one, or before its first generation."""
+    path = task.folder / STATE
+    if not task.resume or not path.is_file():
+        return None
+    state = SearchState.read(path, problem=problem)
+    if state.cut:
+        bench.progress.say(f"{path} was cut short; going on after generation {state.generation - 1}, which is whole")
+    else:
+        bench.progress.say(f"going on after generation {state.generation - 1}")
+    return state
 
 
 def _measured(task: Task, bench: Workbench, draft: Draft) -> tuple[Problem, int]:
@@ -283,6 +347,7 @@ def _row(task: Task, bench: Workbench, draft: Draft, notes: Notes, result: Searc
         "run": draft.name,
         "budget": str(task.budget),
         "store": bench.store.key,
+        "activations": bench.resources.activations,
         "folder": str(task.folder),
         **notes.row,
         **result.row(),
@@ -299,7 +364,7 @@ def _row(task: Task, bench: Workbench, draft: Draft, notes: Notes, result: Searc
 
 @contextmanager
 def _tracked(task: Task, bench: Workbench, draft: Draft, notes: Notes) -> Iterator[None]:
-    """Open the tracker's run, and close it as finished, failed or killed."""
+    """Open the tracker's run, a new one or that of a run which goes on, and close it as finished, failed or killed."""
     tracker = task.tracker
     tracker.start(
         draft.name,
@@ -319,6 +384,7 @@ def _tracked(task: Task, bench: Workbench, draft: Draft, notes: Notes) -> Iterat
         ],
         device=bench.anatomy.device.type,
         folder=task.folder,
+        run_id=RunRecord.read(task.folder).mlflow_run if task.resume else None,
     )
     try:
         if notes.config:
@@ -338,10 +404,10 @@ def _settled(listeners: Sequence[Any]) -> Iterator[None]:
     """Wait in the end, whatever happens, until the listeners have written everything."""
     try:
         yield
-    except BaseException:
+    except BaseException as error:
         for listener in listeners:
             with suppress(Exception):  # what broke is known already
-                listener.wait(SETTLE)
+                listener.wait(HURRY if isinstance(error, KeyboardInterrupt) else SETTLE)
         raise
     for listener in listeners:
         listener.wait(SETTLE)

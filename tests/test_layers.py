@@ -23,10 +23,11 @@ RANK = {
     "exporters": 5,
     "workbench": 5,
     "testing": 6,
-    "task": 6,
-    "pipeline": 7,
-    "api": 8,
-    "cli": 8,
+    "finish": 6,
+    "task": 7,
+    "pipeline": 8,
+    "api": 9,
+    "cli": 9,
 }
 FREE_OF = {
     "core": {"torch", "optuna", "mlflow", "hydra", "transformers"},

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from evosweep.compressors.grid import ColumnGrid, Grid
+from evosweep.compressors.grid import ColumnGrid, Grid, GridTable
 from evosweep.core.errors import StoreError
 
 DAMPING_TRIES = 6
@@ -59,7 +59,7 @@ def finalize_columns(span: torch.Tensor, errors: torch.Tensor, factor: torch.Ten
         factor: The span's block of U's diagonal, shape (columns, columns).
         rules: Grid and mask of the span.
     """
-    integer = rules.grid is None or isinstance(rules.grid, Grid)  # what the kernels know
+    integer = rules.grid is None or isinstance(rules.grid, Grid | GridTable)  # what the kernels know
     kernels = working_kernels(span.device) if span.is_cuda and integer else None
     if kernels is not None:
         kernels.finalize_columns(span, errors, factor, grid=rules.grid, codes=rules.codes, mask=rules.mask)

@@ -7,20 +7,23 @@ column is masked and rounded in one step, and the columns after it compensate fo
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 
 from evosweep.compressors.base import LevelSpec, Plans, check_divides
+from evosweep.compressors.column_order import ORDERS, ColumnOrder, StaticGrids, fit_by_rows
 from evosweep.compressors.compensate import ColumnRules, factorize, spans_of, stack_transposed, sums_by_matrix, sweep
 from evosweep.compressors.formats import sparse_int
 from evosweep.compressors.grid import Grid, largest_codes, stack_grids
+from evosweep.compressors.grid_search import GridSettings
 from evosweep.compressors.integer import check_widths
 from evosweep.compressors.payload import Payload
 from evosweep.compressors.sparse import SparseSpec, parse_pattern
 from evosweep.compressors.sparsegpt import Masks
 from evosweep.compressors.statistics import SECOND_MOMENT, Statistics
-from evosweep.core.checks import check_bool, check_int, check_number
+from evosweep.core.checks import check_bool, check_choice, check_int, check_number
 from evosweep.core.errors import SettingError
 from evosweep.core.unit import Nominal
 
@@ -49,6 +52,12 @@ class SparseGPTQ:
         damping: Share of the Hessian's mean diagonal that is added to its diagonal.
         mask_block: Columns whose mask is chosen at once; groups must fit into it.
         column_block: Columns between two updates of the columns that follow.
+        order: Of the columns: ``given``, or by ``activation`` as in ``GPTQ``; not with N:M patterns, which need the
+            given one.
+        grid: ``minmax`` or ``mse``, as in ``GPTQ``; of the grids that are made, the one with the lower error is kept.
+        grid_norm: As in ``GPTQ``.
+        grid_least: As in ``GPTQ``.
+        grid_steps: As in ``GPTQ``.
     """
 
     needs = frozenset({SECOND_MOMENT})
@@ -63,6 +72,11 @@ class SparseGPTQ:
         damping: float = 0.01,
         mask_block: int = 128,
         column_block: int = 64,
+        order: str = "given",
+        grid: str = "minmax",
+        grid_norm: float = 2.4,
+        grid_least: float = 0.5,
+        grid_steps: int = 21,
     ) -> None:
         if not isinstance(sparsity, Sequence) or isinstance(sparsity, str) or not sparsity:
             raise SettingError("sparsity", allowed="a list of shares or N:M patterns", got=sparsity)
@@ -73,6 +87,15 @@ class SparseGPTQ:
         self.damping = check_number("damping", damping, low=0, high=1, exclusive=True)
         self.mask_block = check_int("mask_block", mask_block, low=1)
         self.column_block = check_int("column_block", column_block, low=1)
+        self.order = check_choice("order", order, ORDERS)
+        self.search = GridSettings(grid=grid, norm=grid_norm, least=grid_least, steps=grid_steps)
+        if self.order == "activation" and any(isinstance(share, str) for share in self.sparsity):
+            raise SettingError(
+                "order",
+                allowed=["given"],
+                got=order,
+                hint="N:M patterns in sparsity run along columns as they are given",
+            )
         if self.mask_block % self.group:
             raise SettingError(
                 "group",
@@ -137,11 +160,19 @@ class SparseGPTQ:
             StoreError: The second moment stays singular whatever the damping.
         """
         jobs = [(name, level) for name in weights for level in plans[name]]
-        made = self._joint([weights[name] for name, _ in jobs], statistics.second_moment, [v.spec for _, v in jobs])
+        made = self._best([weights[name] for name, _ in jobs], statistics.second_moment, [v.spec for _, v in jobs])
         result: dict[str, dict[str, Payload]] = {name: {} for name in weights}
         for (name, level), payload in zip(jobs, made, strict=True):
             result[name][level.name] = payload
         return result
+
+    def _best(
+        self, weights: Sequence[torch.Tensor], gram: torch.Tensor, specs: Sequence[SparseIntegerSpec]
+    ) -> list[Payload]:
+        """Return the payload of each matrix, made with every grid, the one with the lowest error kept."""
+        searches = self.search.searches
+        made = self._joint([*weights] * len(searches), gram, [*specs] * len(searches))
+        return [min(made[index :: len(specs)], key=lambda one: one.error or 0.0) for index in range(len(specs))]
 
     def _joint(
         self, weights: Sequence[torch.Tensor], gram: torch.Tensor, specs: Sequence[SparseIntegerSpec]
@@ -149,27 +180,43 @@ class SparseGPTQ:
         """Return the payload of each matrix (rows, columns), all with the second moment ``gram``."""
         sizes = [len(weight) for weight in weights]
         work = stack_transposed(weights, gram)
+        top = largest_codes([spec.bits for spec in specs], sizes, gram.device)
+        fit = partial(fit_by_rows, searches=self.search.searches, symmetric=self.symmetric)
+        static = order = None
+        if self.order == "activation":
+            static = StaticGrids.of(work, fit, group=self.group, top=top)
+            order = ColumnOrder.by_activation(gram)
+            work = work[order.columns]
+            gram = order.moment(gram)
         factor = factorize(gram, damping=self.damping)
         masks = Masks(work, factor, sizes=sizes, specs=[spec.sparse for spec in specs], block=self.mask_block)
-        top = largest_codes([spec.bits for spec in specs], sizes, gram.device)
         codes = torch.empty(work.shape, dtype=torch.uint8, device=work.device)
         grids: list[Grid] = []
 
         def rules(columns: slice) -> ColumnRules:
             mask = masks.choose(columns)
+            if static is not None and order is not None:
+                return ColumnRules(static.at(order.columns[columns]), codes[columns], mask)
             if columns.start % self.group == 0:
                 members = slice(columns.start, columns.start + self.group)
                 kept = torch.where(masks.may_stay(members), work[members], 0.0)
-                grids.append(Grid.of(kept.T, top=top, symmetric=self.symmetric))
+                grids.append(fit(kept.T, top=top))
             return ColumnRules(grids[-1], codes[columns], mask)
 
         spans = spans_of(len(work), edges=math.gcd(masks.edges, self.group), block=self.column_block)
         total = sweep(work, factor, spans=spans, rules=rules)
-        scales, zeros = stack_grids(grids)
+        if static is not None and order is not None:
+            scales = static.scales.T
+            zeros = static.zeros.T
+            codes = order.back(codes)
+            mask = order.back(masks.mask)
+        else:
+            scales, zeros = stack_grids(grids)
+            mask = masks.mask
         matrices = zip(
             specs,
             codes.split(sizes, 1),
-            masks.mask.split(sizes, 1),
+            mask.split(sizes, 1),
             scales.split(sizes),
             zeros.split(sizes),
             sums_by_matrix(total, sizes),
@@ -207,7 +254,8 @@ class SparseGPTQ:
 
     def describe(self) -> dict[str, Any]:
         """Return the settings that decide payloads."""
-        return dict(vars(self))
+        own = {name: value for name, value in vars(self).items() if name != "search"}
+        return {**own, **self.search.describe()}
 
 
 def _share(setting: str, value: object) -> float | str:

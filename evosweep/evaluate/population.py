@@ -6,8 +6,8 @@ are grouped by level. So each (unit, level) weight is used at most once a block 
 
 import functools
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -23,10 +23,12 @@ from evosweep.evaluate.level_weights import LevelWeights, bytes_of
 from evosweep.evaluate.memory import Resources, per_token, plan_memory
 from evosweep.evaluate.routing import distinct_rows, groups_of, levels_in
 from evosweep.fitness.base import Fitness, Outputs, rows_at_once
+from evosweep.models.activations import NONE, RoundedInputs
 from evosweep.models.anatomy import Anatomy
 from evosweep.models.device import moved, tf32
 from evosweep.models.dropping import DropEffect, silenced_rows
 from evosweep.models.fused import compile_norms, fused_rotary
+from evosweep.models.patch import replaced_parameters
 from evosweep.models.slots import Slot
 from evosweep.store.manifest import LevelStore
 
@@ -76,8 +78,12 @@ class Evaluator:
         self._targets: ByteLRU[dict[str, torch.Tensor]] = ByteLRU(
             limit=self.plan.targets, size=lambda tensors: sum(map(bytes_of, tensors.values()))
         )
+        self._tuned: Mapping[str, torch.Tensor] = {}
         self.validated: dict[bytes | None, dict[str, float]] = {}
         self.validated_windows: dict[bytes | None, list[float]] = {}
+        asked = self.resources.activations
+        columns = {unit.name: unit.columns for unit in store.units if not unit.gates}
+        self._inputs = None if asked == NONE else RoundedInputs.of(asked, columns, owner=self.resources)
         self._compiled = self.resources.compiles(anatomy.device)
         if self._compiled:
             compile_norms(anatomy.blocks)
@@ -139,9 +145,40 @@ class Evaluator:
             hidden, _ = self._hidden(None if genome is None else genome[None], tokens.to(self.anatomy.device))
             return self.anatomy.head.logits(hidden[0].flatten(0, 1))
 
+    @contextmanager
+    def tuned(self, values: Mapping[str, torch.Tensor]) -> Iterator[None]:
+        """Score compressed models with other values of some parameters, by name, while the context lasts.
+
+        The dense model keeps its own. What ``validated`` holds of compressed models is without them.
+        """
+        before = self._tuned
+        self._tuned = values
+        try:
+            yield
+        finally:
+            self._tuned = before
+
     def weight(self, unit: int, level: int) -> torch.Tensor:
         """Return the weight (out, in) of a level, both by index, on the model's device in its type."""
         return self.levels.weight((unit, level))
+
+    def rounded_inputs(self, layers: Mapping[str, torch.nn.Module]) -> AbstractContextManager[None]:
+        """Return a context in which layers are given what ``evaluate.activations`` says.
+
+        Args:
+            layers: The module of each unit, by the unit's name.
+        """
+        return nullcontext() if self._inputs is None else self._inputs.of_layers(layers)
+
+    @contextmanager
+    def exact_inputs(self) -> Iterator[None]:
+        """Give layers their inputs as they are while the context lasts, whatever ``evaluate.activations`` says."""
+        before = self._inputs
+        self._inputs = None
+        try:
+            yield
+        finally:
+            self._inputs = before
 
     def _finite(self, losses: Sequence[torch.Tensor]) -> npt.NDArray[np.float32]:
         """Return the dense model's losses, shape (1, windows, tokens - 1)."""
@@ -228,6 +265,15 @@ class Evaluator:
             genomes: Level indices (genomes, units); None runs the dense model.
             tokens: Token ids (windows, seq_len).
         """
+        if genomes is not None and self._tuned:
+            with replaced_parameters(self.anatomy.model, self._tuned):
+                return self._through_blocks(genomes, tokens)
+        return self._through_blocks(genomes, tokens)
+
+    def _through_blocks(
+        self, genomes: Genomes | None, tokens: torch.Tensor
+    ) -> tuple[torch.Tensor, npt.NDArray[np.int64]]:
+        """Return what ``_hidden`` does, with the model's parameters as they are; arguments as there."""
         anatomy = self.anatomy
         states = anatomy.embed(tokens)[None]
         rows = np.zeros(1 if genomes is None else len(genomes), dtype=np.int64)
@@ -264,6 +310,7 @@ class Evaluator:
         given = states if rows is None else states[rows]
         with ExitStack() as replacements:
             if units.slots:
+                replacements.enter_context(self.rounded_inputs({slot.name: slot.module for slot in units.slots}))
                 wanted = np.stack([levels[index][runs] for index in units.slots.values()])
                 groups_by_slot = groups_of(wanted, states.device, majority=self.majority)
                 for (slot, index), groups in zip(units.slots.items(), groups_by_slot, strict=True):

@@ -16,6 +16,7 @@ from evosweep.compressors.statistics import INPUT_SQUARE, SECOND_MOMENT, Statist
 from evosweep.core.errors import StoreError
 from evosweep.core.events import Progress
 from evosweep.data.tokens import TokenSplit
+from evosweep.models.activations import INPUT_RANGE
 from evosweep.models.anatomy import Anatomy
 from evosweep.models.device import free_bytes
 from evosweep.models.patch import replaced_weights
@@ -26,6 +27,7 @@ from evosweep.store.outliers import outlier_ratios
 from evosweep.store.statistics.base import statistic_module
 from evosweep.store.statistics.walk import measure_inputs
 from evosweep.store.store_plan import StorePlan, in_model_order, planned_unit
+from evosweep.store.weighting import WEIGHTINGS
 
 HIDDEN_SHARE = 0.4  # of free memory, as the next
 BATCH_SHARE = 0.3
@@ -41,6 +43,7 @@ class Calibration:
     token_weighting: str
     layer_errors: bool
     batch_tokens: int | None
+    input_ranges: bool = False
 
 
 @dataclass
@@ -115,7 +118,7 @@ class Walk:
         passed_on: Tensors = {}
         slots = [slot for slot in anatomy.slots_of(block) if slot.name in self.plan.levels]
         if slots:
-            weighting = self.settings.token_weighting
+            weighting = WEIGHTINGS[self.settings.token_weighting]
             measured = measure_inputs(anatomy, block, hidden, needs=self._measured, weighting=weighting)
             dense = {slot.name: slot.read().to(anatomy.device).float() for slot in slots}
             squares = {slot.name: measured[slot.group][INPUT_SQUARE] for slot in slots}
@@ -126,7 +129,8 @@ class Walk:
             for slot in members:
                 made = payloads[slot.name]
                 rows.append(self._row(slot, dense[slot.name], made, statistics, ratios[slot.name]))
-                tensors.update(_named(slot.name, made))
+                named = _named(slot.name, made)
+                tensors.update({name: tensor for name, tensor in named.items() if name not in rows[-1].shared})
                 passed_on[slot.name] = self._passed_on(slot, made)
         with replaced_weights(slots, passed_on):
             hidden[:] = [anatomy.run_block(block, batch).to(batch.device) for batch in hidden]
@@ -135,7 +139,11 @@ class Walk:
     @property
     def _measured(self) -> frozenset[str]:
         """Everything that is measured of inputs: what the compressor and the manifest's columns need."""
-        columns = {INPUT_SQUARE} | ({SECOND_MOMENT} if self.settings.layer_errors else set())
+        columns = {INPUT_SQUARE}
+        if self.settings.layer_errors:
+            columns.add(SECOND_MOMENT)
+        if self.settings.input_ranges:
+            columns.add(INPUT_RANGE)
         return self.plan.needs | columns
 
     def _compress(
@@ -186,7 +194,11 @@ class Walk:
                 planned = ManifestLevel.planned(spec)
                 levels.append(replace(planned, error=error, relative_error=relative, payload=payload.layout()))
         row = planned_unit(slot, self.plan.levels[slot.name])
-        return replace(row, levels=tuple(levels), columns=dict(ratios), file=file_of(slot.block))
+        shared = _shared(_named(slot.name, payloads))
+        columns = dict(ratios)
+        if self.settings.input_ranges:
+            columns[INPUT_RANGE] = float(measured[INPUT_RANGE])
+        return replace(row, levels=tuple(levels), columns=columns, file=file_of(slot.block), shared=shared)
 
     def _passed_on(self, slot: Slot, payloads: Mapping[str, Payload]) -> torch.Tensor:
         """Return the weight through whose output later blocks are calibrated: the level nearest to ``propagate``."""
@@ -263,6 +275,13 @@ def _named(unit: str, payloads: Mapping[str, Payload]) -> Tensors:
         for level, payload in payloads.items()
         for path, tensor in payload.flat().items()
     }
+
+
+def _shared(named: Mapping[str, torch.Tensor]) -> dict[str, str]:
+    """Return the names of tensors that are there under an earlier name already, with that name."""
+    first: dict[int, str] = {}
+    names = {name: first.setdefault(id(tensor), name) for name, tensor in named.items()}
+    return {name: earlier for name, earlier in names.items() if name != earlier}
 
 
 def _write(tensors: Mapping[str, torch.Tensor], path: Path) -> None:

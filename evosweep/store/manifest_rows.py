@@ -75,6 +75,7 @@ class ManifestUnit:
         group: Name of the first layer that shares its input.
         file: Name of the file with its payloads.
         drop: What dropping it does to the model, for units that can be dropped.
+        shared: Tensors that levels share, each once in the file: name -> the name under which it is there.
     """
 
     name: str
@@ -88,6 +89,7 @@ class ManifestUnit:
     group: str | None = None
     file: str | None = None
     drop: Mapping[str, Any] | None = None
+    shared: Mapping[str, str] = field(default_factory=dict)
 
     def unit(self) -> Unit:
         """Return the unit as searches see it."""

@@ -5,7 +5,7 @@ import torch
 
 from evosweep.compressors import compensate
 from evosweep.compressors.compensate import ColumnRules
-from evosweep.compressors.grid import Grid
+from evosweep.compressors.grid import Grid, GridTable
 
 pytest.importorskip("triton")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -34,6 +34,30 @@ def test_the_kernel_equals_the_plain_loop(columns: int, rows: int, rounds: bool,
             compensate.finalize_columns(span, errors, factor, rules)
         else:
             kernels.finalize_columns(span, errors, factor, grid=rules.grid, codes=rules.codes, mask=rules.mask)
+        found.append([tensor.cpu() for tensor in (span, errors, codes)])
+    for plain, kernel in zip(*found, strict=True):
+        assert torch.allclose(plain.float(), kernel.float(), atol=1e-5)
+
+
+def test_the_kernel_takes_each_column_s_own_grid() -> None:
+    from evosweep.compressors import kernels
+
+    draws = torch.Generator().manual_seed(4)
+    weight = torch.randn(20, 37, generator=draws)
+    factor = ((0.1 * torch.randn(20, 20, generator=draws)).triu() + torch.eye(20)).to(DEVICE)
+    scales = 0.2 + torch.rand(3, 37, generator=draws)
+    zeros = torch.randint(0, 8, (3, 37), generator=draws).float()
+    groups = torch.randint(0, 3, (20,), generator=draws)
+    found = []
+    for device in ("cpu", DEVICE):
+        span = weight.clone().to(device)
+        codes = torch.zeros(20, 37, dtype=torch.uint8, device=device)
+        errors = torch.full_like(span, float("nan"))
+        grid = GridTable(*(part.to(device) for part in (scales, zeros, torch.full((37,), 7.0), groups)))
+        if len(found) == 0:
+            compensate.finalize_columns(span, errors, factor.cpu(), ColumnRules(grid, codes))
+        else:
+            kernels.finalize_columns(span, errors, factor, grid=grid, codes=codes)
         found.append([tensor.cpu() for tensor in (span, errors, codes)])
     for plain, kernel in zip(*found, strict=True):
         assert torch.allclose(plain.float(), kernel.float(), atol=1e-5)

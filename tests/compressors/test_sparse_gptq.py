@@ -21,6 +21,18 @@ class TestSymmetric(CompressorContract):
         return SparseGPTQ(sparsity=[0.25], bits=[2, 4], group=16, mask_block=32, symmetric=True)
 
 
+class TestOrdered(CompressorContract):
+    def make(self) -> SparseGPTQ:
+        return SparseGPTQ(
+            sparsity=[0.5], bits=[3, 5], group=16, mask_block=16, order="activation", grid="mse", grid_steps=6
+        )
+
+
+def test_patterns_need_columns_as_they_are_given() -> None:
+    with pytest.raises(SettingError, match=r"order must be one of given, got .activation.*N:M"):
+        SparseGPTQ(sparsity=["2:4"], order="activation")
+
+
 class TestPatterns(CompressorContract):
     def make(self) -> SparseGPTQ:
         return SparseGPTQ(sparsity=["2:4"], bits=[3, 6], group=16, mask_block=16)
