@@ -181,6 +181,7 @@ def open_bench(materials: Materials, *, progress: Progress) -> Workbench:
     seconds["text"] = time.monotonic() - began
     _check_vocabulary(loaded, splits)
     _check_forward(loaded, splits)
+    loaded = materials.transform.calibrate(loaded, torch.from_numpy(splits["calibration"].windows), progress=progress)
     bench = Workbench(
         loaded=loaded,
         splits=splits,

@@ -1,6 +1,7 @@
 """Bias tuning on the tiny model, and through the command line."""
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,17 @@ from evosweep.core.events import Silent
 from evosweep.core.problem import Problem
 from evosweep.core.results import read_result
 from evosweep.evaluate.population import Evaluator
+from evosweep.exporters.base import Winner
 from evosweep.exporters.dense import DenseSafetensors
 from evosweep.exporters.packed import PackedSafetensors
+from evosweep.finish import bias_tuning
 from evosweep.finish.base import TUNED
 from evosweep.finish.bias_tuning import BiasTuning
 from evosweep.fitness.kl import KL
+from evosweep.models.anatomy import Anatomy
+from evosweep.models.load import Random
 from evosweep.models.patch import replaced_parameters
-from evosweep.testing.tiny import tiny_model, tiny_splits
+from evosweep.testing.tiny import tiny_config, tiny_model, tiny_splits
 from evosweep.workbench import Workbench
 from tests.cli import TINY, evosweep, workplace
 
@@ -82,9 +87,6 @@ def test_the_figures_are_those_of_the_tuned_model(bench: Workbench, problem: Pro
 
 def test_the_gradient_is_that_of_the_kl(bench: Workbench, problem: Problem, genome: Any) -> None:
     """One tiny step changes the loss by the gradient that autograd finds through whole logits."""
-    from evosweep.exporters.base import Winner
-    from evosweep.finish import bias_tuning
-
     winner = Winner(genome, problem, bench.evaluator)
     windows = bench.splits["calibration"].windows
     tokens = torch.from_numpy(windows[:2])
@@ -149,6 +151,35 @@ def test_bad_settings_are_named(settings: dict[str, Any], message: str) -> None:
 def test_a_model_without_biases_is_refused_where_only_those_may_be_learned(bench: Workbench) -> None:
     with pytest.raises(SettingError, match="learn must be something that this model has"):
         BiasTuning(learn=["biases"]).check(bench.anatomy)
+
+
+def test_biases_are_learned_where_a_model_has_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EVOSWEEP_CACHE", str(tmp_path))
+    source = Random(name="biased", config=partial(tiny_config, attention_bias=True), spread=0.15, device="cpu")
+    loaded = source.load(progress=Silent())
+    bench = Workbench(loaded=loaded, splits=tiny_splits(loaded), compressor=GPTQ(bits=[2, 3], group=16))
+    problem = Problem(units=bench.store.units, budget=10**9, fixed_bits=bench.store.fixed_bits)
+    genome = np.zeros(len(problem.units), dtype=np.int64)
+    tuning = BiasTuning(**STEPS, learn=["biases"])
+    done = tuning.run(genome, problem=problem, evaluator=bench.evaluator, seed=0, progress=Silent())
+    assert done.facts["kl_after"] < done.facts["kl_before"]
+    assert len(done.tuned) == 8 and all(name.endswith("_proj.bias") for name in done.tuned)
+
+
+def test_a_head_that_is_more_than_a_matrix_is_refused() -> None:
+    config = partial(
+        transformers.Gemma2Config,
+        vocab_size=256,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+    )
+    loaded = Random(name="capped", config=config, spread=0.15, device="cpu").load(progress=Silent())
+    with pytest.raises(SettingError, match="must be one of none, got 'bias_tuning'; this model's head is more than"):
+        BiasTuning().check(Anatomy(loaded.model))
 
 
 @pytest.fixture(scope="module")

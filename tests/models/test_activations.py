@@ -7,6 +7,7 @@ import torch
 from evosweep.compressors.gptq import GPTQ
 from evosweep.compressors.uncompressed import NoCompression
 from evosweep.core.errors import SettingError
+from evosweep.core.events import Silent
 from evosweep.core.problem import Problem
 from evosweep.evaluate.continuations import applied
 from evosweep.evaluate.memory import Resources
@@ -14,9 +15,14 @@ from evosweep.evaluate.population import Evaluator
 from evosweep.exporters.packed import PackedSafetensors
 from evosweep.fitness.kl import KL
 from evosweep.models.activations import INPUT_RANGE, RoundedInputs, rounded
+from evosweep.models.anatomy import Anatomy
 from evosweep.models.dropping import Drop
+from evosweep.models.load import LoadedModel
+from evosweep.models.transforms.smooth import Smooth, measured
+from evosweep.models.transforms.wiring import find_wiring
 from evosweep.store.build import StoreBuilder
 from evosweep.store.store_plan import plan_store
+from tests.models.test_anatomy import small
 
 E4M3 = sorted(
     {0.0}
@@ -162,3 +168,54 @@ class TestScoring:
         with evaluator.exact_inputs():
             assert not torch.allclose(rounded_logits, evaluator.logits(genome, tokens), atol=1e-4)
         assert torch.equal(rounded_logits, evaluator.logits(genome, tokens))
+
+
+class TestSmooth:
+    """A model whose norms give two columns that are much larger than the others, as those of language models do."""
+
+    def spiky(self, family: str, **settings):
+        model = small(family, **settings)
+        for module in model.modules():
+            if "Norm" in type(module).__name__ and module.weight.shape == (32,):
+                with torch.no_grad():
+                    module.weight[3] += 60.0
+                    module.weight[17] += 30.0
+        return model.requires_grad_(False)
+
+    def text(self) -> torch.Tensor:
+        return torch.randint(0, 64, (6, 16), generator=torch.Generator().manual_seed(0))
+
+    @pytest.mark.parametrize(
+        ("family", "settings"),
+        [("llama", {}), ("gemma", {"head_dim": 8}), ("gpt2", {"n_embd": 32, "n_layer": 3, "n_head": 4})],
+    )
+    def test_logits_stay_and_rounding_costs_less(self, family: str, settings) -> None:
+        model = self.spiky(family, **settings)
+        text = self.text()
+        layers = {slot.name: slot.module for slot in Anatomy(model).slots}
+
+        def logits(*, int8: bool) -> torch.Tensor:
+            with torch.inference_mode(), RoundedInputs("int8").of_layers(layers if int8 else {}):
+                return model(input_ids=text, use_cache=False).logits.clone()
+
+        exact, before = logits(int8=False), logits(int8=True)
+        Smooth().calibrate(LoadedModel(family, model, None), text, progress=Silent())
+        assert torch.allclose(logits(int8=False), exact, atol=1e-4 * float(exact.abs().max()))
+        assert (logits(int8=True) - exact).norm() < 0.6 * (before - exact).norm()
+
+    def test_scales_are_those_of_the_paper(self) -> None:
+        """Equation 4: afterwards a column's largest input is max|X|^(1-a) · max|W|^(1-a)."""
+        model = self.spiky("llama")
+        text = self.text()
+        norm = model.model.layers[0].input_layernorm
+        readers = [getattr(model.model.layers[0].self_attn, f"{name}_proj") for name in "qkv"]
+        (found,) = [one for one in find_wiring(model).norms if one.module is norm]
+        inputs = measured(model, [found], text)[found.name]
+        weights = torch.stack([layer.weight.abs().amax(0) for layer in readers]).amax(0)
+        Smooth(alpha=0.75).calibrate(LoadedModel("llama", model, None), text, progress=Silent())
+        smoothed = measured(model, [found], text)[found.name]
+        assert torch.allclose(smoothed, (inputs * weights) ** 0.25, rtol=1e-3)
+
+    def test_a_share_beyond_one(self) -> None:
+        with pytest.raises(SettingError, match="alpha must be a number from 0 to 1, got 2"):
+            Smooth(alpha=2)

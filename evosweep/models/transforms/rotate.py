@@ -71,10 +71,10 @@ class Rotate(Transform):
                 wiring.check(type(model).__name__)
                 q = self._matrix(wiring.hidden, "residual", device, keeps_mean=wiring.centers)
                 rotate_stream(wiring, q)
-                _check(model, expected, f"norms of {type(model).__name__} cannot be folded")
+                check_same(model, expected, f"norms of {type(model).__name__} cannot be folded")
             if self.values and not self._rotate_values(model, wiring, expected):
                 progress.say(f"the values of {type(model).__name__} are in no layout that can be rotated: they stay")
-            _check(model, expected, f"values of {type(model).__name__} cannot be rotated")
+            check_same(model, expected, f"values of {type(model).__name__} cannot be rotated")
         if not added:
             return loaded
         note = f"transform=rotate unties the head, which adds {added / 8e6:.3f} MB"
@@ -131,7 +131,17 @@ def widened(model: nn.Module) -> Iterator[None]:
             parameter.data = narrow.pin_memory() if pinned else narrow
 
 
-def _check(model: nn.Module, expected: torch.Tensor, what: str) -> None:
+def check_same(model: nn.Module, expected: torch.Tensor, what: str) -> None:
+    """Check that a model's logits are still those expected.
+
+    Args:
+        model: After it was transformed.
+        expected: What ``check_causal`` returned before.
+        what: Beginning of the error's message.
+
+    Raises:
+        ModelError: They differ.
+    """
     difference = _difference(model, expected)
     if not difference <= TOLERANCE:
         raise ModelError(
