@@ -7,7 +7,7 @@ here: ``evosweep.cli`` builds the objects from YAML, ``evosweep.api`` from Pytho
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, replace
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from evosweep.finish.base import save_tuned
 from evosweep.models.activations import NONE, is_static, no_ranges
 from evosweep.models.checkpoint import check_length
 from evosweep.models.patch import replaced_parameters
+from evosweep.result_row import comparable_row, continuations_of, plain_row
 from evosweep.samplers.base import PopulationSampler
 from evosweep.search.loop import end_search, run_search
 from evosweep.search.state import SearchState
@@ -35,7 +36,6 @@ from evosweep.tracking.naming import run_name
 from evosweep.tracking.study.record import StudyRecorder
 from evosweep.workbench import Workbench
 
-COMMON_TOKENS = 8192  # search tokens that winners are compared on where the plan scores no elites again
 logger = logging.getLogger(__name__)
 ALLOCATION = "allocation.json"
 SETTLE = 60.0  # seconds that writing may go on after a search
@@ -111,8 +111,8 @@ def run(task: Task, bench: Workbench, draft: Draft, notes: Notes) -> dict[str, A
         )
         with _settled(listeners):
             result = _searched(task, bench, draft, notes, problem, spent, listeners, recorder)
-            result = replace(result, continuations=_continuations(task, bench, result))
-            row = {**_row(task, bench, draft, notes, result), **_comparable(task, bench, result)}
+            result = replace(result, continuations=continuations_of(task, bench, result))
+            row = {**plain_row(task, bench, draft, notes, result), **comparable_row(task, bench, result)}
             write_result(task.folder, row)
             if task.export_now:
                 result = _finished(task, bench, result, row)
@@ -148,43 +148,6 @@ def _finished(task: Task, bench: Workbench, result: SearchResult, row: dict[str,
         row["export"] = dict(result.export)
     write_result(task.folder, row)
     return result
-
-
-def _continuations(task: Task, bench: Workbench, result: SearchResult) -> dict[str, dict[str, str]]:
-    """Return prompt -> name -> continuation, for the dense model, the uniform allocation and the winner."""
-    prompts = task.report.prompts
-    if not prompts:
-        return {}
-    problem = result.problem
-    genomes = {"dense": None, "uniform": problem.uniform(), result.sampler: problem.encode(result.allocation)}
-    with bench.timed("continuations"):
-        texts = {
-            name: bench.continuations(genome, prompts=prompts, tokens=task.report.prompt_tokens)
-            for name, genome in genomes.items()
-        }
-    return {prompt: {name: texts[name][index] for name in texts} for index, prompt in enumerate(prompts)}
-
-
-def _comparable(task: Task, bench: Workbench, result: SearchResult) -> dict[str, Any]:
-    """Return the entries of ``result.json`` that compare winners of different searches.
-
-    ``search_loss`` is on the same search tokens for all searches of a workbench, so that a multirun can name its best
-    job without a look at validation; ``kl_by_window`` is on validation, for paired tests of what was named.
-    """
-    genome = result.problem.encode(result.allocation)
-    scorer = task.scorer(evaluator=bench.evaluator, fitness=task.fitness, seed=task.seed)
-    limit = task.plan.final_limit if task.plan.final else COMMON_TOKENS
-    if result.final is None:
-        loss = float(scorer.score_all(genome[None], limit=limit)[0])
-    else:
-        loss = result.final.scores[result.winner_generation]
-    return {
-        "text": bench.splits["validation"].hash,
-        "kl_by_window": bench.kl_by_window(genome),
-        "search_loss": loss,
-        "search_loss_tokens": scorer.final_tokens(limit),
-        "continuations": {prompt: dict(texts) for prompt, texts in result.continuations.items()},
-    }
 
 
 def _check_recorded(task: Task, listeners: Sequence[Any]) -> None:
@@ -339,29 +302,6 @@ def _measured(task: Task, bench: Workbench, draft: Draft) -> tuple[Problem, int]
     return bench.problem(task.budget, units), spent
 
 
-def _row(task: Task, bench: Workbench, draft: Draft, notes: Notes, result: SearchResult) -> dict[str, Any]:
-    """Return the flat row of ``result.json``."""
-    width = 8 * bench.anatomy.dtype.itemsize
-    dense_bits = width * int(result.problem.numels.sum())
-    return {
-        "run": draft.name,
-        "budget": str(task.budget),
-        "store": bench.store.key,
-        "activations": bench.resources.activations,
-        "folder": str(task.folder),
-        **notes.row,
-        **result.row(),
-        "selected_by": f"{task.fitness.name} on search tokens; validation never selects",
-        "dense_bits_per_weight": float(width),
-        "dense_size_mb": (dense_bits + bench.store.fixed_bits) / 8e6,
-        "source": None if bench.loaded.source is None else asdict(bench.loaded.source),
-        "mlflow_run": task.tracker.run_id,
-        "mlflow_link": task.tracker.link,
-        "export": {},
-        "history": result.history(),
-    }
-
-
 @contextmanager
 def _tracked(task: Task, bench: Workbench, draft: Draft, notes: Notes) -> Iterator[None]:
     """Open the tracker's run, a new one or that of a run which goes on, and close it as finished, failed or killed."""
@@ -387,6 +327,8 @@ def _tracked(task: Task, bench: Workbench, draft: Draft, notes: Notes) -> Iterat
         run_id=RunRecord.read(task.folder).mlflow_run if task.resume else None,
     )
     try:
+        known = RunRecord.read(task.folder) if task.resume else RunRecord()
+        replace(known, mlflow_run=tracker.run_id).write(task.folder)
         if notes.config:
             (task.folder / CONFIG).write_text(notes.config, encoding="utf-8")
         yield

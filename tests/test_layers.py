@@ -25,9 +25,10 @@ RANK = {
     "testing": 6,
     "finish": 6,
     "task": 7,
-    "pipeline": 8,
-    "api": 9,
-    "cli": 9,
+    "result_row": 8,
+    "pipeline": 9,
+    "api": 10,
+    "cli": 10,
 }
 FREE_OF = {
     "core": {"torch", "optuna", "mlflow", "hydra", "transformers"},
