@@ -91,6 +91,7 @@ class AdaQuant(GPTQ):
         nearest = RoundToNearest(
             bits=self.bits, group=self.group, symmetric=self.symmetric, coarse_scales=self.coarse_scales
         )
+        nearest.search = self.search
         return nearest.compress(weights, statistics, plans)
 
     def _method(self) -> partial[Rounding]:

@@ -6,7 +6,7 @@ import torch
 
 from evosweep.compressors.compensate import working_kernels
 
-REACH = 2**12  # largest number of steps; more would leave fp32 too few digits to be rounded well
+REACH = 2**15 - 1  # largest number of steps: what an escape holds
 
 
 @dataclass(frozen=True)

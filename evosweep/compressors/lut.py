@@ -1,11 +1,10 @@
 """Look-up tables: each weight is one of 2^bits values of its row's or its layer's table, which is learned.
 
 Tables start as k-means of the weights, each weighted by its input's mean square (SqueezeLLM, Kim et al., arXiv
-2306.07629, equation 4, with the second moment's diagonal as sensitivity). Then mapping and table are learned in turn
-under the layer's output error tr((W − Ŵ)H(W − Ŵ)ᵀ): codes by GPTQ's column loop with the table as grid, and the table
+2306.07629, with the second moment's diagonal as sensitivity). Then mapping and table are learned in turn under
+the layer's output error tr((W − Ŵ)H(W − Ŵ)ᵀ): codes by GPTQ's column loop with the table as grid, and the table
 by least squares given the codes, t = (SᵀHS)⁻¹SᵀHw for a row w with one-hot codes S, Ŵ = St (GANQ, Zhao and Yuan, arXiv
-2501.12956, section 3.2; the same alternation is known as joint learning of codebook and mapping). Every row, or layer,
-keeps the codes and the table with which its error was least.
+2501.12956). Every row, or layer, keeps the codes and the table with which its error was least.
 """
 
 from collections.abc import Mapping, Sequence

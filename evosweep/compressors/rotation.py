@@ -27,8 +27,8 @@ class Rotation:
     def of(cls, width: int, *, seed: int, device: torch.device) -> "Rotation":
         """Return the rotation of a width.
 
-        Its blocks are Hadamard matrices of the largest power of two that divides the width (QuIP#, arXiv 2402.04396,
-        section 3). Where that is below SMALLEST_BLOCK, one random orthogonal matrix rotates the whole width.
+        Its blocks are Hadamard matrices of the largest power of two that divides the width (QuIP#, arXiv
+        2402.04396). Where that is below SMALLEST_BLOCK, one random orthogonal matrix rotates the whole width.
 
         Args:
             width: Number of inputs or outputs.

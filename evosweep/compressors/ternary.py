@@ -1,7 +1,7 @@
 """Ternary weights: −1, 0 and 1 times a scale, as BitNet b1.58 has them, made after training.
 
 γ is the mean of |W| (BitNet b1.58, Ma et al., arXiv 2402.17764, equations 1 to 3), its median (BitNet b1.58 Reloaded,
-Nielsen and Schneider-Kamp, arXiv 2407.09527, section 3) or the scale with the least squared error; a weight becomes
+Nielsen and Schneider-Kamp, arXiv 2407.09527) or the scale with the least squared error; a weight becomes
 γ · clamp(round(W / γ), −1, 1). Error compensation is GPTQ's.
 """
 
@@ -212,7 +212,7 @@ def scale_of(weight: torch.Tensor, kind: str) -> torch.Tensor:
     size = weight.abs()
     scale = size.median(dim=1).values if kind == "median" else size.mean(dim=1)
     if kind == "least_squares":
-        for _ in range(LLOYD_STEPS):  # the mean of those that become ±1 (Li and Liu, arXiv 1605.04711, equation 5)
+        for _ in range(LLOYD_STEPS):  # the mean of those that become ±1 (Li et al., arXiv 1605.04711)
             kept = size > scale[:, None] / 2
             scale = (size * kept).sum(dim=1) / kept.sum(dim=1).clamp(min=1)
     return scale.half().float().clamp(min=2.0**-24)

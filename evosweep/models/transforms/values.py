@@ -98,7 +98,13 @@ def _works(source: LinearSlot, target: LinearSlot, path: ValuePath, rotation: to
 
 
 def rotate_source(slot: LinearSlot, path: ValuePath, rotation: torch.Tensor) -> None:
-    """Multiply the values among a layer's outputs, head by head, with a matrix (width, width), in place."""
+    """Multiply the values among a layer's outputs, head by head, with an orthogonal matrix, in place.
+
+    Args:
+        slot: The layer.
+        path: Which of its rows are values.
+        rotation: Shape (width, width), float64.
+    """
     bias: Any = getattr(slot.module, "bias", None)
     rows = path.rows.to(slot.read().device)
     matrix = rotation.to(rows.device)

@@ -8,6 +8,7 @@ that is wired in another way is refused, not broken.
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -160,20 +161,20 @@ def _calls(model: nn.Module) -> list[_Call]:
     """Return the calls of all modules without children that take and return one tensor, in order."""
     calls: list[_Call] = []
 
-    def record(name: str) -> Any:
-        def hook(module: nn.Module, args: Sequence[Any], output: Any) -> None:
-            if args and isinstance(args[0], torch.Tensor) and isinstance(output, torch.Tensor):
-                calls.append(_Call(name, module, args[0], output))
-
-        return hook
-
     with ExitStack() as stack, torch.no_grad():
         for name, module in model.named_modules():
             if not any(True for _ in module.children()):
-                stack.callback(module.register_forward_hook(record(name)).remove)
+                stack.callback(module.register_forward_hook(partial(_record, calls, name)).remove)
         device = next(model.parameters()).device
         model(input_ids=check_tokens(model, device), use_cache=False)
     return calls
+
+
+def _record(calls: list[_Call], name: str, module: nn.Module, *call: Any) -> None:
+    """Add what a forward hook is given, (arguments, output), to the calls."""
+    args, output = call
+    if args and isinstance(args[0], torch.Tensor) and isinstance(output, torch.Tensor):
+        calls.append(_Call(name, module, args[0], output))
 
 
 def _slots(calls: Sequence[_Call], block_path: str) -> list[tuple[LinearSlot, _Call]]:
@@ -209,12 +210,12 @@ def _form(call: _Call) -> tuple[bool, float] | None:
 
     It is tried on numbers so large that what it adds to the variance does not matter.
     """
-    like = call.given if getattr(call.module, "weight", None) is None else call.module.weight
-    assert isinstance(like, torch.Tensor)
+    sample = call.given if getattr(call.module, "weight", None) is None else call.module.weight
+    assert isinstance(sample, torch.Tensor)
     rows = generator(0, "norm check").normal(PROBE_MEAN, PROBE_SPREAD, (PROBE_ROWS, call.given.shape[-1]))
-    values = torch.from_numpy(rows).to(like.device)
+    values = torch.from_numpy(rows).to(sample.device)
     try:
-        output = call.module(values.to(like.dtype))
+        output = call.module(values.to(sample.dtype))
     except (RuntimeError, TypeError, ValueError):
         return None
     weight = _weight(call.module, values)
@@ -229,18 +230,18 @@ def _form(call: _Call) -> tuple[bool, float] | None:
     return None
 
 
-def _weight(module: nn.Module, like: torch.Tensor) -> torch.Tensor:
+def _weight(module: nn.Module, sample: torch.Tensor) -> torch.Tensor:
     weight = getattr(module, "weight", None)
-    if not isinstance(weight, torch.Tensor) or weight.shape != like.shape[-1:]:
-        return torch.ones(like.shape[-1], dtype=torch.float64, device=like.device)
-    return weight.detach().to(like.device, torch.float64)
+    if not isinstance(weight, torch.Tensor) or weight.shape != sample.shape[-1:]:
+        return torch.ones(sample.shape[-1], dtype=torch.float64, device=sample.device)
+    return weight.detach().to(sample.device, torch.float64)
 
 
-def _bias(module: nn.Module, like: torch.Tensor) -> torch.Tensor:
+def _bias(module: nn.Module, sample: torch.Tensor) -> torch.Tensor:
     bias = getattr(module, "bias", None)
     if not isinstance(bias, torch.Tensor):
-        return torch.zeros(like.shape[-1], dtype=torch.float64, device=like.device)
-    return bias.detach().to(like.device, torch.float64)
+        return torch.zeros(sample.shape[-1], dtype=torch.float64, device=sample.device)
+    return bias.detach().to(sample.device, torch.float64)
 
 
 def _norm(call: _Call, *, readers: tuple[LinearSlot, ...], after: bool) -> Norm:
