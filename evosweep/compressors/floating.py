@@ -93,7 +93,7 @@ class FloatingPoint:
         self.search = GridSettings(grid=grid, norm=grid_norm, least=grid_least, steps=grid_steps)
 
     def plan(self, shapes: Mapping[str, tuple[int, int]]) -> dict[str, list[LevelSpec]]:
-        """Return one level a format, named after it, its nominal number the bits of one of its numbers.
+        """Return one level a format, named after it and its scales' constraint; nominal are the bits of a number.
 
         Raises:
             SettingError: A block does not divide some layer's input width, or two formats take the same bits.
@@ -114,7 +114,8 @@ class FloatingPoint:
             cost = float_blocks.bits(
                 rows=rows, columns=columns, element=spec.element, block=spec.block or columns, scale=spec.scale
             )
-            levels.append(LevelSpec(name, cost, Nominal("bits", float(ELEMENTS[spec.element].bits)), spec))
+            label = f"{name}_{self.scales}" if name in ELEMENTS and self.scales != "free" else name
+            levels.append(LevelSpec(label, cost, Nominal("bits", float(ELEMENTS[spec.element].bits)), spec))
         levels.sort(key=lambda level: level.cost)
         for one, other in pairwise(levels):
             if one.cost == other.cost:
@@ -234,7 +235,8 @@ class Stripe:
             numbers: Of the element format, shape (columns, rows).
             error: Output error.
         """
-        element, kind = self.spec.element, self.spec.scale
+        element = self.spec.element
+        kind = self.spec.scale
         stored = float_blocks.encode_scales(self.scales.T.contiguous(), kind, whole=self.whole)
         columns, rows = numbers.shape
         return Payload(
