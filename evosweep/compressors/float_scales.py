@@ -12,7 +12,7 @@ LEAST = 2.0**-24  # smallest scale: that of fp16
 LEAST_E4M3 = 2.0**-9
 HALF_REACH = 448.0  # largest number that 16-bit scales count on: of E5M2's range, the scales would be fp16's subnormals
 WIDER = 1.5  # E2M1 has no 5: a block whose largest value becomes 4 has finer steps there
-AT_ONCE = 2**22  # weights whose scales are searched at once
+AT_ONCE = 2**20  # weights, times scales, that are tried at once
 
 
 @dataclass(frozen=True)
@@ -116,22 +116,32 @@ def fit_scales(
     largest = weight.abs().amax(dim=1)
     if search is None or spec.scale == "layer":
         return scales_of(largest, spec, whole=whole)
-    step = max(1, AT_ONCE // weight[0].numel())
+    factors = torch.tensor(factors_of(spec, search), device=weight.device)
+    size = weight[0].numel()
+    step = max(1, AT_ONCE // (size * len(factors)))
     parts = zip(weight.split(step), largest.split(step), strict=True)
-    return torch.cat([_best(part, most, spec, search, whole) for part, most in parts])
+    few = factors.split(max(1, AT_ONCE // size))
+    return torch.cat([_best(part, most, spec, few, norm=search.norm, whole=whole) for part, most in parts])
 
 
 def _best(
-    weight: torch.Tensor, largest: torch.Tensor, spec: FloatSpec, search: GridSearch, whole: torch.Tensor
+    weight: torch.Tensor,
+    largest: torch.Tensor,
+    spec: FloatSpec,
+    factors: Sequence[torch.Tensor],
+    *,
+    norm: float,
+    whole: torch.Tensor,
 ) -> torch.Tensor:
+    """Return the best scales of some blocks, of factors a few at a time; of equals, the widest's."""
     limits = Limits.of([spec.element], [1], weight.device)
     found = torch.empty_like(largest)
     least = torch.full_like(largest, torch.inf)
-    for factor in factors_of(spec, search):
-        scales = scales_of(largest * factor, spec, whole=whole)
-        by_column = scales[:, None]
+    for some in factors:
+        scales = scales_of(largest * some[:, None, None], spec, whole=whole)
+        by_column = scales[:, :, None]
         change = rounded(weight / by_column, limits).mul_(by_column).sub_(weight).abs_()
-        error = change.pow_(search.norm).sum(dim=1)
-        found = torch.where(error < least, scales, found)
+        error, index = change.pow_(norm).sum(dim=2).min(dim=0)
+        found = torch.where(error < least, scales.gather(0, index[None])[0], found)
         least = torch.minimum(error, least)
     return found
