@@ -39,14 +39,28 @@ class TestOrderedAndSearchedGPTQ(TestGPTQ):
         return GPTQ(bits=[2, 4], group=16, order="activation", grid="mse", grid_norm=2, symmetric=True)
 
 
-class TestSearchedRounding(CompressorContract):
+class TestRoundToNearest(CompressorContract):
+    def make(self) -> RoundToNearest:
+        return RoundToNearest(bits=[2, 3, 5, 6], group=16)
+
+    def reference(self, weight, gram, level):
+        compressor, top, weight = self.make(), 2**level.spec.bits - 1, weight.numpy()
+        settings = search_settings(compressor.search.searches[-1])
+        made = []
+        for block in np.split(weight, weight.shape[1] // compressor.group, axis=1):
+            scale, zero = grid_float64(block, top=top, symmetric=compressor.symmetric, **settings)[:, :, None]
+            made.append((np.clip(np.round(block / scale + zero), 0, top) - zero) * scale)
+        return torch.from_numpy(np.concatenate(made, axis=1))
+
+
+class TestSearchedRounding(TestRoundToNearest):
     def make(self) -> RoundToNearest:
         return RoundToNearest(bits=[2, 3, 5, 6], group=16, grid="mse")
 
 
-class TestRoundToNearest(CompressorContract):
+class TestSymmetricRounding(TestRoundToNearest):
     def make(self) -> RoundToNearest:
-        return RoundToNearest(bits=[2, 3, 5, 6], group=16)
+        return RoundToNearest(bits=[2, 4], group=8, symmetric=True, grid="mse", grid_norm=1.5, grid_least=0.6)
 
 
 class TestWholeRows(CompressorContract):
@@ -70,6 +84,8 @@ def grid_float64(block, *, top: int, symmetric: bool, factors=(1.0,), norm: floa
         if symmetric:
             high = np.maximum(-low, high)
             low = -high
+        empty = low == high
+        low, high = np.where(empty, -1, low), np.where(empty, 1, high)
         scale = ((high - low) / top).astype(np.float16).astype(np.float64)
         zero = np.full(len(scale), (top + 1) / 2) if symmetric else np.clip(np.round(-low / scale), 0, top)
         codes = np.clip(np.round(block / scale[:, None] + zero[:, None]), 0, top)
@@ -79,6 +95,11 @@ def grid_float64(block, *, top: int, symmetric: bool, factors=(1.0,), norm: floa
         new = np.stack([scale, zero])
         found = new if found is None else np.where(better, new, found)
     return found
+
+
+def search_settings(search) -> dict:
+    """What ``grid_float64`` is told of a compressor's search; nothing without one."""
+    return {} if search is None else {"factors": search.factors, "norm": search.norm}
 
 
 def gptq_float64(weight, gram, *, width: int, group: int, damping: float, symmetric: bool, order=None, **search):
@@ -115,8 +136,7 @@ def gptq_weight(weight, gram, compressor: GPTQ, width: int) -> torch.Tensor:
     settings |= {"symmetric": compressor.symmetric, "order": compressor.order}
     made = []
     for search in compressor.search.searches:
-        more = {} if search is None else {"factors": search.factors, "norm": search.norm}
-        made.append(torch.from_numpy(gptq_float64(weight, gram, **settings, **more)[1]))
+        made.append(torch.from_numpy(gptq_float64(weight, gram, **settings, **search_settings(search))[1]))
     return min(made, key=lambda one: layer_error(weight - one, gram))
 
 
