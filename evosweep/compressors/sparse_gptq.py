@@ -14,7 +14,16 @@ import torch
 
 from evosweep.compressors.base import LevelSpec, Plans, check_divides
 from evosweep.compressors.column_order import ORDERS, ColumnOrder, StaticGrids, fit_by_rows
-from evosweep.compressors.compensate import ColumnRules, factorize, spans_of, stack_transposed, sums_by_matrix, sweep
+from evosweep.compressors.compensate import (
+    ColumnRules,
+    Factor,
+    factorize,
+    parts_of,
+    spans_of,
+    stack_transposed,
+    sums_by_matrix,
+    sweep,
+)
 from evosweep.compressors.formats import sparse_int
 from evosweep.compressors.grid import Grid, largest_codes, stack_grids
 from evosweep.compressors.grid_search import GridSettings
@@ -170,25 +179,41 @@ class SparseGPTQ:
         self, weights: Sequence[torch.Tensor], gram: torch.Tensor, specs: Sequence[SparseIntegerSpec]
     ) -> list[Payload]:
         """Return the payload of each matrix, made with every grid, the one with the lowest error kept."""
-        searches = self.search.searches
-        made = self._joint([*weights] * len(searches), gram, [*specs] * len(searches))
-        return [min(made[index :: len(specs)], key=lambda one: one.error or 0.0) for index in range(len(specs))]
+        copies = len(self.search.searches)
+        order = ColumnOrder.by_activation(gram) if self.order == "activation" else None
+        factor = factorize(gram if order is None else order.moment(gram), damping=self.damping)
+        best: list[Payload] = []
+        for part in parts_of(weights, copies=copies):
+            count = len(weights[part])
+            made = self._joint([*weights[part]] * copies, gram, [*specs[part]] * copies, factor, order)
+            best += [min(made[index::count], key=lambda one: one.error or 0.0) for index in range(count)]
+        return best
 
     def _joint(
-        self, weights: Sequence[torch.Tensor], gram: torch.Tensor, specs: Sequence[SparseIntegerSpec]
+        self,
+        weights: Sequence[torch.Tensor],
+        gram: torch.Tensor,
+        specs: Sequence[SparseIntegerSpec],
+        factor: Factor,
+        order: ColumnOrder | None,
     ) -> list[Payload]:
-        """Return the payload of each matrix (rows, columns), all with the second moment ``gram``."""
+        """Return the payload of each matrix.
+
+        Args:
+            weights: The matrices (rows, columns), all with one second moment.
+            gram: That moment.
+            specs: Of each matrix.
+            factor: Of the moment, its columns in ``order``.
+            order: Of the columns; None: as given.
+        """
         sizes = [len(weight) for weight in weights]
         work = stack_transposed(weights, gram)
         top = largest_codes([spec.bits for spec in specs], sizes, gram.device)
         fit = partial(fit_by_rows, searches=self.search.searches, symmetric=self.symmetric)
-        static = order = None
-        if self.order == "activation":
+        static = None
+        if order is not None:
             static = StaticGrids.of(work, fit, group=self.group, top=top)
-            order = ColumnOrder.by_activation(gram)
             work = work[order.columns]
-            gram = order.moment(gram)
-        factor = factorize(gram, damping=self.damping)
         masks = Masks(work, factor, sizes=sizes, specs=[spec.sparse for spec in specs], block=self.mask_block)
         codes = torch.empty(work.shape, dtype=torch.uint8, device=work.device)
         grids: list[Grid] = []

@@ -2,11 +2,13 @@ import numpy as np
 import pytest
 import torch
 
+from evosweep.compressors import compensate
 from evosweep.compressors.compensate import factorize
 from evosweep.compressors.formats import grouped_int
 from evosweep.compressors.gptq import GPTQ
 from evosweep.compressors.payload import layer_error
 from evosweep.compressors.rtn import RoundToNearest
+from evosweep.compressors.sparse_gptq import SparseGPTQ
 from evosweep.core.errors import SettingError, StoreError
 from evosweep.testing.compressor import CompressorContract, gram_of, made_by
 
@@ -221,3 +223,18 @@ def test_bad_settings_are_named(settings: dict, message: str) -> None:
 def test_a_group_that_does_not_divide_is_told_before_any_work() -> None:
     with pytest.raises(SettingError, match=r"group must be null or a divisor .* 1 layers \(a .* 100"):
         GPTQ(group=64).plan({"a": (10, 100)})
+
+
+@pytest.mark.parametrize(
+    "compressor", [GPTQ(bits=[2, 4], group=8, grid="mse", order="activation"), SparseGPTQ(group=8)]
+)
+def test_layers_too_large_for_one_sweep_are_made_in_parts(compressor, monkeypatch) -> None:
+    draws = torch.Generator().manual_seed(5)
+    weights = {name: torch.randn(rows, 32, generator=draws) for name, rows in (("a", 24), ("b", 8), ("c", 16))}
+    at_once = made_by(compressor, weights, gram_of(32))
+    monkeypatch.setattr(compensate, "ENTRIES_AT_ONCE", 2 * 24 * 32)
+    assert len(compensate.parts_of([*weights.values()], copies=2)) == 2
+    in_parts = made_by(compressor, weights, gram_of(32))
+    for name, levels in at_once.items():
+        for level, payload in levels.items():
+            assert torch.equal(payload.weight, in_parts[name][level].weight)
