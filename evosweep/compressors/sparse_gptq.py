@@ -61,8 +61,8 @@ class SparseGPTQ:
         damping: Share of the Hessian's mean diagonal that is added to its diagonal.
         mask_block: Columns whose mask is chosen at once; groups must fit into it.
         column_block: Columns between two updates of the columns that follow.
-        order: Of the columns: ``given``, or by ``activation`` as in ``GPTQ``; not with N:M patterns, which need the
-            given one.
+        order: Of the columns: ``given``; or by ``activation`` as in ``GPTQ`` as well, whichever has the lower error;
+            not with N:M patterns, which need the given one.
         grid: ``minmax`` or ``mse``, as in ``GPTQ``; of the grids that are made, the one with the lower error is kept.
         grid_norm: As in ``GPTQ``.
         grid_least: As in ``GPTQ``.
@@ -178,16 +178,24 @@ class SparseGPTQ:
     def _best(
         self, weights: Sequence[torch.Tensor], gram: torch.Tensor, specs: Sequence[SparseIntegerSpec]
     ) -> list[Payload]:
-        """Return the payload of each matrix, made with every grid, the one with the lowest error kept."""
+        """Return the payload of each matrix, made in every order with every grid, the one with the lowest error."""
         copies = len(self.search.searches)
-        order = ColumnOrder.by_activation(gram) if self.order == "activation" else None
-        factor = factorize(gram if order is None else order.moment(gram), damping=self.damping)
-        best: list[Payload] = []
-        for part in parts_of(weights, copies=copies):
-            count = len(weights[part])
-            made = self._joint([*weights[part]] * copies, gram, [*specs[part]] * copies, factor, order)
-            best += [min(made[index::count], key=lambda one: one.error or 0.0) for index in range(count)]
-        return best
+        made: list[list[Payload]] = [[] for _ in specs]
+        for order in self._orders(gram):
+            factor = factorize(gram if order is None else order.moment(gram), damping=self.damping)
+            for part in parts_of(weights, copies=copies):
+                joint = self._joint([*weights[part]] * copies, gram, [*specs[part]] * copies, factor, order)
+                for index, payload in enumerate(joint):
+                    made[part.start + index % (part.stop - part.start)].append(payload)
+        return [min(candidates, key=lambda one: one.error or 0.0) for candidates in made]
+
+    def _orders(self, gram: torch.Tensor) -> list[ColumnOrder | None]:
+        """Return the orders that are tried; None is the given one.
+
+        By activation alone would be worse at high sparsities: each block of columns loses the same share of weights,
+        those of the columns with the largest inputs, which then stand in one block, too.
+        """
+        return [None, ColumnOrder.by_activation(gram)] if self.order == "activation" else [None]
 
     def _joint(
         self,

@@ -20,10 +20,11 @@ class TestSparseGPTQ(CompressorContract):
         compressor, sparse = self.make(), level.spec.sparse
         settings = {"kept": sparse.kept, "pattern": sparse.pattern, "width": level.spec.bits}
         settings |= {"block": compressor.mask_block, "group": compressor.group, "damping": compressor.damping}
-        settings |= {"symmetric": compressor.symmetric, "order": compressor.order}
+        settings |= {"symmetric": compressor.symmetric}
         made = [
-            torch.from_numpy(joint_float64(weight, gram, **settings, **search_settings(search)))
+            torch.from_numpy(joint_float64(weight, gram, **settings, order=order, **search_settings(search)))
             for search in compressor.search.searches
+            for order in {"given", compressor.order}
         ]
         return min(made, key=lambda one: layer_error(weight - one, gram))
 
@@ -53,6 +54,18 @@ class TestSearched(TestSparseGPTQ):
 class TestPatterns(TestSparseGPTQ):
     def make(self) -> SparseGPTQ:
         return SparseGPTQ(sparsity=["2:4"], bits=[3, 6], group=16, mask_block=16)
+
+
+def test_every_level_is_no_worse_by_activation() -> None:
+    scale = torch.logspace(0, 2, 64)[torch.randperm(64, generator=torch.Generator().manual_seed(0))]
+    weight, gram = torch.randn(48, 64, generator=torch.Generator().manual_seed(3)), gram_of(64) * scale * scale[:, None]
+    errors = []
+    for order in ("given", "activation"):
+        compressor = SparseGPTQ(sparsity=[0.25, 0.75], bits=[3], group=16, mask_block=16, order=order)
+        made = made_by(compressor, {"a": weight}, gram)["a"].values()
+        errors.append([layer_error(weight - one.weight, gram) for one in made])
+    assert all(ordered <= given * 1.0001 for given, ordered in zip(*errors, strict=True))
+    assert min(ordered / given for given, ordered in zip(*errors, strict=True)) < 0.95
 
 
 def joint_float64(
