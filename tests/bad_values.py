@@ -163,6 +163,7 @@ BAD: list[tuple[list[str], str]] = [
     (["evaluate.tf32=5"], "evaluate.tf32 must"),
     (["evaluate.activations=int4"], "evaluate.activations must be one of none, int8, fp8"),
     (["evaluate.activations=int8_static"], "evaluate.activations must be none or int8, fp8 (a scale for each token)"),
+    (["transform=smooth", "transform.alpha=2"], "transform.alpha must"),
     (["store.input_ranges=5"], "store.input_ranges must"),
     (["model=gemma3_270m"], "model.accept_terms must be true, which says that you accept the Gemma Terms of Use"),
     (["model=gemma3_270m", "model.accept_terms=true", "model.parts=[{member: x}]"], "model.parts[0] must"),

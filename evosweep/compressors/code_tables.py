@@ -9,6 +9,7 @@ import heapq
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -46,6 +47,11 @@ class CodeTables:
     word: torch.Tensor
     child: torch.Tensor
     rate: torch.Tensor
+
+    @cached_property
+    def longest(self) -> int:
+        """Bits of the longest word."""
+        return int(self.length.max())
 
     def to(self, device: torch.device) -> "CodeTables":
         """Return the tables on a device."""

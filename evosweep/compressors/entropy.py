@@ -298,14 +298,16 @@ def fitted(jobs: Sequence[Job], shared: Columns, *, column_block: int) -> list[R
     Raises:
         StoreError: A layer's codes do not fit its size at any step that was tried.
     """
-    rates = [Rates(job.layer, shared.steps) for job in jobs]
+    by_layer = {id(job.layer): Rates(job.layer, shared.steps) for job in jobs}
+    rates = [by_layer[id(job.layer)] for job in jobs]
     goal = [job.bits - SLACK for job in jobs]
     log_steps = [rate.step_for(bits) for rate, bits in zip(rates, goal, strict=True)]
     pilots = [job.pilot() for job in jobs]
     trial = rounded(pilots, shared, log_steps, column_block=column_block)
+    of_pilots = {id(job.layer): Rates(pilot.layer, shared.steps) for job, pilot in zip(jobs, pilots, strict=True)}
     more = [
-        found.bits - Rates(pilot.layer, shared.steps).at(log_step)
-        for found, pilot, log_step in zip(trial, pilots, log_steps, strict=True)
+        found.bits - of_pilots[id(job.layer)].at(log_step)
+        for found, job, log_step in zip(trial, jobs, log_steps, strict=True)
     ]  # bits a weight than the spreads say
     best: list[Rounded | None] = [None] * len(jobs)
     again = list(range(len(jobs)))

@@ -169,3 +169,10 @@ def test_inputs_of_very_different_size_keep_high_rates_worth_their_bits() -> Non
     made = made_by(EntropyCoded(bits=[4, 5, 6, 7]), {"a": normal(48, 64)}, gram)["a"]
     errors = [payload.error for payload in made.values()]
     assert all(3 < less / more < 6 for less, more in pairwise(errors))  # 6 dB a bit is 4
+
+
+def test_planes_written_at_once_are_those_written_one_by_one() -> None:
+    tables = code_tables(torch.device("cpu"))
+    symbol = torch.randint(0, len(tables.length), (5000,), generator=torch.Generator().manual_seed(0))
+    one_by_one = torch.cat(entropy_int._bit_planes(symbol, tables))
+    assert torch.equal(entropy_int._bits_at_once(symbol, tables), one_by_one)

@@ -32,8 +32,7 @@ def test_eight_bit_formats_are_torch_s(element: str, dtype: torch.dtype) -> None
     assert torch.equal(table[finite], theirs[finite]) and table[~finite].isnan().all()
     kind = float_blocks.ELEMENTS[element]
     values = torch.randn(4000, generator=torch.Generator().manual_seed(0)) * torch.logspace(-3, 2, 4000)
-    limits = {"mantissa": kind.mantissa, "least": kind.least_exponent, "largest": kind.largest}
-    made = float_blocks.rounded(values, **{key: torch.tensor(float(value)) for key, value in limits.items()})
+    made = float_blocks.rounded(values, float_blocks.Limits.of([element], [1], values.device))
     assert torch.equal(made, values.clamp(-kind.largest, kind.largest).to(dtype).float())
     assert torch.equal(float_blocks.codes_of(made, element).view(dtype).float(), made)
 
@@ -44,8 +43,7 @@ def test_rounding_is_to_the_nearest_number_and_codes_come_back(element: str) -> 
     numbers = float_blocks.table(element)
     numbers = numbers[~numbers.isnan()]
     values = torch.randn(500, generator=torch.Generator().manual_seed(1)) * kind.largest / 3
-    limits = (torch.tensor(float(x)) for x in (kind.mantissa, kind.least_exponent, kind.largest))
-    made = float_blocks.rounded(values, **dict(zip(("mantissa", "least", "largest"), limits, strict=True)))
+    made = float_blocks.rounded(values, float_blocks.Limits.of([element], [1], values.device))
     nearest = (values[:, None] - numbers).abs().amin(dim=1)
     assert torch.equal((values - made).abs(), nearest)
     assert torch.equal(float_blocks.table(element)[float_blocks.codes_of(made, element).long()], made)

@@ -93,7 +93,8 @@ def encode(*, numbers: torch.Tensor, spreads: Spreads, step: torch.Tensor, size:
     tables = code_tables(numbers.device)
     words = _words(numbers, spreads, tables)
     escaped = _bits_of(words.escaped)
-    bits = torch.cat([*_bit_planes(words.symbol, tables), escaped])
+    coded = _bits_at_once(words.symbol, tables) if numbers.is_cuda else torch.cat(_bit_planes(words.symbol, tables))
+    bits = torch.cat([coded, escaped])
     room = size - side_bits(rows=numbers.shape[0], columns=numbers.shape[1]) // 8
     stream = pack(bits, 1)[0]
     if len(stream) > room:
@@ -232,6 +233,21 @@ def _bit_planes(symbol: torch.Tensor, tables: CodeTables) -> list[torch.Tensor]:
         left = left[longer]
         word = word[longer]
     return planes
+
+
+def _bits_at_once(symbol: torch.Tensor, tables: CodeTables) -> torch.Tensor:
+    """Return the planes of ``_bit_planes`` one after the other; the device is waited for once, not at every plane."""
+    length = tables.length[symbol]
+    word = tables.word[symbol]
+    count = int(length.sum())
+    bits = torch.empty(count + 1, dtype=torch.uint8, device=symbol.device)  # the last one is written by all that end
+    start = torch.zeros((), dtype=torch.int64, device=symbol.device)
+    for plane in range(tables.longest):
+        inside = length > plane
+        position = torch.where(inside, inside.cumsum(0) + (start - 1), count)
+        bits[position] = ((word >> (length - plane - 1).clamp_(min=0)) & 1).to(torch.uint8)
+        start = start + inside.sum()
+    return bits[:count]
 
 
 def _read(bits: torch.Tensor, node: torch.Tensor, child: torch.Tensor) -> tuple[torch.Tensor, int]:

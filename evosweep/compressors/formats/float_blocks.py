@@ -1,8 +1,9 @@
 """Small floating-point numbers in blocks, with scales of several kinds: FP4, FP6, FP8, MXFP4, NVFP4 and their like.
 
 A number of an element format has one sign bit, then exponent, then mantissa, the highest bit first, as in the OCP
-Microscaling Formats specification 1.0 (table 1) and NVIDIA's NVFP4; E4M3 is E4M3FN, without infinity. Codes are bit
-planes as in ``grouped_int``. Exporters that pack two FP4 codes a byte put the first in the low half.
+Microscaling Formats specification 1.0 (table 1) and NVIDIA's NVFP4; E4M3 is E4M3FN, without infinity: the codes of the
+8-bit formats are torch's bit patterns. Rounding is to the nearest number, ties to the even mantissa, and too large
+values become the largest. Codes are stored as bit planes, as in ``grouped_int``.
 
 Scales, by kind:
 
@@ -11,9 +12,18 @@ Scales, by kind:
     ratio    a 16-bit number a row and four bits k a block: row · 2^−k, ZeroQuant-FP's constraint M2.
     nvfp4    one E4M3 byte a block, and a 32-bit number a layer that multiplies it.
     fp32     one 32-bit number a block, as per-channel FP8 has.
+    layer    one 32-bit number a layer, as per-tensor FP8 has.
+
+What compressed-tensors holds for the same weight, value for value (tests/compressors/test_floating.py decodes with it):
+
+    nvfp4-pack-quantized   ``weight_packed``: two E2M1 codes a byte, the column with the lower index in the low half;
+                           ``weight_scale``: ``scales`` viewed as float8_e4m3fn; ``weight_global_scale``: 1 / ``whole``.
+    mxfp4-pack-quantized   ``weight_packed`` likewise; ``weight_scale``: ``scales`` as they are, uint8.
+    float-quantized        ``weight``: the codes of E4M3 viewed as float8_e4m3fn; ``weight_scale``: ``scales``, shape
+                           (rows, 1) for a scale a row, (1,) for a scale a layer.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -26,7 +36,9 @@ from evosweep.compressors.payload import Payload
 RATIO_WIDTH = 4
 MOST_RATIO = 2**RATIO_WIDTH - 1
 E8M0_ZERO = 127
-SCALE_BITS = {"fp16": 16, "e8m0": 8, "ratio": RATIO_WIDTH, "nvfp4": 8, "fp32": 32}  # a block
+SCALE_BITS = {"fp16": 16, "e8m0": 8, "nvfp4": 8, "fp32": 32}  # a block
+EXPONENT = 0x7F800000  # of an fp32 number
+FRACTION = 23  # bits of its mantissa
 
 
 @dataclass(frozen=True)
@@ -85,23 +97,59 @@ def bits(*, rows: int, columns: int, element: str, block: int, scale: str) -> in
     codes = 8 * ELEMENTS[element].bits * -(-rows * columns // 8)
     if scale == "ratio":
         return codes + 16 * rows + 8 * RATIO_WIDTH * -(-blocks // 8)
+    if scale == "layer":
+        return codes + 32
     return codes + SCALE_BITS[scale] * blocks + (32 if scale == "nvfp4" else 0)
 
 
-def rounded(
-    values: torch.Tensor, *, mantissa: torch.Tensor, least: torch.Tensor, largest: torch.Tensor
-) -> torch.Tensor:
+@dataclass(frozen=True)
+class Limits:
+    """What rounding needs to know of each row's format, fp32, shape (rows,).
+
+    Attributes:
+        least: Smallest normal number.
+        spread: 1.5 · 2^(23 − bits of the mantissa). Times the power of two below a value it is a number so large that
+            fp32 has no digits left, when the value is added, below the last one of the format.
+        largest: Largest number.
+    """
+
+    least: torch.Tensor
+    spread: torch.Tensor
+    largest: torch.Tensor
+
+    @classmethod
+    def of(cls, elements: Sequence[str], sizes: Sequence[int], device: torch.device) -> "Limits":
+        """Return the limits of the rows of several matrices.
+
+        Args:
+            elements: Name of each matrix's format.
+            sizes: Rows of each matrix.
+            device: Where they are needed.
+        """
+        kinds = [ELEMENTS[name] for name in elements]
+        rows = [(2.0**kind.least_exponent, 1.5 * 2.0 ** (FRACTION - kind.mantissa), kind.largest) for kind in kinds]
+        least, spread, largest = torch.tensor(rows).repeat_interleave(torch.tensor(sizes), dim=0).T.contiguous()
+        return cls(least.to(device), spread.to(device), largest.to(device))
+
+
+def power_of_two_below(values: torch.Tensor) -> torch.Tensor:
+    """Return the largest power of two that is no larger than each value's size, exact; fp32, same shape.
+
+    Args:
+        values: fp32; where one is smaller than 2^−126, the result is 0.
+    """
+    return values.contiguous().view(torch.int32).bitwise_and(EXPONENT).view(torch.float32)
+
+
+def rounded(values: torch.Tensor, limits: Limits) -> torch.Tensor:
     """Return the nearest numbers of a format, ties to the even mantissa, too large ones cut off; fp32, same shape.
 
     Args:
-        values: Any shape.
-        mantissa: Bits of the format's mantissa, broadcast against ``values``, fp32.
-        least: Its ``least_exponent``.
-        largest: Its largest value.
+        values: fp32, the last dimension that of the limits.
+        limits: Of the format.
     """
-    _, exponent = torch.frexp(values)  # of a fraction from 0.5: one more than that of the leading bit
-    step = torch.exp2(torch.maximum(exponent - 1.0, least) - mantissa)
-    return (values / step).round_().mul_(step).clamp_(min=-largest).minimum(largest)
+    digits = torch.maximum(power_of_two_below(values), limits.least).mul_(limits.spread)
+    return values.add(digits).sub_(digits).clamp_(min=-limits.largest, max=limits.largest)
 
 
 @lru_cache
@@ -161,18 +209,24 @@ def encode_scales(scales: torch.Tensor, kind: str, *, whole: torch.Tensor) -> di
     Args:
         scales: fp32, shape (rows, blocks).
         kind: Of the scales.
-        whole: fp32: of ``nvfp4`` the layer's scale, shape (); of ``ratio`` the rows' scales, shape (rows,).
+        whole: fp32: of ``nvfp4`` and ``layer`` the layer's scale, shape (); of ``ratio`` the rows', shape (rows,).
     """
     if kind == "fp16":
         return {"scales": scales.half()}
-    if kind == "fp32":
-        return {"scales": scales.float()}
+    if kind in ("fp32", "layer"):
+        return {"scales": scales.float() if kind == "fp32" else whole.float().reshape(1)}
     if kind == "e8m0":
         return {"scales": (scales.log2().round() + E8M0_ZERO).to(torch.uint8)}
     if kind == "ratio":
         ratios = (whole[:, None] / scales).log2().round().to(torch.uint8)
         return {"ratios": pack(ratios, RATIO_WIDTH), "scales": whole.half()}
     return {"scales": (scales / whole).to(torch.float8_e4m3fn).view(torch.uint8), "whole": whole.float().reshape(1)}
+
+
+def power_of_two(exponents: torch.Tensor) -> torch.Tensor:
+    """Return 2^(byte − 127) for bytes below 255, exact, fp32, same shape."""
+    bits_of = torch.where(exponents == 0, 1 << (FRACTION - 1), exponents.int() << FRACTION)  # 2^−127 is subnormal
+    return bits_of.int().view(torch.float32)
 
 
 def decode_scales(tensors: Mapping[str, torch.Tensor], kind: str, *, rows: int, blocks: int) -> torch.Tensor:
@@ -186,10 +240,10 @@ def decode_scales(tensors: Mapping[str, torch.Tensor], kind: str, *, rows: int, 
     """
     stored = tensors["scales"]
     if kind == "e8m0":
-        return torch.exp2(stored.float() - E8M0_ZERO)
+        return power_of_two(stored)
     if kind == "ratio":
         ratios = unpack(tensors["ratios"], RATIO_WIDTH, rows * blocks).view(rows, blocks)
-        return stored.float()[:, None] * torch.exp2(-ratios.float())
+        return stored.float()[:, None] * power_of_two(E8M0_ZERO - ratios.int())
     if kind == "nvfp4":
         return stored.view(torch.float8_e4m3fn).float() * tensors["whole"].float()
-    return stored.float()
+    return stored.float().expand(rows, blocks)

@@ -52,7 +52,8 @@ class Smooth(Transform):
         """
         model = loaded.model
         progress.say(f"smoothing {loaded.name}")
-        inside = self._norms(model)
+        with torch.no_grad(), widened(model):  # norms are recognized by what they compute, in fp32
+            inside = self._norms(model)
         if not inside:
             raise ModelError(f"{type(model).__name__} cannot be smoothed: no linear layer reads a norm that is known")
         largest = measured(model, inside, calibration)
@@ -102,11 +103,12 @@ def measured(model: nn.Module, norms: list[Norm], calibration: torch.Tensor) -> 
 
 @contextmanager
 def _watched(norms: list[Norm], largest: dict[str, torch.Tensor]) -> Iterator[None]:
-    def count(name: str, _module: nn.Module, _given: Any, output: torch.Tensor) -> None:
-        found = output.float().abs().flatten(0, -2).amax(dim=0)
-        largest[name] = torch.maximum(largest[name], found) if name in largest else found
-
     with ExitStack() as hooks:
         for norm in norms:
-            hooks.callback(norm.module.register_forward_hook(partial(count, norm.name)).remove)
+            hooks.callback(norm.module.register_forward_hook(partial(_count, largest, norm.name)).remove)
         yield
+
+
+def _count(largest: dict[str, torch.Tensor], name: str, _module: nn.Module, _given: Any, output: torch.Tensor) -> None:
+    found = output.float().abs().flatten(0, -2).amax(dim=0)
+    largest[name] = torch.maximum(largest[name], found) if name in largest else found
