@@ -19,6 +19,7 @@ from evosweep.compressors.grid import ColumnGrid, Grid, GridTable
 from evosweep.core.errors import StoreError
 
 DAMPING_TRIES = 6
+ENTRIES_AT_ONCE = 2**28  # of the weights of all layers and levels: 1 GiB, of which the loop has about four copies
 logger = logging.getLogger(__name__)
 
 
@@ -143,6 +144,23 @@ def stack_transposed(weights: Sequence[torch.Tensor], gram: torch.Tensor) -> tor
     work = torch.cat([weight.T.float() for weight in weights], dim=1)
     work[gram.diagonal() == 0] = 0
     return work
+
+
+def parts_of(weights: Sequence[torch.Tensor], *, copies: int = 1) -> list[slice]:
+    """Return consecutive parts of a list of matrices, each small enough for one sweep, or a single matrix.
+
+    Args:
+        weights: The matrices, shape (rows, columns).
+        copies: How often each is in its sweep.
+    """
+    cuts = [0]
+    entries = 0
+    for index, weight in enumerate(weights):
+        entries += copies * weight.numel()
+        if entries > ENTRIES_AT_ONCE and index > cuts[-1]:
+            cuts.append(index)
+            entries = copies * weight.numel()
+    return [slice(start, stop) for start, stop in pairwise([*cuts, len(weights)])]
 
 
 def sums_by_matrix(row_values: torch.Tensor, sizes: Sequence[int]) -> list[float]:

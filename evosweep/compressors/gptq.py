@@ -13,7 +13,16 @@ import torch
 
 from evosweep.compressors.base import Plans
 from evosweep.compressors.column_order import ORDERS, ColumnOrder, StaticGrids, fit_by_rows
-from evosweep.compressors.compensate import ColumnRules, factorize, spans_of, stack_transposed, sums_by_matrix, sweep
+from evosweep.compressors.compensate import (
+    ColumnRules,
+    Factor,
+    factorize,
+    parts_of,
+    spans_of,
+    stack_transposed,
+    sums_by_matrix,
+    sweep,
+)
 from evosweep.compressors.grid import Grid, largest_codes, stack_grids
 from evosweep.compressors.grid_search import GridSearch, GridSettings
 from evosweep.compressors.integer import IntegerLevels
@@ -141,20 +150,25 @@ def quantize(
     Raises:
         StoreError: The Hessian cannot be factorized.
     """
-    many = [*weights] * len(searches)
-    sizes = [len(weight) for weight in many]
+    by = ColumnOrder.by_activation(gram) if order == "activation" else None
     loop = _Loop(
-        stack_transposed(many, gram),
-        top=largest_codes([*widths] * len(searches), sizes, gram.device),
+        factorize(gram if by is None else by.moment(gram), damping=damping),
+        order=by,
         group=group,
         fit=partial(fit_by_rows, searches=searches, symmetric=symmetric, coarse=coarse),
-        damping=damping,
         column_block=column_block,
     )
-    codes, scales, zeros, total = loop.by_activation(gram) if order == "activation" else loop.as_given(gram)
-    codes_of = (matrix.T for matrix in codes.split(sizes, 1))
-    made = list(zip(codes_of, scales.split(sizes), zeros.split(sizes), sums_by_matrix(total, sizes), strict=True))
-    return [min(made[index :: len(weights)], key=lambda one: one[3]) for index in range(len(weights))]
+    rounded: list[Rounded] = []
+    for part in parts_of(weights, copies=len(searches)):
+        many = [*weights[part]] * len(searches)
+        sizes = [len(weight) for weight in many]
+        top = largest_codes([*widths[part]] * len(searches), sizes, gram.device)
+        codes, scales, zeros, total = loop.run(stack_transposed(many, gram), top)
+        codes_of = (matrix.T for matrix in codes.split(sizes, 1))
+        made = list(zip(codes_of, scales.split(sizes), zeros.split(sizes), sums_by_matrix(total, sizes), strict=True))
+        count = len(many) // len(searches)
+        rounded += [min(made[index::count], key=lambda one: one[3]) for index in range(count)]
+    return rounded
 
 
 Parts = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
@@ -166,46 +180,46 @@ class _Loop:
     """The column loop over the rows of several matrices.
 
     Attributes:
-        work: Weights transposed, shape (columns, rows).
-        top: Largest code of each row.
+        factor: Of their second moment, its columns in ``order``.
+        order: Of the columns; None: as given.
         group: Columns a group.
         fit: Returns the grids of a group's weights (rows, group).
-        damping: Share of the mean diagonal added to the diagonal.
         column_block: Columns whose effect on later columns is applied at once.
     """
 
-    work: torch.Tensor
-    top: torch.Tensor
+    factor: Factor
+    order: ColumnOrder | None
     group: int
     fit: Callable[..., Grid]
-    damping: float
     column_block: int
 
-    def as_given(self, gram: torch.Tensor) -> Parts:
+    def run(self, work: torch.Tensor, top: torch.Tensor) -> Parts:
+        """Return the outcome for weights transposed, shape (columns, rows), and the largest code of each row."""
+        return self._as_given(work, top) if self.order is None else self._ordered(work, top, self.order)
+
+    def _as_given(self, work: torch.Tensor, top: torch.Tensor) -> Parts:
         """Return the outcome with columns in their own order, a group's grid made when the loop reaches it."""
-        work = self.work
         codes = torch.empty(work.shape, dtype=torch.uint8, device=work.device)
         grids: list[Grid] = []
 
         def rules(columns: slice) -> ColumnRules:
             if columns.start % self.group == 0:
-                grids.append(self.fit(work[columns.start : columns.start + self.group].T, top=self.top))
+                grids.append(self.fit(work[columns.start : columns.start + self.group].T, top=top))
             return ColumnRules(grids[-1], codes[columns])
 
         spans = spans_of(len(work), edges=self.group, block=self.column_block)
-        total = sweep(work, factorize(gram, damping=self.damping), spans=spans, rules=rules)
+        total = sweep(work, self.factor, spans=spans, rules=rules)
         return codes, *stack_grids(grids), total
 
-    def by_activation(self, gram: torch.Tensor) -> Parts:
-        """Return the outcome with the columns of the largest inputs first, and every group's grid made before."""
-        grids = StaticGrids.of(self.work, self.fit, group=self.group, top=self.top)
-        order = ColumnOrder.by_activation(gram)
-        work = self.work[order.columns]
+    def _ordered(self, work: torch.Tensor, top: torch.Tensor, order: ColumnOrder) -> Parts:
+        """Return the outcome with columns in another order, and every group's grid made before."""
+        grids = StaticGrids.of(work, self.fit, group=self.group, top=top)
+        work = work[order.columns]
         codes = torch.empty(work.shape, dtype=torch.uint8, device=work.device)
 
         def rules(columns: slice) -> ColumnRules:
             return ColumnRules(grids.at(order.columns[columns]), codes[columns])
 
         spans = spans_of(len(work), edges=len(work), block=self.column_block)
-        total = sweep(work, factorize(order.moment(gram), damping=self.damping), spans=spans, rules=rules)
+        total = sweep(work, self.factor, spans=spans, rules=rules)
         return order.back(codes), grids.scales.T, grids.zeros.T, total

@@ -10,7 +10,8 @@ from evosweep.core.checks import check_choice, check_int, check_number
 from evosweep.core.errors import SettingError
 
 GRIDS = ("minmax", "mse")
-AT_ONCE = 2**25  # weights whose grids are searched at once
+# Weights whose grids are searched at once: what a CPU's cache and a GPU's memory have room for.
+AT_ONCE = {"cpu": 2**18, "cuda": 2**25}
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class GridSearch:
             symmetric: Whether the zero is the middle code.
             coarse: Whether scales are rounded to bfloat16, too.
         """
-        step = max(1, AT_ONCE // weight.shape[1])
+        step = max(1, AT_ONCE[weight.device.type] // weight.shape[1])
         parts = [
             self._fit(weight[start : start + step], top[start : start + step], symmetric, coarse)
             for start in range(0, len(weight), step)
@@ -62,19 +63,21 @@ class GridSearch:
         return parts[0] if len(parts) == 1 else joined(parts)
 
     def _fit(self, weight: torch.Tensor, top: torch.Tensor, symmetric: bool, coarse: bool) -> Grid:
-        low = weight.amin(dim=1)
-        high = weight.amax(dim=1)
-        best = torch.full_like(low, torch.inf)
-        found: Grid | None = None
+        ends = torch.stack([weight.amin(dim=1), weight.amax(dim=1)], dim=1)
+        found = whole = Grid.of(ends, top=top, symmetric=symmetric, coarse=coarse)
+        best = torch.full_like(top, torch.inf)
+        units = torch.empty_like(weight)
+        change = torch.empty_like(weight)
         for factor in self.factors:
-            ends = torch.stack([low * factor, high * factor], dim=1)
-            grid = Grid.of(ends, top=top, symmetric=symmetric, coarse=coarse)
-            change = grid.values(grid.codes(weight)).sub_(weight).abs_()
-            error = change.pow_(self.norm).sum(dim=1)
+            grid = Grid.of(ends * factor, top=top, symmetric=symmetric, coarse=coarse)
+            # In units of the grid's step, into buffers: a new tensor each time would take several times as long.
+            torch.mul(weight, grid.inverse[:, None], out=units)
+            torch.round(units, out=change)
+            change.clamp_(-grid.zero[:, None], (top - grid.zero)[:, None]).sub_(units).abs_().pow_(self.norm)
+            error = change.sum(dim=1).mul_((grid.scale / whole.scale).pow_(self.norm))
             better = error < best
             best = torch.where(better, error, best)
-            found = grid if found is None else _chosen(better, grid, found)
-        assert found is not None
+            found = _chosen(better, grid, found)
         return found
 
 

@@ -14,7 +14,16 @@ import torch
 
 from evosweep.compressors.base import LevelSpec, Plans, check_divides
 from evosweep.compressors.column_order import ORDERS, ColumnOrder, StaticGrids, fit_by_rows
-from evosweep.compressors.compensate import ColumnRules, factorize, spans_of, stack_transposed, sums_by_matrix, sweep
+from evosweep.compressors.compensate import (
+    ColumnRules,
+    Factor,
+    factorize,
+    parts_of,
+    spans_of,
+    stack_transposed,
+    sums_by_matrix,
+    sweep,
+)
 from evosweep.compressors.formats import sparse_int
 from evosweep.compressors.grid import Grid, largest_codes, stack_grids
 from evosweep.compressors.grid_search import GridSettings
@@ -52,8 +61,8 @@ class SparseGPTQ:
         damping: Share of the Hessian's mean diagonal that is added to its diagonal.
         mask_block: Columns whose mask is chosen at once; groups must fit into it.
         column_block: Columns between two updates of the columns that follow.
-        order: Of the columns: ``given``, or by ``activation`` as in ``GPTQ``; not with N:M patterns, which need the
-            given one.
+        order: Of the columns: ``given``; or by ``activation`` as in ``GPTQ`` as well, whichever has the lower error;
+            not with N:M patterns, which need the given one.
         grid: ``minmax`` or ``mse``, as in ``GPTQ``; of the grids that are made, the one with the lower error is kept.
         grid_norm: As in ``GPTQ``.
         grid_least: As in ``GPTQ``.
@@ -169,26 +178,50 @@ class SparseGPTQ:
     def _best(
         self, weights: Sequence[torch.Tensor], gram: torch.Tensor, specs: Sequence[SparseIntegerSpec]
     ) -> list[Payload]:
-        """Return the payload of each matrix, made with every grid, the one with the lowest error kept."""
-        searches = self.search.searches
-        made = self._joint([*weights] * len(searches), gram, [*specs] * len(searches))
-        return [min(made[index :: len(specs)], key=lambda one: one.error or 0.0) for index in range(len(specs))]
+        """Return the payload of each matrix, made in every order with every grid, the one with the lowest error."""
+        copies = len(self.search.searches)
+        made: list[list[Payload]] = [[] for _ in specs]
+        for order in self._orders(gram):
+            factor = factorize(gram if order is None else order.moment(gram), damping=self.damping)
+            for part in parts_of(weights, copies=copies):
+                joint = self._joint([*weights[part]] * copies, gram, [*specs[part]] * copies, factor, order)
+                for index, payload in enumerate(joint):
+                    made[part.start + index % (part.stop - part.start)].append(payload)
+        return [min(candidates, key=lambda one: one.error or 0.0) for candidates in made]
+
+    def _orders(self, gram: torch.Tensor) -> list[ColumnOrder | None]:
+        """Return the orders that are tried; None is the given one.
+
+        By activation alone would be worse at high sparsities: each block of columns loses the same share of weights,
+        those of the columns with the largest inputs, which then stand in one block, too.
+        """
+        return [None, ColumnOrder.by_activation(gram)] if self.order == "activation" else [None]
 
     def _joint(
-        self, weights: Sequence[torch.Tensor], gram: torch.Tensor, specs: Sequence[SparseIntegerSpec]
+        self,
+        weights: Sequence[torch.Tensor],
+        gram: torch.Tensor,
+        specs: Sequence[SparseIntegerSpec],
+        factor: Factor,
+        order: ColumnOrder | None,
     ) -> list[Payload]:
-        """Return the payload of each matrix (rows, columns), all with the second moment ``gram``."""
+        """Return the payload of each matrix.
+
+        Args:
+            weights: The matrices (rows, columns), all with one second moment.
+            gram: That moment.
+            specs: Of each matrix.
+            factor: Of the moment, its columns in ``order``.
+            order: Of the columns; None: as given.
+        """
         sizes = [len(weight) for weight in weights]
         work = stack_transposed(weights, gram)
         top = largest_codes([spec.bits for spec in specs], sizes, gram.device)
         fit = partial(fit_by_rows, searches=self.search.searches, symmetric=self.symmetric)
-        static = order = None
-        if self.order == "activation":
+        static = None
+        if order is not None:
             static = StaticGrids.of(work, fit, group=self.group, top=top)
-            order = ColumnOrder.by_activation(gram)
             work = work[order.columns]
-            gram = order.moment(gram)
-        factor = factorize(gram, damping=self.damping)
         masks = Masks(work, factor, sizes=sizes, specs=[spec.sparse for spec in specs], block=self.mask_block)
         codes = torch.empty(work.shape, dtype=torch.uint8, device=work.device)
         grids: list[Grid] = []

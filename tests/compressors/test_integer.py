@@ -2,11 +2,13 @@ import numpy as np
 import pytest
 import torch
 
+from evosweep.compressors import compensate
 from evosweep.compressors.compensate import factorize
 from evosweep.compressors.formats import grouped_int
 from evosweep.compressors.gptq import GPTQ
 from evosweep.compressors.payload import layer_error
 from evosweep.compressors.rtn import RoundToNearest
+from evosweep.compressors.sparse_gptq import SparseGPTQ
 from evosweep.core.errors import SettingError, StoreError
 from evosweep.testing.compressor import CompressorContract, gram_of, made_by
 
@@ -39,14 +41,28 @@ class TestOrderedAndSearchedGPTQ(TestGPTQ):
         return GPTQ(bits=[2, 4], group=16, order="activation", grid="mse", grid_norm=2, symmetric=True)
 
 
-class TestSearchedRounding(CompressorContract):
+class TestRoundToNearest(CompressorContract):
+    def make(self) -> RoundToNearest:
+        return RoundToNearest(bits=[2, 3, 5, 6], group=16)
+
+    def reference(self, weight, gram, level):
+        compressor, top, weight = self.make(), 2**level.spec.bits - 1, weight.numpy()
+        settings = search_settings(compressor.search.searches[-1])
+        made = []
+        for block in np.split(weight, weight.shape[1] // compressor.group, axis=1):
+            scale, zero = grid_float64(block, top=top, symmetric=compressor.symmetric, **settings)[:, :, None]
+            made.append((np.clip(np.round(block / scale + zero), 0, top) - zero) * scale)
+        return torch.from_numpy(np.concatenate(made, axis=1))
+
+
+class TestSearchedRounding(TestRoundToNearest):
     def make(self) -> RoundToNearest:
         return RoundToNearest(bits=[2, 3, 5, 6], group=16, grid="mse")
 
 
-class TestRoundToNearest(CompressorContract):
+class TestSymmetricRounding(TestRoundToNearest):
     def make(self) -> RoundToNearest:
-        return RoundToNearest(bits=[2, 3, 5, 6], group=16)
+        return RoundToNearest(bits=[2, 4], group=8, symmetric=True, grid="mse", grid_norm=1.5, grid_least=0.6)
 
 
 class TestWholeRows(CompressorContract):
@@ -70,6 +86,8 @@ def grid_float64(block, *, top: int, symmetric: bool, factors=(1.0,), norm: floa
         if symmetric:
             high = np.maximum(-low, high)
             low = -high
+        empty = low == high
+        low, high = np.where(empty, -1, low), np.where(empty, 1, high)
         scale = ((high - low) / top).astype(np.float16).astype(np.float64)
         zero = np.full(len(scale), (top + 1) / 2) if symmetric else np.clip(np.round(-low / scale), 0, top)
         codes = np.clip(np.round(block / scale[:, None] + zero[:, None]), 0, top)
@@ -79,6 +97,11 @@ def grid_float64(block, *, top: int, symmetric: bool, factors=(1.0,), norm: floa
         new = np.stack([scale, zero])
         found = new if found is None else np.where(better, new, found)
     return found
+
+
+def search_settings(search) -> dict:
+    """What ``grid_float64`` is told of a compressor's search; nothing without one."""
+    return {} if search is None else {"factors": search.factors, "norm": search.norm}
 
 
 def gptq_float64(weight, gram, *, width: int, group: int, damping: float, symmetric: bool, order=None, **search):
@@ -115,8 +138,7 @@ def gptq_weight(weight, gram, compressor: GPTQ, width: int) -> torch.Tensor:
     settings |= {"symmetric": compressor.symmetric, "order": compressor.order}
     made = []
     for search in compressor.search.searches:
-        more = {} if search is None else {"factors": search.factors, "norm": search.norm}
-        made.append(torch.from_numpy(gptq_float64(weight, gram, **settings, **more)[1]))
+        made.append(torch.from_numpy(gptq_float64(weight, gram, **settings, **search_settings(search))[1]))
     return min(made, key=lambda one: layer_error(weight - one, gram))
 
 
@@ -201,3 +223,18 @@ def test_bad_settings_are_named(settings: dict, message: str) -> None:
 def test_a_group_that_does_not_divide_is_told_before_any_work() -> None:
     with pytest.raises(SettingError, match=r"group must be null or a divisor .* 1 layers \(a .* 100"):
         GPTQ(group=64).plan({"a": (10, 100)})
+
+
+@pytest.mark.parametrize(
+    "compressor", [GPTQ(bits=[2, 4], group=8, grid="mse", order="activation"), SparseGPTQ(group=8)]
+)
+def test_layers_too_large_for_one_sweep_are_made_in_parts(compressor, monkeypatch) -> None:
+    draws = torch.Generator().manual_seed(5)
+    weights = {name: torch.randn(rows, 32, generator=draws) for name, rows in (("a", 24), ("b", 8), ("c", 16))}
+    at_once = made_by(compressor, weights, gram_of(32))
+    monkeypatch.setattr(compensate, "ENTRIES_AT_ONCE", 2 * 24 * 32)
+    assert len(compensate.parts_of([*weights.values()], copies=2)) == 2
+    in_parts = made_by(compressor, weights, gram_of(32))
+    for name, levels in at_once.items():
+        for level, payload in levels.items():
+            assert torch.equal(payload.weight, in_parts[name][level].weight)
