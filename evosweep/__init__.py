@@ -26,6 +26,7 @@ _PUBLIC = {
     "GPTQ": "evosweep.compressors.gptq",
     "RoundToNearest": "evosweep.compressors.rtn",
     "SparseGPT": "evosweep.compressors.sparsegpt",
+    "Rotate": "evosweep.models.transforms.rotate",
     "EvoPressSampler": "evosweep.samplers.evopress",
     "AllocatorSampler": "evosweep.samplers.static",
 }

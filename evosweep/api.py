@@ -21,6 +21,7 @@ from evosweep.fitness.base import Fitness
 from evosweep.fitness.kl import KL
 from evosweep.models.dropping import Drop
 from evosweep.models.load import HuggingFace, LoadedModel, ModelSource
+from evosweep.models.transforms.base import Transform
 from evosweep.pipeline import export as export_result
 from evosweep.samplers.base import PopulationSampler
 from evosweep.samplers.evopress import EvoPressSampler
@@ -39,7 +40,12 @@ FORMATS: Mapping[str, Callable[[], Exporter]] = {"packed": PackedSafetensors, "d
 
 
 def load(
-    model: str | Path | ModelSource, *, dtype: str = "auto", device: str = "auto", progress: Progress | None = None
+    model: str | Path | ModelSource,
+    *,
+    dtype: str = "auto",
+    device: str = "auto",
+    transform: Transform | None = None,
+    progress: Progress | None = None,
 ) -> LoadedModel:
     """Return a causal language model with its tokenizer.
 
@@ -48,14 +54,16 @@ def load(
         dtype: Type in which weights are held: ``auto``, ``float32``, ``bfloat16`` or ``float16``; of a folder or hub
             id only.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``; of a folder or hub id only.
+        transform: Changes weights and keeps logits, as ``Rotate`` does; None: the model stays as it is.
         progress: Shows what is done.
 
     Raises:
-        EvosweepError: It cannot be loaded.
+        EvosweepError: It cannot be loaded, or not transformed.
     """
     if isinstance(model, str | Path):
         model = HuggingFace(path=str(model), dtype=dtype, device=device)
-    return model.load(progress=progress or Silent())
+    shown = progress or Silent()
+    return (transform or Transform()).apply(model.load(progress=shown), progress=shown)
 
 
 def tokenize(

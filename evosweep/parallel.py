@@ -54,6 +54,12 @@ def all_reduce_sum(*tensors: torch.Tensor) -> None:
             distributed.all_reduce(tensor)
 
 
+def all_reduce_max(tensor: torch.Tensor) -> None:
+    """Replace a tensor, in place, by its largest values over all processes."""
+    if distributed.is_initialized():
+        distributed.all_reduce(tensor, op=distributed.ReduceOp.MAX)
+
+
 def broadcast_bool(value: bool) -> bool:
     """Return the leader's ``value`` in every process."""
     if not distributed.is_initialized():

@@ -5,20 +5,27 @@ here: ``evosweep.cli`` builds the objects from YAML, ``evosweep.api`` from Pytho
 """
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, replace
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from evosweep.core.errors import SettingError
 from evosweep.core.events import Event, GenerationRecord, Listener, SearchResult
 from evosweep.core.problem import Problem
 from evosweep.core.results import write_result
+from evosweep.core.run_record import RunRecord
 from evosweep.evaluate.memory import plan_memory
 from evosweep.evaluate.sensitivity import MEASURES, measure
+from evosweep.finish.base import save_tuned
+from evosweep.models.activations import NONE, is_static, no_ranges
 from evosweep.models.checkpoint import check_length
+from evosweep.models.patch import replaced_parameters
+from evosweep.result_row import comparable_row, continuations_of, plain_row
 from evosweep.samplers.base import PopulationSampler
 from evosweep.search.loop import end_search, run_search
 from evosweep.search.state import SearchState
@@ -29,12 +36,12 @@ from evosweep.tracking.naming import run_name
 from evosweep.tracking.study.record import StudyRecorder
 from evosweep.workbench import Workbench
 
-COMMON_TOKENS = 8192  # search tokens that winners are compared on where the plan scores no elites again
 logger = logging.getLogger(__name__)
 ALLOCATION = "allocation.json"
 SETTLE = 60.0  # seconds that writing may go on after a search
+HURRY = 2.0  # after an interruption
 CONFIG = "config.yaml"  # settings of a run; there once they are checked
-STATE = "search_state.json"  # what a search needs to go on
+STATE = "search_state.jsonl"  # what a search needs to go on
 MODEL = "model"  # folder of the exported winner
 
 
@@ -44,12 +51,15 @@ def check(task: Task, bench: Workbench) -> Draft:
         bench.splits["search"].count(f"search.stages[{index}].tokens", stage.tokens)
     if task.exporter.enabled:
         task.exporter.check(bench.compressor, bench.drop, bench.anatomy, bench.units)
+    task.finish.check(bench.anatomy, bench.units)
     problem = bench.planned_problem(task.budget)
     longest = max(split.seq_len for split in bench.splits.values())
     warning = check_length(bench.loaded.model, longest)
     if warning:
         bench.progress.say(warning)
     plan_memory(bench.resources, bench.anatomy, bench.planned, seq_len=longest)
+    if is_static(bench.resources.activations) and not bench.builder.settings.input_ranges:
+        raise no_ranges(bench.resources.activations, owner=bench.resources)
     sampler = task.sampler(problem=problem, seed=task.seed)
     _check_choice(task, bench, sampler)
     columns = tuple(column for column in sampler.columns if column in MEASURES)
@@ -101,13 +111,11 @@ def run(task: Task, bench: Workbench, draft: Draft, notes: Notes) -> dict[str, A
         )
         with _settled(listeners):
             result = _searched(task, bench, draft, notes, problem, spent, listeners, recorder)
-            result = replace(result, continuations=_continuations(task, bench, result))
-            row = {**_row(task, bench, draft, notes, result), **_comparable(task, bench, result)}
+            result = replace(result, continuations=continuations_of(task, bench, result))
+            row = {**plain_row(task, bench, draft, notes, result), **comparable_row(task, bench, result)}
             write_result(task.folder, row)
-            if task.exporter.enabled and task.export_now:
-                result = replace(result, export=export(result, bench, task.exporter, task.folder / MODEL))
-                row["export"] = dict(result.export)
-                write_result(task.folder, row)
+            if task.export_now:
+                result = _finished(task, bench, result, row)
             report = task.report.write(result, task.folder)
             end_search(result, listeners)
         task.tracker.deliver(result, report=report, run=task.folder, trial=recorder.winner)
@@ -118,41 +126,28 @@ def run(task: Task, bench: Workbench, draft: Draft, notes: Notes) -> dict[str, A
     return row
 
 
-def _continuations(task: Task, bench: Workbench, result: SearchResult) -> dict[str, dict[str, str]]:
-    """Return prompt -> name -> continuation, for the dense model, the uniform allocation and the winner."""
-    prompts = task.report.prompts
-    if not prompts:
-        return {}
-    problem = result.problem
-    genomes = {"dense": None, "uniform": problem.uniform(), result.sampler: problem.encode(result.allocation)}
-    with bench.timed("continuations"):
-        texts = {
-            name: bench.continuations(genome, prompts=prompts, tokens=task.report.prompt_tokens)
-            for name, genome in genomes.items()
-        }
-    return {prompt: {name: texts[name][index] for name in texts} for index, prompt in enumerate(prompts)}
+def _finished(task: Task, bench: Workbench, result: SearchResult, row: dict[str, Any]) -> SearchResult:
+    """Return the result with what finishing and exporting its winner gave; ``row`` is written with it.
 
-
-def _comparable(task: Task, bench: Workbench, result: SearchResult) -> dict[str, Any]:
-    """Return the entries of ``result.json`` that compare winners of different searches.
-
-    ``search_loss`` is on the same search tokens for all searches of a workbench, so that a multirun can name its best
-    job without a look at validation; ``kl_by_window`` is on validation, for paired tests of what was named.
+    Args:
+        task: The search.
+        bench: The model and its levels.
+        result: Of the search.
+        row: Of ``result.json``.
     """
     genome = result.problem.encode(result.allocation)
-    scorer = task.scorer(evaluator=bench.evaluator, fitness=task.fitness, seed=task.seed)
-    limit = task.plan.final_limit if task.plan.final else COMMON_TOKENS
-    if result.final is None:
-        loss = float(scorer.score_all(genome[None], limit=limit)[0])
-    else:
-        loss = result.final.scores[result.winner_generation]
-    return {
-        "text": bench.splits["validation"].hash,
-        "kl_by_window": bench.kl_by_window(genome),
-        "search_loss": loss,
-        "search_loss_tokens": scorer.final_tokens(limit),
-        "continuations": {prompt: dict(texts) for prompt, texts in result.continuations.items()},
-    }
+    done = task.finish.run(
+        genome, problem=result.problem, evaluator=bench.evaluator, seed=task.seed, progress=bench.progress
+    )
+    save_tuned(task.folder, done.tuned)
+    row["finish"] = dict(done.facts)
+    result = replace(result, finish=done.facts)
+    if task.exporter.enabled:
+        write_result(task.folder, row)
+        result = replace(result, export=export(result, bench, task.exporter, task.folder / MODEL, tuned=done.tuned))
+        row["export"] = dict(result.export)
+    write_result(task.folder, row)
+    return result
 
 
 def _check_recorded(task: Task, listeners: Sequence[Any]) -> None:
@@ -162,7 +157,14 @@ def _check_recorded(task: Task, listeners: Sequence[Any]) -> None:
         raise TrackingError(f"the result is in {task.folder}, but " + "; ".join(missing))
 
 
-def export(result: SearchResult, bench: Workbench, exporter: Exporter, folder: Path) -> dict[str, Any]:
+def export(
+    result: SearchResult,
+    bench: Workbench,
+    exporter: Exporter,
+    folder: Path,
+    *,
+    tuned: Mapping[str, torch.Tensor] | None = None,
+) -> dict[str, Any]:
     """Write a winner into a folder; return its path, size on disk, and the code that loads it.
 
     Args:
@@ -170,8 +172,9 @@ def export(result: SearchResult, bench: Workbench, exporter: Exporter, folder: P
         bench: The model and its levels.
         exporter: Writes the format.
         folder: Where to write.
+        tuned: Parameters that are written instead of the dense model's, by name; None: no others.
     """
-    with bench.timed("export"):
+    with bench.timed("export"), replaced_parameters(bench.loaded.model, tuned or {}):
         return exporter.export(
             result.problem.encode(result.allocation),
             problem=result.problem,
@@ -207,12 +210,16 @@ class AllocationFile:
 
 
 def _recorder(task: Task, bench: Workbench, draft: Draft) -> StudyRecorder:
+    """Return the recorder of the run's study, a new one or that of a run which goes on."""
     storage = task.storage.open()
     if task.storage.repaired:
         bench.progress.say(task.storage.repaired)
+    known = RunRecord.read(task.folder).study if task.resume else None
+    name = known or f"{draft.name} {datetime.now():%Y-%m-%d %H:%M:%S.%f}"[:-3]
+    RunRecord(mlflow_run=task.tracker.run_id, study=name).write(task.folder)
     return StudyRecorder(
         storage=storage,
-        name=f"{draft.name} {datetime.now():%Y-%m-%d %H:%M:%S.%f}"[:-3],
+        name=name,
         record=task.storage.record,
         artifacts=task.storage.artifact_store(),
     )
@@ -230,6 +237,7 @@ def _searched(
 ) -> SearchResult:
     """Run the search, and leave its winner in ``allocation.json``."""
     state = task.folder / STATE
+    activations = bench.resources.activations
     result = run_search(
         name=draft.name,
         sampler=task.sampler(problem=problem, seed=task.seed),
@@ -245,12 +253,31 @@ def _searched(
         },
         tokens_spent=spent,
         progress=bench.progress,
-        state=SearchState.read(state, problem=problem) if task.resume else None,
+        state=_earlier(task, problem, bench),
         state_path=state,
-        identity={"store": bench.store.key, "text": bench.splits["search"].hash, "fitness": task.fitness.name},
+        guard=task.guard,
+        identity={
+            "store": bench.store.key,
+            "text": bench.splits["search"].hash,
+            "fitness": task.fitness.name,
+            **({} if activations == NONE else {"activations": activations}),
+        },
     )
     result.allocation.save(task.folder / ALLOCATION, store=bench.store.key, **result.row())
     return result
+
+
+def _earlier(task: Task, problem: Problem, bench: Workbench) -> SearchState | None:
+    """Return the state that a run which goes on stopped in; None for a new one, or before its first generation."""
+    path = task.folder / STATE
+    if not task.resume or not path.is_file():
+        return None
+    state = SearchState.read(path, problem=problem)
+    if state.cut:
+        bench.progress.say(f"{path} was cut short; going on after generation {state.generation - 1}, which is whole")
+    else:
+        bench.progress.say(f"going on after generation {state.generation - 1}")
+    return state
 
 
 def _measured(task: Task, bench: Workbench, draft: Draft) -> tuple[Problem, int]:
@@ -275,31 +302,9 @@ def _measured(task: Task, bench: Workbench, draft: Draft) -> tuple[Problem, int]
     return bench.problem(task.budget, units), spent
 
 
-def _row(task: Task, bench: Workbench, draft: Draft, notes: Notes, result: SearchResult) -> dict[str, Any]:
-    """Return the flat row of ``result.json``."""
-    width = 8 * bench.anatomy.dtype.itemsize
-    dense_bits = width * int(result.problem.numels.sum())
-    return {
-        "run": draft.name,
-        "budget": str(task.budget),
-        "store": bench.store.key,
-        "folder": str(task.folder),
-        **notes.row,
-        **result.row(),
-        "selected_by": f"{task.fitness.name} on search tokens; validation never selects",
-        "dense_bits_per_weight": float(width),
-        "dense_size_mb": (dense_bits + bench.store.fixed_bits) / 8e6,
-        "source": None if bench.loaded.source is None else asdict(bench.loaded.source),
-        "mlflow_run": task.tracker.run_id,
-        "mlflow_link": task.tracker.link,
-        "export": {},
-        "history": result.history(),
-    }
-
-
 @contextmanager
 def _tracked(task: Task, bench: Workbench, draft: Draft, notes: Notes) -> Iterator[None]:
-    """Open the tracker's run, and close it as finished, failed or killed."""
+    """Open the tracker's run, a new one or that of a run which goes on, and close it as finished, failed or killed."""
     tracker = task.tracker
     tracker.start(
         draft.name,
@@ -319,8 +324,11 @@ def _tracked(task: Task, bench: Workbench, draft: Draft, notes: Notes) -> Iterat
         ],
         device=bench.anatomy.device.type,
         folder=task.folder,
+        run_id=RunRecord.read(task.folder).mlflow_run if task.resume else None,
     )
     try:
+        known = RunRecord.read(task.folder) if task.resume else RunRecord()
+        replace(known, mlflow_run=tracker.run_id).write(task.folder)
         if notes.config:
             (task.folder / CONFIG).write_text(notes.config, encoding="utf-8")
         yield
@@ -338,10 +346,10 @@ def _settled(listeners: Sequence[Any]) -> Iterator[None]:
     """Wait in the end, whatever happens, until the listeners have written everything."""
     try:
         yield
-    except BaseException:
+    except BaseException as error:
         for listener in listeners:
             with suppress(Exception):  # what broke is known already
-                listener.wait(SETTLE)
+                listener.wait(HURRY if isinstance(error, KeyboardInterrupt) else SETTLE)
         raise
     for listener in listeners:
         listener.wait(SETTLE)

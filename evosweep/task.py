@@ -1,6 +1,7 @@
 """The objects that a search is made of, and what is recorded beside its figures."""
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -11,6 +12,7 @@ from evosweep.core.events import Progress
 from evosweep.core.problem import Problem
 from evosweep.evaluate.population import Evaluator
 from evosweep.evaluate.scorer import StagedScorer
+from evosweep.finish.base import Finished, NoFinish
 from evosweep.fitness.base import Fitness
 from evosweep.models.anatomy import Anatomy
 from evosweep.models.dropping import Drop
@@ -62,6 +64,24 @@ class Exporter(Protocol):
         """
 
 
+class Finish(Protocol):
+    """Learns what belongs to no unit, for the winner only, before it is exported."""
+
+    def check(self, anatomy: Anatomy, units: Units | None = None) -> None:
+        """Raise SettingError where a model cannot be finished so."""
+
+    def run(self, genome: Any, *, problem: Problem, evaluator: Evaluator, seed: int, progress: Progress) -> Finished:
+        """Return new values of parameters, and the figures of before and after.
+
+        Args:
+            genome: Level of every unit.
+            problem: Units and their levels.
+            evaluator: Has the model and the levels.
+            seed: Of all randomness.
+            progress: Shows how far it is.
+        """
+
+
 class Storage(Protocol):
     """Keeps Optuna studies."""
 
@@ -83,6 +103,7 @@ class Task:
         sampler: Makes the sampler of a problem: ``sampler(problem=.., seed=..)``.
         scorer: Makes what scores candidates: ``scorer(evaluator=.., fitness=.., seed=..)``.
         resume: Whether the search goes on from the state in ``folder``.
+        guard: Makes the context in which a generation is scored and written, as in ``run_search``.
         varied: Settings that a multirun varies, with this run's values; part of the run's name.
         export_now: Whether the winner is exported by this run; a multirun exports its own winner at the end.
     """
@@ -98,9 +119,11 @@ class Task:
     report: Report
     folder: Path
     scorer: Callable[..., Scorer] = StagedScorer
+    finish: Finish = field(default_factory=NoFinish)
     varied: Mapping[str, str] = field(default_factory=dict)
     export_now: bool = True
     resume: bool = False
+    guard: Callable[[], AbstractContextManager[Any]] = nullcontext
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import torch
 
 from evosweep.compressors.base import Compressor
 from evosweep.core.budget import Budget
-from evosweep.core.errors import EvosweepError, ModelError
+from evosweep.core.errors import BudgetError, EvosweepError, ModelError
 from evosweep.core.events import Progress, Silent
 from evosweep.core.problem import Genome, Problem
 from evosweep.core.unit import Unit
@@ -25,6 +25,7 @@ from evosweep.fitness.kl import KL
 from evosweep.models.anatomy import Anatomy
 from evosweep.models.dropping import Drop
 from evosweep.models.load import LoadedModel, ModelSource
+from evosweep.models.transforms.base import Transform
 from evosweep.store.build import StoreBuilder
 from evosweep.store.manifest import LevelStore
 from evosweep.store.store_plan import StorePlan, plan_store
@@ -36,12 +37,13 @@ FEW_TOKENS = 8  # that the dense model is tried on before any work
 
 @dataclass(frozen=True)
 class Materials:
-    """The objects that a workbench is made of: model, text, compressor, drop, store, resources."""
+    """The objects that a workbench is made of: model, text, compressor, transform, drop, store, resources."""
 
     model: ModelSource
     data: DocumentSource
     tokens: Windows
     compressor: Compressor
+    transform: Transform = field(default_factory=Transform)
     drop: Drop = field(default_factory=Drop)
     units: Units = field(default_factory=Units)
     store: StoreBuilder = field(default_factory=StoreBuilder)
@@ -147,12 +149,23 @@ class Workbench:
 
     def planned_problem(self, budget: Budget) -> Problem:
         """Return the problem as it will be, before any level is made; raises where the budget does not fit."""
-        return budget.problem(self.planned, fixed_bits=self.fixed_bits)
+        with self._explained():
+            return budget.problem(self.planned, fixed_bits=self.fixed_bits)
 
     def problem(self, budget: Budget, units: Sequence[Unit] | None = None) -> Problem:
         """Return the problem of the store's levels, or of these units of it, under a budget."""
         made = self.store.units if units is None else units
-        return budget.problem(made, fixed_bits=self.store.fixed_bits, planned=self.planned)
+        with self._explained():
+            return budget.problem(made, fixed_bits=self.store.fixed_bits, planned=self.planned)
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Add to an error about the budget by how much a transform has enlarged the model."""
+        try:
+            yield
+        except BudgetError as error:
+            note = self.loaded.size_note
+            raise BudgetError(f"{error}; {note}" if note else str(error)) from error
 
     @contextmanager
     def timed(self, phase: str) -> Iterator[None]:
@@ -166,13 +179,14 @@ class Workbench:
 def open_bench(materials: Materials, *, progress: Progress) -> Workbench:
     """Load the model, read and tokenize the text, and return the workbench."""
     began = time.monotonic()
-    loaded = _loaded(materials.model, progress)
+    loaded = materials.transform.apply(_loaded(materials.model, progress), progress=progress)
     seconds = {"model": time.monotonic() - began}
     began = time.monotonic()
     splits = materials.tokens.split(materials.data, loaded.tokenizer, progress=progress)
     seconds["text"] = time.monotonic() - began
     _check_vocabulary(loaded, splits)
     _check_forward(loaded, splits)
+    loaded = materials.transform.calibrate(loaded, torch.from_numpy(splits["calibration"].windows), progress=progress)
     bench = Workbench(
         loaded=loaded,
         splits=splits,

@@ -18,8 +18,6 @@ from evosweep.testing.problems import make_problem
 from evosweep.testing.tiny import tiny_model, tiny_splits
 
 torch.set_num_threads(1)  # two pytest workers share two cores
-if not torch.cuda.is_available():
-    os.environ.setdefault("TRITON_INTERPRET", "1")  # before anything imports Triton: its kernels then run on the CPU
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 import transformers
 
 import evosweep
@@ -58,3 +59,13 @@ def test_importing_costs_nothing_and_every_public_name_is_there() -> None:
     assert all(getattr(evosweep, name) for name in evosweep.__all__)
     with pytest.raises(AttributeError, match="nowhere"):
         evosweep.nowhere  # noqa: B018
+
+
+def test_a_model_is_rotated_while_it_is_loaded(folder: Path) -> None:
+    loaded = evosweep.load(folder / "model", dtype="float32", device="cpu")
+    rotated = evosweep.load(folder / "model", dtype="float32", device="cpu", transform=evosweep.Rotate(seed=1))
+    tokens = torch.arange(16)[None]
+    with torch.no_grad():
+        expected, logits = loaded.model(tokens).logits, rotated.model(tokens).logits
+    assert torch.allclose(logits, expected, atol=1e-4)
+    assert not torch.allclose(rotated.model.lm_head.weight, loaded.model.lm_head.weight, atol=1e-3)

@@ -68,6 +68,23 @@ CASES = {
         "q_proj",
         "2:5",
     ),
+    "transform that is none": (["transform=rotat"], "transform", "did you mean 'rotate'"),
+    "kind of rotation": (["transform=rotate", "transform.kind=hadamar"], "transform.kind must be one of", "'hadamard'"),
+    "nothing to rotate": (
+        ["transform=rotate", "transform.residual=false", "transform.values=false"],
+        "transform.residual must be true where values=false",
+        "transform=none",
+    ),
+    "head that the budget cannot pay for": (
+        [
+            "transform=rotate",
+            "+model.config.tie_word_embeddings=true",
+            "budget=megabytes",
+            "budget.megabytes=0.09",
+        ],
+        "budget.megabytes must be at least",
+        "transform=rotate unties the head, which adds 0.066 MB",
+    ),
     "misspelt granularity": (["drop.granularity=block"], "drop.granularity must be one of", "did you mean 'blocks'"),
     "block to keep that is none": (["drop=blocks", "drop.keep=[7]"], "drop.keep[0]", "7"),
     "more dropped than there is": (

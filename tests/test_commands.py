@@ -74,6 +74,21 @@ def test_settings_that_have_no_value_yet_are_changed(finished: Path, capsys) -> 
     assert json.loads(capsys.readouterr().out.strip().splitlines()[-1])["kl"] > 0
 
 
+def test_a_rotated_model_is_the_same_when_its_run_is_opened_again(finished: Path, capsys) -> None:
+    arguments = ["transform=rotate", "+model.config.tie_word_embeddings=true", "tracking=none", "export=none"]
+    assert evosweep(*TINY, *arguments, "sampler=uniform", "name=rotated") == 0
+    assert "unties the head, which adds 0.066 MB" in capsys.readouterr().out
+    run = run_of(finished, "rotated")
+    assert evosweep("export", str(run), "export=packed") == 0
+    model = load(run / "model")
+    assert not model.config.tie_word_embeddings and model.lm_head.weight is not model.model.embed_tokens.weight
+    assert bool((model.model.norm.weight == 1).all())
+    capsys.readouterr()
+    assert evosweep("score", str(run)) == 0
+    scored = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
+    assert scored["kl"] == pytest.approx(read_result(run / "result.json")["kl"])
+
+
 def test_runs_are_compared_by_folder_and_by_id(finished: Path, capsys) -> None:
     first = read_result(run_of(finished, "first") / "result.json")
     assert evosweep("compare", first["mlflow_run"], str(finished / "runs" / "second")) == 0

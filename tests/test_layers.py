@@ -23,10 +23,12 @@ RANK = {
     "exporters": 5,
     "workbench": 5,
     "testing": 6,
-    "task": 6,
-    "pipeline": 7,
-    "api": 8,
-    "cli": 8,
+    "finish": 6,
+    "task": 7,
+    "result_row": 8,
+    "pipeline": 9,
+    "api": 10,
+    "cli": 10,
 }
 FREE_OF = {
     "core": {"torch", "optuna", "mlflow", "hydra", "transformers"},

@@ -70,7 +70,7 @@ def test_sigterm_closes_the_run_as_killed(folder: Path) -> None:
         text=True,
     )
     deadline = time.monotonic() + 120
-    while not list(folder.glob("runs/stopped/*/search_state.json")) and time.monotonic() < deadline:
+    while not list(folder.glob("runs/stopped/*/search_state.jsonl")) and time.monotonic() < deadline:
         time.sleep(0.2)
     process.send_signal(signal.SIGTERM)
     _, error = process.communicate(timeout=120)

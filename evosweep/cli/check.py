@@ -16,6 +16,7 @@ SECTIONS = (
     "data",
     "tokens",
     "compressor",
+    "transform",
     "drop",
     "units",
     "store",

@@ -12,10 +12,12 @@ from rich.console import Console
 
 from evosweep.cli import cache_command
 from evosweep.cli.compose import build
+from evosweep.cli.find import find_run
 from evosweep.cli.finish import SELECTION, export_lines, standings
 from evosweep.cli.folders import CLAIM
 from evosweep.cli.job import WORKBENCH, bench_of, notes_of, quiet_libraries, shared_progress, task_of
-from evosweep.cli.reopen import Earlier, export_earlier, find_run, reopen, settings_of
+from evosweep.cli.reopen import Earlier, export_earlier, reopen, settings_of
+from evosweep.cli.resume import check_unfinished, hold
 from evosweep.core.errors import EvosweepError
 from evosweep.core.results import RESULT, read_result
 from evosweep.evaluate.population import Evaluator
@@ -23,7 +25,7 @@ from evosweep.evaluate.scorer import StagedScorer
 from evosweep.fitness.base import Fitness
 from evosweep.fitness.kl import KL
 from evosweep.fitness.perplexity import Perplexity
-from evosweep.pipeline import CONFIG, MODEL, STATE, check, run
+from evosweep.pipeline import CONFIG, MODEL, check, run
 from evosweep.tracking.console import summary, terminal
 
 SPLITS = ("validation", "search", "calibration")
@@ -80,7 +82,9 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument("runs", nargs="+", help=f"each {run}; a folder above runs counts for all of them")
     compare.set_defaults(call=_compare)
 
-    resume = commands.add_parser("resume", help="go on with a search that was interrupted")
+    resume = commands.add_parser(
+        "resume", help="go on with a run that was interrupted, or with search.generations=N make one longer"
+    )
     resume.add_argument("run", help=run)
     resume.add_argument("overrides", nargs="*", help=overrides)
     resume.set_defaults(call=_resume)
@@ -105,11 +109,13 @@ def _score(options: argparse.Namespace, conf: Path) -> None:
         evaluator = _on_other_text(run, settings_of(folder, options.overrides, conf))
     windows = range(len(evaluator.splits[options.split].windows))
     figures: list[Fitness] = [KL(), Perplexity()]
-    if options.split == "validation":
+    found: dict[str, Any]
+    if options.split == "validation" and not run.tuned:
         scorer = StagedScorer(evaluator, fitness=KL(), seed=0)
-        found = scorer.validate(run.genome)
+        found = {**scorer.validate(run.genome), "kl_by_window": scorer.kl_by_window(run.genome)}
     else:
-        scored = evaluator.score(run.genome[None], split=options.split, windows=windows, fitness=figures)
+        with evaluator.tuned(run.tuned):
+            scored = evaluator.score(run.genome[None], split=options.split, windows=windows, fitness=figures)
         found = {name: float(values[0]) for name, values in scored.items()}
     cost = run.problem.cost(run.genome)
     split = evaluator.splits[options.split]
@@ -166,10 +172,9 @@ def _below(folder: Path) -> list[Path]:
 def _resume(options: argparse.Namespace, conf: Path) -> None:
     folder = find_run(options.run)
     config = settings_of(folder, options.overrides, conf)
-    if (folder / RESULT).is_file():
-        raise EvosweepError(f"the search of {folder} is over: its {RESULT} is there; nothing is left to resume")
-    if not (folder / STATE).is_file():
-        raise EvosweepError(f"{folder} kept no {STATE}: no generation was finished; type its command again")
+    check_unfinished(folder, config)
+    if not hold(folder):
+        raise EvosweepError(f"another process works on {folder}; end it first")
     task = task_of(config, folder=folder, resume=True)
     shared_progress().begin(prefix="", log=folder / CLAIM, first="resumed")
     bench = bench_of(config)

@@ -9,7 +9,7 @@ import importlib
 import inspect
 import re
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -17,6 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from evosweep.cli.hints import check_hints
 from evosweep.cli.signature import parameters
+from evosweep.core.budget import KINDS
 from evosweep.core.errors import EvosweepError, SettingError
 
 _BUILT: deque[tuple[Any, str, Mapping[str, Any]]] = deque(maxlen=1024)  # object, path, its section as written
@@ -214,3 +215,15 @@ def _named(error: SettingError, path: str, raw: Mapping[str, Any]) -> SettingErr
 def _first_line(error: BaseException) -> str:
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__
+
+
+def imply_budget(config: DictConfig, overrides: Sequence[str]) -> None:
+    """Set the default budget to null if a budget of another kind was typed without its group.
+
+    ``budget.megabytes=100`` then needs no ``budget=megabytes`` beside it.
+    """
+    typed = [text.lstrip("+").partition("=")[0] for text in overrides if not text.endswith("=null")]
+    kinds = [key.partition(".")[2] for key in typed if key.startswith("budget.")]
+    if len(kinds) == 1 and "budget" not in typed and kinds[0] in KINDS:
+        for other in set(KINDS) - set(kinds):
+            config.budget[other] = None

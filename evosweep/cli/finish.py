@@ -133,7 +133,8 @@ def export_lines(folders: Sequence[Path], rows: Sequence[Row]) -> list[str]:
         facts = row.get("export")
         if facts:
             where = _short(Path(facts["path"]))
-            lines.append(f"{where}   {facts['bytes'] / 1e6:.1f} MB on disk, kl {row['kl']:.4f}: {row['run']}")
+            kl = row.get("finish", {}).get("kl_after", row["kl"])
+            lines.append(f"{where}   {facts['bytes'] / 1e6:.1f} MB on disk, kl {kl:.4f}: {row['run']}")
             lines.append(f"   {facts['how_to_load']}")
         elif len(rows) == 1:
             lines.append(

@@ -8,8 +8,17 @@ from omegaconf import DictConfig, OmegaConf
 from evosweep.core.files import digest
 from evosweep.core.redact import redact
 
-ELSEWHERE = ("seed", "name", "tracking", "storage", "report", "export", "hydra")  # changes no figure but by chance
-SHOWN_BY_NAME = ("sampler=", "seed=", "name=", "tracking", "storage", "export", "report", "hydra")
+ELSEWHERE = (
+    "seed",
+    "name",
+    "resume",
+    "tracking",
+    "storage",
+    "report",
+    "export",
+    "hydra",
+)  # changes no figure but by chance
+SHOWN_BY_NAME = ("sampler=", "resume=", "seed=", "name=", "tracking", "storage", "export", "report", "hydra")
 
 
 @dataclass(frozen=True)

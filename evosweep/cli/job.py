@@ -17,17 +17,19 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from evosweep import __version__, parallel
-from evosweep.cli.compose import build, sections
+from evosweep.cli.compose import build, imply_budget, sections
 from evosweep.cli.folders import CLAIM, check_writable
 from evosweep.cli.identity import RunIdentity, overrides_of
 from evosweep.cli.launch import JOBS, MULTIRUN, VARIED
 from evosweep.cli.names import check_name
 from evosweep.cli.progress import JobProgress
-from evosweep.core.budget import KINDS
+from evosweep.cli.resume import over
+from evosweep.cli.signals import Ending
 from evosweep.core.checks import check_int
 from evosweep.core.errors import SettingError
 from evosweep.core.redact import redact
-from evosweep.pipeline import check, check_together
+from evosweep.core.results import RESULT, read_result
+from evosweep.pipeline import CONFIG, check, check_together
 from evosweep.pipeline import run as run_pipeline
 from evosweep.search.plan import Plan
 from evosweep.task import Notes, Task
@@ -35,7 +37,7 @@ from evosweep.tracking.console import RichProgress
 from evosweep.tracking.naming import run_params, varied_values
 from evosweep.workbench import Materials, Workbench, open_bench
 
-WORKBENCH = ("model", "data", "tokens", "compressor", "drop", "units", "store", "evaluate")
+WORKBENCH = ("model", "data", "tokens", "compressor", "transform", "drop", "units", "store", "evaluate")
 PLAN = ("generations", "stages", "racing", "surrogate", "tokens", "patience", "final")
 PARTS = ("budget", "sampler", "fitness", "scorer", "tracking", "report", "storage")
 SEED_LIMIT = 2**63 - 1
@@ -86,7 +88,10 @@ def run(config: DictConfig) -> dict[str, Any]:
     folder = Path(hydra.runtime.output_dir)
     imply_budget(config, list(hydra.overrides.task))
     varied = varied_values(list(hydra.overrides.task), json.loads(os.environ.get(VARIED, "[]")))
-    task = replace(task_of(config, folder=folder), varied=varied)
+    resumes = config.get("resume") is not None and (folder / CONFIG).is_file()
+    if resumes and over(folder, config):
+        return read_result(folder / RESULT)  # a job of a multirun that goes on
+    task = replace(task_of(config, folder=folder, resume=resumes), varied=varied)
     shared_progress().begin(prefix=_prefix(), log=folder / CLAIM, first=_command(list(hydra.overrides.task)))
     bench = bench_of(config)
     draft = check(task, bench)
@@ -111,6 +116,8 @@ def task_of(config: DictConfig, *, folder: Path, resume: bool = False) -> Task:
     seed = check_int("seed", config.seed, low=-SEED_LIMIT, high=SEED_LIMIT)
     check_name(config.name)
     made = {group: build(config, group) for group in PARTS}
+    if "finish" in config:  # runs of earlier versions have none
+        made["finish"] = build(config, "finish")
     exporter = build(config, "export", without=("jobs",))
     jobs = config.export.get("jobs", "winner")
     if jobs not in EXPORT_JOBS:
@@ -125,20 +132,9 @@ def task_of(config: DictConfig, *, folder: Path, resume: bool = False) -> Task:
         folder=folder,
         export_now=MULTIRUN not in os.environ or jobs == "all" or config.tracking.get("model") == "weights",
         resume=resume,
+        guard=Ending.held,
         **made,
     )
-
-
-def imply_budget(config: DictConfig, overrides: Sequence[str]) -> None:
-    """Set the default budget to null if a budget of another kind was typed without its group.
-
-    ``budget.megabytes=100`` then needs no ``budget=megabytes`` beside it.
-    """
-    typed = [text.lstrip("+").partition("=")[0] for text in overrides if not text.endswith("=null")]
-    kinds = [key.partition(".")[2] for key in typed if key.startswith("budget.")]
-    if len(kinds) == 1 and "budget" not in typed and kinds[0] in KINDS:
-        for other in set(KINDS) - set(kinds):
-            config.budget[other] = None
 
 
 def plan_of(config: DictConfig) -> Plan:

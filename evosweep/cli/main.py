@@ -1,12 +1,9 @@
 """Entry of the command line: runs subcommands or Hydra's jobs, prints each error as one line, returns an exit code."""
 
 import os
-import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -19,6 +16,8 @@ from evosweep.cli.check import check_config
 from evosweep.cli.compose import with_path
 from evosweep.cli.launch import JOBS, MULTIRUN
 from evosweep.cli.multirun import Refused, Summary
+from evosweep.cli.resume import let_go
+from evosweep.cli.signals import TERMINATED, Terminated, terminable
 from evosweep.core.errors import EvosweepError
 from evosweep.core.redact import redact
 
@@ -29,13 +28,8 @@ MAIN = "EVOSWEEP_MAIN"  # environment: process of the command; a launcher's work
 SUBCOMMANDS = ("export", "score", "compare", "resume", "cache")
 BAD_INPUT = 2
 INTERRUPTED = 130
-TERMINATED = 143
 
 _failures: list[tuple[str, int | None]] = []  # why jobs failed, and their numbers, for one block at the end
-
-
-class Terminated(KeyboardInterrupt):
-    """Raised on SIGTERM, so that the run ends as after Ctrl-C, with another exit code."""
 
 
 @hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")
@@ -55,7 +49,7 @@ def job(config: DictConfig) -> Any:
 
 
 def main() -> None:
-    """Run the command; exit code 2 for bad input, 130 after Ctrl-C, 143 after SIGTERM."""
+    """Run the command; exit code 2 for bad input, 130 after Ctrl-C, 143 after SIGTERM or SIGUSR1."""
     arguments = sys.argv[1:]
     if not arguments:
         print(messages.WELCOME)  # noqa: T201
@@ -66,8 +60,11 @@ def main() -> None:
         sys.exit(_one_line(lambda: run_command(arguments, CONF)))
     os.environ[MAIN] = str(os.getpid())
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra then raises instead of printing a shortened traceback
-    with _terminable():
-        code = _run_jobs()
+    try:
+        with terminable():
+            code = _run_jobs()
+    finally:
+        let_go()
     if code:
         sys.exit(code)
 
@@ -134,7 +131,7 @@ def _print_errors(failures: list[tuple[str, int | None]], count: str = "") -> No
 
 def _one_line(call: Any) -> int:
     """Run a subcommand; return its exit code, bad input as one line."""
-    with _terminable():
+    with terminable():
         try:
             call()
         except KeyboardInterrupt as error:
@@ -143,23 +140,6 @@ def _one_line(call: Any) -> int:
         except (EvosweepError, HydraException, OmegaConfBaseException) as error:
             _print_errors([(str(messages.of(error, conf=CONF)), None)])
             return BAD_INPUT
+        finally:
+            let_go()
     return 0
-
-
-@contextmanager
-def _terminable() -> Iterator[None]:
-    """Let SIGTERM end the command in order: its runs are closed as killed."""
-
-    def stop(*_: Any) -> NoReturn:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a second one ends it at once
-        raise Terminated
-
-    try:
-        before = signal.signal(signal.SIGTERM, stop)
-    except ValueError:  # not the main thread, as in a notebook
-        yield
-        return
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -10,9 +10,10 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from evosweep.cli.check import check_hydra
-from evosweep.cli.folders import claim, release
+from evosweep.cli.folders import CLAIM, claim, release
 from evosweep.cli.launch import JOBS, MULTIRUN, VARIED, Launch
 from evosweep.cli.names import check_name
+from evosweep.cli.resume import LAUNCH, earlier_folder, hold, multirun_of, typed, write_launch
 from evosweep.core.errors import EvosweepError
 
 JOB_CONFIG = "config.yaml"  # a job writes it once its settings are checked
@@ -42,7 +43,9 @@ class Summary(Callback):
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         """Claim one folder for all jobs, and name the multirun, so that its jobs find each other."""
         launch = self._begin(config, "sweep")
-        launch.multirun = os.environ[MULTIRUN] = f"{config.get('name')} {datetime.now():%Y-%m-%d %H:%M:%S.%f}"[:-3]
+        new = f"{config.get('name')} {datetime.now():%Y-%m-%d %H:%M:%S.%f}"[:-3]
+        launch.multirun = os.environ[MULTIRUN] = multirun_of(launch.folder) or new
+        write_launch(launch.folder, overrides=typed(config), multirun=launch.multirun, finished=False)
         count, varied = _planned(config)
         os.environ[VARIED] = json.dumps(varied)
         if count is not None:
@@ -63,6 +66,9 @@ class Summary(Callback):
                 from evosweep.cli.finish import finish  # noqa: PLC0415 - heavy
 
                 finish(self.launch, status, began)
+                if self.launch.multirun is not None and status == "FINISHED":
+                    command = typed(self.launch.config)
+                    write_launch(folder, overrides=command, multirun=self.launch.multirun, finished=True)
         finally:
             os.environ.pop(MULTIRUN, None)
             os.environ.pop(JOBS, None)
@@ -75,7 +81,11 @@ class Summary(Callback):
         try:
             check_hydra(config)
             check_name(OmegaConf.select(config, "name"))
-            folder = claim(Path(str(OmegaConf.select(config, setting))), setting=setting).absolute()
+            wanted = Path(str(OmegaConf.select(config, setting)))
+            earlier = earlier_folder(config, wanted, multirun=mode == "sweep")
+            folder = (earlier or claim(wanted, setting=setting)).absolute()
+            if earlier is None:
+                hold(folder)
         except EvosweepError as error:
             raise Refused(error) from error
         self.launch = Launch(config, folder)
@@ -95,11 +105,13 @@ class Summary(Callback):
         if not found:
             return "interrupted; nothing was found yet"
         where = found[0] if len(found) == 1 else f"{folder}/*/allocation.json"
-        return f"interrupted; the best allocation so far is kept in {where}"
+        again = f"evosweep resume {folder}" if summary.launch.multirun is None else "the same command with resume=auto"
+        return f"interrupted; the best allocation so far is kept in {where}; to go on: {again}"
 
 
 def _leave_nothing(folder: Path) -> None:
-    (folder / "multirun.yaml").unlink(missing_ok=True)  # Hydra's own
+    for name in ("multirun.yaml", LAUNCH, f".{CLAIM}.lock"):  # the first is Hydra's own
+        (folder / name).unlink(missing_ok=True)
     release([*(path for path in folder.iterdir() if path.is_dir()), folder])
 
 

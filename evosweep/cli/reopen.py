@@ -1,11 +1,11 @@
 """Opens an earlier run again, without a search: its settings, model, store and allocation."""
 
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -20,10 +20,10 @@ from evosweep.core.errors import EvosweepError, did_you_mean
 from evosweep.core.files import remove_empty_folders
 from evosweep.core.problem import Genome, Problem
 from evosweep.core.results import RESULT, read_result, write_result
+from evosweep.finish.base import Finished, load_tuned, save_tuned
+from evosweep.models.patch import replaced_parameters
 from evosweep.pipeline import ALLOCATION, CONFIG
 from evosweep.workbench import Workbench
-
-RUN_ID = re.compile(r"[0-9a-f]{32}")
 
 
 @dataclass(frozen=True)
@@ -35,43 +35,7 @@ class Earlier:
     bench: Workbench
     problem: Problem
     genome: Genome
-
-
-def find_run(run: str) -> Path:
-    """Return the folder of a run.
-
-    Args:
-        run: A folder, or the id of an MLflow run that was made from this machine.
-
-    Raises:
-        EvosweepError: There is no such folder or run, or it holds no run.
-    """
-    folder = Path(run)
-    if not folder.exists() and RUN_ID.fullmatch(run):
-        folder = _folder_of(run)
-    if not folder.is_dir():
-        siblings = [path.name for path in folder.parent.iterdir()] if folder.parent.is_dir() else []
-        hint = did_you_mean(folder.name, siblings)
-        raise EvosweepError(f"a run must be its folder or the id of its MLflow run, got {run!r}{hint}")
-    if not (folder / CONFIG).is_file():
-        below = sorted(path.parent for path in folder.rglob(ALLOCATION) if (path.parent / CONFIG).is_file())
-        hint = f"; runs below it: {', '.join(map(str, below[:5]))}" if below else ""
-        raise EvosweepError(f"{folder} holds no run (no {CONFIG}){hint}")
-    return folder
-
-
-def _folder_of(run_id: str) -> Path:
-    from mlflow import MlflowClient  # noqa: PLC0415 - heavy
-    from mlflow.exceptions import MlflowException  # noqa: PLC0415
-
-    try:
-        tags = MlflowClient().get_run(run_id).data.tags
-    except MlflowException as error:
-        raise EvosweepError(f"MLflow has no run {run_id} here: {str(error).splitlines()[0]}") from error
-    folder = Path(tags.get("folder", ""))
-    if not tags.get("folder") or not folder.is_dir():
-        raise EvosweepError(f"the folder of MLflow run {run_id} is not on this machine: {folder}")
-    return folder
+    tuned: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
 
 def settings_of(folder: Path, overrides: Sequence[str], conf: Path) -> DictConfig:
@@ -143,7 +107,7 @@ def reopen(folder: Path, config: DictConfig) -> Earlier:
     _check_store(folder, bench)
     problem = bench.problem(build(config, "budget"))
     genome = problem.encode(Allocation.load(folder / ALLOCATION))
-    return Earlier(folder, config, bench, problem, genome)
+    return Earlier(folder, config, bench, problem, genome, load_tuned(folder))
 
 
 def _check_store(folder: Path, bench: Workbench) -> None:
@@ -164,21 +128,41 @@ def export_earlier(run: Earlier, *, target: Path) -> dict[str, Any]:
     if not exporter.enabled:
         raise EvosweepError("export must be one that writes a model: export=packed, export=dense ...")
     exporter.check(run.bench.compressor, run.bench.drop, run.bench.anatomy)
+    row = read_result(run.folder / RESULT) if (run.folder / RESULT).is_file() else {}
+    finished = _finished(run, row)
     try:
-        facts: dict[str, Any] = exporter.export(
-            run.genome,
-            problem=run.problem,
-            evaluator=run.bench.evaluator,
-            loaded=run.bench.loaded,
-            folder=target,
-        )
+        with replaced_parameters(run.bench.loaded.model, finished.tuned):
+            facts: dict[str, Any] = exporter.export(
+                run.genome,
+                problem=run.problem,
+                evaluator=run.bench.evaluator,
+                loaded=run.bench.loaded,
+                folder=target,
+            )
     finally:
         remove_empty_folders(target, stop=run.folder)
-    if (run.folder / RESULT).is_file():
-        row = {**read_result(run.folder / RESULT), "export": facts}
+    if row:
+        row = {**row, "export": facts, "finish": dict(finished.facts)} if finished.facts else {**row, "export": facts}
         write_result(run.folder, row)
         _track(run.config, row)
     return facts
+
+
+def _finished(run: Earlier, row: Mapping[str, Any]) -> Finished:
+    """Return what a run's finishing step found: earlier, or now where the run did not come to it."""
+    if row.get("finish") or "finish" not in run.config:
+        return Finished(run.tuned, row.get("finish", {}))
+    step = build(run.config, "finish")
+    step.check(run.bench.anatomy)
+    done: Finished = step.run(
+        run.genome,
+        problem=run.problem,
+        evaluator=run.bench.evaluator,
+        seed=run.config.seed,
+        progress=shared_progress(),
+    )
+    save_tuned(run.folder, done.tuned)
+    return done
 
 
 def _track(config: DictConfig, row: Mapping[str, Any]) -> None:

@@ -56,15 +56,14 @@ def _static(target: str) -> list[str] | None:
 def _of_class(node: ast.ClassDef, tree: ast.Module, module: str) -> list[str] | None:
     for item in node.body:
         if isinstance(item, ast.FunctionDef) and item.name == "__init__":
-            return _arguments(item, skip=1)
-    inherited: list[str] = []
-    for base in node.bases:
-        if not isinstance(base, ast.Name):
-            return None
-        found = _static(f"{_home(base.id, tree, module)}.{base.id}")
-        if found is None:
-            return None
-        inherited += found
+            own = _arguments(item, skip=1)
+            if own is None or item.args.kwarg is None:
+                return own
+            handed_on = _inherited(node, tree, module) if node.bases else None
+            return None if handed_on is None else [*own, *handed_on]
+    inherited = _inherited(node, tree, module)
+    if inherited is None:
+        return None
     if not any("dataclass" in ast.unparse(decorator) for decorator in node.decorator_list):
         return inherited
     fields = [
@@ -77,6 +76,19 @@ def _of_class(node: ast.ClassDef, tree: ast.Module, module: str) -> list[str] | 
     return list(dict.fromkeys([*inherited, *fields]))
 
 
+def _inherited(node: ast.ClassDef, tree: ast.Module, module: str) -> list[str] | None:
+    """Return the argument names of a class's bases; None where they are not in the source."""
+    inherited: list[str] = []
+    for base in node.bases:
+        if not isinstance(base, ast.Name):
+            return None
+        found = _static(f"{_home(base.id, tree, module)}.{base.id}")
+        if found is None:
+            return None
+        inherited += found
+    return inherited
+
+
 def _home(name: str, tree: ast.Module, module: str) -> str:
     """Return the module that a base class comes from."""
     for node in tree.body:
@@ -86,7 +98,7 @@ def _home(name: str, tree: ast.Module, module: str) -> str:
 
 
 def _arguments(node: ast.FunctionDef, *, skip: int) -> list[str] | None:
-    if node.args.kwarg is not None or node.args.vararg is not None:
+    if node.args.vararg is not None or (node.args.kwarg is not None and not skip):
         return None
     return [argument.arg for argument in [*node.args.posonlyargs, *node.args.args][skip:] + node.args.kwonlyargs]
 

@@ -11,13 +11,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from types import ModuleType
+from typing import Any
 
 import torch
 
-from evosweep.compressors.grid import ColumnGrid, Grid
+from evosweep.compressors.grid import ColumnGrid, Grid, GridTable
 from evosweep.core.errors import StoreError
 
 DAMPING_TRIES = 6
+ENTRIES_AT_ONCE = 2**28  # of the weights of all layers and levels: 1 GiB, of which the loop has about four copies
 logger = logging.getLogger(__name__)
 
 
@@ -58,7 +60,7 @@ def finalize_columns(span: torch.Tensor, errors: torch.Tensor, factor: torch.Ten
         factor: The span's block of U's diagonal, shape (columns, columns).
         rules: Grid and mask of the span.
     """
-    integer = rules.grid is None or isinstance(rules.grid, Grid)  # what the kernels know
+    integer = rules.grid is None or isinstance(rules.grid, Grid | GridTable)  # what the kernels know
     kernels = working_kernels(span.device) if span.is_cuda and integer else None
     if kernels is not None:
         kernels.finalize_columns(span, errors, factor, grid=rules.grid, codes=rules.codes, mask=rules.mask)
@@ -100,7 +102,8 @@ def sweep(
     factor: Factor,
     *,
     spans: Sequence[tuple[int, int]],
-    rules: Callable[[slice], ColumnRules],
+    rules: Callable[[slice], Any],
+    finalize: Callable[[torch.Tensor, torch.Tensor, torch.Tensor, Any], None] = finalize_columns,
 ) -> torch.Tensor:
     """Round and prune all columns, in place, and return the error that this makes.
 
@@ -112,6 +115,7 @@ def sweep(
         factor: Of the layer's second moment H.
         spans: Columns [start, stop) whose effect on the columns after them is applied at once; together all columns.
         rules: Returns grid and mask of a span, called once everything before it is final and compensated.
+        finalize: Makes a span final by its rules; of the same arguments as ``finalize_columns``.
 
     Returns:
         Each row's error, the diagonal of (W − Ŵ)·H·(W − Ŵ)ᵀ, shape (rows,).
@@ -122,7 +126,7 @@ def sweep(
     for start, stop in spans:
         columns = slice(start, stop)
         errors = torch.empty_like(work[columns])
-        finalize_columns(work[columns], errors, upper[columns, columns], rules(columns))
+        finalize(work[columns], errors, upper[columns, columns], rules(columns))
         total += errors.square().sum(dim=0)
         work[stop:].addmm_(upper[columns, stop:].T, errors, alpha=-1)
     return total.sub_(before.sub_(work).square_().sum(dim=0), alpha=factor.damping).clamp_(min=0)
@@ -140,6 +144,23 @@ def stack_transposed(weights: Sequence[torch.Tensor], gram: torch.Tensor) -> tor
     work = torch.cat([weight.T.float() for weight in weights], dim=1)
     work[gram.diagonal() == 0] = 0
     return work
+
+
+def parts_of(weights: Sequence[torch.Tensor], *, copies: int = 1) -> list[slice]:
+    """Return consecutive parts of a list of matrices, each small enough for one sweep, or a single matrix.
+
+    Args:
+        weights: The matrices, shape (rows, columns).
+        copies: How often each is in its sweep.
+    """
+    cuts = [0]
+    entries = 0
+    for index, weight in enumerate(weights):
+        entries += copies * weight.numel()
+        if entries > ENTRIES_AT_ONCE and index > cuts[-1]:
+            cuts.append(index)
+            entries = copies * weight.numel()
+    return [slice(start, stop) for start, stop in pairwise([*cuts, len(weights)])]
 
 
 def sums_by_matrix(row_values: torch.Tensor, sizes: Sequence[int]) -> list[float]:

@@ -4,18 +4,31 @@ Layers that share an input share its Hessian and one factorization; the rows of 
 column loop together, each row with its own largest code.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 
 from evosweep.compressors.base import Plans
-from evosweep.compressors.compensate import ColumnRules, factorize, spans_of, stack_transposed, sums_by_matrix, sweep
+from evosweep.compressors.column_order import ORDERS, ColumnOrder, StaticGrids, fit_by_rows
+from evosweep.compressors.compensate import (
+    ColumnRules,
+    Factor,
+    factorize,
+    parts_of,
+    spans_of,
+    stack_transposed,
+    sums_by_matrix,
+    sweep,
+)
 from evosweep.compressors.grid import Grid, largest_codes, stack_grids
+from evosweep.compressors.grid_search import GridSearch, GridSettings
 from evosweep.compressors.integer import IntegerLevels
 from evosweep.compressors.payload import Payload
 from evosweep.compressors.statistics import SECOND_MOMENT, Statistics
-from evosweep.core.checks import check_int, check_number
+from evosweep.core.checks import check_choice, check_int, check_number
 
 
 class GPTQ(IntegerLevels):
@@ -28,6 +41,15 @@ class GPTQ(IntegerLevels):
         coarse_scales: Whether scales are rounded to bfloat16, too.
         damping: Share of the Hessian's mean diagonal that is added to its diagonal.
         column_block: Columns between two updates of the columns that follow.
+        order: Of the columns: ``given``, or by ``activation``, those with the largest inputs first (GPTQ's
+            ``--act-order``), each with the grid that its group has before any column is rounded.
+        grid: ``minmax``, a group's range; or ``mse``, the part of the range at which Σ|w − ŵ|^norm is least.
+        grid_norm: Exponent of that error, at least 1.
+        grid_least: Smallest part of the range that is tried.
+        grid_steps: How many parts are tried, from the whole range to the smallest.
+
+    With ``grid=mse`` a layer is made with its range's grid as well, and of each level the one with the lower output
+    error is kept.
     """
 
     needs = frozenset({SECOND_MOMENT})
@@ -41,8 +63,15 @@ class GPTQ(IntegerLevels):
         coarse_scales: bool = False,
         damping: float = 0.01,
         column_block: int = 64,
+        order: str = "given",
+        grid: str = "minmax",
+        grid_norm: float = 2.4,
+        grid_least: float = 0.5,
+        grid_steps: int = 21,
     ) -> None:
-        super().__init__(bits=bits, group=group, symmetric=symmetric, coarse_scales=coarse_scales)
+        search = GridSettings(grid=grid, norm=grid_norm, least=grid_least, steps=grid_steps)
+        super().__init__(bits=bits, group=group, symmetric=symmetric, coarse_scales=coarse_scales, search=search)
+        self.order = check_choice("order", order, ORDERS)
         self.damping = check_number("damping", damping, low=0, high=1, exclusive=True)
         self.column_block = check_int("column_block", column_block, low=1)
 
@@ -70,6 +99,8 @@ class GPTQ(IntegerLevels):
             coarse=self.coarse_scales,
             damping=self.damping,
             column_block=self.column_block,
+            order=self.order,
+            searches=self.search.searches,
         )
         result: dict[str, dict[str, Payload]] = {name: {} for name in weights}
         for (name, level), (codes, scales, zeros, error) in zip(jobs, rounded, strict=True):
@@ -80,7 +111,8 @@ class GPTQ(IntegerLevels):
 
     def describe(self) -> dict[str, Any]:
         """Return the settings that decide payloads."""
-        return {**super().describe(), "damping": self.damping, "column_block": self.column_block}
+        own = {"damping": self.damping, "column_block": self.column_block, "order": self.order}
+        return {**super().describe(), **own}
 
 
 Rounded = tuple[torch.Tensor, torch.Tensor, torch.Tensor, float]
@@ -97,6 +129,8 @@ def quantize(
     coarse: bool,
     damping: float,
     column_block: int,
+    order: str = "given",
+    searches: Sequence[GridSearch | None] = (None,),
 ) -> list[Rounded]:
     """Return matrices that share an input quantized column by column, each column's error moved onto those after it.
 
@@ -109,24 +143,83 @@ def quantize(
         coarse: Whether scales are rounded to bfloat16, too.
         damping: Share of the mean diagonal added to the diagonal.
         column_block: Columns whose effect on later columns is applied at once.
+        order: ``given`` or ``activation``.
+        searches: Ways to find a grid, None for minimum to maximum; each matrix is made with all of them, and the one
+            with the lowest error is kept.
 
     Raises:
         StoreError: The Hessian cannot be factorized.
     """
-    sizes = [len(weight) for weight in weights]
-    work = stack_transposed(weights, gram)
-    factor = factorize(gram, damping=damping)
-    top = largest_codes(widths, sizes, gram.device)
-    codes = torch.empty(work.shape, dtype=torch.uint8, device=work.device)
-    grids: list[Grid] = []
+    by = ColumnOrder.by_activation(gram) if order == "activation" else None
+    loop = _Loop(
+        factorize(gram if by is None else by.moment(gram), damping=damping),
+        order=by,
+        group=group,
+        fit=partial(fit_by_rows, searches=searches, symmetric=symmetric, coarse=coarse),
+        column_block=column_block,
+    )
+    rounded: list[Rounded] = []
+    for part in parts_of(weights, copies=len(searches)):
+        many = [*weights[part]] * len(searches)
+        sizes = [len(weight) for weight in many]
+        top = largest_codes([*widths[part]] * len(searches), sizes, gram.device)
+        codes, scales, zeros, total = loop.run(stack_transposed(many, gram), top)
+        codes_of = (matrix.T for matrix in codes.split(sizes, 1))
+        made = list(zip(codes_of, scales.split(sizes), zeros.split(sizes), sums_by_matrix(total, sizes), strict=True))
+        count = len(many) // len(searches)
+        rounded += [min(made[index::count], key=lambda one: one[3]) for index in range(count)]
+    return rounded
 
-    def rules(columns: slice) -> ColumnRules:
-        if columns.start % group == 0:
-            members = work[columns.start : columns.start + group].T
-            grids.append(Grid.of(members, top=top, symmetric=symmetric, coarse=coarse))
-        return ColumnRules(grids[-1], codes[columns])
 
-    total = sweep(work, factor, spans=spans_of(len(work), edges=group, block=column_block), rules=rules)
-    scales, zeros = stack_grids(grids)
-    codes_of = (matrix.T for matrix in codes.split(sizes, 1))
-    return list(zip(codes_of, scales.split(sizes), zeros.split(sizes), sums_by_matrix(total, sizes), strict=True))
+Parts = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
+"""Codes (columns, rows), scales and zeros (rows, groups), and the error of each row (rows,)."""
+
+
+@dataclass(frozen=True)
+class _Loop:
+    """The column loop over the rows of several matrices.
+
+    Attributes:
+        factor: Of their second moment, its columns in ``order``.
+        order: Of the columns; None: as given.
+        group: Columns a group.
+        fit: Returns the grids of a group's weights (rows, group).
+        column_block: Columns whose effect on later columns is applied at once.
+    """
+
+    factor: Factor
+    order: ColumnOrder | None
+    group: int
+    fit: Callable[..., Grid]
+    column_block: int
+
+    def run(self, work: torch.Tensor, top: torch.Tensor) -> Parts:
+        """Return the outcome for weights transposed, shape (columns, rows), and the largest code of each row."""
+        return self._as_given(work, top) if self.order is None else self._ordered(work, top, self.order)
+
+    def _as_given(self, work: torch.Tensor, top: torch.Tensor) -> Parts:
+        """Return the outcome with columns in their own order, a group's grid made when the loop reaches it."""
+        codes = torch.empty(work.shape, dtype=torch.uint8, device=work.device)
+        grids: list[Grid] = []
+
+        def rules(columns: slice) -> ColumnRules:
+            if columns.start % self.group == 0:
+                grids.append(self.fit(work[columns.start : columns.start + self.group].T, top=top))
+            return ColumnRules(grids[-1], codes[columns])
+
+        spans = spans_of(len(work), edges=self.group, block=self.column_block)
+        total = sweep(work, self.factor, spans=spans, rules=rules)
+        return codes, *stack_grids(grids), total
+
+    def _ordered(self, work: torch.Tensor, top: torch.Tensor, order: ColumnOrder) -> Parts:
+        """Return the outcome with columns in another order, and every group's grid made before."""
+        grids = StaticGrids.of(work, self.fit, group=self.group, top=top)
+        work = work[order.columns]
+        codes = torch.empty(work.shape, dtype=torch.uint8, device=work.device)
+
+        def rules(columns: slice) -> ColumnRules:
+            return ColumnRules(grids.at(order.columns[columns]), codes[columns])
+
+        spans = spans_of(len(work), edges=len(work), block=self.column_block)
+        total = sweep(work, self.factor, spans=spans, rules=rules)
+        return order.back(codes), grids.scales.T, grids.zeros.T, total

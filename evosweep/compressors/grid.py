@@ -86,6 +86,32 @@ class Grid:
         return (codes - _by_row(self.zero, codes)).mul_(_by_row(self.scale, codes))
 
 
+@dataclass(frozen=True)
+class GridTable:
+    """The grids of a span of columns, each column's that of its group.
+
+    Attributes:
+        scales: fp32 holding fp16 values, shape (groups, rows).
+        zeros: Whole numbers, fp32, same shape.
+        top: Largest code of each row, fp32, shape (rows,).
+        groups: Group of each column of the span, shape (columns,).
+    """
+
+    scales: torch.Tensor
+    zeros: torch.Tensor
+    top: torch.Tensor
+    groups: torch.Tensor
+
+    @cached_property
+    def _rows(self) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.scales[self.groups], self.zeros[self.groups]
+
+    def at(self, column: int) -> Grid:
+        """Return the grid of a column, by its index in the span."""
+        scales, zeros = self._rows
+        return Grid(scales[column], zeros[column], self.top)
+
+
 def _by_row(values: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
     """Return one value a row, shaped to be combined with a table (rows,) or (rows, columns)."""
     return values if table.dim() == 1 else values[:, None]

@@ -8,6 +8,7 @@ import torch
 
 from evosweep.compressors.base import LevelSpec, check_divides
 from evosweep.compressors.formats import grouped_int
+from evosweep.compressors.grid_search import GridSettings
 from evosweep.compressors.payload import Payload
 from evosweep.core.checks import check_bool, check_int
 from evosweep.core.errors import SettingError
@@ -35,6 +36,7 @@ class IntegerLevels:
         group: Columns that share scale and zero; null means a whole row.
         symmetric: Whether the zero is the middle code (and so costs nothing).
         coarse_scales: Whether scales are rounded to bfloat16, too, for formats that keep them in the model's type.
+        search: How grids are found.
     """
 
     def __init__(
@@ -44,8 +46,10 @@ class IntegerLevels:
         group: int | None = 64,
         symmetric: bool = False,
         coarse_scales: bool = False,
+        search: GridSettings | None = None,
     ) -> None:
         self.bits = check_widths(bits)
+        self.search = search or GridSettings()
         self.group = None if group is None else check_int("group", group, low=1)
         self.symmetric = check_bool("symmetric", symmetric)
         self.coarse_scales = check_bool("coarse_scales", coarse_scales)
@@ -107,6 +111,7 @@ class IntegerLevels:
             "group": self.group,
             "symmetric": self.symmetric,
             "coarse_scales": self.coarse_scales,
+            **self.search.describe(),
         }
 
 

@@ -4,7 +4,7 @@ import torch
 import triton
 import triton.language as tl
 
-from evosweep.compressors.grid import Grid
+from evosweep.compressors.grid import Grid, GridTable
 
 ROWS = 32  # of one program: few enough that small layers, too, keep all of a GPU's processors busy
 LEAST_SPAN = 16  # columns that a program has room for
@@ -19,6 +19,7 @@ def _finalize_columns(  # type: ignore[no-untyped-def]
     scale,
     zero,
     top,
+    groups,
     mask,
     rows,
     stride,
@@ -26,6 +27,7 @@ def _finalize_columns(  # type: ignore[no-untyped-def]
     SPAN: tl.constexpr,
     ROWS: tl.constexpr,
     ROUNDS: tl.constexpr,
+    GROUPED: tl.constexpr,
     MASKS: tl.constexpr,
 ):
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
@@ -40,6 +42,10 @@ def _finalize_columns(  # type: ignore[no-untyped-def]
     for column_index in range(COLUMNS):
         weight = tl.sum(tl.where((column == column_index)[:, None], work, 0.0), axis=0)
         final = weight
+        if GROUPED:
+            cell = tl.load(groups + column_index) * rows + row
+            step = tl.load(scale + cell, mask=in_range, other=1.0)
+            middle = tl.load(zero + cell, mask=in_range, other=0.0)
         if ROUNDS:
             # Half to even, as torch rounds: what is added and taken away again leaves no room for a fraction.
             code = weight * (1.0 / step) + middle
@@ -64,22 +70,22 @@ def finalize_columns(
     errors: torch.Tensor,
     factor: torch.Tensor,
     *,
-    grid: Grid | None = None,
+    grid: Grid | GridTable | None = None,
     codes: torch.Tensor | None = None,
     mask: torch.Tensor | None = None,
 ) -> None:
-    """Round and prune a span of columns, in place, as ``compensate.finalize_columns`` does.
+    """Round and prune a span of columns, in cell, as ``compensate.finalize_columns`` does.
 
     Args:
         span: Weights transposed, fp32, contiguous, shape (columns, rows); holds the final values at the end.
         errors: Filled with each column's change divided by its pivot; same shape.
         factor: The span's block of U's diagonal, shape (columns, columns).
-        grid: Grid of every row; None: no rounding.
+        grid: Grid of every row, or of every row and column; None: no rounding.
         codes: Filled with the codes, uint8, same shape as ``span``; needed with a grid.
         mask: True where a weight is kept, same shape; None: no pruning.
     """
     columns, rows = span.shape
-    scale, zero, top = (span,) * 3 if grid is None else (grid.scale, grid.zero, grid.top)
+    scale, zero, top, groups = _tables(span, grid)
     _finalize_columns[(triton.cdiv(rows, ROWS),)](
         span,
         errors,
@@ -88,6 +94,7 @@ def finalize_columns(
         scale,
         zero,
         top,
+        groups,
         span if mask is None else mask.view(torch.uint8),
         rows,
         factor.stride(0),
@@ -95,6 +102,16 @@ def finalize_columns(
         SPAN=max(LEAST_SPAN, triton.next_power_of_2(columns)),
         ROWS=ROWS,
         ROUNDS=grid is not None,
+        GROUPED=isinstance(grid, GridTable),
         MASKS=mask is not None,
         num_warps=1,
     )
+
+
+def _tables(span: torch.Tensor, grid: Grid | GridTable | None) -> tuple[torch.Tensor, ...]:
+    """Return scales, zeros, largest codes and the columns' groups; anything where the kernel does not read them."""
+    if grid is None:
+        return span, span, span, span
+    if isinstance(grid, GridTable):
+        return grid.scales, grid.zeros, grid.top, grid.groups
+    return grid.scale, grid.zero, grid.top, span

@@ -1,27 +1,46 @@
 """Round to nearest: no calibration, no compensation."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 
 from evosweep.compressors.base import Plans
-from evosweep.compressors.grid import Grid
+from evosweep.compressors.grid_search import GridSettings, fit_grid
 from evosweep.compressors.integer import IntegerLevels
 from evosweep.compressors.payload import Payload
 from evosweep.compressors.statistics import Statistics
 
 
 class RoundToNearest(IntegerLevels):
-    """Rounds each weight to the nearest point of its group's min-max grid; needs no calibration inputs.
+    """Rounds each weight to the nearest point of its group's grid; needs no calibration inputs.
 
     Args:
         bits: Code widths, each from 2 to 8, rising.
         group: Columns that share scale and zero; null means a whole row.
         symmetric: Whether the zero is the middle code.
         coarse_scales: Whether scales are rounded to bfloat16, too.
+        grid: ``minmax``, a group's range; or ``mse``, the part of the range at which Σ|w − ŵ|^norm is least.
+        grid_norm: Exponent of that error, at least 1.
+        grid_least: Smallest part of the range that is tried.
+        grid_steps: How many parts are tried, from the whole range to the smallest.
     """
 
     needs: frozenset[str] = frozenset()
+
+    def __init__(
+        self,
+        *,
+        bits: Sequence[int] = (2, 3, 4, 5, 6),
+        group: int | None = 64,
+        symmetric: bool = False,
+        coarse_scales: bool = False,
+        grid: str = "minmax",
+        grid_norm: float = 2.4,
+        grid_least: float = 0.5,
+        grid_steps: int = 21,
+    ) -> None:
+        search = GridSettings(grid=grid, norm=grid_norm, least=grid_least, steps=grid_steps)
+        super().__init__(bits=bits, group=group, symmetric=symmetric, coarse_scales=coarse_scales, search=search)
 
     def compress(
         self, weights: Mapping[str, torch.Tensor], statistics: Statistics, plans: Plans
@@ -43,7 +62,8 @@ class RoundToNearest(IntegerLevels):
         rows, columns = weight.shape
         grouped = weight.float().reshape(-1, self.group_of(columns))
         top = torch.full((len(grouped),), 2.0**width - 1, device=weight.device)
-        grid = Grid.of(grouped, top=top, symmetric=self.symmetric, coarse=self.coarse_scales)
+        search = self.search.searches[-1]
+        grid = fit_grid(grouped, search, top=top, symmetric=self.symmetric, coarse=self.coarse_scales)
         return self.payload(
             codes=grid.codes(grouped).view(rows, columns),
             scales=grid.scale.view(rows, -1),

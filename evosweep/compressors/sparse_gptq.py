@@ -7,20 +7,32 @@ column is masked and rounded in one step, and the columns after it compensate fo
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 
 from evosweep.compressors.base import LevelSpec, Plans, check_divides
-from evosweep.compressors.compensate import ColumnRules, factorize, spans_of, stack_transposed, sums_by_matrix, sweep
+from evosweep.compressors.column_order import ORDERS, ColumnOrder, StaticGrids, fit_by_rows
+from evosweep.compressors.compensate import (
+    ColumnRules,
+    Factor,
+    factorize,
+    parts_of,
+    spans_of,
+    stack_transposed,
+    sums_by_matrix,
+    sweep,
+)
 from evosweep.compressors.formats import sparse_int
 from evosweep.compressors.grid import Grid, largest_codes, stack_grids
+from evosweep.compressors.grid_search import GridSettings
 from evosweep.compressors.integer import check_widths
 from evosweep.compressors.payload import Payload
 from evosweep.compressors.sparse import SparseSpec, parse_pattern
 from evosweep.compressors.sparsegpt import Masks
 from evosweep.compressors.statistics import SECOND_MOMENT, Statistics
-from evosweep.core.checks import check_bool, check_int, check_number
+from evosweep.core.checks import check_bool, check_choice, check_int, check_number
 from evosweep.core.errors import SettingError
 from evosweep.core.unit import Nominal
 
@@ -49,6 +61,12 @@ class SparseGPTQ:
         damping: Share of the Hessian's mean diagonal that is added to its diagonal.
         mask_block: Columns whose mask is chosen at once; groups must fit into it.
         column_block: Columns between two updates of the columns that follow.
+        order: Of the columns: ``given``; or by ``activation`` as in ``GPTQ`` as well, whichever has the lower error;
+            not with N:M patterns, which need the given one.
+        grid: ``minmax`` or ``mse``, as in ``GPTQ``; of the grids that are made, the one with the lower error is kept.
+        grid_norm: As in ``GPTQ``.
+        grid_least: As in ``GPTQ``.
+        grid_steps: As in ``GPTQ``.
     """
 
     needs = frozenset({SECOND_MOMENT})
@@ -63,6 +81,11 @@ class SparseGPTQ:
         damping: float = 0.01,
         mask_block: int = 128,
         column_block: int = 64,
+        order: str = "given",
+        grid: str = "minmax",
+        grid_norm: float = 2.4,
+        grid_least: float = 0.5,
+        grid_steps: int = 21,
     ) -> None:
         if not isinstance(sparsity, Sequence) or isinstance(sparsity, str) or not sparsity:
             raise SettingError("sparsity", allowed="a list of shares or N:M patterns", got=sparsity)
@@ -73,6 +96,15 @@ class SparseGPTQ:
         self.damping = check_number("damping", damping, low=0, high=1, exclusive=True)
         self.mask_block = check_int("mask_block", mask_block, low=1)
         self.column_block = check_int("column_block", column_block, low=1)
+        self.order = check_choice("order", order, ORDERS)
+        self.search = GridSettings(grid=grid, norm=grid_norm, least=grid_least, steps=grid_steps)
+        if self.order == "activation" and any(isinstance(share, str) for share in self.sparsity):
+            raise SettingError(
+                "order",
+                allowed=["given"],
+                got=order,
+                hint="N:M patterns in sparsity run along columns as they are given",
+            )
         if self.mask_block % self.group:
             raise SettingError(
                 "group",
@@ -137,47 +169,93 @@ class SparseGPTQ:
             StoreError: The second moment stays singular whatever the damping.
         """
         jobs = [(name, level) for name in weights for level in plans[name]]
-        made = self._joint([weights[name] for name, _ in jobs], statistics.second_moment, [v.spec for _, v in jobs])
+        made = self._best([weights[name] for name, _ in jobs], statistics.second_moment, [v.spec for _, v in jobs])
         result: dict[str, dict[str, Payload]] = {name: {} for name in weights}
         for (name, level), payload in zip(jobs, made, strict=True):
             result[name][level.name] = payload
         return result
 
-    def _joint(
+    def _best(
         self, weights: Sequence[torch.Tensor], gram: torch.Tensor, specs: Sequence[SparseIntegerSpec]
     ) -> list[Payload]:
-        """Return the payload of each matrix (rows, columns), all with the second moment ``gram``."""
+        """Return the payload of each matrix, made in every order with every grid, the one with the lowest error."""
+        copies = len(self.search.searches)
+        made: list[list[Payload]] = [[] for _ in specs]
+        for order in self._orders(gram):
+            factor = factorize(gram if order is None else order.moment(gram), damping=self.damping)
+            for part in parts_of(weights, copies=copies):
+                joint = self._joint([*weights[part]] * copies, gram, [*specs[part]] * copies, factor, order)
+                for index, payload in enumerate(joint):
+                    made[part.start + index % (part.stop - part.start)].append(payload)
+        return [min(candidates, key=lambda one: one.error or 0.0) for candidates in made]
+
+    def _orders(self, gram: torch.Tensor) -> list[ColumnOrder | None]:
+        """Return the orders that are tried; None is the given one.
+
+        By activation alone would be worse at high sparsities: each block of columns loses the same share of weights,
+        those of the columns with the largest inputs, which then stand in one block, too.
+        """
+        return [None, ColumnOrder.by_activation(gram)] if self.order == "activation" else [None]
+
+    def _joint(
+        self,
+        weights: Sequence[torch.Tensor],
+        gram: torch.Tensor,
+        specs: Sequence[SparseIntegerSpec],
+        factor: Factor,
+        order: ColumnOrder | None,
+    ) -> list[Payload]:
+        """Return the payload of each matrix.
+
+        Args:
+            weights: The matrices (rows, columns), all with one second moment.
+            gram: That moment.
+            specs: Of each matrix.
+            factor: Of the moment, its columns in ``order``.
+            order: Of the columns; None: as given.
+        """
         sizes = [len(weight) for weight in weights]
         work = stack_transposed(weights, gram)
-        factor = factorize(gram, damping=self.damping)
-        masks = Masks(work, factor, sizes=sizes, specs=[spec.sparse for spec in specs], block=self.mask_block)
         top = largest_codes([spec.bits for spec in specs], sizes, gram.device)
+        fit = partial(fit_by_rows, searches=self.search.searches, symmetric=self.symmetric)
+        static = None
+        if order is not None:
+            static = StaticGrids.of(work, fit, group=self.group, top=top)
+            work = work[order.columns]
+        masks = Masks(work, factor, sizes=sizes, specs=[spec.sparse for spec in specs], block=self.mask_block)
         codes = torch.empty(work.shape, dtype=torch.uint8, device=work.device)
         grids: list[Grid] = []
 
         def rules(columns: slice) -> ColumnRules:
             mask = masks.choose(columns)
+            if static is not None and order is not None:
+                return ColumnRules(static.at(order.columns[columns]), codes[columns], mask)
             if columns.start % self.group == 0:
                 members = slice(columns.start, columns.start + self.group)
                 kept = torch.where(masks.may_stay(members), work[members], 0.0)
-                grids.append(Grid.of(kept.T, top=top, symmetric=self.symmetric))
+                grids.append(fit(kept.T, top=top))
             return ColumnRules(grids[-1], codes[columns], mask)
 
         spans = spans_of(len(work), edges=math.gcd(masks.edges, self.group), block=self.column_block)
         total = sweep(work, factor, spans=spans, rules=rules)
-        scales, zeros = stack_grids(grids)
+        mask = masks.mask
+        if static is not None and order is not None:
+            scales = static.scales.T
+            zeros = static.zeros.T
+            codes = order.back(codes)
+            mask = order.back(mask)
+        else:
+            scales, zeros = stack_grids(grids)
         matrices = zip(
             specs,
             codes.split(sizes, 1),
-            masks.mask.split(sizes, 1),
+            mask.split(sizes, 1),
             scales.split(sizes),
             zeros.split(sizes),
             sums_by_matrix(total, sizes),
             strict=True,
         )
-        return [
-            self._payload(spec, code.T, mask.T, scale, zero, error) for spec, code, mask, scale, zero, error in matrices
-        ]
+        return [self._payload(*matrix) for matrix in matrices]
 
     def _payload(
         self,
@@ -188,10 +266,11 @@ class SparseGPTQ:
         zeros: torch.Tensor,
         error: float,
     ) -> Payload:
-        rows, columns = codes.shape
+        """Return the payload of codes and mask (columns, rows), and scales and zeros (rows, groups)."""
+        columns, rows = codes.shape
         tensors = sparse_int.encode(
-            codes=codes,
-            mask=mask,
+            codes=codes.T,
+            mask=mask.T,
             scales=scales,
             zeros=None if self.symmetric else zeros.to(torch.uint8),
             width=spec.bits,
@@ -207,7 +286,8 @@ class SparseGPTQ:
 
     def describe(self) -> dict[str, Any]:
         """Return the settings that decide payloads."""
-        return dict(vars(self))
+        own = {name: value for name, value in vars(self).items() if name != "search"}
+        return {**own, **self.search.describe()}
 
 
 def _share(setting: str, value: object) -> float | str:

@@ -148,6 +148,7 @@ class SearchResult:
     stopped: str = "finished"
     winner_generation: int = -1
     final: FinalRecord | None = None
+    finish: Mapping[str, Any] = field(default_factory=dict)
     export: Mapping[str, Any] = field(default_factory=dict)
     continuations: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 

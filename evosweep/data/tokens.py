@@ -12,6 +12,7 @@ from evosweep.core.checks import check_int
 from evosweep.core.errors import DataError, SettingError
 from evosweep.core.events import Progress, Silent
 from evosweep.core.files import digest
+from evosweep.core.seeds import generator
 from evosweep.data.documents import SPLITS, Document, DocumentSource, check_shares, split_documents
 
 
@@ -73,15 +74,19 @@ class TokenSplit:
             raise DataError(_at_most(setting, self.tokens, split=self.name, got=number))
         return number // self.seq_len
 
-    def sample(self, setting: str, tokens: object) -> "TokenSplit":
-        """Return evenly spaced windows of ``tokens`` tokens in all, so that every document can contribute.
+    def sample(self, setting: str, tokens: object, *, seed: int = 0) -> "TokenSplit":
+        """Return windows of ``tokens`` tokens in all.
 
         Args:
             setting: Name of the setting that asks for them, for errors.
             tokens: A multiple of ``seq_len``.
+            seed: 0 takes evenly spaced windows, so that every document can contribute; any other number draws them.
         """
         count = self.count(setting, tokens)
         indices = np.arange(count) * len(self.windows) // count
+        if seed:
+            drawn = generator(seed, "windows", self.name).choice(len(self.windows), count, replace=False)
+            indices = np.sort(drawn)
         return TokenSplit(self.name, self.windows[indices], self.documents)
 
 
@@ -93,10 +98,24 @@ class Windows:
         calibration: Tokens of the calibration split that compressors see; a multiple of seq_len.
         validation: Tokens of the validation split that progress is reported on; a multiple of seq_len.
         shares: Share of the text that each split takes.
+        seed: Which windows of the calibration split compressors see: 0 spaces them evenly, any other number draws them.
+            Validation and search windows are the same for every seed.
+        bos: Whether every window begins with the tokenizer's token for the beginning of a text: ``true``, ``false``,
+            or ``auto``, which does what the tokenizer does to a text by itself.
     """
 
-    def __init__(self, *, seq_len: int, calibration: int, validation: int, shares: Mapping[str, float]) -> None:
+    def __init__(
+        self,
+        *,
+        seq_len: int,
+        calibration: int,
+        validation: int,
+        shares: Mapping[str, float],
+        seed: int = 0,
+        bos: bool | str = False,
+    ) -> None:
         self.seq_len = check_int("seq_len", seq_len, low=2)
+        self.seed = check_int("seed", seed, low=0)
         self.limits = {"calibration": calibration, "validation": validation}
         for name, tokens in self.limits.items():
             if check_int(name, tokens, low=1) < self.seq_len:
@@ -104,6 +123,9 @@ class Windows:
             if tokens % self.seq_len:
                 raise SettingError(name, allowed=f"a multiple of tokens.seq_len={self.seq_len}", got=tokens)
         self.shares = check_shares(shares)
+        if not isinstance(bos, bool) and bos != "auto":
+            raise SettingError("bos", allowed="true, false or auto", got=bos)
+        self.bos = bos
 
     def split(
         self, source: DocumentSource, tokenizer: Tokenizer, *, progress: Progress | None = None
@@ -117,15 +139,37 @@ class Windows:
 
         Raises:
             DataError: Too little text for the tokens asked, or conversations that the tokenizer cannot render.
+            SettingError: ``bos`` is true and the tokenizer has no such token.
         """
         divided = split_documents(source.documents(progress=progress or Silent()), shares=self.shares)
-        streams = {name: _token_stream(divided[name], tokenizer) for name in SPLITS}
+        bos = self._bos(tokenizer)
+        streams = {name: self._begun(_token_stream(divided[name], tokenizer), bos) for name in SPLITS}
         self._check_lengths({name: len(stream) for name, stream in streams.items()})
         splits = {}
         for name, stream in streams.items():
             windows = stream[: len(stream) // self.seq_len * self.seq_len].reshape(-1, self.seq_len)
             splits[name] = TokenSplit(name, windows, tuple(document.id for document in divided[name]))
-        return splits | {name: splits[name].sample(f"tokens.{name}", self.limits[name]) for name in self.limits}
+        seeds = {"calibration": self.seed}
+        return splits | {
+            name: splits[name].sample(f"tokens.{name}", limit, seed=seeds.get(name, 0))
+            for name, limit in self.limits.items()
+        }
+
+    def _bos(self, tokenizer: Any) -> int | None:
+        """Return the token that every window begins with, or None."""
+        if self.bos is False:
+            return None
+        token = getattr(tokenizer, "bos_token_id", None)
+        if self.bos is True and token is None:
+            raise SettingError("bos", allowed="false or auto: this tokenizer has no such token", got=True, owner=self)
+        if self.bos == "auto" and token is not None:
+            alone = tokenizer(["a"], add_special_tokens=True, verbose=False)["input_ids"][0]
+            token = token if alone[0] == token else None
+        return token
+
+    def _begun(self, stream: npt.NDArray[np.int64], bos: int | None) -> npt.NDArray[np.int64]:
+        """Return a stream of tokens with ``bos`` at the start of every window that it will be cut into."""
+        return stream if bos is None else np.insert(stream, np.arange(0, len(stream), self.seq_len - 1), bos)
 
     def _check_lengths(self, lengths: Mapping[str, int]) -> None:
         """Raise DataError, with all splits' tokens and settings that fit, if a split has too few tokens."""

@@ -32,7 +32,10 @@ def continuations(
 
 @contextmanager
 def applied(evaluator: Evaluator, genome: Genome | None) -> Iterator[None]:
-    """Give the model the weights of an allocation, and take out what it drops, while the context lasts."""
+    """Give the model the weights of an allocation, and take out what it drops, while the context lasts.
+
+    The inputs of its layers are rounded as ``evaluate.activations`` says.
+    """
     if genome is None:
         yield
         return
@@ -42,7 +45,8 @@ def applied(evaluator: Evaluator, genome: Genome | None) -> Iterator[None]:
     ]
     weights = {slot.name: evaluator.weight(units[slot.name], int(genome[units[slot.name]])) for slot in slots}
     dropped = [effect for index, effect in evaluator.drops.items() if genome[index] == 0]
-    with torch.no_grad(), replaced_weights(slots, weights), removed(evaluator.anatomy, dropped):
+    inputs = evaluator.rounded_inputs({slot.name: slot.module for slot in slots})
+    with torch.no_grad(), replaced_weights(slots, weights), removed(evaluator.anatomy, dropped), inputs:
         yield
 
 

@@ -5,9 +5,10 @@ from dataclasses import dataclass
 
 import torch
 
-from evosweep.core.checks import check_bool, check_int, check_number
+from evosweep.core.checks import check_bool, check_choice, check_int, check_number
 from evosweep.core.errors import SettingError
 from evosweep.core.unit import Unit
+from evosweep.models.activations import CHOICES, NONE
 from evosweep.models.anatomy import Anatomy
 from evosweep.models.device import free_bytes
 
@@ -28,6 +29,9 @@ class Resources:
         compile: Whether torch compiles norms and the head's reduction, which takes some seconds; null: on CUDA.
         tf32: Whether CUDA may multiply fp32 matrices in TF32.
         sensitivity_tokens: Tokens that each unit is measured on, for samplers that need it.
+        activations: What the inputs of compressed layers are rounded to while candidates are scored: ``none``; ``int8``
+            or ``fp8`` with a scale for each token; ``int8_static`` or ``fp8_static`` with one for each layer, from the
+            store's ``input_ranges``. The dense model that they are compared with always runs as it is.
     """
 
     def __init__(
@@ -37,11 +41,13 @@ class Resources:
         compile: bool | None = None,
         tf32: bool = True,
         sensitivity_tokens: int = 1024,
+        activations: str = NONE,
     ) -> None:
         self.memory = None if memory_gb is None else 1e9 * check_number("memory_gb", memory_gb, low=0, exclusive=True)
         self.compile = None if compile is None else check_bool("compile", compile)
         self.tf32 = check_bool("tf32", tf32)
         self.sensitivity_tokens = check_int("sensitivity_tokens", sensitivity_tokens, low=1)
+        self.activations = check_choice("activations", activations, CHOICES)
 
     def compiles(self, device: torch.device) -> bool:
         """Return whether to compile on a device."""
@@ -133,3 +139,21 @@ def plan_memory(resources: Resources, anatomy: Anatomy, units: Sequence[Unit], *
         dense=sum(unit.numel * len(unit.levels) for unit in layers) * anatomy.dtype.itemsize,
         packed=sum(level.cost for unit in layers for level in unit.levels) // 8,
     )
+
+
+def chunks(rows: int, shape: tuple[int, ...], *, tokens_at_once: int) -> list[tuple[slice, slice]]:
+    """Return (genomes, windows) as chunks whose activations fit, whole populations first.
+
+    Args:
+        rows: Genomes.
+        shape: (windows, tokens of each).
+        tokens_at_once: Tokens of all genomes that fit.
+    """
+    at_once = max(1, tokens_at_once // shape[1])
+    some_rows = min(rows, at_once)
+    some_windows = max(1, at_once // some_rows)
+    return [
+        (slice(row, min(row + some_rows, rows)), slice(start, min(start + some_windows, shape[0])))
+        for start in range(0, shape[0], some_windows)
+        for row in range(0, rows, some_rows)
+    ]

@@ -6,10 +6,8 @@ are grouped by level. So each (unit, level) weight is used at most once a block 
 
 import functools
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
-from dataclasses import dataclass, replace
-from functools import cached_property
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 
 import numpy as np
 import numpy.typing as npt
@@ -19,21 +17,22 @@ from evosweep.core.errors import EvosweepError, ModelError
 from evosweep.core.lru import ByteLRU
 from evosweep.core.problem import Genome, Problem
 from evosweep.data.tokens import TokenSplit
+from evosweep.evaluate.block_units import units_by_block, wanted_levels
+from evosweep.evaluate.heads import Heads, Targets, made_targets
 from evosweep.evaluate.level_weights import LevelWeights, bytes_of
-from evosweep.evaluate.memory import Resources, per_token, plan_memory
+from evosweep.evaluate.memory import Resources, chunks, per_token, plan_memory
 from evosweep.evaluate.outer import OuterUnits
-from evosweep.evaluate.routing import distinct_rows, groups_of, levels_in
-from evosweep.fitness.base import Fitness, Outputs, rows_at_once
+from evosweep.evaluate.routing import distinct_rows, groups_of
+from evosweep.fitness.base import Fitness, Outputs
+from evosweep.models.activations import NONE, RoundedInputs
 from evosweep.models.anatomy import Anatomy
 from evosweep.models.device import moved, tf32
-from evosweep.models.dropping import DropEffect, silenced_rows
+from evosweep.models.dropping import silenced_rows
 from evosweep.models.fused import compile_norms, fused_rotary
-from evosweep.models.head import Head
-from evosweep.models.slots import Slot
+from evosweep.models.patch import replaced_parameters
 from evosweep.store.manifest import LevelStore
 
 Genomes = npt.NDArray[np.int64]
-Targets = Mapping[str, Mapping[str, torch.Tensor]]  # of one window, by fitness
 logger = logging.getLogger(__name__)
 
 
@@ -69,7 +68,7 @@ class Evaluator:
         self.resources = resources or Resources()
         self.majority = majority
         self.drops = store.drops
-        self._blocks = _units_by_block(anatomy, store, self.drops)
+        self._blocks = units_by_block(anatomy, store, self.drops)
         self._outer = OuterUnits.of(anatomy, store.units)
         self._gates = Problem(units=store.units, budget=sum(unit.levels[-1].cost for unit in store.units))
         longest = max(split.seq_len for split in splits.values())
@@ -80,10 +79,16 @@ class Evaluator:
         self._targets: ByteLRU[dict[str, torch.Tensor]] = ByteLRU(
             limit=self.plan.targets, size=lambda tensors: sum(map(bytes_of, tensors.values()))
         )
-        self._heads: ByteLRU[Head] = ByteLRU(limit=self.plan.targets, size=lambda head: 2 * bytes_of(head.weight))
+        self._tuned: Mapping[str, torch.Tensor] = {}
         self.validated: dict[bytes | None, dict[str, float]] = {}
         self.validated_windows: dict[bytes | None, list[float]] = {}
+        asked = self.resources.activations
+        columns = {unit.name: unit.columns for unit in store.units if not unit.gates and not unit.outer}
+        self._inputs = None if asked == NONE else RoundedInputs.of(asked, columns, owner=self.resources)
         self._compiled = self.resources.compiles(anatomy.device)
+        self._heads = Heads(
+            anatomy, self.levels, unit=self._outer.head, compiled=self._compiled, limit=self.plan.targets
+        )
         if self._compiled:
             compile_norms(anatomy.blocks)
 
@@ -142,11 +147,42 @@ class Evaluator:
         with torch.inference_mode():
             hidden, _ = self._hidden(None if genome is None else genome[None], tokens.to(self.anatomy.device))
             level = None if genome is None else self._outer.head_level(genome)
-            return self._head(level).logits(hidden[0].flatten(0, 1))
+            return self._heads.head(level).logits(hidden[0].flatten(0, 1))
+
+    @contextmanager
+    def tuned(self, values: Mapping[str, torch.Tensor]) -> Iterator[None]:
+        """Score compressed models with other values of some parameters, by name, while the context lasts.
+
+        The dense model keeps its own. What ``validated`` holds of compressed models is without them.
+        """
+        before = self._tuned
+        self._tuned = values
+        try:
+            yield
+        finally:
+            self._tuned = before
 
     def weight(self, unit: int, level: int) -> torch.Tensor:
         """Return the weight (out, in) of a level, both by index, on the model's device in its type."""
         return self.levels.weight((unit, level))
+
+    def rounded_inputs(self, layers: Mapping[str, torch.nn.Module]) -> AbstractContextManager[None]:
+        """Return a context in which layers are given what ``evaluate.activations`` says.
+
+        Args:
+            layers: The module of each unit, by the unit's name.
+        """
+        return nullcontext() if self._inputs is None else self._inputs.of_layers(layers)
+
+    @contextmanager
+    def exact_inputs(self) -> Iterator[None]:
+        """Give layers their inputs as they are while the context lasts, whatever ``evaluate.activations`` says."""
+        before = self._inputs
+        self._inputs = None
+        try:
+            yield
+        finally:
+            self._inputs = before
 
     def _finite(self, losses: Sequence[torch.Tensor]) -> npt.NDArray[np.float32]:
         """Return the dense model's losses, shape (1, windows, tokens - 1)."""
@@ -172,7 +208,7 @@ class Evaluator:
         """Return the losses of a population, computed in as many chunks as memory asks for."""
         shape = (len(genomes), len(windows), windows.shape[1] - 1)
         losses = {one.name: np.empty(shape, dtype=np.float32) for one in fitness}
-        todo = self._chunks(len(genomes), windows.shape)
+        todo = chunks(len(genomes), windows.shape, tokens_at_once=self._tokens_at_once)
         while todo:
             rows, span = todo.pop(0)
             try:
@@ -217,48 +253,9 @@ class Evaluator:
         for group in self._outer.by_head(genomes, rows):
             states = hidden if group.states is None else hidden[moved(group.states, hidden.device)]
             wanted = [window[group.level] for window in targets]
-            for name, values in self._through_head(states, tokens, fitness, wanted, group.level).items():
+            for name, values in self._heads.losses(states, tokens, fitness, wanted, group.level).items():
                 losses[name][group.members] = values.cpu().numpy()[group.rows]
         return losses
-
-    def _through_head(
-        self,
-        hidden: torch.Tensor,
-        tokens: torch.Tensor,
-        fitness: Sequence[Fitness],
-        targets: Sequence[Targets],
-        level: int | None,
-    ) -> dict[str, torch.Tensor]:
-        """Return each fitness's loss on every token, shape (rows, windows, tokens - 1), for rows at one head level.
-
-        Args:
-            hidden: Final hidden states (rows, windows, seq_len, hidden).
-            tokens: Token ids (windows, seq_len).
-            fitness: What to compute.
-            targets: Of each window, for this level of the head.
-            level: Level of the head; None is the dense one.
-        """
-        head = self._head(level)
-        dense = None if level is None else self.anatomy.head
-        losses = {one.name: torch.empty(hidden[..., 1:, 0].shape, device=hidden.device) for one in fitness}
-        at_once = rows_at_once(head, tokens.shape[1] - 1, compiled=self._compiled)
-        for index, window in enumerate(tokens):
-            for start in range(0, len(hidden), at_once):
-                states = hidden[start : start + at_once, index, :-1]
-                labels = window[1:].repeat(len(states))
-                outputs = Outputs(head, states.flatten(0, 1), labels, compiled=self._compiled, other=dense)
-                for one in fitness:
-                    wanted = {name: _repeated(kept, len(states)) for name, kept in targets[index][one.name].items()}
-                    found = one.losses(outputs, wanted).view(len(states), -1)
-                    losses[one.name][start : start + len(states), index] = found
-        return losses
-
-    def _head(self, level: int | None) -> Head:
-        """Return the head at one of its levels; None is the dense one."""
-        if level is None or self._outer.head is None:
-            return self.anatomy.head
-        weight = self.levels.weight((self._outer.head, level))
-        return self._heads.get(level, lambda: self.anatomy.head.with_weight(weight))
 
     def _embedded(self, genomes: Genomes | None, tokens: torch.Tensor) -> tuple[torch.Tensor, npt.NDArray[np.int64]]:
         """Return the first block's input (distinct embedding levels, windows, seq_len, hidden), each genome's row.
@@ -283,11 +280,20 @@ class Evaluator:
             genomes: Level indices (genomes, units); None runs the dense model.
             tokens: Token ids (windows, seq_len).
         """
+        if genomes is not None and self._tuned:
+            with replaced_parameters(self.anatomy.model, self._tuned):
+                return self._through_blocks(genomes, tokens)
+        return self._through_blocks(genomes, tokens)
+
+    def _through_blocks(
+        self, genomes: Genomes | None, tokens: torch.Tensor
+    ) -> tuple[torch.Tensor, npt.NDArray[np.int64]]:
+        """Return what ``_hidden`` does, with the model's parameters as they are; arguments as there."""
         anatomy = self.anatomy
         states, rows = self._embedded(genomes, tokens)
         for block, units in enumerate(self._blocks):
             if genomes is not None and block + 1 < len(self._blocks):
-                self.levels.prefetch(_wanted(self._blocks[block + 1], genomes))
+                self.levels.prefetch(wanted_levels(self._blocks[block + 1], genomes))
             if genomes is None:
                 states = anatomy.run_block(block, states.flatten(0, 1)).unflatten(0, states.shape[:2])
                 continue
@@ -318,6 +324,7 @@ class Evaluator:
         given = states if rows is None else states[rows]
         with ExitStack() as replacements:
             if units.slots:
+                replacements.enter_context(self.rounded_inputs({slot.name: slot.module for slot in units.slots}))
                 wanted = np.stack([levels[index][runs] for index in units.slots.values()])
                 groups_by_slot = groups_of(wanted, states.device, majority=self.majority)
                 for (slot, index), groups in zip(units.slots.items(), groups_by_slot, strict=True):
@@ -386,68 +393,8 @@ class Evaluator:
         run = outputs or self._dense_outputs(split, window)
         found = {}
         for one in fitness:
-            make = functools.partial(_targets, one, run, None if level is None else self._head(level))
+            make = functools.partial(made_targets, one, run, None if level is None else self._heads.head(level))
             targets = self._targets.get((one.name, split, window, level), make)
             kept = {**targets, "loss": one.losses(run(), targets)} if losses else targets
             found[one.name] = {name: tensor[: length - 1] for name, tensor in kept.items()}  # a causal model's prefix
         return found
-
-    def _chunks(self, rows: int, shape: tuple[int, ...]) -> list[tuple[slice, slice]]:
-        """Return (genomes, windows) as chunks whose activations fit, whole populations first."""
-        at_once = max(1, self._tokens_at_once // shape[1])
-        some_rows = min(rows, at_once)
-        some_windows = max(1, at_once // some_rows)
-        return [
-            (slice(row, min(row + some_rows, rows)), slice(start, min(start + some_windows, shape[0])))
-            for start in range(0, shape[0], some_windows)
-            for row in range(0, rows, some_rows)
-        ]
-
-
-@dataclass(frozen=True)
-class _Units:
-    """The units that change one block, as indices into a genome.
-
-    Attributes:
-        slots: Index of the unit of each slot.
-        writers: Index of the unit that drops a sub-block, by the slot whose output is missing then.
-        whole: Indices of the units that drop the whole block.
-    """
-
-    slots: Mapping[Slot, int]
-    writers: Mapping[Slot, int]
-    whole: tuple[int, ...]
-
-    @cached_property
-    def indices(self) -> npt.NDArray[np.int64]:
-        return np.array([*self.slots.values(), *self.writers.values(), *self.whole], dtype=np.int64)
-
-
-def _units_by_block(anatomy: Anatomy, store: LevelStore, drops: Mapping[int, DropEffect]) -> list[_Units]:
-    indices = {unit.name: index for index, unit in enumerate(store.units)}
-    found = []
-    for block in range(len(anatomy.blocks)):
-        here = {index: effect for index, effect in drops.items() if block in effect.blocks}
-        found.append(
-            _Units(
-                slots={slot: indices[slot.name] for slot in anatomy.slots_of(block) if slot.name in indices},
-                writers={
-                    anatomy.slot(effect.writer): index for index, effect in here.items() if effect.writer is not None
-                },
-                whole=tuple(index for index, effect in here.items() if effect.whole),
-            )
-        )
-    return found
-
-
-def _wanted(units: _Units, genomes: Genomes) -> list[tuple[int, int]]:
-    """Return (unit, level) of all levels that a population has in the slots of a block."""
-    return [(index, level) for index in units.slots.values() for level in levels_in(genomes[:, index])[0]]
-
-
-def _repeated(tensor: torch.Tensor, times: int) -> torch.Tensor:
-    return tensor if times == 1 else tensor.repeat(times, *(1 for _ in tensor.shape[1:]))
-
-
-def _targets(fitness: Fitness, dense: Callable[[], Outputs], head: Head | None) -> dict[str, torch.Tensor]:
-    return fitness.targets(replace(dense(), other=head))

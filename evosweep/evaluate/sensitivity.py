@@ -19,6 +19,7 @@ from evosweep.evaluate.curvature import hawq_v2
 from evosweep.evaluate.population import Evaluator
 from evosweep.fitness.kl import KL
 from evosweep.fitness.perplexity import Perplexity
+from evosweep.models.activations import NONE
 from evosweep.models.spectrum import hill_exponent
 
 Columns = dict[str, dict[str, float]]
@@ -172,6 +173,8 @@ def measure(
         seq_len = split.windows.shape[1]
         tokens = max(seq_len, tokens // max(int(problem.sizes.max()) - 1, 1) // seq_len * seq_len)
     address = [METHOD, evaluator.store.key, problem.uniform().tolist(), split.hash, tokens, seed]
+    if evaluator.resources.activations != NONE:
+        address.append(evaluator.resources.activations)
     cached = cache_folder("columns") / f"{column}-{digest(address)}.json"
     if cached.exists():
         progress.say(f"{column} found")

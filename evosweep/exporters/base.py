@@ -18,6 +18,7 @@ from evosweep.core.events import Progress, Silent
 from evosweep.core.files import new_folder
 from evosweep.core.problem import Genome, Problem
 from evosweep.evaluate.population import Evaluator
+from evosweep.models.activations import NONE
 from evosweep.models.anatomy import Anatomy
 from evosweep.models.dropping import Drop, DropEffect, dropped_parameters, removed
 from evosweep.models.load import LoadedModel
@@ -25,6 +26,7 @@ from evosweep.models.slots import Slot
 from evosweep.store.units import Units
 
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 1e-2, torch.float16: 1e-3}
+ROUNDED_TOLERANCE = 0.05  # where inputs are rounded: the last bit of one may decide which of two values it becomes
 
 
 @dataclass(frozen=True)
@@ -168,8 +170,9 @@ class Exporter:
             progress: Shows beforehand how large the export will be.
 
         Returns:
-            ``path``, ``bytes`` and ``size_mb`` on disk, ``max_logit_difference`` of the reloaded model, ``load``: code
-            that makes a ``model`` of a ``folder``, ``how_to_load``: the same in one line with this folder.
+            ``path``, ``bytes`` and ``size_mb`` on disk, ``max_logit_difference`` of the reloaded model,
+            ``activations``: what its layers' inputs were rounded to for that, as they were scored, ``load``: code that
+            makes a ``model`` of a ``folder``, ``how_to_load``: the same in one line with this folder.
 
         Raises:
             ExportError: No room on the disk, or the reloaded model gives other logits than were scored; nothing is
@@ -184,13 +187,14 @@ class Exporter:
             loaded.tokenizer.save_pretrained(temporary)
             problem.decode(genome).save(temporary / "allocation.json", problem=problem.fingerprint)
             (temporary / "README.md").write_text(self._readme(winner, loaded), encoding="utf-8")
-            difference = self._difference(genome, evaluator, temporary)
+            difference = self._difference(winner, temporary)
         size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
         return {
             "path": str(folder),
             "bytes": size,
             "size_mb": round(size / 1e6, 3),
             "max_logit_difference": difference,
+            "activations": evaluator.resources.activations,
             "load": self.loading,
             "how_to_load": how_to_load(self.loading, folder),
         }
@@ -200,32 +204,68 @@ class Exporter:
             f"# {loaded.name}, compressed with evosweep\n\n"
             f"{self.contents.capitalize()}: {self.expected_bytes(winner) / 1e6:.1f} MB, where the dense weights take "
             f"{winner.dense_bytes / 1e6:.1f} MB. `allocation.json` names the level of every unit.\n\n"
+            f"{_activations_note(winner.evaluator.resources.activations)}"
             f'Load it with\n\n```python\nfolder = "."  # this folder\n\n{self.loading}\n```\n'
         )
 
-    def _difference(self, genome: Genome, evaluator: Evaluator, folder: Path) -> float:
+    def _difference(self, winner: Winner, folder: Path) -> float:
+        """Return the largest difference of logits, with inputs of layers as they are and then as they were scored."""
+        evaluator = winner.evaluator
         anatomy = evaluator.anatomy
         window = evaluator.splits["validation"].windows[0][: self.check_tokens]
         tokens = torch.from_numpy(window)[None].to(anatomy.device)
-        scored = evaluator.logits(genome, tokens)
+        with winner.in_place():
+            paths = {slot.name: path for path, (slot, _) in winner.layers().items()}
         # Some loaders draw progress bars of their own, whatever transformers' verbosity; some in the first pass.
         with torch.inference_mode(), redirect_stderr(io.StringIO()):
             reloaded = self.reload(folder, dtype=anatomy.dtype).to(anatomy.device).eval()
-            logits = reloaded(input_ids=tokens, use_cache=False).logits[0].float()
-        difference = float((logits - scored).abs().max())
-        scale = float(scored.abs().max())
-        if not difference <= TOLERANCE[anatomy.dtype] * max(scale, 1.0):
-            raise ExportError(
-                f"the exported model does not give the logits that were scored: they differ by {difference:.3g} "
-                f"(largest logit {scale:.3g}); nothing was kept"
-            )
+            with evaluator.exact_inputs():
+                scored = evaluator.logits(winner.genome, tokens)
+                logits = reloaded(input_ids=tokens, use_cache=False).logits[0].float()
+            difference = _check_close(logits, scored, TOLERANCE[anatomy.dtype])
+            if evaluator.resources.activations != NONE:
+                scored = evaluator.logits(winner.genome, tokens)
+                with evaluator.rounded_inputs({unit: reloaded.get_submodule(path) for unit, path in paths.items()}):
+                    logits = reloaded(input_ids=tokens, use_cache=False).logits[0].float()
+                difference = _check_close(logits, scored, ROUNDED_TOLERANCE)
         return difference
+
+
+def _check_close(logits: torch.Tensor, scored: torch.Tensor, tolerance: float) -> float:
+    """Return the largest difference of two models' logits.
+
+    Args:
+        logits: Of the exported model.
+        scored: Of the model as it was scored.
+        tolerance: Of the largest logit.
+
+    Raises:
+        ExportError: They differ by more.
+    """
+    difference = float((logits - scored).abs().max())
+    scale = float(scored.abs().max())
+    if not difference <= tolerance * max(scale, 1.0):
+        raise ExportError(
+            f"the exported model does not give the logits that were scored: they differ by {difference:.3g} "
+            f"(largest logit {scale:.3g}); nothing was kept"
+        )
+    return difference
 
 
 def how_to_load(loading: str, folder: Path) -> str:
     """Return an exporter's ``loading`` code in one line, with the folder in it."""
     lines = [line for line in loading.splitlines() if line.strip()]
     return "; ".join(lines).replace("(folder", f"({str(folder)!r}")
+
+
+def _activations_note(activations: str) -> str:
+    """Return what a README says about activations: a checkpoint holds weights alone."""
+    if activations == NONE:
+        return ""
+    return (
+        f"It was scored with the inputs of its compressed layers rounded to {activations}. These files hold weights "
+        "alone: that has to be set in the engine that runs them.\n\n"
+    )
 
 
 def _check_room(folder: Path, expected: int) -> None:

@@ -100,6 +100,14 @@ class Anatomy:
         arguments, keywords = self._context(hidden.shape[1])[index]
         return _first(self.blocks[index](hidden.to(self.device), *arguments, **keywords))
 
+    def prepare(self, seq_len: int) -> None:
+        """Record what blocks are given beside hidden states of windows of a length; ``run_block`` does where needed."""
+        self._context(seq_len)
+
+    def forget_contexts(self) -> None:
+        """Let masks and positions be made anew: those of a run in inference mode cannot be used with gradients."""
+        self._contexts.clear()
+
     def _context(self, seq_len: int) -> list[tuple[tuple[Any, ...], dict[str, Any]]]:
         """Return the further arguments of every block: masks and positions, the same for every window."""
         if seq_len not in self._contexts:

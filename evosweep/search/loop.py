@@ -2,7 +2,8 @@
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,7 @@ def run_search(
     state: SearchState | None = None,
     state_path: Path | None = None,
     identity: Mapping[str, Any] | None = None,
+    guard: Callable[[], AbstractContextManager[Any]] = nullcontext,
 ) -> SearchResult:
     """Run a search to its end, or continue one; listeners are notified of every generation.
 
@@ -55,9 +57,10 @@ def run_search(
         tokens_spent: Tokens that were scored to prepare this search.
         progress: Shows how far it is.
         state: Where an earlier run of this search stopped; listeners receive its generations first.
-        state_path: JSON file that the state is written to after every generation; ``SearchState.read`` reads it.
+        state_path: file that the state is written to after every generation; ``SearchState.read`` reads it.
         identity: What else must be the same for a state to be continued (the store's key, the text's hash ...), a JSON
             object; kept in the state.
+        guard: Makes the context in which a generation is scored, written and notified: one that holds back a signal.
 
     Raises:
         EvosweepError: Fitness or validation figures are NaN, the sampler proposes nothing, or the state is of another
@@ -73,7 +76,7 @@ def run_search(
         name=name, problem=problem, seed=sampler.seed, facts=facts or {}, continued=state.generation
     )
     _notify(listeners, started, *state.records)
-    search = _Search(sampler, scorer, plan, progress or Silent(), state)
+    search = _Search(sampler, scorer, plan, progress or Silent(), state, guard)
     search.catch_up()
     stopped = search.run(listeners, state_path)
     return search.result(dense=dense, stopped=stopped, final=search.final())
@@ -93,6 +96,7 @@ class _Search:
     plan: Plan
     progress: Progress
     state: SearchState
+    guard: Callable[[], AbstractContextManager[Any]]
     selector: Selector = field(init=False)
     started: float = field(init=False)
 
@@ -158,12 +162,14 @@ class _Search:
             reason = self.plan.stopped_by(self.state.records)
             if reason is not None:
                 return reason
-            record = self.step(generation)
+            with self.guard():
+                record = self.step(generation)
+                if record is not None:
+                    if state_path is not None:  # before the listeners: what one of them cannot write is not lost
+                        self.state.save(state_path)
+                    _notify(listeners, record)
             if record is None:
                 break
-            if state_path is not None:  # before the listeners: what one of them cannot write is not lost
-                self.state.save(state_path)
-            _notify(listeners, record)
             self.progress.note(_figures(record), tokens=record.tokens)
         if not self.state.records:
             raise SettingError("sampler", allowed="one that proposes at least one allocation", got=self.sampler.name)

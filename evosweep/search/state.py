@@ -6,6 +6,7 @@ bit for bit, what it would have given without a stop.
 """
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +19,8 @@ from evosweep.core.genomes import genome_from_text, genome_to_text
 from evosweep.core.problem import Genome, Problem
 
 FORMAT = "evosweep search state"
-VERSION = 2
+VERSION = 3
+SAMPLER = "sampler"
 ANEW = "start the search anew without it"
 
 
@@ -32,6 +34,7 @@ class SearchState:
         tokens_before: Tokens that were scored to prepare the search.
         records: One record for each generation.
         sampler: The sampler's own state (a JSON value), if it has one.
+        cut: Whether a last generation was left out since its line was not written to its end.
     """
 
     problem: Problem
@@ -39,7 +42,9 @@ class SearchState:
     tokens_before: int = 0
     records: list[GenerationRecord] = field(default_factory=list)
     sampler: Any = None
-    _texts: list[str] = field(default_factory=list, repr=False, compare=False)  # JSON of the records saved so far
+    cut: bool = field(default=False, compare=False)
+    _saved: int = field(default=0, repr=False, compare=False)  # records in the file
+    _path: Path | None = field(default=None, repr=False, compare=False)
 
     @property
     def generation(self) -> int:
@@ -80,17 +85,17 @@ class SearchState:
 
     def dump(self) -> dict[str, Any]:
         """Return the state as JSON values; ``load`` reads it."""
-        return {**self._header(), "generations": [_dump_record(self.problem, record) for record in self.records]}
+        records = [_dump_record(self.problem, record) for record in self.records]
+        return {**self._header(), SAMPLER: self.sampler, "generations": records}
 
     def _header(self) -> dict[str, Any]:
-        """Return everything but the generations, as JSON values."""
+        """Return what does not change from generation to generation, as JSON values."""
         return {
             "format": FORMAT,
             "version": VERSION,
             "problem": self.problem.fingerprint,
             "identity": dict(self.identity),
             "tokens_before": self.tokens_before,
-            "sampler": self.sampler,
         }
 
     @classmethod
@@ -119,40 +124,72 @@ class SearchState:
                 identity=dict(value["identity"]),
                 tokens_before=int(value["tokens_before"]),
                 records=records,
-                sampler=value["sampler"],
+                sampler=value[SAMPLER],
             )
         except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
             raise EvosweepError(f"this search state is damaged ({type(error).__name__}: {error}); {ANEW}") from error
 
     def save(self, path: Path) -> Path:
-        """Write the state to a file, under a temporary name first; a generation is turned into text only once."""
-        for record in self.records[len(self._texts) :]:
-            self._texts.append(json.dumps(_dump_record(self.problem, record)))
-        header = json.dumps(self._header(), indent=1)
-        generations = ",\n".join(self._texts)
-        return write_text(path, f'{header[:-2]},\n "generations": [\n{generations}\n]\n}}\n')
+        """Write the state as JSON lines: a header, then a line for each generation.
+
+        The first call writes the whole file under a temporary name; later ones append what is new, so that a generation
+        costs as much after thousands as after one.
+        """
+        lines = [_dump_record(self.problem, record) for record in self.records[self._saved :]]
+        if lines:
+            lines[-1][SAMPLER] = self.sampler
+        text = "".join(f"{json.dumps(line)}\n" for line in lines)
+        if self._saved and path == self._path:
+            with path.open("a", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+        else:
+            write_text(path, f"{json.dumps(self._header())}\n{text}")
+        self._path = path
+        self._saved = len(self.records)
+        return path
 
     @classmethod
     def read(cls, path: Path, *, problem: Problem) -> "SearchState":
-        """Return the state that ``save`` wrote.
+        """Return the state that ``save`` wrote; a last line that was cut short is left out, and ``cut`` says so.
 
         Args:
             path: The file.
             problem: The problem that the search would go on with.
 
         Raises:
-            EvosweepError: The file cannot be read, was cut short, or ``load`` refuses what it holds.
+            EvosweepError: The file cannot be read, is damaged, or ``load`` refuses what it holds.
         """
         try:
-            value = json.loads(path.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise EvosweepError(f"search state {path} cannot be read: {error.strerror}") from error
-        except ValueError as error:
-            raise EvosweepError(f"search state {path} is no JSON or was cut short; remove it, or {ANEW}") from error
+            lines = path.read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            reason = getattr(error, "strerror", None) or "it is no text"
+            raise EvosweepError(f"search state {path} cannot be read: {reason}") from error
+        values = [_parsed(line) for line in lines]
+        cut = len(values) > 1 and values[-1] is None
+        if cut:
+            values.pop()
+        header = values[0] if values else None
+        if header is None or None in values:
+            raise EvosweepError(f"search state {path} is no JSON or was cut short; remove it, or {ANEW}")
+        if isinstance(header, dict):
+            sampler = values[-1].get(SAMPLER) if len(values) > 1 else None
+            header = {**header, "generations": values[1:], SAMPLER: sampler}
         try:
-            return cls.load(value, problem=problem)
+            state = cls.load(header, problem=problem)
         except EvosweepError as error:
             raise EvosweepError(f"{path}: {error}") from error
+        state.cut = cut
+        return state
+
+
+def _parsed(line: str) -> Any:
+    """Return what a line of JSON holds; None where it is none."""
+    try:
+        return json.loads(line)
+    except ValueError:
+        return None
 
 
 def _check_problem(fingerprint: object, problem: Problem) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 
 from evosweep import parallel
@@ -14,17 +15,21 @@ from evosweep.assets.cache_folder import cache_folder, not_writable
 from evosweep.assets.locks import locked
 from evosweep.compressors.base import identity
 from evosweep.core.checks import check_bool, check_choice, check_int, check_number
-from evosweep.core.errors import StoreError
+from evosweep.core.errors import ModelError, SettingError, StoreError
 from evosweep.core.events import Progress, Silent
 from evosweep.core.files import digest, new_folder
 from evosweep.data.tokens import TokenSplit
+from evosweep.models.anatomy import Anatomy
+from evosweep.models.attention import attention_received
 from evosweep.models.load import weights_hash
 from evosweep.store.calibrate import Calibration, Walk
 from evosweep.store.manifest import LevelStore
 from evosweep.store.manifest_rows import SCHEMA, Manifest
 from evosweep.store.store_plan import StorePlan
+from evosweep.store.weighting import WEIGHTINGS
 
 DISK_MARGIN = 1.05
+FEW_TOKENS = 8  # that the attention of every block is tried on before any work
 
 
 class StoreBuilder:
@@ -36,10 +41,13 @@ class StoreBuilder:
         token_weighting: ``relative`` divides each token's x xᵀ by ‖x‖², so that the relative error of every token
             counts the same, as in the fitness; ``plain`` is XXᵀ as in the papers. They differ by attention sinks and
             massive activations: a few tokens with inputs of tiny or huge norm, which XXᵀ nearly ignores or which
-            outweigh all others in it.
+            outweigh all others in it. ``root`` divides by ‖x‖, ``clipped`` by the square of ‖x‖ or of its window's
+            median, whichever is larger. ``attention`` weights x xᵀ by the attention that a token receives in its block
+            (RSQ), ``relative_attention`` by both. See ``evosweep.store.weighting``.
         batch_tokens: Calibration tokens that run through a block at once; null: as many as free memory allows.
         layer_errors: Whether every level's layer-output error is measured, which most allocators need. Without it, the
             second moment of inputs is measured only for compressors that need it.
+        input_ranges: Whether the largest input of every layer is measured, which static activations need.
         lock_timeout: Seconds to wait while another process builds the same store.
     """
 
@@ -50,12 +58,14 @@ class StoreBuilder:
         token_weighting: str = "relative",
         batch_tokens: int | None = None,
         layer_errors: bool = True,
+        input_ranges: bool = False,
         lock_timeout: float = 3600,
     ) -> None:
         self.settings = Calibration(
             propagate=None if propagate is None else check_number("propagate", propagate),
-            token_weighting=check_choice("token_weighting", token_weighting, ("relative", "plain")),
+            token_weighting=check_choice("token_weighting", token_weighting, WEIGHTINGS),
             layer_errors=check_bool("layer_errors", layer_errors),
+            input_ranges=check_bool("input_ranges", input_ranges),
             batch_tokens=None if batch_tokens is None else check_int("batch_tokens", batch_tokens, low=1),
         )
         self.lock_timeout = check_number("lock_timeout", lock_timeout, low=0)
@@ -99,6 +109,7 @@ class StoreBuilder:
             "token_weighting": self.settings.token_weighting,
             "layer_errors": self.settings.layer_errors,
             **({"units": plan.outer.describe()} if plan.outer.any else {}),
+            **({"input_ranges": True} if self.settings.input_ranges else {}),  # stores without them stay where they are
         }
 
     @staticmethod
@@ -138,6 +149,7 @@ class StoreBuilder:
             found = self._found(target)
             if found is not None:
                 return found, "found"
+            self._check_attention(plan.anatomy)
             if leader:
                 _remove_unusable(target, address, progress)
                 check_room(plan, target.parent)
@@ -154,6 +166,29 @@ class StoreBuilder:
                     Manifest.of(Path(name), key=target.name, units=rows, **facts).write(Path(name))
             parallel.broadcast_bool(True)  # the other processes wait here until the folder has its name
             return LevelStore(target, verify=False), "built"  # just written and hashed
+
+    @torch.no_grad()
+    def _check_attention(self, anatomy: Anatomy) -> None:
+        """Raise SettingError if the weighting reads a model's attention and it cannot be read.
+
+        A few tokens are run through all blocks.
+        """
+        if WEIGHTINGS[self.settings.token_weighting].importance is None:
+            return
+        hidden = anatomy.embed(torch.zeros((1, FEW_TOKENS), dtype=torch.long, device=anatomy.device))
+        try:
+            for block in range(len(anatomy.blocks)):
+                attention_received(anatomy, block, hidden)
+                hidden = anatomy.run_block(block, hidden)
+        except ModelError as error:
+            others = [name for name, weighting in WEIGHTINGS.items() if weighting.importance is None]
+            raise SettingError(
+                "token_weighting",
+                owner=self,
+                allowed=f"one of {', '.join(others)} for this model",
+                got=self.settings.token_weighting,
+                hint=str(error),
+            ) from error
 
     def _lock(self, target: Path, progress: Progress) -> AbstractContextManager[None]:
         """Return the lock that a process holds while it builds a store."""

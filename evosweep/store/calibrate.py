@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 
 from evosweep import parallel
 from evosweep.compressors.base import Compressor, LevelSpec, layer_error
@@ -16,17 +15,19 @@ from evosweep.compressors.statistics import INPUT_SQUARE, SECOND_MOMENT, Statist
 from evosweep.core.errors import StoreError
 from evosweep.core.events import Progress
 from evosweep.data.tokens import TokenSplit
+from evosweep.models.activations import INPUT_RANGE
 from evosweep.models.anatomy import Anatomy
 from evosweep.models.device import free_bytes
 from evosweep.models.patch import replaced_weights
 from evosweep.models.slots import Slot
 from evosweep.store.calibrate_outer import OuterWalk
-from evosweep.store.manifest import tensor_name
 from evosweep.store.manifest_rows import ManifestLevel, ManifestUnit
 from evosweep.store.outliers import outlier_ratios
+from evosweep.store.payload_files import shared_tensors, stored_once, write_tensors
 from evosweep.store.statistics.base import statistic_module
 from evosweep.store.statistics.walk import measure_inputs
 from evosweep.store.store_plan import StorePlan, in_model_order, planned_unit
+from evosweep.store.weighting import WEIGHTINGS
 
 HIDDEN_SHARE = 0.4  # of free memory, as the next
 BATCH_SHARE = 0.3
@@ -42,6 +43,7 @@ class Calibration:
     token_weighting: str
     layer_errors: bool
     batch_tokens: int | None
+    input_ranges: bool = False
 
 
 @dataclass
@@ -119,7 +121,7 @@ class Walk:
         passed_on: Tensors = {}
         slots = [slot for slot in anatomy.slots_of(block) if slot.name in self.plan.levels]
         if slots:
-            weighting = self.settings.token_weighting
+            weighting = WEIGHTINGS[self.settings.token_weighting]
             measured = measure_inputs(anatomy, block, hidden, needs=self._measured, weighting=weighting)
             dense = {slot.name: slot.read().to(anatomy.device).float() for slot in slots}
             squares = {slot.name: measured[slot.group][INPUT_SQUARE] for slot in slots}
@@ -130,7 +132,7 @@ class Walk:
             for slot in members:
                 made = payloads[slot.name]
                 rows.append(self.row(slot, dense[slot.name], made, statistics, ratios[slot.name]))
-                tensors.update(named(slot.name, made))
+                tensors.update(stored_once(rows[-1], made))
                 passed_on[slot.name] = self.passed_on(slot, made)
         with replaced_weights(slots, passed_on):
             hidden[:] = [anatomy.run_block(block, batch).to(batch.device) for batch in hidden]
@@ -139,7 +141,11 @@ class Walk:
     @property
     def _measured(self) -> frozenset[str]:
         """Everything that is measured of inputs: what the compressor and the manifest's columns need."""
-        columns = {INPUT_SQUARE} | ({SECOND_MOMENT} if self.settings.layer_errors else set())
+        columns = {INPUT_SQUARE}
+        if self.settings.layer_errors:
+            columns.add(SECOND_MOMENT)
+        if self.settings.input_ranges:
+            columns.add(INPUT_RANGE)
         return self.plan.needs | columns
 
     def compress(
@@ -199,7 +205,12 @@ class Walk:
                 planned = ManifestLevel.planned(spec)
                 levels.append(replace(planned, error=error, relative_error=relative, payload=payload.layout()))
         row = planned_unit(slot, self.plan.levels[slot.name])
-        return replace(row, levels=tuple(levels), columns=dict(ratios), file=file or file_of(slot.block))
+        shared = shared_tensors(slot.name, payloads)
+        columns = dict(ratios)
+        if self.settings.input_ranges and INPUT_RANGE in measured:
+            columns[INPUT_RANGE] = float(measured[INPUT_RANGE])
+        name = file or file_of(slot.block)
+        return replace(row, levels=tuple(levels), columns=columns, file=name, shared=shared)
 
     def passed_on(self, slot: Slot, payloads: Mapping[str, Payload]) -> torch.Tensor:
         """Return the weight through whose output later blocks are calibrated: the level nearest to ``propagate``."""
@@ -267,16 +278,3 @@ def _by_group(slots: Sequence[Slot]) -> list[list[Slot]]:
     for slot in slots:
         groups.setdefault(slot.group, []).append(slot)
     return list(groups.values())
-
-
-def named(unit: str, payloads: Mapping[str, Payload]) -> Tensors:
-    """Return all tensors of a unit's levels by their names in the file."""
-    return {
-        tensor_name(unit, level, path): tensor
-        for level, payload in payloads.items()
-        for path, tensor in payload.flat().items()
-    }
-
-
-def write_tensors(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
-    save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, path)

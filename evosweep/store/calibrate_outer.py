@@ -4,20 +4,64 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 
 from evosweep import parallel
+from evosweep.compressors.base import Compressor
+from evosweep.compressors.payload import Payload
 from evosweep.compressors.statistics import INPUT_SQUARE, SECOND_MOMENT
-from evosweep.models.slots import OuterSlot
+from evosweep.models.slots import OuterSlot, Slot
 from evosweep.store.manifest_rows import ManifestUnit
 from evosweep.store.outliers import outlier_ratios
+from evosweep.store.payload_files import stored_once, write_tensors
 from evosweep.store.statistics.base import InputBatch, mean_over_tokens, statistic_module
+from evosweep.store.store_plan import StorePlan
+from evosweep.store.weighting import WEIGHTINGS
 
-if TYPE_CHECKING:
-    from evosweep.compressors.payload import Payload
-    from evosweep.store.calibrate import Walk
+
+class Maker(Protocol):
+    """What the walk through the blocks offers: ``calibrate.Walk``."""
+
+    plan: StorePlan
+    settings: Any
+
+    def compress(
+        self, members: Sequence[Slot], dense: Any, measured: Mapping[str, Any], compressor: Compressor | None = None
+    ) -> dict[str, dict[str, Payload]]:
+        """Return unit -> level name -> payload of slots that share an input.
+
+        Args:
+            members: The slots.
+            dense: Their fp32 weights by name.
+            measured: Statistics of their input.
+            compressor: Makes the levels; None is the plan's.
+        """
+        ...
+
+    def row(
+        self,
+        slot: Slot,
+        weight: torch.Tensor,
+        payloads: Mapping[str, Payload],
+        measured: Mapping[str, Any],
+        ratios: Mapping[str, float],
+        file: str | None = None,
+    ) -> ManifestUnit:
+        """Return a slot's row of the manifest.
+
+        Args:
+            slot: The slot.
+            weight: Its dense fp32 weight.
+            payloads: Its levels.
+            measured: Statistics of its input.
+            ratios: Its shares of outlier weights.
+            file: Name of its file.
+        """
+        ...
+
+    def passed_on(self, slot: Slot, payloads: Mapping[str, Payload]) -> torch.Tensor: ...
 
 
 @dataclass
@@ -31,10 +75,10 @@ class OuterWalk:
         made: Payloads of the embedding, if made before the blocks.
     """
 
-    walk: "Walk"
+    walk: Maker
     batches: Sequence[torch.Tensor]
     folder: Path
-    made: dict[str, "dict[str, Payload]"] = field(default_factory=dict)
+    made: dict[str, dict[str, Payload]] = field(default_factory=dict)
 
     def embedded(self, home: torch.device) -> list[torch.Tensor]:
         """Return the first block's inputs, through the embedding's nominal level where its levels need no statistics.
@@ -61,8 +105,6 @@ class OuterWalk:
         return [self._finish(role, slot, hidden) for role, slot in self._slots.items()]
 
     def _finish(self, role: str, slot: OuterSlot, hidden: Sequence[torch.Tensor]) -> ManifestUnit:
-        from evosweep.store.calibrate import named, write_tensors  # noqa: PLC0415 - it imports this module
-
         dense = {slot.name: slot.read().float()}
         looked_up = role == "embedding" and not slot.tied
         measured = {} if looked_up else self._measured(self._compressor(slot).needs, hidden)
@@ -85,7 +127,7 @@ class OuterWalk:
         else:
             row = self.walk.row(slot, dense[slot.name], payloads, measured, ratios, file=file)
         if parallel.is_leader():
-            write_tensors(named(slot.name, payloads), self.folder / file)
+            write_tensors(stored_once(row, payloads), self.folder / file)
         return row
 
     def _measured(self, needs: frozenset[str], hidden: Sequence[torch.Tensor]) -> Mapping[str, Any]:
@@ -97,7 +139,7 @@ class OuterWalk:
         found = {name: statistic_module(name).Measurement(**size) for name in names}
         for tokens, states in zip(self.batches, hidden, strict=True):
             final = anatomy.finish(tokens, states.to(anatomy.device))
-            batch = InputBatch(final, self.walk.settings.token_weighting)
+            batch = InputBatch(final, WEIGHTINGS[self.walk.settings.token_weighting], len(tokens))
             for measurement in found.values():
                 measurement.add(batch)
         return {name: measurement.finish() for name, measurement in found.items()}
@@ -107,7 +149,7 @@ class OuterWalk:
         ids = torch.cat([batch.flatten() for batch in self.batches])
         return mean_over_tokens(torch.bincount(ids, minlength=vocabulary).float(), len(ids))
 
-    def _compressor(self, slot: OuterSlot) -> Any:
+    def _compressor(self, slot: OuterSlot) -> Compressor:
         return self.walk.plan.outer.compressors(self.walk.plan.anatomy)[slot.name]
 
     @property

@@ -134,7 +134,8 @@ class LevelStore:
         if layout is None or row.file is None:
             nearest = did_you_mean(level, row.payloads)
             raise StoreError(f"level store {self.key} has no level {level!r} of {unit!r}{nearest}")
-        names = {path: tensor_name(unit, level, path) for path in layout.paths()}
+        own = {path: tensor_name(unit, level, path) for path in layout.paths()}
+        names = {path: row.shared.get(name, name) for path, name in own.items()}
         return Stored(layout, names, self._handle(row.file))
 
     @cached_property

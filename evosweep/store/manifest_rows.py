@@ -76,6 +76,7 @@ class ManifestUnit:
         file: Name of the file with its payloads.
         drop: What dropping it does to the model, for units that can be dropped.
         outer: Whether it is the embedding or the head.
+        shared: Tensors that levels share, each once in the file: name -> the name under which it is there.
     """
 
     name: str
@@ -90,6 +91,7 @@ class ManifestUnit:
     file: str | None = None
     drop: Mapping[str, Any] | None = None
     outer: bool = False
+    shared: Mapping[str, str] = field(default_factory=dict)
 
     def unit(self) -> Unit:
         """Return the unit as searches see it."""

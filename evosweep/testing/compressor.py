@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from evosweep.compressors.base import Compressor, Plans, Statistics, identity, layer_error
+from evosweep.compressors.base import Compressor, LevelSpec, Plans, Statistics, identity, layer_error
 from evosweep.compressors.payload import Layout, Payload
 from evosweep.compressors.statistics import SECOND_MOMENT, SECOND_MOMENT_DIAGONAL
 from evosweep.core.errors import StoreError
@@ -118,6 +118,33 @@ class CompressorContract:
         """
         del unit, level, payloads
         return True
+
+    def reference(self, weight: torch.Tensor, gram: torch.Tensor, level: LevelSpec) -> torch.Tensor | None:
+        """Return the weight of a level by a straightforward version in float64, shape (out, in); None without one.
+
+        Args:
+            weight: Dense, shape (out, in).
+            gram: Second moment of its input.
+            level: As planned.
+        """
+        del weight, gram, level
+        return None
+
+    def test_weights_are_those_of_the_float64_reference(
+        self, weights: dict[str, torch.Tensor], plans: Plans, payloads: Payloads
+    ) -> None:
+        """At least 99 % of a level's weights are the reference's, and the output error is within 1 % of its own."""
+        gram = gram_of(32)
+        for name, weight in weights.items():
+            for level in plans[name]:
+                expected = self.reference(weight.double(), gram.double(), level)
+                if expected is None or level.name not in payloads[name]:
+                    continue
+                made = payloads[name][level.name].weight.double()
+                same = torch.isclose(made, expected, rtol=1e-3, atol=1e-5)
+                assert float(same.float().mean()) >= 0.99
+                error = layer_error(weight.double() - expected, gram.double())
+                assert layer_error(weight.double() - made, gram.double()) == pytest.approx(error, rel=0.01)
 
     def test_the_error_it_reports_is_that_of_its_weight(
         self, weights: dict[str, torch.Tensor], payloads: Payloads

@@ -71,6 +71,7 @@ class Tracker(Protocol):
         inputs: Sequence[TextInput] = (),
         device: str = "cpu",
         folder: Path | None = None,
+        run_id: str | None = None,
     ) -> str:
         """Open a run; return its identifier.
 
@@ -83,6 +84,8 @@ class Tracker(Protocol):
             inputs: Texts that were used.
             device: Type of the device that computes, ``cpu`` or ``cuda``.
             folder: The run's folder; what cannot be tracked is written there.
+            run_id: A run to go on with, whose recorded generations are not recorded again; one that is no longer there
+                is opened anew.
         """
 
     def on_event(self, event: Event) -> None:

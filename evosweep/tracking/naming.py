@@ -46,8 +46,9 @@ def run_params(
     """
     known = {**choices, "model": PurePath(model).name or model, "budget": budget, "seed": str(seed)}
     params = {key: str(known[key]) for key in PARAMS if known.get(key) is not None}
-    if known.get("drop") not in (None, "none"):
-        params["drop"] = str(known["drop"])
+    for group in ("transform", "drop"):
+        if known.get(group) not in (None, "none"):
+            params[group] = str(known[group])
     added = {path: value for path, value in (varied or {}).items() if path.split(".")[0] not in {*params, "budget"}}
     nested = {path: value for path, value in (varied or {}).items() if "." in path and not path.startswith("budget")}
     return params | added | nested

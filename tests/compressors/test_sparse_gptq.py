@@ -9,49 +9,101 @@ from evosweep.compressors.sparse_gptq import SparseGPTQ
 from evosweep.compressors.sparsegpt import SparseGPT
 from evosweep.core.errors import SettingError
 from evosweep.testing.compressor import CompressorContract, gram_of, made_by
+from tests.compressors.test_integer import grid_float64, search_settings
 
 
 class TestSparseGPTQ(CompressorContract):
     def make(self) -> SparseGPTQ:
         return SparseGPTQ(sparsity=[0.75, 0.5], bits=[3, 5], group=16, mask_block=16, column_block=4)
 
+    def reference(self, weight, gram, level):
+        compressor, sparse = self.make(), level.spec.sparse
+        settings = {"kept": sparse.kept, "pattern": sparse.pattern, "width": level.spec.bits}
+        settings |= {"block": compressor.mask_block, "group": compressor.group, "damping": compressor.damping}
+        settings |= {"symmetric": compressor.symmetric}
+        made = [
+            torch.from_numpy(joint_float64(weight, gram, **settings, order=order, **search_settings(search)))
+            for search in compressor.search.searches
+            for order in {"given", compressor.order}
+        ]
+        return min(made, key=lambda one: layer_error(weight - one, gram))
 
-class TestSymmetric(CompressorContract):
+
+class TestSymmetric(TestSparseGPTQ):
     def make(self) -> SparseGPTQ:
         return SparseGPTQ(sparsity=[0.25], bits=[2, 4], group=16, mask_block=32, symmetric=True)
 
 
-class TestPatterns(CompressorContract):
+class TestOrdered(TestSparseGPTQ):
+    def make(self) -> SparseGPTQ:
+        return SparseGPTQ(
+            sparsity=[0.5], bits=[3, 5], group=16, mask_block=16, order="activation", grid="mse", grid_steps=6
+        )
+
+
+def test_patterns_need_columns_as_they_are_given() -> None:
+    with pytest.raises(SettingError, match=r"order must be one of given, got .activation.*N:M"):
+        SparseGPTQ(sparsity=["2:4"], order="activation")
+
+
+class TestSearched(TestSparseGPTQ):
+    def make(self) -> SparseGPTQ:
+        return SparseGPTQ(sparsity=[0.25], bits=[2, 4], group=8, mask_block=16, grid="mse", grid_norm=2, grid_least=0.4)
+
+
+class TestPatterns(TestSparseGPTQ):
     def make(self) -> SparseGPTQ:
         return SparseGPTQ(sparsity=["2:4"], bits=[3, 6], group=16, mask_block=16)
 
 
-def joint_float64(weight, gram, *, kept: int, width: int, group: int, damping: float, block: int):
+def test_every_level_is_no_worse_by_activation() -> None:
+    scale = torch.logspace(0, 2, 64)[torch.randperm(64, generator=torch.Generator().manual_seed(0))]
+    weight, gram = torch.randn(48, 64, generator=torch.Generator().manual_seed(3)), gram_of(64) * scale * scale[:, None]
+    errors = []
+    for order in ("given", "activation"):
+        compressor = SparseGPTQ(sparsity=[0.25, 0.75], bits=[3], group=16, mask_block=16, order=order)
+        made = made_by(compressor, {"a": weight}, gram)["a"].values()
+        errors.append([layer_error(weight - one.weight, gram) for one in made])
+    assert all(ordered <= given * 1.0001 for given, ordered in zip(*errors, strict=True))
+    assert min(ordered / given for given, ordered in zip(*errors, strict=True)) < 0.95
+
+
+def joint_float64(
+    weight, gram, *, kept, width, group, damping, block, pattern=None, symmetric=False, order="given", **search
+):
     """Masks and rounding in one loop, straight from SparseGPT's Algorithm 1 and section 3.5, in float64."""
     weight, gram = weight.double().numpy().copy(), gram.double().numpy().copy()
-    gram += damping * np.diag(gram).mean() * np.eye(len(gram))
+    columns, top, mask, grids = weight.shape[1], 2**width - 1, np.zeros(weight.shape, dtype=bool), {}
+    permutation = np.arange(columns)
+    if order == "activation":
+        permutation = np.argsort(-np.diag(gram), kind="stable")
+        for start in range(0, columns, group):
+            members = weight[:, start : start + group]
+            grids[start] = grid_float64(members, top=top, symmetric=symmetric, **search)
+    weight, gram = weight[:, permutation], gram[permutation][:, permutation]
+    gram += damping * np.diag(gram).mean() * np.eye(columns)
     upper = np.linalg.cholesky(np.linalg.inv(gram)).T
-    columns, top, mask = weight.shape[1], 2**width - 1, np.zeros(weight.shape, dtype=bool)
     for column in range(columns):
-        if column % block == 0:
-            stop = min(column + block, columns)
-            scores = (weight[:, column:stop] / np.diag(upper)[column:stop]) ** 2
+        stop = min(column + (pattern[1] if pattern else block), columns)
+        scores = (weight[:, column:stop] / np.diag(upper)[column:stop]) ** 2
+        if pattern and column % pattern[1] == 0:
+            ranks = np.argsort(np.argsort(-scores, axis=1), axis=1)
+            mask[:, column:stop] = ranks < pattern[0]
+        elif not pattern and column % block == 0:
             quota = kept * stop // columns - kept * column // columns
-            part = np.zeros(scores.shape, dtype=bool)
-            part.flat[np.argsort(-scores, axis=None)[:quota]] = True
-            mask[:, column:stop] = part
-        if column % group == 0:
-            there = np.where(mask[:, column : column + group], weight[:, column : column + group], 0)
-            low, high = np.minimum(there.min(1), 0), np.maximum(there.max(1), 0)
-            low, high = np.where(low == high, -1, low), np.where(low == high, 1, high)
-            scale = ((high - low) / top).astype(np.float16).astype(np.float64)
-            zero = np.clip(np.round(-low / scale), 0, top)
+            mask[:, column:stop].flat[np.argsort(-scores, axis=None)[:quota]] = True
+        home = permutation[column] // group * group
+        if home not in grids:
+            members = slice(column, column + group)
+            there = weight[:, members] * (mask[:, members] | (pattern is not None))
+            grids[home] = grid_float64(there, top=top, symmetric=symmetric, **search)
+        scale, zero = grids[home]
         codes = np.clip(np.round(weight[:, column] / scale + zero), 0, top)
         settled = np.where(mask[:, column], (codes - zero) * scale, 0)
         error = (weight[:, column] - settled) / upper[column, column]
         weight[:, column] = settled
         weight[:, column + 1 :] -= np.outer(error, upper[column, column + 1 :])
-    return weight
+    return weight[:, np.argsort(permutation)]
 
 
 @pytest.mark.parametrize(("sparsity", "width", "block"), [(0.5, 3, 32), (0.75, 2, 64), (0.25, 4, 16)])

@@ -3,8 +3,9 @@
 import re
 
 import pytest
+from tokenizers.processors import TemplateProcessing
 
-from evosweep.core.errors import DataError
+from evosweep.core.errors import DataError, SettingError
 from evosweep.data.documents import Document
 from evosweep.data.tokens import Windows
 from evosweep.models.load import byte_tokenizer
@@ -98,3 +99,53 @@ class TestConversations:
 
 def test_only_whole_windows_are_cut() -> None:
     assert split(RandomWords())["search"].tokens % 64 == 0
+
+
+class TestBeginning:
+    """The byte tokenizer has no token for the beginning of a text; byte 0 plays it."""
+
+    def tokenizer(self, *, adds: bool):
+        tokenizer = byte_tokenizer()
+        tokenizer.bos_token = tokenizer.convert_ids_to_tokens(0)
+        if adds:
+            single = f"{tokenizer.bos_token} $A"
+            pieces = [(tokenizer.bos_token, 0)]
+            tokenizer._tokenizer.post_processor = TemplateProcessing(single=single, special_tokens=pieces)
+        return tokenizer
+
+    def test_every_window_begins_with_it_and_no_token_is_lost(self) -> None:
+        plain = split(RandomWords())
+        begun = split(RandomWords(), self.tokenizer(adds=False), bos=True)
+        for name in plain:
+            windows = begun[name].windows
+            assert windows.shape[1] == 64 and (windows[:, 0] == 0).all()
+        text = begun["search"].windows[:, 1:].reshape(-1)
+        assert (text[:1000] == plain["search"].windows.reshape(-1)[:1000]).all()
+
+    @pytest.mark.parametrize("adds", [True, False])
+    def test_auto_does_what_the_tokenizer_does(self, adds: bool) -> None:
+        windows = split(RandomWords(), self.tokenizer(adds=adds), bos="auto")["validation"].windows
+        assert bool((windows[:, 0] == 0).all()) == adds
+
+    def test_a_tokenizer_without_one(self) -> None:
+        assert (split(RandomWords(), bos="auto")["search"].windows == split(RandomWords())["search"].windows).all()
+        with pytest.raises(SettingError, match="bos must be false or auto: this tokenizer has no such token, got True"):
+            split(RandomWords(), bos=True)
+
+    def test_other_values(self) -> None:
+        with pytest.raises(SettingError, match="bos must be true, false or auto, got 'yes'"):
+            split(RandomWords(), bos="yes")
+
+
+class TestSeed:
+    source = RandomWords()
+
+    def test_seeds_draw_other_calibration_windows_and_the_same_others(self) -> None:
+        first, again, other, spaced = (split(self.source, seed=seed) for seed in (1, 1, 2, 0))
+        assert first["calibration"].hash == again["calibration"].hash
+        assert len({splits["calibration"].hash for splits in (first, other, spaced)}) == 3
+        assert len({splits[name].hash for splits in (first, other, spaced) for name in ("search", "validation")}) == 2
+
+    def test_no_window_is_drawn_twice(self) -> None:
+        windows = split(self.source, seed=3)["calibration"].windows
+        assert len({window.tobytes() for window in windows}) == len(windows) == 16

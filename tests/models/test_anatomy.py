@@ -32,12 +32,14 @@ class Opaque(torch.nn.Module):
         return inputs @ self.matrix.T
 
 
+GEMMA3 = ["sliding_attention", "full_attention", "sliding_attention"]
 FAMILIES = {
     "llama": {},
     "mistral": {},
     "qwen2": {},
     "qwen3": {"head_dim": 8},
     "gemma2": {"head_dim": 8, "query_pre_attn_scalar": 8},
+    "gemma3_text": {"head_dim": 8, "query_pre_attn_scalar": 8, "sliding_window": 4, "layer_types": GEMMA3},
     "phi3": {},
     "opt": {"ffn_dim": 48, "word_embed_proj_dim": 32, "max_position_embeddings": 64},
     "gpt2": {"n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 64},

@@ -180,7 +180,7 @@ def test_a_sampler_with_a_state_of_its_own_gets_it_back(problem: Problem, tmp_pa
     path = tmp_path / "state.json"
     whole = timeless(problem, run())
     run(generations=2, state_path=path)
-    assert json.loads(path.read_text())["sampler"] == {"count": 3}
+    assert json.loads(path.read_text().splitlines()[-1])["sampler"] == {"count": 3}
     assert timeless(problem, run(state=SearchState.read(path, problem=problem))) == whole
 
 
@@ -225,10 +225,13 @@ def test_time_goes_on_where_it_stopped(problem: Problem, tmp_path: Path) -> None
 def test_a_dump_is_plain_json_and_comes_back_whole(problem: Problem, tmp_path: Path) -> None:
     path = tmp_path / "state.json"
     result = search(problem, plan=PLANS["raced"], state_path=path)
-    text = path.read_text()
-    json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    header, *lines = [
+        json.loads(line, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+        for line in path.read_text().splitlines()
+    ]
     back = SearchState.read(path, problem=problem)
-    assert back.dump() == json.loads(text)
+    sampler = lines[-1].pop("sampler")
+    assert back.dump() == {**header, "sampler": sampler, "generations": plain(lines)}
     for mine, other in zip(result.generations, back.records, strict=True):
         assert mine.elite == other.elite and mine.stages == other.stages and mine.validation == other.validation
         for one, two in zip(mine.candidates, other.candidates, strict=True):
@@ -289,32 +292,38 @@ def test_a_sampler_with_other_settings_is_noticed(problem: Problem, tmp_path: Pa
         )
 
 
+def plain(lines: list[dict]) -> list[dict]:
+    """Return generations without the sampler's state, which each line of a file carries."""
+    return [{key: value for key, value in line.items() if key != "sampler"} for line in lines]
+
+
 def damaged(name: str, text: str) -> str:
     """Return a state's text with something wrong with it."""
-    value = json.loads(text)
+    header, *lines = [json.loads(line) for line in text.splitlines()]
     if name == "cut short":
-        return text[: len(text) // 2]
+        return text[: len(text.splitlines()[0]) // 2]
+    if name == "cut short inside":
+        first, second, *rest = text.splitlines()
+        return "\n".join([first, second[: len(second) // 2], *rest])
     if name == "empty":
         return ""
     if name == "a list":
         return "[]"
     if name == "older":
-        value["version"] = VERSION - 1
+        header["version"] = VERSION - 1
     if name == "newer":
-        value["version"] = VERSION + 1
+        header["version"] = VERSION + 1
     if name == "no version":
-        del value["version"]
+        del header["version"]
     if name == "a generation is missing":
-        del value["generations"][1]
+        del lines[1]
     if name == "a genome is short":
-        value["generations"][1]["elite"] = "11"
+        lines[1]["elite"] = "11"
     if name == "a level is unknown":
-        value["generations"][1]["candidates"]["genomes"][0] = "z" * 12
+        lines[1]["candidates"]["genomes"][0] = "z" * 12
     if name == "a column is missing":
-        del value["generations"][1]["candidates"]["slots"]
-    if name == "null":
-        value["generations"] = None
-    return json.dumps(value)
+        del lines[1]["candidates"]["slots"]
+    return "\n".join(json.dumps(line) for line in (header, *lines))
 
 
 @pytest.mark.parametrize(
@@ -330,7 +339,7 @@ def damaged(name: str, text: str) -> str:
         ("a genome is short", "damaged .*'11' is no genome of 12 units"),
         ("a level is unknown", "damaged .*is no genome"),
         ("a column is missing", "damaged .*slots"),
-        ("null", "damaged"),
+        ("cut short inside", "is no JSON or was cut short"),
     ],
 )
 def test_a_file_that_is_no_state_is_one_line_that_names_it(
@@ -342,6 +351,28 @@ def test_a_file_that_is_no_state_is_one_line_that_names_it(
     with pytest.raises(EvosweepError, match=message) as error:
         SearchState.read(path, problem=problem)
     assert "\n" not in str(error.value) and str(path) in str(error.value)
+
+
+@pytest.mark.parametrize("sampler", ["evopress", "tpe"])
+def test_a_last_line_that_was_cut_short_is_left_out(problem: Problem, tmp_path: Path, sampler: str) -> None:
+    path = tmp_path / "state.jsonl"
+    whole = timeless(problem, search(problem, sampler, state_path=path))
+    text = path.read_text()
+    path.write_text(text[: -len(text.splitlines()[-1]) // 2])
+    state = SearchState.read(path, problem=problem)
+    assert state.cut and state.generation == GENERATIONS
+    assert timeless(problem, search(make_problem(), sampler, state=state, state_path=path)) == whole
+    again = SearchState.read(path, problem=problem)  # what was torn is gone from the file
+    assert not again.cut and again.generation == GENERATIONS + 1
+
+
+def test_a_generation_adds_one_line_to_the_file(problem: Problem, tmp_path: Path) -> None:
+    path = tmp_path / "state.jsonl"
+    stopped(problem, 2, path)
+    before = plain([json.loads(line) for line in path.read_text().splitlines()])
+    search(problem, state=SearchState.read(path, problem=problem), state_path=path)
+    after = plain([json.loads(line) for line in path.read_text().splitlines()])
+    assert len(before) == 4 and len(after) == GENERATIONS + 2 and after[:4] == before
 
 
 def test_a_missing_file_is_said(problem: Problem, tmp_path: Path) -> None:

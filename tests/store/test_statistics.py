@@ -12,6 +12,7 @@ from evosweep.store.build import StoreBuilder
 from evosweep.store.statistics import input_square, second_moment, second_moment_diagonal
 from evosweep.store.statistics.base import InputBatch
 from evosweep.store.store_plan import plan_store
+from evosweep.store.weighting import WEIGHTINGS
 
 
 @pytest.mark.parametrize("weighting", ["relative", "plain"])
@@ -26,7 +27,7 @@ def test_measurements_are_means_over_tokens(weighting: str) -> None:
     for module in (second_moment, second_moment_diagonal, input_square):
         measurement = module.Measurement(columns=200, device=torch.device("cpu"))
         for batch in inputs:
-            measurement.add(InputBatch(batch, weighting))
+            measurement.add(InputBatch(batch, WEIGHTINGS[weighting]))
         found.append(measurement.finish().double())
     moment = (rows * weights[:, None]).T @ rows / 400
     assert torch.allclose(found[0], moment, atol=1e-5)

@@ -12,10 +12,15 @@ def test_names_say_what_varies_once() -> None:
 
 def test_a_run_has_six_to_ten_params() -> None:
     groups = ("model", "data", "compressor", "drop", "sampler", "fitness", "search", "export", "tracking", "storage")
-    choices = {group: f"{group}_choice" for group in groups} | {"drop": "none"}
+    choices = {group: f"{group}_choice" for group in groups} | {"drop": "none", "transform": "rotate"}
     params = run_params(choices=choices, model="tiny", budget="as_uniform=3", seed=4, varied={"search.max_flips": "2"})
     assert params["search.max_flips"] == "2" and params["search"] == "search_choice" and params["seed"] == "4"
-    assert params["model"] == "tiny" and "drop" not in params and 6 <= len(params) <= 10
+    assert (
+        params["model"] == "tiny"
+        and "drop" not in params
+        and params["transform"] == "rotate"
+        and 6 <= len(params) <= 10
+    )
 
 
 def test_a_job_s_own_values_of_what_varies() -> None:

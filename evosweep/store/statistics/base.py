@@ -22,9 +22,9 @@ from evosweep.core.errors import StoreError, did_you_mean
 from evosweep.core.events import Progress
 from evosweep.models.anatomy import Anatomy
 from evosweep.parallel import all_reduce_sum
+from evosweep.store.weighting import LEAST_NORM, Weighting
 
 PACKAGE = "evosweep.store.statistics"
-LEAST_NORM = 1e-12
 
 
 @dataclass(frozen=True)
@@ -33,11 +33,15 @@ class InputBatch:
 
     Attributes:
         values: The input as the layers are given it, shape (..., in).
-        weighting: How tokens are weighted: ``relative`` or ``plain``.
+        weighting: How tokens are weighted.
+        windows: Windows in the batch, whose tokens follow each other.
+        received: Attention that the tokens receive, shape (windows, seq_len), where the weighting reads it.
     """
 
     values: torch.Tensor
-    weighting: str
+    weighting: Weighting
+    windows: int = 1
+    received: torch.Tensor | None = None
 
     @cached_property
     def rows(self) -> torch.Tensor:
@@ -51,10 +55,14 @@ class InputBatch:
 
     @cached_property
     def weighted_rows(self) -> torch.Tensor:
-        """Rows times the square roots of their tokens' weights; ``relative`` weighting makes every norm 1."""
-        if self.weighting == "plain":
-            return self.rows
-        return self.rows / self.squares.sum(dim=1, keepdim=True).sqrt_().clamp_(min=LEAST_NORM)
+        """Rows times the square roots of their tokens' weights."""
+        rows = self.rows
+        if self.weighting.divisor is not None:
+            norms = self.squares.sum(dim=1, keepdim=True).sqrt_().clamp_(min=LEAST_NORM)
+            rows = rows / self.weighting.divisor(norms.view(self.windows, -1)).view(-1, 1)
+        if self.weighting.importance is not None and self.received is not None:
+            rows = rows * self.weighting.importance(self.received).sqrt().view(-1, 1)
+        return rows
 
 
 class Measurement(Protocol):

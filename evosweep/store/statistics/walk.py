@@ -9,7 +9,9 @@ import torch
 
 from evosweep.core.errors import StoreError
 from evosweep.models.anatomy import Anatomy
+from evosweep.models.attention import attention_received
 from evosweep.store.statistics.base import InputBatch, Measurement, statistic_module
+from evosweep.store.weighting import Weighting
 
 
 class _LastInput(Exception):
@@ -17,7 +19,7 @@ class _LastInput(Exception):
 
 
 def measure_inputs(
-    anatomy: Anatomy, block: int, hidden: Sequence[torch.Tensor], *, needs: Collection[str], weighting: str
+    anatomy: Anatomy, block: int, hidden: Sequence[torch.Tensor], *, needs: Collection[str], weighting: Weighting
 ) -> dict[str, dict[str, Any]]:
     """Return the statistics of each shared input of a block: group name -> statistic -> value.
 
@@ -26,14 +28,17 @@ def measure_inputs(
         block: Index of the block.
         hidden: The block's inputs on calibration text, in batches (windows, seq_len, hidden).
         needs: Names of the statistics; those that are measured on the whole model are left out here.
-        weighting: How tokens are weighted: ``relative`` or ``plain``.
+        weighting: How tokens are weighted.
 
     Raises:
-        StoreError: An input is not finite.
+        StoreError: An input is not finite, or its tokens cannot be weighted.
     """
     inputs = _Inputs(anatomy, block, needs, weighting)
+    reads = weighting.importance is not None
+    received = [attention_received(anatomy, block, batch) if reads else None for batch in hidden]
     with inputs.hooked():
-        for batch in hidden:
+        for batch, attention in zip(hidden, received, strict=True):
+            inputs.expect(batch.shape, attention)
             with suppress(_LastInput):
                 anatomy.run_block(block, batch)
     values = {
@@ -54,12 +59,24 @@ class _Inputs:
         found: Group name -> statistic -> its measurement.
     """
 
-    def __init__(self, anatomy: Anatomy, block: int, needs: Collection[str], weighting: str) -> None:
+    def __init__(self, anatomy: Anatomy, block: int, needs: Collection[str], weighting: Weighting) -> None:
         modules = {name: statistic_module(name) for name in sorted(needs)}
         self.kinds = {name: module for name, module in modules.items() if hasattr(module, "Measurement")}
         self.leaders = [slot for slot in anatomy.slots_of(block) if slot.group == slot.name]
         self.weighting = weighting
+        self.shape: tuple[int, int] = (0, 0)
+        self.received: torch.Tensor | None = None
         self.found: dict[str, dict[str, Measurement]] = {}
+
+    def expect(self, shape: Sequence[int], received: torch.Tensor | None) -> None:
+        """Prepare for a batch.
+
+        Args:
+            shape: Of its hidden states, (windows, seq_len, hidden).
+            received: Attention that its tokens receive, where the weighting reads it.
+        """
+        self.shape = (shape[0], shape[1])
+        self.received = received
 
     @contextmanager
     def hooked(self) -> Iterator[None]:
@@ -74,7 +91,12 @@ class _Inputs:
         if group not in self.found:
             size = {"columns": args[0].shape[-1], "device": args[0].device}
             self.found[group] = {name: kind.Measurement(**size) for name, kind in self.kinds.items()}
-        batch = InputBatch(args[0], self.weighting)
+        windows, tokens = self.shape
+        if self.weighting.by_window and args[0].numel() != windows * tokens * args[0].shape[-1]:
+            raise StoreError(
+                f"{group} is given some of the tokens only; store.token_weighting must be relative or plain"
+            )
+        batch = InputBatch(args[0], self.weighting, windows if self.weighting.by_window else 1, self.received)
         for measurement in self.found[group].values():
             measurement.add(batch)
         if group == self.leaders[-1].name:

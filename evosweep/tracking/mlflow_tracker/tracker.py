@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from mlflow import MlflowClient
-from mlflow.exceptions import MlflowException
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 from mlflow.tracking.context.registry import resolve_tags
 
@@ -24,8 +23,10 @@ from evosweep.tracking.base import TextInput
 from evosweep.tracking.behind import one_line
 from evosweep.tracking.describe import describe, layer_table
 from evosweep.tracking.mlflow_tracker import view, writes
+from evosweep.tracking.mlflow_tracker.continued import RESUME, Logged, close_dead, process_tags, reopened
 from evosweep.tracking.mlflow_tracker.figures import generation_figures, result_figures
 from evosweep.tracking.mlflow_tracker.model import log_winner
+from evosweep.tracking.mlflow_tracker.opening import RUN_ID, given_run, open_experiment
 from evosweep.tracking.mlflow_tracker.outbox import Outbox, Write
 from evosweep.tracking.mlflow_tracker.parent import MULTIRUN_TAG, find_parent, summarize
 from evosweep.tracking.mlflow_tracker.store import (
@@ -38,9 +39,8 @@ from evosweep.tracking.mlflow_tracker.store import (
     unusable,
 )
 
+HURRY = 2.0  # seconds of further tries after an interruption
 SAMPLING = 5  # seconds between looks at processor and memory
-RUN_ID = "MLFLOW_RUN_ID"  # environment: MLflow's own name for a run to go on with
-OPEN = ("RUNNING", "SCHEDULED")
 
 
 class MlflowTracker:
@@ -84,6 +84,7 @@ class MlflowTracker:
         self._multirun = False
         self._problem: Problem | None = None
         self._series = writes.Series()
+        self._logged = Logged()
         self._last: GenerationRecord | None = None
         self._folder: Path | None = None
         self._monitor: SystemMetricsMonitor | None = None
@@ -139,6 +140,7 @@ class MlflowTracker:
         inputs: Sequence[TextInput] = (),
         device: str = "cpu",
         folder: Path | None = None,
+        run_id: str | None = None,
     ) -> str:
         """Open the run and return its id; jobs of one multirun become children of one parent run.
 
@@ -154,6 +156,7 @@ class MlflowTracker:
             inputs: Texts that were used, as datasets.
             device: ``cuda`` lets system metrics be logged.
             folder: The run's folder; what MLflow does not take is written there.
+            run_id: A run to go on with; what it has of each generation is not logged again.
 
         Raises:
             SettingError: There is no such run, or it is over; or the store cannot be used.
@@ -163,27 +166,35 @@ class MlflowTracker:
         self._multirun = multirun is not None
         try:
             with alone(self.uri, owner=self):
-                self._open_run(name, tags, multirun)
+                self._open_run(name, tags, multirun, run_id)
         except UNUSABLE as error:
             raise unusable(resolved_uri(self.uri), owner=self, error=error) from error
         assert self._client is not None and self.run_id is not None
         self._outbox = Outbox(self._client)
-        known: Mapping[str, str] = {}
-        if os.environ.get(RUN_ID) == self.run_id:
+        if self.run_id in (run_id, os.environ.get(RUN_ID)):
             with suppress(*UNUSABLE):
-                known = self._client.get_run(self.run_id).data.params
-        new = {key: value for key, value in params.items() if key not in known}
-        if new:
-            self._put(writes.params(self.run_id, new))
-        if inputs:
-            self._put(writes.inputs(self.run_id, inputs))
-        if config:
-            self._put(writes.text(self.run_id, config, "config.yaml"))
+                self._logged = Logged.of(self._client, self.run_id)
+        self._describe(params, config, inputs)
         if self.system_metrics or (self.system_metrics is None and device == "cuda"):
             with suppress(Exception):  # figures about the machine are worth no failure
-                self._monitor = SystemMetricsMonitor(self.run_id, sampling_interval=SAMPLING, tracking_uri=self.uri)
+                self._monitor = SystemMetricsMonitor(
+                    self.run_id,
+                    sampling_interval=SAMPLING,
+                    tracking_uri=self.uri,
+                    resume_logging=bool(self._logged.params),
+                )
                 self._monitor.start()
         return self.run_id
+
+    def _describe(self, params: Mapping[str, str], config: str, inputs: Sequence[TextInput]) -> None:
+        """Log what a run is of, but for what it holds already."""
+        new = {key: value for key, value in params.items() if key not in self._logged.params}
+        if new:
+            self._put(writes.params(self._run, new))
+        if inputs and not self._logged.inputs:
+            self._put(writes.inputs(self._run, inputs))
+        if config:
+            self._put(writes.text(self._run, config, "config.yaml"))
 
     def on_event(self, event: Event) -> None:
         """Log a start, a generation, or an end."""
@@ -260,10 +271,12 @@ class MlflowTracker:
             self._monitor = None
         if reason:
             self.tag({"reason": reason})
-        if self._last is not None:  # no result came: the last elite is what was found
-            self.metrics({key: writes.rounded(self._last.validation[key]) for key in (KL, PPL)})
+        if status != "FINISHED" and self._folder is not None:
+            self.tag({RESUME: f"evosweep resume {self._folder}"})
+        if self._last is not None:  # no result came; were these metrics, a run that goes on would have each twice
+            self.tag({f"{key}_so_far": f"{self._last.validation[key]:.4g}" for key in (KL, PPL)})
         self._put(writes.end(self.run_id, status))
-        if self._outbox.flush():
+        if self._outbox.flush(*([HURRY] if status == "KILLED" else [])):
             if not self._multirun and self._client is not None and self._experiment is not None:
                 with suppress(*UNUSABLE):  # the table is shown with the columns that it had
                     view.refresh(self._client, self._experiment)
@@ -288,14 +301,16 @@ class MlflowTracker:
         except (*UNUSABLE, SettingError) as error:
             self.missing = f"MLflow has no summary of {multirun!r}: {one_line(error)}"
 
-    def _open_run(self, name: str, tags: Mapping[str, str], multirun: str | None) -> None:
-        known = {**resolve_tags(), "mlflow.source.name": "evosweep"}
+    def _open_run(self, name: str, tags: Mapping[str, str], multirun: str | None, run_id: str | None) -> None:
+        known = {**resolve_tags(), "mlflow.source.name": "evosweep", **process_tags()}
         experiment = self._open_experiment()
+        close_dead(self.client, experiment, but=run_id)
         own = {**known, **{key: redact(str(value)) for key, value in tags.items()}}
         if multirun:
-            parent = find_parent(self.client, experiment, multirun) or self._make_parent(experiment, multirun, known)
+            parent = reopened(self.client, find_parent(self.client, experiment, multirun))
+            parent = parent or self._make_parent(experiment, multirun, known)
             own["mlflow.parentRunId"] = parent
-        given = None if multirun else self._given()
+        given = reopened(self.client, run_id) or (None if multirun else given_run(self.client))
         if given is None:
             self.run_id = str(self.client.create_run(experiment, run_name=name, tags=own).info.run_id)
         else:
@@ -304,52 +319,20 @@ class MlflowTracker:
 
     def _make_parent(self, experiment: str, multirun: str, tags: Mapping[str, str]) -> str:
         own = {**tags, MULTIRUN_TAG: multirun}
-        given = self._given()
+        given = given_run(self.client)
         if given is None:
             return str(self.client.create_run(experiment, run_name=f"multirun {multirun}", tags=own).info.run_id)
         writes.tags(given, own).send(self.client)
         return given
 
-    def _given(self) -> str | None:
-        """Return the run that the environment names, if any."""
-        name = os.environ.get(RUN_ID)
-        if not name:
-            return None
-        try:
-            status = self.client.get_run(name).info.status
-        except MlflowException as error:
-            raise SettingError(RUN_ID, allowed="a run of this store", got=name, hint="or unset it") from error
-        if status not in OPEN:
-            raise SettingError(
-                RUN_ID,
-                allowed="a run that is not over",
-                got=f"{name}, which is {status}",
-                hint=f"unset {RUN_ID} to log a new one",
-            )
-        return name
-
     def _open_experiment(self) -> str:
-        if self._experiment is not None:
-            return self._experiment
-        if self._client is None:
-            self._client = connect(self.uri, owner=self)
-        try:
-            found = self._client.get_experiment_by_name(self.experiment)
-            if found is not None and found.lifecycle_stage == "deleted":
-                raise EvosweepError(
-                    f"the MLflow experiment {self.experiment!r} was deleted: choose another name=..., or type "
-                    f"mlflow experiments restore --experiment-id {found.experiment_id}"
-                )
-            if found is None:
-                made = self._client.create_experiment(self.experiment, tags=view.experiment_tags())
-                self._experiment = str(made)
-            else:
-                self._experiment = str(found.experiment_id)
-                for key, value in view.experiment_tags().items():
-                    if key not in found.tags:
-                        self._client.set_experiment_tag(self._experiment, key, value)
-        except UNUSABLE as error:
-            raise unusable(resolved_uri(self.uri), owner=self, error=error) from error
+        if self._experiment is None:
+            if self._client is None:
+                self._client = connect(self.uri, owner=self)
+            try:
+                self._experiment = open_experiment(self._client, self.experiment)
+            except UNUSABLE as error:
+                raise unusable(resolved_uri(self.uri), owner=self, error=error) from error
         return self._experiment
 
     @property
@@ -367,15 +350,16 @@ class MlflowTracker:
         content = json.dumps(json_safe({**found, "allocation": dict(record.elite)}), indent=1)
         self._put(writes.text(self._run, content, f"generations/{record.generation:04d}/allocation.json"))
         for step, values in sorted(self._series.add(generation_figures(record), record.generation).items()):
-            self.metrics(values, step=step)
-        if self.images and self._problem is not None and (record.changed or record.generation == 0):
+            self.metrics(self._logged.missing(values, step), step=step)
+        changed = (record.changed or record.generation == 0) and record.generation not in self._logged.pictures
+        if self.images and self._problem is not None and changed:
             pixels = level_image(self._problem, record.elite)
             self._put(writes.picture(self._run, pixels, key="levels", step=record.generation))
 
     def _end(self, result: SearchResult) -> None:
         row = result.row()
         self._last = None
-        self.metrics(result_figures(row))
+        self.metrics({**result_figures(row), **writes.finish_figures(result.finish)})
         self.tag({view.NOTE_TAG: describe(result), "dense_ppl": f"{result.dense['ppl']:.4f}"})
         if result.export:
             self.tag({f"export.{key}": value for key, value in result.export.items()})

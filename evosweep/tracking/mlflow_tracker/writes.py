@@ -131,10 +131,16 @@ def inputs(run: str, texts: Sequence[TextInput]) -> Write:
     )
 
 
+def finish_figures(facts: Mapping[str, Any]) -> dict[str, float]:
+    """Return the metrics of a finishing step's facts: all of its numbers, under ``finish/``."""
+    return {f"finish/{name}": float(value) for name, value in facts.items() if isinstance(value, int | float)}
+
+
 def exported(run: str, row: Mapping[str, Any]) -> list[Write]:
     """Return the writes of an export: a tag for each fact of ``row["export"]``, and ``row`` as the run's result."""
     facts = tags(run, {f"export.{key}": value for key, value in row["export"].items()})
-    return [facts, text(run, json.dumps(json_safe(dict(row)), indent=1, ensure_ascii=False), "result.json")]
+    result = text(run, json.dumps(json_safe(dict(row)), indent=1, ensure_ascii=False), "result.json")
+    return [facts, *metrics(run, finish_figures(row.get("finish", {}))), result]
 
 
 def end(run: str, status: str) -> Write:

@@ -52,7 +52,7 @@ class StudyRecorder:
 
     Args:
         storage: Where the study is kept.
-        name: Name of the study.
+        name: Name of the study; one that is there is gone on with, and trials that it has are not added again.
         record: ``compact``, ``elites`` or ``all``, as in ``storage.Journal``.
         artifacts: Where elites' pictures are kept; none keeps none.
     """
@@ -66,7 +66,9 @@ class StudyRecorder:
         artifacts: FileSystemArtifactStore | None = None,
     ) -> None:
         try:
-            self.study = optuna.create_study(storage=storage, study_name=name, direction="minimize")
+            self.study = optuna.create_study(
+                storage=storage, study_name=name, direction="minimize", load_if_exists=True
+            )
         except OSError as error:
             raise TrackingError(f"the study {name!r} cannot be written: {one_line(error)}") from error
         self.record = record
@@ -77,7 +79,9 @@ class StudyRecorder:
         self._run: dict[str, str] = {}
         self._problem: Problem | None = None
         self._parent: Genome | None = None
-        self._written = 0
+        known = self.study.get_trials(deepcopy=False)
+        self._kept = [trial.number for trial in known if trial.state is not TrialState.COMPLETE]  # not yet met again
+        self._next = self._first_new = len(known)  # numbers of trials that are added
         self._elite = 0  # number of the last elite's trial
         self._numbers: dict[bytes, int] = {}  # trial in which a genome ran first
         self._parameters: Parameters = lambda genome: {}
@@ -126,19 +130,30 @@ class StudyRecorder:
             slot = AGAIN
             numbers = {AGAIN: self._numbers[elite.tobytes()]}
             candidates.append(Candidate(slot=AGAIN, genome=elite, duplicate_of=AGAIN))
-        for index, candidate in enumerate(candidates):
-            number = self._written + index
+        own = self._numbers_for(len(candidates))
+        for candidate, number in zip(candidates, own, strict=True):
             if candidate.slot == slot:
                 self._elite = number
             if candidate.slot != AGAIN:
                 numbers[candidate.slot] = number
                 self._numbers.setdefault(candidate.genome.tobytes(), number)
         self.study.add_trials(
-            [self._trial(candidate, record, numbers, won=candidate.slot == slot) for candidate in candidates]
+            [
+                self._trial(candidate, record, numbers, won=candidate.slot == slot)
+                for candidate, number in zip(candidates, own, strict=True)
+                if number >= self._first_new
+            ]
         )
-        self._written += len(candidates)
         self._elites[record.generation] = self.winner = self._elite
         self._parent = elite
+
+    def _numbers_for(self, count: int) -> list[int]:
+        """Return the numbers of the next trials: those that the study has already, then new ones."""
+        kept = self._kept[:count]
+        del self._kept[:count]
+        new = range(self._next, self._next + count - len(kept))
+        self._next = new.stop
+        return [*kept, *new]
 
     def _end(self, result: SearchResult) -> None:
         """Add the exported winner as the only complete trial, and what the dashboard shows beside its plots."""
@@ -165,8 +180,8 @@ class StudyRecorder:
             system_attrs=self._picture(record),
         )
         self.study.add_trial(trial)
-        self.winner = self._written
-        self._written += 1
+        self.winner = self._next
+        self._next += 1
         self.study.set_user_attr("winner", dict(result.allocation))
         self.study.set_user_attr("result", json_safe(result.row()))
         self.study.set_user_attr("stopped", result.stopped)

@@ -1,0 +1,35 @@
+"""Where else a run is recorded: kept in its folder, so that a run that was killed goes on as the same run and study."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from evosweep.core.files import write_json
+
+RUN_RECORD = "run.json"
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """Names of a run elsewhere.
+
+    Attributes:
+        mlflow_run: Id of its MLflow run; None if it has none.
+        study: Name of its Optuna study; None if it has none yet.
+    """
+
+    mlflow_run: str | None = None
+    study: str | None = None
+
+    @classmethod
+    def read(cls, folder: Path) -> "RunRecord":
+        """Return the record in a run's folder; an empty one if there is none."""
+        try:
+            found = json.loads((folder / RUN_RECORD).read_text(encoding="utf-8"))
+            return cls(found.get("mlflow_run"), found.get("study"))
+        except (OSError, ValueError, AttributeError):
+            return cls()
+
+    def write(self, folder: Path) -> None:
+        """Write the record into a run's folder."""
+        write_json(folder / RUN_RECORD, asdict(self))

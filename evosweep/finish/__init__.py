@@ -1,0 +1,1 @@
+"""What is done to a search's winner before it is exported, at no cost in search."""

@@ -1,0 +1,55 @@
+"""A GGUF that is published in parts, under terms that its users must accept."""
+
+from collections.abc import Mapping, Sequence
+
+from evosweep.assets.wheels import JoinedFile, WheelFile
+from evosweep.core.checks import check_bool
+from evosweep.core.errors import SettingError
+from evosweep.models.load import GgufSource
+
+PART = ("requirement", "member", "sha256")
+
+
+class GgufInParts(GgufSource):
+    """A GGUF model whose parts are in several wheels.
+
+    Args:
+        name: What to call it.
+        file: Name of the whole GGUF.
+        sha256: Hash of the whole GGUF.
+        parts: ``requirement``, ``member`` and ``sha256`` of every part, in their order.
+        terms: Terms that the model may be used under, with their address.
+        accept_terms: Whether the user accepts them; nothing is downloaded or loaded otherwise.
+        dtype: Type in which weights are held and evaluated: ``auto``, ``float32``, ``bfloat16`` or ``float16``.
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+        offload: Keep the blocks in host memory; each visits the device when it runs. For models larger than the GPU.
+
+    Raises:
+        SettingError: The terms are not accepted, or a part lacks one of its three settings.
+    """
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        file: str,
+        sha256: str,
+        parts: Sequence[Mapping[str, str]],
+        terms: str,
+        accept_terms: bool = False,
+        dtype: str = "auto",
+        device: str = "auto",
+        offload: bool = False,
+    ) -> None:
+        wheels = [_wheel(index, part) for index, part in enumerate(parts)]
+        if not check_bool("accept_terms", accept_terms):
+            raise SettingError("accept_terms", allowed=f"true, which says that you accept the {terms}", got=False)
+        joined = JoinedFile(whole=file, sha256=sha256, parts=wheels)
+        super().__init__(name=name, file=joined, dtype=dtype, device=device, offload=offload)
+
+
+def _wheel(index: int, part: Mapping[str, str]) -> WheelFile:
+    """Return the file of a part."""
+    if sorted(part) != sorted(PART):
+        raise SettingError(f"parts[{index}]", allowed=f"a section with {', '.join(PART)}", got=dict(part))
+    return WheelFile(requirement=part["requirement"], member=part["member"], sha256=part["sha256"])

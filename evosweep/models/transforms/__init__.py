@@ -1,0 +1,1 @@
+"""Transforms of a dense model that keep its function and make its weights easier to compress."""

@@ -1,0 +1,89 @@
+"""Makes the flat row of ``result.json``: what a run found, and what compares it with others."""
+
+from dataclasses import asdict
+from typing import Any
+
+from evosweep.core.events import SearchResult
+from evosweep.task import Draft, Notes, Task
+from evosweep.workbench import Workbench
+
+COMMON_TOKENS = 8192  # search tokens that winners are compared on where the plan scores no elites again
+
+
+def continuations_of(task: Task, bench: Workbench, result: SearchResult) -> dict[str, dict[str, str]]:
+    """Return prompt -> name -> continuation, for the dense model, the uniform allocation and the winner.
+
+    Args:
+        task: Its report names the prompts.
+        bench: Continues them.
+        result: Of the search.
+    """
+    prompts = task.report.prompts
+    if not prompts:
+        return {}
+    problem = result.problem
+    genomes = {"dense": None, "uniform": problem.uniform(), result.sampler: problem.encode(result.allocation)}
+    with bench.timed("continuations"):
+        texts = {
+            name: bench.continuations(genome, prompts=prompts, tokens=task.report.prompt_tokens)
+            for name, genome in genomes.items()
+        }
+    return {prompt: {name: texts[name][index] for name in texts} for index, prompt in enumerate(prompts)}
+
+
+def comparable_row(task: Task, bench: Workbench, result: SearchResult) -> dict[str, Any]:
+    """Return the entries of ``result.json`` that compare winners of different searches.
+
+    ``search_loss`` is on the same search tokens for all searches of a workbench, so that a multirun can name its best
+    job without a look at validation; ``kl_by_window`` is on validation, for paired tests of what was named.
+
+    Args:
+        task: Its plan says how many tokens.
+        bench: Scores the winner.
+        result: Of the search.
+    """
+    genome = result.problem.encode(result.allocation)
+    scorer = task.scorer(evaluator=bench.evaluator, fitness=task.fitness, seed=task.seed)
+    limit = task.plan.final_limit if task.plan.final else COMMON_TOKENS
+    if result.final is None:
+        loss = float(scorer.score_all(genome[None], limit=limit)[0])
+    else:
+        loss = result.final.scores[result.winner_generation]
+    return {
+        "text": bench.splits["validation"].hash,
+        "kl_by_window": bench.kl_by_window(genome),
+        "search_loss": loss,
+        "search_loss_tokens": scorer.final_tokens(limit),
+        "continuations": {prompt: dict(texts) for prompt, texts in result.continuations.items()},
+    }
+
+
+def plain_row(task: Task, bench: Workbench, draft: Draft, notes: Notes, result: SearchResult) -> dict[str, Any]:
+    """Return the flat row of ``result.json``.
+
+    Args:
+        task: The search.
+        bench: The model and its levels.
+        draft: The run's name.
+        notes: What is recorded beside the figures.
+        result: Of the search.
+    """
+    width = 8 * bench.anatomy.dtype.itemsize
+    dense_bits = width * int(result.problem.numels.sum())
+    return {
+        "run": draft.name,
+        "budget": str(task.budget),
+        "store": bench.store.key,
+        "activations": bench.resources.activations,
+        "folder": str(task.folder),
+        **notes.row,
+        **result.row(),
+        "selected_by": f"{task.fitness.name} on search tokens; validation never selects",
+        "dense_bits_per_weight": float(width),
+        "dense_size_mb": (dense_bits + bench.store.fixed_bits) / 8e6,
+        "source": None if bench.loaded.source is None else asdict(bench.loaded.source),
+        "mlflow_run": task.tracker.run_id,
+        "mlflow_link": task.tracker.link,
+        "export": {},
+        "history": result.history(),
+    }
