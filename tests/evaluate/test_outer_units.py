@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 
+from evosweep.api import run_search
 from evosweep.compressors.as_is import AsIs
 from evosweep.compressors.gptq import GPTQ
 from evosweep.compressors.rtn import RoundToNearest
@@ -21,7 +22,8 @@ from evosweep.models.patch import replaced_weights
 from evosweep.store.build import StoreBuilder
 from evosweep.store.store_plan import plan_store
 from evosweep.store.units import Units
-from tests.models.test_anatomy import small
+from evosweep.workbench import Workbench
+from tests.models.test_anatomy import FAMILIES, small
 from tests.models.test_dropping import NoTokenizer
 
 
@@ -34,9 +36,13 @@ def units() -> Units:
     return Units(embedding=embedding, head=levels_of(GPTQ(bits=[4, 8], group=16)))
 
 
-@pytest.fixture(scope="module", params=["tied", "untied"])
+@pytest.fixture(scope="module", params=["tied", "untied", "gemma2"])
 def case(request):
-    anatomy = Anatomy(small("llama", tie_word_embeddings=request.param == "tied"))
+    """A case, its model, plan, store and evaluator; gemma2 scales its embedding and caps its logits."""
+    if request.param == "gemma2":
+        anatomy = Anatomy(small("gemma2", **FAMILIES["gemma2"]))
+    else:
+        anatomy = Anatomy(small("llama", tie_word_embeddings=request.param == "tied"))
     rng = np.random.default_rng(0)
     names = ("calibration", "search", "validation")
     splits = {name: TokenSplit(name, rng.integers(0, 64, (6, 16)), ("x",)) for name in names}
@@ -72,8 +78,8 @@ def test_candidates_at_different_levels_score_as_each_alone(case) -> None:
 def test_their_bits_are_counted_once_and_left_out_of_what_is_fixed(case) -> None:
     kind, anatomy, plan, store, _ = case
     outer = [unit for unit in store.units if unit.outer]
-    assert [unit.name for unit in outer] == ["model.embed_tokens", "lm_head"][: 1 if kind == "tied" else 2]
-    assert store.units[0].outer and (kind == "tied" or store.units[-1].outer)
+    assert [unit.name for unit in outer] == ["model.embed_tokens", "lm_head"][: 2 if kind == "untied" else 1]
+    assert store.units[0].outer and (kind != "untied" or store.units[-1].outer)
     for unit in outer:
         for level in unit.levels:
             tensors = store.payload(unit.name, level.name).tensors().values()
@@ -103,6 +109,18 @@ def test_exports_say_what_was_scored(case, exporter, tmp_path) -> None:
         some(store)[2], problem=problem, evaluator=evaluator, loaded=loaded, folder=tmp_path / "model"
     )
     assert report["max_logit_difference"] < 1e-4
+
+
+def test_a_search_chooses_their_levels_within_the_budget(case) -> None:
+    _, anatomy, _, _, evaluator = case
+    loaded = LoadedModel(model=anatomy.model, tokenizer=NoTokenizer(), name="outer")
+    compressor = GPTQ(bits=[2, 3, 4], group=16)
+    bench = Workbench(loaded=loaded, splits=evaluator.splits, compressor=compressor, units=units())
+    problem = bench.problem(Budget(as_uniform=3))
+    stages = [{"survivors": 2, "tokens": 16}, {"survivors": 1, "tokens": 32}]
+    result = run_search(problem, bench, generations=3, stages=stages)
+    assert problem.feasible(problem.encode(result.allocation))
+    assert {slot.name for slot in anatomy.outer.values()} <= set(result.allocation)
 
 
 def test_a_looked_up_embedding_cannot_be_compensated() -> None:
