@@ -9,6 +9,7 @@ result goes to disk. Both work on the model's first blocks, on the same tokens. 
 compared; from the second on, another last bit in an input makes other codes.
 
 --shape 7b: time and peak memory of our store alone, for random weights in Llama-7B's shape, first --blocks blocks.
+--levels: a choice of conf/levels instead of plain GPTQ, timed alone as with --whole.
 """
 
 import argparse
@@ -22,12 +23,14 @@ from pathlib import Path
 
 import torch
 import transformers
+from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from safetensors.torch import save_file
 from torch.nn import functional
 
 from evosweep.cli.main import CONF
+from evosweep.compressors.base import Compressor
 from evosweep.compressors.gptq import GPTQ
 from evosweep.compressors.grid import Grid
 from evosweep.core.events import Silent
@@ -140,6 +143,7 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--shape", choices=["smollm2", "7b"], default="smollm2")
     parser.add_argument("--whole", action="store_true", help="also time the store of all blocks")
+    parser.add_argument("--levels", help="a choice of conf/levels")
     options = parser.parse_args()
     model = load(options.device, options.dtype)
     windows = Windows(
@@ -154,11 +158,12 @@ def main() -> None:
     facts: dict[str, object] = vars(options).copy()
     with tempfile.TemporaryDirectory() as folder:
         os.environ["EVOSWEEP_CACHE"] = folder
-        if options.whole or large:
-            facts["whole_seconds"], whole = _timed(lambda: _ours(anatomy, split, options.batch_tokens))
+        if options.whole or large or options.levels:
+            compressor = stack(options.levels) if options.levels else None
+            facts["whole_seconds"], whole = _timed(lambda: _ours(anatomy, split, options.batch_tokens, compressor))
             facts["whole_mb"] = whole.size / 1e6
             shutil.rmtree(whole.folder)
-        if not large:
+        if not large and not options.levels:
             facts |= compared(anatomy, split, Path(folder), options.blocks, options.batch_tokens)
     if options.device != "cpu":
         facts["peak_gb"] = torch.cuda.max_memory_allocated() / 1e9
@@ -186,9 +191,16 @@ def compared(anatomy: Anatomy, split: TokenSplit, folder: Path, blocks: int, bat
         }
 
 
-def _ours(anatomy: Anatomy, split: TokenSplit, batch: int) -> LevelStore:
+def stack(name: str) -> Compressor:
+    """Return the compressor of a choice of conf/levels."""
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        compressor: Compressor = instantiate(compose("config", overrides=[f"levels={name}"]).compressor)
+    return compressor
+
+
+def _ours(anatomy: Anatomy, split: TokenSplit, batch: int, compressor: Compressor | None = None) -> LevelStore:
     builder = StoreBuilder(propagate=PROPAGATE, batch_tokens=batch)
-    compressor = GPTQ(bits=BITS, group=GROUP, damping=DAMPING)
+    compressor = compressor or GPTQ(bits=BITS, group=GROUP, damping=DAMPING)
     return builder.open(plan_store(anatomy, compressor), split, model_name="ours", progress=RichProgress())
 
 

@@ -28,6 +28,7 @@ from evosweep.samplers.evopress import EvoPressSampler
 from evosweep.search.loop import run_search as drive
 from evosweep.search.plan import Plan
 from evosweep.store.build import StoreBuilder
+from evosweep.store.units import Units
 from evosweep.task import Exporter
 from evosweep.workbench import Workbench
 
@@ -98,6 +99,7 @@ def build_store(
     compressor: Compressor,
     *,
     drop: Drop | None = None,
+    units: Units | None = None,
     builder: StoreBuilder | None = None,
     resources: Resources | None = None,
     progress: Progress | None = None,
@@ -109,6 +111,7 @@ def build_store(
         text: What ``tokenize`` returned.
         compressor: Makes the levels.
         drop: What may be dropped.
+        units: What is a unit beside the layers of the blocks.
         builder: How the store is built.
         resources: Memory and compilation.
         progress: Shows how far it is.
@@ -121,6 +124,7 @@ def build_store(
         splits=text,
         compressor=compressor,
         drop=drop,
+        units=units,
         store=builder,
         resources=resources,
         progress=progress,
@@ -189,5 +193,5 @@ def export(
         ExportError: The reloaded model differs from what was scored; nothing is left then.
     """
     made = FORMATS[check_choice("exporter", exporter, FORMATS)]() if isinstance(exporter, str) else exporter
-    made.check(bench.compressor, bench.drop, bench.anatomy)
+    made.check(bench.compressor, bench.drop, bench.anatomy, bench.units)
     return export_result(result, bench, made, Path(folder))

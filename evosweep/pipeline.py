@@ -50,8 +50,8 @@ def check(task: Task, bench: Workbench) -> Draft:
     for index, stage in enumerate(task.plan.stages):
         bench.splits["search"].count(f"search.stages[{index}].tokens", stage.tokens)
     if task.exporter.enabled:
-        task.exporter.check(bench.compressor, bench.drop, bench.anatomy)
-    task.finish.check(bench.anatomy)
+        task.exporter.check(bench.compressor, bench.drop, bench.anatomy, bench.units)
+    task.finish.check(bench.anatomy, bench.units)
     problem = bench.planned_problem(task.budget)
     longest = max(split.seq_len for split in bench.splits.values())
     warning = check_length(bench.loaded.model, longest)

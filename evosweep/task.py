@@ -20,6 +20,7 @@ from evosweep.models.load import LoadedModel
 from evosweep.samplers.base import PopulationSampler
 from evosweep.search.plan import Plan
 from evosweep.search.protocols import Scorer
+from evosweep.store.units import Units
 from evosweep.tracking.base import Tracker
 from evosweep.tracking.report import Report
 
@@ -31,13 +32,14 @@ class Exporter(Protocol):
     def enabled(self) -> bool:
         """Whether to export at all."""
 
-    def check(self, compressor: Compressor, drop: Drop, anatomy: Anatomy) -> None:
+    def check(self, compressor: Compressor, drop: Drop, anatomy: Anatomy, units: Units | None = None) -> None:
         """Raise SettingError where what a search may choose cannot be written.
 
         Args:
             compressor: Makes the levels.
             drop: What may be dropped.
             anatomy: The model.
+            units: What is a unit beside the layers of the blocks.
         """
 
     def export(
@@ -65,7 +67,7 @@ class Exporter(Protocol):
 class Finish(Protocol):
     """Learns what belongs to no unit, for the winner only, before it is exported."""
 
-    def check(self, anatomy: Anatomy) -> None:
+    def check(self, anatomy: Anatomy, units: Units | None = None) -> None:
         """Raise SettingError where a model cannot be finished so."""
 
     def run(self, genome: Any, *, problem: Problem, evaluator: Evaluator, seed: int, progress: Progress) -> Finished:

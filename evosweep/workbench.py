@@ -29,6 +29,7 @@ from evosweep.models.transforms.base import Transform
 from evosweep.store.build import StoreBuilder
 from evosweep.store.manifest import LevelStore
 from evosweep.store.store_plan import StorePlan, plan_store
+from evosweep.store.units import Units
 
 logger = logging.getLogger(__name__)
 FEW_TOKENS = 8  # that the dense model is tried on before any work
@@ -44,6 +45,7 @@ class Materials:
     compressor: Compressor
     transform: Transform = field(default_factory=Transform)
     drop: Drop = field(default_factory=Drop)
+    units: Units = field(default_factory=Units)
     store: StoreBuilder = field(default_factory=StoreBuilder)
     resources: Resources = field(default_factory=Resources)
 
@@ -56,6 +58,7 @@ class Workbench:
         splits: Token windows by split.
         compressor: Makes the levels.
         drop: What may be dropped.
+        units: What is a unit beside the layers of the blocks.
         store: How the level store is built.
         resources: What scoring may take.
         progress: Shows how far each phase is.
@@ -68,6 +71,7 @@ class Workbench:
         splits: Mapping[str, TokenSplit],
         compressor: Compressor,
         drop: Drop | None = None,
+        units: Units | None = None,
         store: StoreBuilder | None = None,
         resources: Resources | None = None,
         progress: Progress | None = None,
@@ -76,6 +80,7 @@ class Workbench:
         self.splits = dict(splits)
         self.compressor = compressor
         self.drop = drop or Drop()
+        self.units = units or Units()
         self.builder = store or StoreBuilder()
         self.resources = resources or Resources()
         self.progress = progress or Silent()
@@ -90,7 +95,7 @@ class Workbench:
     @cached_property
     def plan(self) -> StorePlan:
         """Units, levels and costs before any level is made."""
-        return plan_store(self.anatomy, self.compressor, self.drop)
+        return plan_store(self.anatomy, self.compressor, self.drop, self.units)
 
     @property
     def planned(self) -> tuple[Unit, ...]:
@@ -187,6 +192,7 @@ def open_bench(materials: Materials, *, progress: Progress) -> Workbench:
         splits=splits,
         compressor=materials.compressor,
         drop=materials.drop,
+        units=materials.units,
         store=materials.store,
         resources=materials.resources,
         progress=progress,

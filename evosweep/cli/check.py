@@ -18,6 +18,7 @@ SECTIONS = (
     "compressor",
     "transform",
     "drop",
+    "units",
     "store",
     "evaluate",
     "budget",

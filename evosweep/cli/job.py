@@ -37,7 +37,7 @@ from evosweep.tracking.console import RichProgress
 from evosweep.tracking.naming import run_params, varied_values
 from evosweep.workbench import Materials, Workbench, open_bench
 
-WORKBENCH = ("model", "data", "tokens", "compressor", "transform", "drop", "store", "evaluate")
+WORKBENCH = ("model", "data", "tokens", "compressor", "transform", "drop", "units", "store", "evaluate")
 PLAN = ("generations", "stages", "racing", "surrogate", "tokens", "patience", "final")
 PARTS = ("budget", "sampler", "fitness", "scorer", "tracking", "report", "storage")
 SEED_LIMIT = 2**63 - 1

@@ -238,14 +238,14 @@ class SparseGPTQ:
 
         spans = spans_of(len(work), edges=math.gcd(masks.edges, self.group), block=self.column_block)
         total = sweep(work, factor, spans=spans, rules=rules)
+        mask = masks.mask
         if static is not None and order is not None:
             scales = static.scales.T
             zeros = static.zeros.T
             codes = order.back(codes)
-            mask = order.back(masks.mask)
+            mask = order.back(mask)
         else:
             scales, zeros = stack_grids(grids)
-            mask = masks.mask
         matrices = zip(
             specs,
             codes.split(sizes, 1),
@@ -255,9 +255,7 @@ class SparseGPTQ:
             sums_by_matrix(total, sizes),
             strict=True,
         )
-        return [
-            self._payload(spec, code.T, mask.T, scale, zero, error) for spec, code, mask, scale, zero, error in matrices
-        ]
+        return [self._payload(*matrix) for matrix in matrices]
 
     def _payload(
         self,
@@ -268,10 +266,11 @@ class SparseGPTQ:
         zeros: torch.Tensor,
         error: float,
     ) -> Payload:
-        rows, columns = codes.shape
+        """Return the payload of codes and mask (columns, rows), and scales and zeros (rows, groups)."""
+        columns, rows = codes.shape
         tensors = sparse_int.encode(
-            codes=codes,
-            mask=mask,
+            codes=codes.T,
+            mask=mask.T,
             scales=scales,
             zeros=None if self.symmetric else zeros.to(torch.uint8),
             width=spec.bits,

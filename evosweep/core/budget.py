@@ -110,11 +110,22 @@ class Budget:
             return kept_cost(problem, float(self.value))
         if self.kind == "sparsity":
             return sum(
-                unit.levels[-1].cost if unit.gates else sparse_cost(unit, float(self.value)) for unit in problem.units
+                unit.levels[-1].cost if unit.gates or unit.outer else sparse_cost(unit, float(self.value))
+                for unit in problem.units
             )
-        return sum(
-            unit.levels[-1].cost if unit.gates else uniform_level_cost(unit, self.value) for unit in problem.units
-        )
+        inner = [unit for unit in problem.units if not unit.gates and not unit.outer]
+        bits = sum(uniform_level_cost(unit, self.value) for unit in inner)
+        bits += sum(unit.levels[-1].cost for unit in problem.units if unit.gates)
+        wanted = self._nominal(inner)
+        return bits + sum(nearest_level_cost(unit, wanted) for unit in problem.units if unit.outer)
+
+    def _nominal(self, units: Sequence[Unit]) -> float:
+        """Return the nominal number of the level that ``as_uniform`` names in units; infinite where it has none."""
+        named = (level for unit in units for level in unit.levels if level.name == str(self.value))
+        level = next(named, None)
+        if level is not None and level.nominal is not None:
+            return level.nominal.number
+        return float(self.value) if isinstance(self.value, int | float) else math.inf
 
     def _at_least(self, problem: Problem, bits: int) -> str:
         """Return a number of bits as users write budgets, rounded up so that what is printed is enough."""
@@ -161,6 +172,14 @@ def uniform_level_cost(unit: Unit, wanted: int | float | str) -> int:
         got=wanted,
         hint=f"these are the levels of {unit.name}",
     )
+
+
+def nearest_level_cost(unit: Unit, wanted: float) -> int:
+    """Return the cost of the level of a unit outside of the blocks that is nearest to a nominal number."""
+    numbered = [level for level in unit.levels if level.nominal is not None and math.isfinite(wanted)]
+    if not numbered:
+        return unit.levels[-1].cost
+    return min(numbered, key=lambda level: abs(level.nominal.number - wanted) if level.nominal else math.inf).cost
 
 
 def sparse_cost(unit: Unit, sparsity: float) -> int:

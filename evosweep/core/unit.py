@@ -55,6 +55,7 @@ class Unit:
         columns: Numbers about it that allocators read (outlier ratios, sensitivities ...).
         gates: Names of units that are gone, cost and all, while this one is at its lowest level: what is inside a
             dropped sub-block.
+        outer: Whether it lies outside of the blocks (embedding, head), with levels of its own.
     """
 
     name: str
@@ -63,6 +64,7 @@ class Unit:
     levels: tuple[Level, ...]
     columns: Mapping[str, float] = field(default_factory=dict)
     gates: tuple[str, ...] = ()
+    outer: bool = False
 
     @property
     def kind(self) -> str:

@@ -40,7 +40,9 @@ def applied(evaluator: Evaluator, genome: Genome | None) -> Iterator[None]:
         yield
         return
     units = {unit.name: index for index, unit in enumerate(evaluator.store.units)}
-    slots = [slot for slot in evaluator.anatomy.slots if slot.name in units and units[slot.name] not in evaluator.drops]
+    slots = [
+        slot for slot in evaluator.anatomy.all_slots if slot.name in units and units[slot.name] not in evaluator.drops
+    ]
     weights = {slot.name: evaluator.weight(units[slot.name], int(genome[units[slot.name]])) for slot in slots}
     dropped = [effect for index, effect in evaluator.drops.items() if genome[index] == 0]
     inputs = evaluator.rounded_inputs({slot.name: slot.module for slot in slots})

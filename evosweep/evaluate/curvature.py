@@ -44,7 +44,7 @@ def hawq_v2(
     """
     anatomy = evaluator.anatomy
     split = evaluator.splits["search"]
-    slots = {slot.name: slot for slot in anatomy.slots}
+    slots = {slot.name: slot for slot in anatomy.all_slots}
     others = [unit.name for unit in problem.units if unit.name not in slots]
     if others:
         raise EvosweepError(f"curvature is defined for a layer's weight; {others[0]} is not one")

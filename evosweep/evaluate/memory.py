@@ -139,3 +139,21 @@ def plan_memory(resources: Resources, anatomy: Anatomy, units: Sequence[Unit], *
         dense=sum(unit.numel * len(unit.levels) for unit in layers) * anatomy.dtype.itemsize,
         packed=sum(level.cost for unit in layers for level in unit.levels) // 8,
     )
+
+
+def chunks(rows: int, shape: tuple[int, ...], *, tokens_at_once: int) -> list[tuple[slice, slice]]:
+    """Return (genomes, windows) as chunks whose activations fit, whole populations first.
+
+    Args:
+        rows: Genomes.
+        shape: (windows, tokens of each).
+        tokens_at_once: Tokens of all genomes that fit.
+    """
+    at_once = max(1, tokens_at_once // shape[1])
+    some_rows = min(rows, at_once)
+    some_windows = max(1, at_once // some_rows)
+    return [
+        (slice(row, min(row + some_rows, rows)), slice(start, min(start + some_windows, shape[0])))
+        for start in range(0, shape[0], some_windows)
+        for row in range(0, rows, some_rows)
+    ]

@@ -8,8 +8,6 @@ import functools
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -19,17 +17,19 @@ from evosweep.core.errors import EvosweepError, ModelError
 from evosweep.core.lru import ByteLRU
 from evosweep.core.problem import Genome, Problem
 from evosweep.data.tokens import TokenSplit
+from evosweep.evaluate.block_units import units_by_block, wanted_levels
+from evosweep.evaluate.heads import Heads, Targets, made_targets
 from evosweep.evaluate.level_weights import LevelWeights, bytes_of
-from evosweep.evaluate.memory import Resources, per_token, plan_memory
-from evosweep.evaluate.routing import distinct_rows, groups_of, levels_in
-from evosweep.fitness.base import Fitness, Outputs, rows_at_once
+from evosweep.evaluate.memory import Resources, chunks, per_token, plan_memory
+from evosweep.evaluate.outer import OuterUnits
+from evosweep.evaluate.routing import distinct_rows, groups_of
+from evosweep.fitness.base import Fitness, Outputs
 from evosweep.models.activations import NONE, RoundedInputs
 from evosweep.models.anatomy import Anatomy
 from evosweep.models.device import moved, tf32
-from evosweep.models.dropping import DropEffect, silenced_rows
+from evosweep.models.dropping import silenced_rows
 from evosweep.models.fused import compile_norms, fused_rotary
 from evosweep.models.patch import replaced_parameters
-from evosweep.models.slots import Slot
 from evosweep.store.manifest import LevelStore
 
 Genomes = npt.NDArray[np.int64]
@@ -68,7 +68,8 @@ class Evaluator:
         self.resources = resources or Resources()
         self.majority = majority
         self.drops = store.drops
-        self._blocks = _units_by_block(anatomy, store, self.drops)
+        self._blocks = units_by_block(anatomy, store, self.drops)
+        self._outer = OuterUnits.of(anatomy, store.units)
         self._gates = Problem(units=store.units, budget=sum(unit.levels[-1].cost for unit in store.units))
         longest = max(split.seq_len for split in splits.values())
         self.plan = plan_memory(self.resources, anatomy, store.units, seq_len=longest)
@@ -82,9 +83,12 @@ class Evaluator:
         self.validated: dict[bytes | None, dict[str, float]] = {}
         self.validated_windows: dict[bytes | None, list[float]] = {}
         asked = self.resources.activations
-        columns = {unit.name: unit.columns for unit in store.units if not unit.gates}
+        columns = {unit.name: unit.columns for unit in store.units if not unit.gates and not unit.outer}
         self._inputs = None if asked == NONE else RoundedInputs.of(asked, columns, owner=self.resources)
         self._compiled = self.resources.compiles(anatomy.device)
+        self._heads = Heads(
+            anatomy, self.levels, unit=self._outer.head, compiled=self._compiled, limit=self.plan.targets
+        )
         if self._compiled:
             compile_norms(anatomy.blocks)
 
@@ -132,18 +136,18 @@ class Evaluator:
         if genomes is not None and self._gates.gating.any():  # so that they share rows
             genomes = np.stack([np.where(self._gates.alive(genome), genome, 0) for genome in genomes])
         with torch.inference_mode(), tf32(allowed=self.resources.tf32), self._fused():
-            dense = [
-                self._dense(split, int(window), fitness, chosen.shape[1], losses=genomes is None) for window in windows
-            ]
             if genomes is None:
-                return {one.name: self._finite([found[one.name]["loss"] for found in dense]) for one in fitness}
+                alone = [self._dense(split, int(window), fitness, chosen.shape[1], losses=True) for window in windows]
+                return {one.name: self._finite([found[one.name]["loss"] for found in alone]) for one in fitness}
+            dense = [self._targets_by_head(genomes, split, int(window), fitness, chosen.shape[1]) for window in windows]
             return self._in_chunks(genomes, chosen, fitness, dense)
 
     def logits(self, genome: Genome | None, tokens: torch.Tensor) -> torch.Tensor:
         """Return fp32 logits (tokens, vocabulary) of one genome for one row of token ids (1, tokens)."""
         with torch.inference_mode():
             hidden, _ = self._hidden(None if genome is None else genome[None], tokens.to(self.anatomy.device))
-            return self.anatomy.head.logits(hidden[0].flatten(0, 1))
+            level = None if genome is None else self._outer.head_level(genome)
+            return self._heads.head(level).logits(hidden[0].flatten(0, 1))
 
     @contextmanager
     def tuned(self, values: Mapping[str, torch.Tensor]) -> Iterator[None]:
@@ -199,12 +203,12 @@ class Evaluator:
         genomes: Genomes,
         windows: npt.NDArray[np.int64],
         fitness: Sequence[Fitness],
-        targets: Sequence[Mapping[str, Mapping[str, torch.Tensor]]],
+        targets: Sequence[Mapping[int | None, Targets]],
     ) -> dict[str, npt.NDArray[np.float32]]:
         """Return the losses of a population, computed in as many chunks as memory asks for."""
         shape = (len(genomes), len(windows), windows.shape[1] - 1)
         losses = {one.name: np.empty(shape, dtype=np.float32) for one in fitness}
-        todo = self._chunks(len(genomes), windows.shape)
+        todo = chunks(len(genomes), windows.shape, tokens_at_once=self._tokens_at_once)
         while todo:
             rows, span = todo.pop(0)
             try:
@@ -239,24 +243,35 @@ class Evaluator:
         genomes: Genomes,
         windows: npt.NDArray[np.int64],
         fitness: Sequence[Fitness],
-        targets: Sequence[Mapping[str, Mapping[str, torch.Tensor]]],
+        targets: Sequence[Mapping[int | None, Targets]],
     ) -> dict[str, npt.NDArray[np.float32]]:
         """Return the losses of each genome on each token of some windows."""
         tokens = moved(windows, self.anatomy.device)
         hidden, rows = self._hidden(genomes, tokens)
-        losses = {one.name: torch.empty(hidden[..., 1:, 0].shape, device=hidden.device) for one in fitness}
-        at_once = rows_at_once(self.anatomy.head, windows.shape[1] - 1, compiled=self._compiled)
-        for index, window in enumerate(tokens):
-            for start in range(0, len(hidden), at_once):
-                states = hidden[start : start + at_once, index, :-1]
-                outputs = Outputs(
-                    self.anatomy.head, states.flatten(0, 1), window[1:].repeat(len(states)), compiled=self._compiled
-                )
-                for one in fitness:
-                    wanted = {name: _repeated(kept, len(states)) for name, kept in targets[index][one.name].items()}
-                    found = one.losses(outputs, wanted).view(len(states), -1)
-                    losses[one.name][start : start + len(states), index] = found
-        return {name: values.cpu().numpy()[rows] for name, values in losses.items()}
+        shape = (len(genomes), len(windows), windows.shape[1] - 1)
+        losses = {one.name: np.empty(shape, dtype=np.float32) for one in fitness}
+        for group in self._outer.by_head(genomes, rows):
+            states = hidden if group.states is None else hidden[moved(group.states, hidden.device)]
+            wanted = [window[group.level] for window in targets]
+            for name, values in self._heads.losses(states, tokens, fitness, wanted, group.level).items():
+                losses[name][group.members] = values.cpu().numpy()[group.rows]
+        return losses
+
+    def _embedded(self, genomes: Genomes | None, tokens: torch.Tensor) -> tuple[torch.Tensor, npt.NDArray[np.int64]]:
+        """Return the first block's input (distinct embedding levels, windows, seq_len, hidden), each genome's row.
+
+        Arguments as for ``_hidden``.
+        """
+        unit = self._outer.embedding
+        if genomes is None or unit is None:
+            states = self.anatomy.embed(tokens)[None]
+            return states, np.zeros(1 if genomes is None else len(genomes), dtype=np.int64)
+        levels, rows = np.unique(genomes[:, unit], return_inverse=True)
+        found = []
+        for level in levels.tolist():
+            with self.anatomy.outer["embedding"].with_weight(self.levels.weight((unit, level))):
+                found.append(self.anatomy.embed(tokens))
+        return torch.stack(found), rows.astype(np.int64)
 
     def _hidden(self, genomes: Genomes | None, tokens: torch.Tensor) -> tuple[torch.Tensor, npt.NDArray[np.int64]]:
         """Return final hidden states (distinct genomes, windows, seq_len, hidden), and each genome's row in them.
@@ -275,11 +290,10 @@ class Evaluator:
     ) -> tuple[torch.Tensor, npt.NDArray[np.int64]]:
         """Return what ``_hidden`` does, with the model's parameters as they are; arguments as there."""
         anatomy = self.anatomy
-        states = anatomy.embed(tokens)[None]
-        rows = np.zeros(1 if genomes is None else len(genomes), dtype=np.int64)
+        states, rows = self._embedded(genomes, tokens)
         for block, units in enumerate(self._blocks):
             if genomes is not None and block + 1 < len(self._blocks):
-                self.levels.prefetch(_wanted(self._blocks[block + 1], genomes))
+                self.levels.prefetch(wanted_levels(self._blocks[block + 1], genomes))
             if genomes is None:
                 states = anatomy.run_block(block, states.flatten(0, 1)).unflatten(0, states.shape[:2])
                 continue
@@ -323,8 +337,45 @@ class Evaluator:
             done = self.anatomy.run_block(block, given.flatten(0, 1)).unflatten(0, given.shape[:2])
         return done if rows is None else states.index_copy(0, rows, done)
 
+    def _targets_by_head(
+        self, genomes: Genomes, split: str, window: int, fitness: Sequence[Fitness], length: int
+    ) -> dict[int | None, dict[str, dict[str, torch.Tensor]]]:
+        """Return each fitness's targets on one window, by level of the head, for the levels that genomes have.
+
+        Args:
+            genomes: Level indices (genomes, units).
+            split: Name of the token split.
+            window: Index of the window.
+            fitness: What to compute.
+            length: Number of tokens.
+        """
+        dense = self._dense_outputs(split, window)
+        return {
+            level: self._dense(split, window, fitness, length, losses=False, level=level, outputs=dense)
+            for level in self._outer.head_levels(genomes)
+        }
+
+    def _dense_outputs(self, split: str, window: int) -> Callable[[], Outputs]:
+        """Return a function that runs the dense model on one window, at most once."""
+
+        @functools.cache
+        def outputs() -> Outputs:
+            tokens = moved(self.splits[split].windows[window][None], self.anatomy.device)
+            hidden, _ = self._hidden(None, tokens)
+            return Outputs(self.anatomy.head, hidden[0, 0, :-1], tokens[0, 1:], compiled=self._compiled)
+
+        return outputs
+
     def _dense(
-        self, split: str, window: int, fitness: Sequence[Fitness], length: int, *, losses: bool
+        self,
+        split: str,
+        window: int,
+        fitness: Sequence[Fitness],
+        length: int,
+        *,
+        losses: bool,
+        level: int | None = None,
+        outputs: Callable[[], Outputs] | None = None,
     ) -> dict[str, dict[str, torch.Tensor]]:
         """Return each fitness's targets on the first tokens of one window, and with ``losses`` the dense ``loss``.
 
@@ -336,77 +387,14 @@ class Evaluator:
             fitness: What to compute.
             length: Number of tokens.
             losses: Whether the dense model's own loss is wanted.
+            level: The head's level that the targets are for; None is the dense head.
+            outputs: Runs the dense model, where several levels share it.
         """
-
-        @functools.cache
-        def outputs() -> Outputs:
-            tokens = moved(self.splits[split].windows[window][None], self.anatomy.device)
-            hidden, _ = self._hidden(None, tokens)
-            return Outputs(self.anatomy.head, hidden[0, 0, :-1], tokens[0, 1:], compiled=self._compiled)
-
+        run = outputs or self._dense_outputs(split, window)
         found = {}
         for one in fitness:
-            targets = self._targets.get((one.name, split, window), functools.partial(_targets, one, outputs))
-            kept = {**targets, "loss": one.losses(outputs(), targets)} if losses else targets
+            make = functools.partial(made_targets, one, run, None if level is None else self._heads.head(level))
+            targets = self._targets.get((one.name, split, window, level), make)
+            kept = {**targets, "loss": one.losses(run(), targets)} if losses else targets
             found[one.name] = {name: tensor[: length - 1] for name, tensor in kept.items()}  # a causal model's prefix
         return found
-
-    def _chunks(self, rows: int, shape: tuple[int, ...]) -> list[tuple[slice, slice]]:
-        """Return (genomes, windows) as chunks whose activations fit, whole populations first."""
-        at_once = max(1, self._tokens_at_once // shape[1])
-        some_rows = min(rows, at_once)
-        some_windows = max(1, at_once // some_rows)
-        return [
-            (slice(row, min(row + some_rows, rows)), slice(start, min(start + some_windows, shape[0])))
-            for start in range(0, shape[0], some_windows)
-            for row in range(0, rows, some_rows)
-        ]
-
-
-@dataclass(frozen=True)
-class _Units:
-    """The units that change one block, as indices into a genome.
-
-    Attributes:
-        slots: Index of the unit of each slot.
-        writers: Index of the unit that drops a sub-block, by the slot whose output is missing then.
-        whole: Indices of the units that drop the whole block.
-    """
-
-    slots: Mapping[Slot, int]
-    writers: Mapping[Slot, int]
-    whole: tuple[int, ...]
-
-    @cached_property
-    def indices(self) -> npt.NDArray[np.int64]:
-        return np.array([*self.slots.values(), *self.writers.values(), *self.whole], dtype=np.int64)
-
-
-def _units_by_block(anatomy: Anatomy, store: LevelStore, drops: Mapping[int, DropEffect]) -> list[_Units]:
-    indices = {unit.name: index for index, unit in enumerate(store.units)}
-    found = []
-    for block in range(len(anatomy.blocks)):
-        here = {index: effect for index, effect in drops.items() if block in effect.blocks}
-        found.append(
-            _Units(
-                slots={slot: indices[slot.name] for slot in anatomy.slots_of(block) if slot.name in indices},
-                writers={
-                    anatomy.slot(effect.writer): index for index, effect in here.items() if effect.writer is not None
-                },
-                whole=tuple(index for index, effect in here.items() if effect.whole),
-            )
-        )
-    return found
-
-
-def _wanted(units: _Units, genomes: Genomes) -> list[tuple[int, int]]:
-    """Return (unit, level) of all levels that a population has in the slots of a block."""
-    return [(index, level) for index in units.slots.values() for level in levels_in(genomes[:, index])[0]]
-
-
-def _repeated(tensor: torch.Tensor, times: int) -> torch.Tensor:
-    return tensor if times == 1 else tensor.repeat(times, *(1 for _ in tensor.shape[1:]))
-
-
-def _targets(fitness: Fitness, dense: Callable[[], Outputs]) -> dict[str, torch.Tensor]:
-    return fitness.targets(dense())

@@ -117,7 +117,7 @@ def hill_exponents(evaluator: Evaluator, problem: Problem, *, tokens: int, seed:
         progress: Shows how far it is.
     """
     del tokens, seed
-    slots = {slot.name: slot for slot in evaluator.anatomy.slots}
+    slots = {slot.name: slot for slot in evaluator.anatomy.all_slots}
     units = [unit.name for unit in problem.units if unit.name in slots]
     return {
         name: {HILL: hill_exponent(slots[name].read())}

@@ -23,6 +23,7 @@ from evosweep.models.anatomy import Anatomy
 from evosweep.models.dropping import Drop, DropEffect, dropped_parameters, removed
 from evosweep.models.load import LoadedModel
 from evosweep.models.slots import Slot
+from evosweep.store.units import Units
 
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 1e-2, torch.float16: 1e-3}
 ROUNDED_TOLERANCE = 0.05  # where inputs are rounded: the last bit of one may decide which of two values it becomes
@@ -46,7 +47,7 @@ class Winner:
     def slots(self) -> Mapping[Slot, int]:
         """The unit index of every slot that belongs to a unit."""
         indices = {unit.name: index for index, unit in enumerate(self.problem.units)}
-        units = {slot: indices[slot.name] for slot in self.evaluator.anatomy.slots if slot.name in indices}
+        units = {slot: indices[slot.name] for slot in self.evaluator.anatomy.all_slots if slot.name in indices}
         return {slot: index for slot, index in units.items() if index not in self.evaluator.drops}
 
     @cached_property
@@ -120,13 +121,14 @@ class Exporter:
         check_bool("enabled", self.enabled)
         check_int("check_tokens", self.check_tokens, low=1)
 
-    def check(self, compressor: Compressor, drop: Drop, anatomy: Anatomy) -> None:
+    def check(self, compressor: Compressor, drop: Drop, anatomy: Anatomy, units: Units | None = None) -> None:
         """Raise SettingError, before any work, where the format cannot hold what a search may choose.
 
         Args:
             compressor: Makes the levels.
             drop: What may be dropped.
             anatomy: The model.
+            units: What is a unit beside the layers of the blocks.
         """
 
     def expected_bytes(self, winner: Winner) -> int:

@@ -17,6 +17,7 @@ from evosweep.exporters.base import Exporter, Winner
 from evosweep.models.anatomy import Anatomy
 from evosweep.models.dropping import Drop
 from evosweep.models.load import LoadedModel
+from evosweep.store.units import Units
 
 Packed = dict[str, torch.Tensor]
 OTHERS = ("dense", "packed", "none")
@@ -40,13 +41,14 @@ class CompressedTensors(Exporter):
                 "", owner=self, allowed=OTHERS, got="compressed_tensors", hint="pip install compressed-tensors"
             )
 
-    def check(self, compressor: Compressor, drop: Drop, anatomy: Anatomy) -> None:
+    def check(self, compressor: Compressor, drop: Drop, anatomy: Anatomy, units: Units | None = None) -> None:
         """Raise SettingError where the format cannot hold what a search may choose.
 
         Args:
             compressor: Makes the levels.
             drop: What may be dropped.
             anatomy: The model.
+            units: What is a unit beside the layers of the blocks.
         """
         hint = ""
         if not isinstance(compressor, IntegerLevels) or not compressor.symmetric:
@@ -55,6 +57,8 @@ class CompressedTensors(Exporter):
             hint = "it keeps scales in the model's type, bfloat16: compressor.coarse_scales=true, or model.dtype"
         elif drop.granularity == "sublayers":
             hint = "it cannot hold a block without its attention or MLP: drop=blocks"
+        elif units is not None and units.any:
+            hint = "it leaves embedding and head as they are: units=none"
         elif any(slot.layout != "linear" for slot in anatomy.slots):
             hint = "it has no layout for this model's transposed layers"
         if hint:

@@ -14,6 +14,7 @@ from evosweep.core.events import Progress
 from evosweep.core.problem import Genome, Problem
 from evosweep.evaluate.population import Evaluator
 from evosweep.models.anatomy import Anatomy
+from evosweep.store.units import Units
 
 TUNED = "tuned.safetensors"  # in the run's folder: the parameters that a finishing step changed
 
@@ -34,7 +35,7 @@ class Finished:
 class NoFinish:
     """The winner stays as the search scored it."""
 
-    def check(self, anatomy: Anatomy) -> None:
+    def check(self, anatomy: Anatomy, units: Units | None = None) -> None:
         """Accept any model."""
 
     def run(self, genome: Genome, *, problem: Problem, evaluator: Evaluator, seed: int, progress: Progress) -> Finished:

@@ -28,6 +28,7 @@ from evosweep.models.anatomy import Anatomy
 from evosweep.models.device import moved
 from evosweep.models.dropping import silenced
 from evosweep.models.patch import replaced_weights
+from evosweep.store.units import Units
 
 LEARNABLE = ("norms", "biases")
 SEARCH_TOKENS = 8192  # on which the tuned model must be better
@@ -58,8 +59,11 @@ class BiasTuning:
         if not self.learn:
             raise SettingError("learn", allowed=f"some of {', '.join(LEARNABLE)}", got=self.learn)
 
-    def check(self, anatomy: Anatomy) -> None:
+    def check(self, anatomy: Anatomy, units: Units | None = None) -> None:
         """Raise SettingError, before any work, where a model cannot be tuned."""
+        if units is not None and units.any:
+            hint = "it learns with the dense embedding and head: units=none"
+            raise SettingError("", owner=self, allowed=["none"], got="bias_tuning", hint=hint)
         if not anatomy.head.linear:
             raise SettingError(
                 "", owner=self, allowed=["none"], got="bias_tuning", hint="this model's head is more than one matrix"

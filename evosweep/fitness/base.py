@@ -47,12 +47,15 @@ class Outputs:
         hidden: Final hidden states, shape (tokens, hidden).
         labels: The tokens that came next, shape (tokens,).
         compiled: Whether the reduction over the vocabulary is compiled, on a GPU as one kernel with the head's product.
+        other: The head that the other model has, where it is not the same one: the compressed model's in ``targets``,
+            the dense model's in ``losses``.
     """
 
     head: Head
     hidden: torch.Tensor
     labels: torch.Tensor
     compiled: bool = False
+    other: Head | None = None
 
     def logits(self) -> Iterator[tuple[slice, torch.Tensor]]:
         """Yield slices of the tokens, with the fp32 logits (some tokens, vocabulary) of each, never all at once."""

@@ -16,7 +16,7 @@ from torch import nn
 from evosweep.core.errors import ModelError
 from evosweep.models.head import Head
 from evosweep.models.patch import replaced_forward
-from evosweep.models.slots import LinearSlot, Slot, slot_kind
+from evosweep.models.slots import LinearSlot, OuterSlot, Slot, outer_slots, slot_kind
 from evosweep.models.verify import check_block_by_block, check_causal
 
 PROBE_TOKENS = 8
@@ -60,6 +60,16 @@ class Anatomy:
         """The output layer, from final hidden states to logits."""
         return Head.of(self.model, self.base)
 
+    @cached_property
+    def outer(self) -> dict[str, OuterSlot]:
+        """The slots outside of the blocks: ``embedding``, and ``head`` where that is a tensor of its own."""
+        return outer_slots(self.model, len(self.blocks))
+
+    @cached_property
+    def all_slots(self) -> list[Slot]:
+        """The embedding, the slots in the blocks, and the head where it is a tensor of its own."""
+        return sorted([*self.outer.values(), *self.slots], key=lambda slot: slot.block)
+
     def slot(self, name: str) -> Slot:
         """Return the slot with a name; KeyError where there is none."""
         return self._by_name[name]
@@ -70,7 +80,7 @@ class Anatomy:
 
     @cached_property
     def _by_name(self) -> dict[str, Slot]:
-        return {slot.name: slot for slot in self.slots}
+        return {slot.name: slot for slot in self.all_slots}
 
     def embed(self, tokens: torch.Tensor) -> torch.Tensor:
         """Return the input of the first block, shape (batch, seq_len, hidden), for token ids (batch, seq_len)."""

@@ -1,6 +1,7 @@
 """The output head, from final hidden states to logits: one matrix where that is all, else the model's own code."""
 
 import copy
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -10,7 +11,7 @@ from torch import nn
 from torch.nn import functional
 
 from evosweep.core.errors import ModelError
-from evosweep.models.patch import replaced_forward
+from evosweep.models.patch import replaced_forward, replaced_parameter
 
 PROBE_TOKENS = 4
 PROBE_LOGIT = 200.0
@@ -65,6 +66,10 @@ class Head:
             logits = head.logits(hidden)
         return replace(head, linear=bool(torch.allclose(plain, logits, rtol=1e-2, atol=1e-2 * PROBE_LOGIT)))
 
+    def with_weight(self, weight: torch.Tensor) -> "Head":
+        """Return the same head with another matrix (vocabulary, hidden)."""
+        return replace(self, weight=weight)
+
     def piece(self, start: int, stop: int) -> "Head":
         """Return a linear head of the vocabulary's rows ``start`` to ``stop``."""
         head = self.wide
@@ -85,7 +90,11 @@ class Head:
         tokens = torch.zeros((1, len(hidden)), dtype=torch.long, device=hidden.device)
         final = copy.copy(self.output)
         final["last_hidden_state"] = hidden[None]
-        with replaced_forward(self.base, lambda *_args, **_kwargs: final):
+        layer: Any = self.model.get_output_embeddings()  # type: ignore[operator]
+        with ExitStack() as stack:
+            stack.enter_context(replaced_forward(self.base, lambda *_args, **_kwargs: final))
+            if self.weight is not layer.weight:
+                stack.enter_context(replaced_parameter(layer, "weight", self.weight))
             return self.model(input_ids=tokens, use_cache=False).logits[0].float()
 
 

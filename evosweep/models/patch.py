@@ -34,6 +34,23 @@ def replaced_forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator
 
 
 @contextmanager
+def replaced_parameter(module: nn.Module, name: str, value: torch.Tensor) -> Iterator[None]:
+    """Let a module, and no other that shares the parameter, use another tensor while the context lasts.
+
+    Args:
+        module: The module.
+        name: Of its own parameter.
+        value: What it uses instead; not copied.
+    """
+    before = module._parameters[name]
+    module._parameters[name] = nn.Parameter(value, requires_grad=False)
+    try:
+        yield
+    finally:
+        module._parameters[name] = before
+
+
+@contextmanager
 def replaced_weights(slots: Sequence[_Slot], weights: Mapping[str, torch.Tensor]) -> Iterator[None]:
     """Overwrite the weights of some slots while the context lasts.
 

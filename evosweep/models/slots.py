@@ -12,7 +12,7 @@ from torch.utils.hooks import RemovableHandle
 from transformers.pytorch_utils import Conv1D
 
 from evosweep.core.errors import ModelError
-from evosweep.models.patch import replaced_forward
+from evosweep.models.patch import replaced_forward, replaced_parameter
 
 
 @dataclass(frozen=True)
@@ -177,6 +177,58 @@ class ExpertSlot(LinearSlot):
         raise ModelError(f"{self.name}: the inputs of a single expert cannot be measured yet")
 
 
+@dataclass(frozen=True)
+class OuterSlot(LinearSlot):
+    """The matrix (vocabulary, hidden) of a model's embedding or head, outside of the blocks.
+
+    Attributes:
+        tied: Whether one tensor is both, so that this slot serves as both.
+    """
+
+    tied: bool = False
+
+    def with_weight(self, weight: torch.Tensor) -> AbstractContextManager[None]:
+        """Return a context in which this module uses another matrix; one that is tied to it does not."""
+        return replaced_parameter(self.module, "weight", weight)
+
+    def forward_by_row(self, groups: RowGroups, weights: Mapping[int, torch.Tensor]) -> AbstractContextManager[None]:
+        """Raise ModelError: a population is embedded, and goes through the head, level by level."""
+        raise ModelError(f"{self.name}: the rows of a population are grouped by its level before it runs")
+
+
+@dataclass(frozen=True)
+class EmbeddingSlot(OuterSlot):
+    """The token embedding; its rows are looked up."""
+
+    layout = "embedding"
+
+
+@dataclass(frozen=True)
+class HeadSlot(OuterSlot):
+    """The output matrix, where it is not the embedding's tensor."""
+
+    layout = "head"
+
+
+def outer_slots(model: Any, blocks: int) -> dict[str, OuterSlot]:
+    """Return the slots of a model's ``embedding`` and ``head``; no head where both are one tensor.
+
+    Args:
+        model: A causal language model of transformers.
+        blocks: Number of its blocks; the embedding is in block -1, the head in the one after the last.
+    """
+    paths = {id(module): path for path, module in model.named_modules()}
+    embedding = model.get_input_embeddings()
+    head = model.get_output_embeddings()
+    name = paths[id(embedding)]
+    tied = head is not None and head.weight is embedding.weight
+    found: dict[str, OuterSlot] = {"embedding": EmbeddingSlot(name, -1, embedding, name, tied)}
+    if head is not None and not tied:
+        path = paths[id(head)]
+        found["head"] = HeadSlot(path, blocks, head, path)
+    return found
+
+
 SLOTS: Mapping[type[nn.Module], type[LinearSlot]] = {nn.Linear: LinearSlot, Conv1D: TransposedSlot}
 """Which slot the weight of a module is, by the module's class."""
 
@@ -196,7 +248,7 @@ def slot_at(model: nn.Module, path: str) -> LinearSlot:
         module = model.get_submodule(path)
     except AttributeError as error:
         raise ModelError(f"{type(model).__name__} has no module {path}") from error
-    kind = slot_kind(module)
+    kind = EmbeddingSlot if isinstance(module, nn.Embedding) else slot_kind(module)
     if kind is None:
         raise ModelError(f"{path} is a {type(module).__name__}, not a linear layer")
     return kind(name=path, block=0, module=module, group=path)

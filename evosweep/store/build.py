@@ -108,6 +108,7 @@ class StoreBuilder:
             "propagate": self.settings.propagate,
             "token_weighting": self.settings.token_weighting,
             "layer_errors": self.settings.layer_errors,
+            **({"units": plan.outer.describe()} if plan.outer.any else {}),
             **({"input_ranges": True} if self.settings.input_ranges else {}),  # stores without them stay where they are
         }
 

@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 
 from evosweep import parallel
-from evosweep.compressors.base import LevelSpec, layer_error
+from evosweep.compressors.base import Compressor, LevelSpec, layer_error
 from evosweep.compressors.payload import Payload
 from evosweep.compressors.statistics import INPUT_SQUARE, SECOND_MOMENT, Statistics
 from evosweep.core.errors import StoreError
@@ -21,9 +20,10 @@ from evosweep.models.anatomy import Anatomy
 from evosweep.models.device import free_bytes
 from evosweep.models.patch import replaced_weights
 from evosweep.models.slots import Slot
-from evosweep.store.manifest import tensor_name
+from evosweep.store.calibrate_outer import OuterWalk
 from evosweep.store.manifest_rows import ManifestLevel, ManifestUnit
 from evosweep.store.outliers import outlier_ratios
+from evosweep.store.payload_files import shared_tensors, stored_once, write_tensors
 from evosweep.store.statistics.base import statistic_module
 from evosweep.store.statistics.walk import measure_inputs
 from evosweep.store.store_plan import StorePlan, in_model_order, planned_unit
@@ -81,7 +81,9 @@ class Walk:
         batch_tokens = self.settings.batch_tokens or memory.batch_tokens
         self._measure_model(tokens, batch_tokens)
         windows_at_once = max(1, batch_tokens // calibration.seq_len)
-        hidden = [anatomy.embed(batch).to(memory.home) for batch in tokens.split(windows_at_once)]
+        batches = tokens.split(windows_at_once)
+        outer = OuterWalk(self, batches, folder)
+        hidden = outer.embedded(memory.home)
         rows: list[ManifestUnit] = []
         with ThreadPoolExecutor(1) as writer:  # writes one block while the next is compressed
             pending = []
@@ -94,11 +96,12 @@ class Walk:
                 made, tensors = self._block(block, hidden)
                 rows += made
                 if tensors and parallel.is_leader():
-                    pending.append(writer.submit(_write, tensors, folder / file_of(block)))
+                    pending.append(writer.submit(write_tensors, tensors, folder / file_of(block)))
                 for done in pending[:-1]:
                     done.result()  # at most one block waits to be written; a full disk ends the walk here
             for done in pending:
                 done.result()
+        rows += outer.finished(hidden)
         return in_model_order(anatomy, rows)
 
     def _measure_model(self, tokens: torch.Tensor, batch_tokens: int) -> None:
@@ -125,13 +128,12 @@ class Walk:
             ratios = outlier_ratios({name: (weight, squares[name]) for name, weight in dense.items()})
         for members in _by_group(slots):
             statistics = measured[members[0].group]
-            payloads = self._compress(members, dense, statistics)
+            payloads = self.compress(members, dense, statistics)
             for slot in members:
                 made = payloads[slot.name]
-                rows.append(self._row(slot, dense[slot.name], made, statistics, ratios[slot.name]))
-                named = _named(slot.name, made)
-                tensors.update({name: tensor for name, tensor in named.items() if name not in rows[-1].shared})
-                passed_on[slot.name] = self._passed_on(slot, made)
+                rows.append(self.row(slot, dense[slot.name], made, statistics, ratios[slot.name]))
+                tensors.update(stored_once(rows[-1], made))
+                passed_on[slot.name] = self.passed_on(slot, made)
         with replaced_weights(slots, passed_on):
             hidden[:] = [anatomy.run_block(block, batch).to(batch.device) for batch in hidden]
         return rows, tensors
@@ -146,8 +148,12 @@ class Walk:
             columns.add(INPUT_RANGE)
         return self.plan.needs | columns
 
-    def _compress(
-        self, members: Sequence[Slot], dense: Tensors, measured: Mapping[str, Any]
+    def compress(
+        self,
+        members: Sequence[Slot],
+        dense: Tensors,
+        measured: Mapping[str, Any],
+        compressor: Compressor | None = None,
     ) -> dict[str, dict[str, Payload]]:
         """Return unit -> level name -> payload of layers that share an input.
 
@@ -155,25 +161,29 @@ class Walk:
             members: The layers.
             dense: Their fp32 weights, among others.
             measured: Statistics of their input.
+            compressor: Of a unit outside of the blocks; None is the plan's.
         """
+        maker = compressor or self.plan.compressor
         own = {
             name: {slot.name: values[slot.name] for slot in members if slot.name in values}
             for name, values in self.from_model.items()
         }
-        statistics = Statistics({**measured, **own}).only(self.plan.needs)
+        statistics = Statistics({**measured, **own}).only(self.plan.needs if compressor is None else compressor.needs)
         weights = {slot.name: dense[slot.name] for slot in members}
+        plans = {slot.name: self.plan.levels[slot.name] for slot in members}
         try:
-            return self.plan.compressor.compress(weights, statistics, self.plan.levels)
+            return maker.compress(weights, statistics, plans)
         except StoreError as error:
             raise StoreError(f"{members[0].name}: {error}") from error
 
-    def _row(
+    def row(
         self,
         slot: Slot,
         weight: torch.Tensor,
         payloads: Mapping[str, Payload],
         measured: Mapping[str, Any],
         ratios: Mapping[str, float],
+        file: str | None = None,
     ) -> ManifestUnit:
         """Return a compressed layer's row of the manifest.
 
@@ -183,6 +193,7 @@ class Walk:
             payloads: Its levels.
             measured: Statistics of its input.
             ratios: Its shares of outlier weights.
+            file: Name of its file; None is that of its block.
         """
         moment = measured.get(SECOND_MOMENT)
         whole = 0.0 if moment is None else layer_error(weight, moment)
@@ -194,13 +205,14 @@ class Walk:
                 planned = ManifestLevel.planned(spec)
                 levels.append(replace(planned, error=error, relative_error=relative, payload=payload.layout()))
         row = planned_unit(slot, self.plan.levels[slot.name])
-        shared = _shared(_named(slot.name, payloads))
+        shared = shared_tensors(slot.name, payloads)
         columns = dict(ratios)
-        if self.settings.input_ranges:
+        if self.settings.input_ranges and INPUT_RANGE in measured:
             columns[INPUT_RANGE] = float(measured[INPUT_RANGE])
-        return replace(row, levels=tuple(levels), columns=columns, file=file_of(slot.block), shared=shared)
+        name = file or file_of(slot.block)
+        return replace(row, levels=tuple(levels), columns=columns, file=name, shared=shared)
 
-    def _passed_on(self, slot: Slot, payloads: Mapping[str, Payload]) -> torch.Tensor:
+    def passed_on(self, slot: Slot, payloads: Mapping[str, Payload]) -> torch.Tensor:
         """Return the weight through whose output later blocks are calibrated: the level nearest to ``propagate``."""
         target = self.settings.propagate
         if target is None:
@@ -266,23 +278,3 @@ def _by_group(slots: Sequence[Slot]) -> list[list[Slot]]:
     for slot in slots:
         groups.setdefault(slot.group, []).append(slot)
     return list(groups.values())
-
-
-def _named(unit: str, payloads: Mapping[str, Payload]) -> Tensors:
-    """Return all tensors of a unit's levels by their names in the file."""
-    return {
-        tensor_name(unit, level, path): tensor
-        for level, payload in payloads.items()
-        for path, tensor in payload.flat().items()
-    }
-
-
-def _shared(named: Mapping[str, torch.Tensor]) -> dict[str, str]:
-    """Return the names of tensors that are there under an earlier name already, with that name."""
-    first: dict[int, str] = {}
-    names = {name: first.setdefault(id(tensor), name) for name, tensor in named.items()}
-    return {name: earlier for name, earlier in names.items() if name != earlier}
-
-
-def _write(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
-    save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, path)

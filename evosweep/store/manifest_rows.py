@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -75,6 +75,7 @@ class ManifestUnit:
         group: Name of the first layer that shares its input.
         file: Name of the file with its payloads.
         drop: What dropping it does to the model, for units that can be dropped.
+        outer: Whether it is the embedding or the head.
         shared: Tensors that levels share, each once in the file: name -> the name under which it is there.
     """
 
@@ -89,6 +90,7 @@ class ManifestUnit:
     group: str | None = None
     file: str | None = None
     drop: Mapping[str, Any] | None = None
+    outer: bool = False
     shared: Mapping[str, str] = field(default_factory=dict)
 
     def unit(self) -> Unit:
@@ -100,7 +102,16 @@ class ManifestUnit:
             levels=tuple(level.level() for level in self.levels),
             columns=self.columns,
             gates=self.gates,
+            outer=self.outer,
         )
+
+    def with_errors(self, errors: Mapping[str, float], *, whole: float) -> "ManifestUnit":
+        """Return the unit with its levels' errors, by level name; relative ones are over ``whole``."""
+        levels = tuple(
+            replace(level, error=errors[level.name], relative_error=errors[level.name] / whole if whole else 0.0)
+            for level in self.levels
+        )
+        return replace(self, levels=levels)
 
     @cached_property
     def payloads(self) -> Mapping[str, Layout]:

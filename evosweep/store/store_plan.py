@@ -1,7 +1,7 @@
 """The plan of a level store: its units and their levels, and what they cost, known from shapes alone."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 from evosweep.compressors.base import Compressor, LevelSpec, Plans
@@ -9,9 +9,10 @@ from evosweep.core.errors import SettingError
 from evosweep.core.unit import Unit
 from evosweep.models.anatomy import Anatomy
 from evosweep.models.dropping import Drop, Droppable
-from evosweep.models.slots import Slot
+from evosweep.models.slots import OuterSlot, Slot
 from evosweep.store.manifest_rows import ManifestLevel, ManifestUnit
 from evosweep.store.statistics.base import check_needs
+from evosweep.store.units import Units
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,7 @@ class StorePlan:
         dropped: The modules that may be dropped.
         needs: Statistics that the compressor reads.
         rows: All units, in the order in which the model computes them.
+        outer: What is a unit beside the layers of the blocks.
         fixed_bits: Bits of all parameters that belong to no unit, tied ones once, in the model's type.
     """
 
@@ -37,6 +39,7 @@ class StorePlan:
     needs: frozenset[str]
     rows: tuple[ManifestUnit, ...]
     fixed_bits: int
+    outer: Units = field(default_factory=Units)
 
     @cached_property
     def units(self) -> tuple[Unit, ...]:
@@ -49,24 +52,28 @@ class StorePlan:
         return sum(level.cost for levels in self.levels.values() for level in levels)
 
 
-def plan_store(anatomy: Anatomy, compressor: Compressor, drop: Drop | None = None) -> StorePlan:
+def plan_store(
+    anatomy: Anatomy, compressor: Compressor, drop: Drop | None = None, units: Units | None = None
+) -> StorePlan:
     """Return the plan of a store, so that a budget can be checked before any work.
 
     Args:
         anatomy: The dense model.
         compressor: Makes the levels of linear layers.
         drop: What may be dropped; None: nothing.
+        units: What is a unit beside the layers of the blocks; None: nothing.
 
     Raises:
         SettingError: A setting does not fit a layer, or no unit is left to choose levels for.
         StoreError: The compressor needs an unknown statistic.
     """
     drop = drop or Drop()
+    outer = units or Units()
     needs = check_needs(compressor)
-    levels = compressor.plan(shapes_of(anatomy))
+    levels = {**compressor.plan(shapes_of(anatomy)), **outer.plan(anatomy)}
     dropped = drop.options(anatomy)
     rows = [ManifestUnit.from_json(row) for row in drop.rows(anatomy, dropped, levels, hidden=None)]
-    rows += [planned_unit(slot, levels[slot.name]) for slot in anatomy.slots if slot.name in levels]
+    rows += [planned_unit(slot, levels[slot.name]) for slot in anatomy.all_slots if slot.name in levels]
     if not rows:
         raise SettingError("", owner=compressor, allowed="something else than none where drop=none too", got="none")
     return StorePlan(
@@ -78,6 +85,7 @@ def plan_store(anatomy: Anatomy, compressor: Compressor, drop: Drop | None = Non
         needs=needs,
         rows=in_model_order(anatomy, rows),
         fixed_bits=_fixed_bits(anatomy, levels, dropped),
+        outer=outer,
     )
 
 
@@ -91,12 +99,13 @@ def planned_unit(slot: Slot, levels: Sequence[LevelSpec]) -> ManifestUnit:
         levels=tuple(ManifestLevel.planned(level) for level in levels),
         shape=slot.shape,
         group=slot.group,
+        outer=isinstance(slot, OuterSlot),
     )
 
 
 def in_model_order(anatomy: Anatomy, rows: Sequence[ManifestUnit]) -> tuple[ManifestUnit, ...]:
     """Return units in the order in which the model computes their first layers."""
-    order = {slot.name: index for index, slot in enumerate(anatomy.slots)}
+    order = {slot.name: index for index, slot in enumerate(anatomy.all_slots)}
     return tuple(sorted(rows, key=lambda row: order[row.first]))
 
 
@@ -106,7 +115,7 @@ def shapes_of(anatomy: Anatomy) -> dict[str, tuple[int, int]]:
 
 
 def _fixed_bits(anatomy: Anatomy, levels: Plans, dropped: Sequence[Droppable]) -> int:
-    in_units = {id(slot.parameter) for slot in anatomy.slots if slot.name in levels}
+    in_units = {id(slot.parameter) for slot in anatomy.all_slots if slot.name in levels}
     in_units |= {id(parameter) for part in dropped for parameter in part.parameters}
     return sum(
         parameter.numel() * parameter.element_size() * 8

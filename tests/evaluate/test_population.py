@@ -11,7 +11,7 @@ from evosweep.core.errors import EvosweepError, ModelError, SettingError
 from evosweep.core.events import Silent
 from evosweep.data.tokens import TokenSplit
 from evosweep.evaluate import memory
-from evosweep.evaluate.memory import MemoryPlan, Resources
+from evosweep.evaluate.memory import MemoryPlan, Resources, chunks
 from evosweep.evaluate.population import Evaluator
 from evosweep.evaluate.routing import distinct_rows, levels_in
 from evosweep.evaluate.scorer import StagedScorer
@@ -117,7 +117,7 @@ def test_splitting_for_memory_changes_nothing(anatomy, store, splits, evaluator)
         splits=splits,
         resources=Resources(memory_gb=4e-4),
     )
-    assert len(starved._chunks(7, (4, 32))) > 4
+    assert len(chunks(7, (4, 32), tokens_at_once=starved._tokens_at_once)) > 4
     parts = starved.score(genomes, split="search", windows=[0, 1, 2, 3], fitness=[KL()])["kl"]
     assert parts == pytest.approx(whole, rel=1e-5)
 
