@@ -248,16 +248,14 @@ class SparseGPTQ:
             mask = masks.mask
         matrices = zip(
             specs,
-            codes.split(sizes, 1),
-            mask.split(sizes, 1),
+            codes.T.split(sizes),
+            mask.T.split(sizes),
             scales.split(sizes),
             zeros.split(sizes),
             sums_by_matrix(total, sizes),
             strict=True,
         )
-        return [
-            self._payload(spec, code.T, mask.T, scale, zero, error) for spec, code, mask, scale, zero, error in matrices
-        ]
+        return [self._payload(*matrix) for matrix in matrices]
 
     def _payload(
         self,
