@@ -121,7 +121,7 @@ def test_a_search_that_was_interrupted_goes_on_to_what_it_would_have_found(finis
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["export", "nowhere"], "a run must be its folder or the id of its MLflow run, got 'nowhere'"),
+        (["export", "nowhere"], "a run must be the folder of a run or the id of its MLflow run, got 'nowhere'"),
         (["export", "f" * 32], "MLflow has no run"),
         (["export", "runs"], "runs holds no run (no config.yaml); runs below it: runs/"),
         (["export", "{first}", "export=packd"], "export must be one of"),

@@ -10,11 +10,12 @@ ALLOCATION = "allocation.json"
 CONFIG = "config.yaml"
 
 
-def find_run(run: str) -> Path:
+def find_run(run: str, *, setting: str = "a run") -> Path:
     """Return the folder of a run.
 
     Args:
         run: A folder, or the id of an MLflow run that was made from this machine.
+        setting: What the user named it by, for the error message.
 
     Raises:
         EvosweepError: There is no such folder or run, or it holds no run.
@@ -25,7 +26,7 @@ def find_run(run: str) -> Path:
     if not folder.is_dir():
         siblings = [path.name for path in folder.parent.iterdir()] if folder.parent.is_dir() else []
         hint = did_you_mean(folder.name, siblings)
-        raise EvosweepError(f"a run must be its folder or the id of its MLflow run, got {run!r}{hint}")
+        raise EvosweepError(f"{setting} must be the folder of a run or the id of its MLflow run, got {run!r}{hint}")
     if not (folder / CONFIG).is_file():
         below = sorted(path.parent for path in folder.rglob(ALLOCATION) if (path.parent / CONFIG).is_file())
         hint = f"; runs below it: {', '.join(map(str, below[:5]))}" if below else ""

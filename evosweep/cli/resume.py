@@ -145,7 +145,7 @@ def _named(wanted: str, *, multirun: bool) -> Path:
         if not (folder / LAUNCH).is_file():
             raise SettingError("resume", allowed="auto, or the folder of a multirun", got=wanted)
         return folder
-    return find_run(wanted)
+    return find_run(wanted, setting="resume")
 
 
 def _check_same(config: DictConfig, folder: Path) -> None:

@@ -86,8 +86,18 @@ class Compressor(Protocol):
         """Return every setting that changes a payload, as JSON; it is part of the store's address."""
 
 
+GROUP_OR_ROW = "null or a divisor of every input width"
+"""What a group may be where null is a whole row."""
+
+
 def check_divides(
-    setting: str, size: int, shapes: Mapping[str, tuple[int, int]], *, got: object = None, owner: object = None
+    setting: str,
+    size: int,
+    shapes: Mapping[str, tuple[int, int]],
+    *,
+    allowed: str = "a divisor of every input width",
+    got: object = None,
+    owner: object = None,
 ) -> None:
     """Raise unless ``size`` divides every layer's input width.
 
@@ -95,6 +105,7 @@ def check_divides(
         setting: Name of the argument that set the size.
         size: Columns of a group or pattern.
         shapes: (out, in) by unit name.
+        allowed: What the argument may be.
         got: The refused value to show, where that is not ``size``.
         owner: The object whose argument it is.
 
@@ -109,7 +120,7 @@ def check_divides(
             setting,
             owner=owner,
             got=size if got is None else got,
-            allowed=f"null or a divisor of every input width: {len(unfit)} layers ({unfit[0]} ...) have {widths}, and "
+            allowed=f"{allowed}: {len(unfit)} layers ({unfit[0]} ...) have {widths}, and "
             f"what divides {common} fits all",
         )
 

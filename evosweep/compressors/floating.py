@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from evosweep.compressors.base import LevelSpec, Plans, check_divides
+from evosweep.compressors.base import GROUP_OR_ROW, LevelSpec, Plans, check_divides
 from evosweep.compressors.column_order import ORDERS, ColumnOrder
 from evosweep.compressors.compensate import ColumnRules, factorize, spans_of, stack_transposed, sums_by_matrix, sweep
 from evosweep.compressors.float_scales import FloatSpec, fit_scales, whole_scale
@@ -100,8 +100,11 @@ class FloatingPoint:
         """
         for name in self.formats:
             spec = self._spec(name)
-            setting = "formats" if name in BLOCKS else "group"
-            check_divides(setting, spec.block or 1, shapes, got=name if name in BLOCKS else spec.block, owner=self)
+            if name in BLOCKS:
+                allowed = f"formats whose blocks ({spec.block} columns in {name}) divide every input width"
+                check_divides("formats", spec.block or 1, shapes, allowed=allowed, got=name, owner=self)
+            else:
+                check_divides("group", spec.block or 1, shapes, allowed=GROUP_OR_ROW, owner=self)
         return {name: self._levels(*shape) for name, shape in shapes.items()}
 
     def _spec(self, name: str) -> FloatSpec:

@@ -38,12 +38,12 @@ class GridSearch:
             steps: Number of factors.
 
         Raises:
-            SettingError: The norm is below 1, ``least`` is not above 0 and below 1, or there are fewer than two steps.
+            SettingError: The norm is below 1, ``least`` is not above 0 and below 1, or there are not 2 to 1000 steps.
         """
         check_number("grid_norm", norm, low=1)
         if check_number("grid_least", least, low=0, high=1, exclusive=True) == 1:
             raise SettingError("grid_least", allowed="above 0 and below 1", got=least)
-        check_int("grid_steps", steps, low=2)
+        check_int("grid_steps", steps, low=2, high=1000)
         return cls(norm, tuple(1 - (1 - least) * step / (steps - 1) for step in range(steps)))
 
     def fit(self, weight: torch.Tensor, *, top: torch.Tensor, symmetric: bool, coarse: bool = False) -> Grid:

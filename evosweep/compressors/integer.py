@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from evosweep.compressors.base import LevelSpec, check_divides
+from evosweep.compressors.base import GROUP_OR_ROW, LevelSpec, check_divides
 from evosweep.compressors.formats import grouped_int
 from evosweep.compressors.grid_search import GridSettings
 from evosweep.compressors.payload import Payload
@@ -64,7 +64,7 @@ class IntegerLevels:
         Raises:
             SettingError: The group size does not divide some layer's input width.
         """
-        check_divides("group", self.group or 1, shapes, owner=self)
+        check_divides("group", self.group or 1, shapes, allowed=GROUP_OR_ROW, owner=self)
         return {name: self._levels(*shape) for name, shape in shapes.items()}
 
     def _levels(self, rows: int, columns: int) -> list[LevelSpec]:

@@ -248,8 +248,8 @@ class SparseGPTQ:
             scales, zeros = stack_grids(grids)
         matrices = zip(
             specs,
-            codes.split(sizes, 1),
-            mask.split(sizes, 1),
+            codes.T.split(sizes),
+            mask.T.split(sizes),
             scales.split(sizes),
             zeros.split(sizes),
             sums_by_matrix(total, sizes),

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from evosweep.compressors.base import LevelSpec, Plans, check_divides
+from evosweep.compressors.base import GROUP_OR_ROW, LevelSpec, Plans, check_divides
 from evosweep.compressors.compensate import factorize, spans_of, sums_by_matrix, sweep
 from evosweep.compressors.formats import vector_grid
 from evosweep.compressors.formats.vector_grid import rotated
@@ -84,7 +84,7 @@ class VectorGrids:
         Raises:
             SettingError: The group or the dimension does not divide some layer's input width.
         """
-        check_divides("group", self.group or 1, shapes, owner=self)
+        check_divides("group", self.group or 1, shapes, allowed=GROUP_OR_ROW, owner=self)
         check_divides("dimension", self.dimension, shapes, owner=self)
         return {name: self._levels(*shape) for name, shape in shapes.items()}
 

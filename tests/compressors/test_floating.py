@@ -262,7 +262,8 @@ def test_settings_that_make_no_format_are_refused(settings: dict, message: str) 
 
 def test_a_block_that_does_not_divide_a_width_names_the_layers_and_what_fits() -> None:
     with pytest.raises(
-        SettingError, match=r"formats must be null or a divisor .* 1 layers .b .*. have 48, and what divides 16"
+        SettingError,
+        match=r"formats must be formats whose blocks .* divide .*: 1 layers .b .*. have 48, and what divides 16",
     ):
         FloatingPoint(formats=["mxfp4"]).plan({"a": (8, 64), "b": (8, 48)})
 

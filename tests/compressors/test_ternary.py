@@ -97,5 +97,5 @@ def test_bad_settings_are_named(settings: dict, message: str) -> None:
 
 
 def test_a_group_that_does_not_divide_is_named_before_any_work() -> None:
-    with pytest.raises(SettingError, match=r"groups must be null or a divisor .* 1 layers \(a .* 100"):
+    with pytest.raises(SettingError, match=r"groups must be a divisor .* 1 layers \(a .* 100"):
         Ternary(groups=["row", 64]).plan({"a": (10, 100)})

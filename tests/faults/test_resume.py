@@ -101,7 +101,7 @@ def test_a_multirun_goes_on_with_what_is_left(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["resume=nowhere"], "a run must be its folder or the id of its MLflow run, got 'nowhere'"),
+        (["resume=nowhere"], "resume must be the folder of a run or the id of its MLflow run, got 'nowhere'"),
         (["resume={whole}"], "nothing is left to resume, unless search.generations is raised above 12"),
         (["resume={whole}", "budget.as_uniform=4"], "budget.as_uniform is 3 there and 4 now"),
         (["resume={whole}", "seed=3"], "seed is 0 there and 3 now"),
