@@ -1,6 +1,8 @@
 """A real MLflow server, and a proxy in front of it that fails as told."""
 
 import http.client
+import os
+import signal
 import socket
 import subprocess
 import sys
@@ -39,7 +41,7 @@ def mlflow_server(folder: Path) -> Iterator[int]:
             time.sleep(0.1)
         yield port
     finally:
-        process.terminate()
+        os.killpg(process.pid, signal.SIGKILL)  # its worker, too; nothing of it is needed
         process.wait(PATIENCE)
 
 

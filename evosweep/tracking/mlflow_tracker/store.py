@@ -27,7 +27,11 @@ from evosweep.core.redact import redact
 SQLITE = "sqlite:///"
 ANSWER = 30  # seconds that a server may take to answer one request; nobody waits for it
 LOCK = 60  # seconds to wait for another process that creates the database or the experiment
-BOUNDS = {"MLFLOW_HTTP_REQUEST_TIMEOUT": str(ANSWER), "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
+SETTINGS = {
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": str(ANSWER),
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",  # the outbox tries again
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # it is printed with user and password
+}
 UNUSABLE = (MlflowException, RequestException, OSError, SQLAlchemyError, CommandError, ImportError, sqlite3.Error)
 UNREACHABLE = (MlflowException, RequestException, SQLAlchemyError, ConnectionError, TimeoutError)
 
@@ -68,7 +72,7 @@ def connect(uri: str | None, *, owner: object) -> MlflowClient:
     logging.getLogger("urllib3").setLevel(logging.ERROR)
     used = resolved_uri(uri)
     if is_server(used):
-        for name, value in BOUNDS.items():  # MLflow reads them at every request; a user's own values stay
+        for name, value in SETTINGS.items():  # MLflow reads them at every request; a user's own values stay
             os.environ.setdefault(name, value)
     try:
         path = database_of(used)
