@@ -108,6 +108,20 @@ class Outbox:
             for write in (*self._failed, *self._waiting)
         ]
 
+    def missing(self, store: str, path: Path | None) -> str:
+        """Return in one line what was not delivered, and the command that delivers it.
+
+        Args:
+            store: Address of MLflow, without credentials.
+            path: File of what is left; None where there is none.
+        """
+        left = len(self.left())
+        known = next((write.run for write in self.left() if write.run), None)
+        run = f"run {known}, which may be shown as running" if known else "the run, which it does not know"
+        reason = self.reason or "no answer in time"
+        line = f"MLflow ({store}) did not take {left} of {left + self.sent} writes of {run}: {reason}"
+        return line if path is None else f"{line}; they are in {path}; to deliver them: evosweep sync {path.parent}"
+
     def _away(self) -> bool:
         return time.monotonic() < self._quiet_until
 

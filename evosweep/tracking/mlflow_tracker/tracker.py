@@ -22,13 +22,14 @@ from evosweep.core.redact import redact
 from evosweep.tracking.artifacts.heatmap import level_image
 from evosweep.tracking.base import TextInput
 from evosweep.tracking.behind import one_line
-from evosweep.tracking.describe import describe, layer_table
+from evosweep.tracking.describe import layer_table
 from evosweep.tracking.mlflow_tracker import view, writes
 from evosweep.tracking.mlflow_tracker.continued import RESUME, process_tags
 from evosweep.tracking.mlflow_tracker.delivery import Delivery, refuses
-from evosweep.tracking.mlflow_tracker.figures import generation_figures, result_figures
+from evosweep.tracking.mlflow_tracker.figures import generation_figures
 from evosweep.tracking.mlflow_tracker.opening import RUN_ID, open_experiment
 from evosweep.tracking.mlflow_tracker.outbox import LAST, MOST, PAUSE, Outbox
+from evosweep.tracking.mlflow_tracker.result import result_writes
 from evosweep.tracking.mlflow_tracker.spool import Spool, Write
 from evosweep.tracking.mlflow_tracker.store import (
     LOCK,
@@ -338,7 +339,7 @@ class MlflowTracker:
         done = self._outbox.flush(HURRY if status == "KILLED" else local)
         path = self._outbox.end()
         if not done:
-            self.missing = self._say_missing(path)
+            self.missing = self._outbox.missing(redact(resolved_uri(self.uri)), path)
 
     def summarize(
         self,
@@ -405,24 +406,6 @@ class MlflowTracker:
             self._put(writes.picture(pixels, key="levels", step=record.generation))
 
     def _end(self, result: SearchResult) -> None:
-        row = result.row()
         self._last = None
-        self.metrics({**result_figures(row), **writes.finish_figures(result.finish)})
-        self.tag({view.NOTE_TAG: describe(result), "dense_ppl": f"{result.dense['ppl']:.4f}"})
-        if result.export:
-            self.tag({f"export.{key}": value for key, value in result.export.items()})
-        for name, value in (
-            ("allocation.json", {**row, "allocation": dict(result.allocation)}),
-            ("result.json", row),
-        ):
-            self._put(writes.text(json.dumps(json_safe(value), indent=1, ensure_ascii=False), name))
-
-    def _say_missing(self, path: Path | None) -> str:
-        assert self._outbox is not None
-        left = len(self._outbox.left())
-        run = f"run {self.run_id}, which may be shown as running" if self.run_id else "the run, which it does not know"
-        said = (
-            f"MLflow ({redact(resolved_uri(self.uri))}) did not take {left} of {left + self._outbox.sent} writes of "
-            f"{run}: {redact(self._outbox.reason) or 'no answer in time'}"
-        )
-        return said if path is None else f"{said}; they are in {path}; to deliver them: evosweep sync {path.parent}"
+        for write in result_writes(result):
+            self._put(write)
