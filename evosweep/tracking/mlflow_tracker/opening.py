@@ -12,8 +12,8 @@ from evosweep.core.errors import EvosweepError, SettingError
 from evosweep.tracking.mlflow_tracker import view
 from evosweep.tracking.mlflow_tracker.continued import Logged, close_dead, reopened
 from evosweep.tracking.mlflow_tracker.parent import MULTIRUN_TAG, find_parent
+from evosweep.tracking.mlflow_tracker.writes import RUN_ID
 
-RUN_ID = "MLFLOW_RUN_ID"  # environment: MLflow's own name for a run to go on with
 OPENING = "evosweep.opening"  # tag: which opening made the run, so that it is not made twice
 STATES = ("RUNNING", "SCHEDULED")
 

@@ -10,7 +10,6 @@ from typing import Any, NoReturn
 
 from mlflow import MlflowClient
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
-from mlflow.tracking.context.registry import resolve_tags
 
 from evosweep.core.checks import check_bool, check_choice
 from evosweep.core.errors import EvosweepError, SettingError
@@ -24,10 +23,10 @@ from evosweep.tracking.base import TextInput
 from evosweep.tracking.behind import one_line
 from evosweep.tracking.describe import layer_table
 from evosweep.tracking.mlflow_tracker import view, writes
-from evosweep.tracking.mlflow_tracker.continued import RESUME, process_tags
+from evosweep.tracking.mlflow_tracker.continued import RESUME
 from evosweep.tracking.mlflow_tracker.delivery import Delivery, refuses
 from evosweep.tracking.mlflow_tracker.figures import generation_figures
-from evosweep.tracking.mlflow_tracker.opening import RUN_ID, open_experiment
+from evosweep.tracking.mlflow_tracker.opening import open_experiment
 from evosweep.tracking.mlflow_tracker.outbox import LAST, MOST, PAUSE, Outbox
 from evosweep.tracking.mlflow_tracker.result import result_writes
 from evosweep.tracking.mlflow_tracker.spool import Spool, Write
@@ -200,24 +199,15 @@ class MlflowTracker:
         self._multirun = multirun is not None
         server = is_server(resolved_uri(self.uri))
         self._delivery = Delivery(self.client)
-        self._outbox = Outbox(
-            self._delivery,
-            folder=folder,
-            patient=server,
-            quiet=PAUSE if self.away else 0.0,
-            guard=lambda: alone(self.uri, owner=self),
-        )
-        own = {key: redact(str(value)) for key, value in tags.items()}
+        self._outbox = self._new_outbox(self._delivery, folder)
         self._put(
             writes.opening(
                 self.experiment,
                 name=name,
-                tags=own,
-                process={**resolve_tags(), "mlflow.source.name": "evosweep", **process_tags()},
+                tags=tags,
                 multirun=multirun,
                 run=run_id,
                 folder=tags.get("folder") if resumed and run_id is None else None,
-                given=os.environ.get(RUN_ID),
             )
         )
         self._describe(params, config, inputs)
@@ -226,6 +216,15 @@ class MlflowTracker:
             self._refuse(self._outbox.refused)
         self._watch(device)
         return self.run_id
+
+    def _new_outbox(self, delivery: Delivery, folder: Path | None) -> Outbox:
+        return Outbox(
+            delivery,
+            folder=folder,
+            patient=is_server(resolved_uri(self.uri)),
+            quiet=PAUSE if self.away else 0.0,
+            guard=lambda: alone(self.uri, owner=self),
+        )
 
     def _refuse(self, error: Exception) -> NoReturn:
         """Raise the error of a run that cannot be opened, and forget the run."""
@@ -362,9 +361,8 @@ class MlflowTracker:
             folder: Of the multirun; a summary that MLflow does not take is kept there.
         """
         write = writes.summary(self.experiment, multirun, status=status, files=files, note=note, best=best)
-        server = is_server(resolved_uri(self.uri))
         try:
-            if server:  # one that is away is found out in a few seconds
+            if is_server(resolved_uri(self.uri)):  # one that is away is found out in a few seconds
                 self.check()
                 if self.away:
                     raise TimeoutError(self.away)

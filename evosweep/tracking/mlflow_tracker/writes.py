@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import math
+import os
 import time
 import uuid
 from collections.abc import Mapping, Sequence
@@ -12,17 +13,20 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from mlflow.tracking.context.registry import resolve_tags
 from PIL import Image
 
 from evosweep.core.events import SearchResult
 from evosweep.core.files import json_safe
 from evosweep.core.redact import redact
 from evosweep.tracking.base import TextInput
+from evosweep.tracking.mlflow_tracker.continued import process_tags
 from evosweep.tracking.mlflow_tracker.spool import OPEN, SUMMARY, Write
 
 PARAM_LENGTH = 6000
 TAG_LENGTH = 5000
 BATCH = 1000
+RUN_ID = "MLFLOW_RUN_ID"  # environment: MLflow's own name for a run to go on with
 DIGITS = 4  # significant ones of a result; MLflow's table shows every digit that was logged
 
 
@@ -39,11 +43,9 @@ def opening(
     *,
     name: str,
     tags: Mapping[str, str],
-    process: Mapping[str, str],
     multirun: str | None,
     run: str | None,
     folder: str | None,
-    given: str | None,
 ) -> Write:
     """Return the write that opens a run.
 
@@ -51,23 +53,21 @@ def opening(
         experiment: Its name.
         name: Of the run.
         tags: Of the run.
-        process: Tags that a multirun's parent gets as well.
         multirun: Name of the multirun that the run is a job of.
         run: Id of the run that goes on.
         folder: The run's folder, to find a run that goes on and whose id is not known.
-        given: Id of a run that the environment names.
     """
     return Write(
         OPEN,
         {
             "experiment": experiment,
             "name": name,
-            "tags": dict(tags),
-            "process": redact(dict(process)),
+            "tags": {key: redact(str(value)) for key, value in tags.items()},
+            "process": redact({**resolve_tags(), "mlflow.source.name": "evosweep", **process_tags()}),
             "multirun": multirun,
             "run": run,
             "folder": folder,
-            "given": given,
+            "given": os.environ.get(RUN_ID),
             "key": str(uuid.uuid4()),
             "time": _now(),
         },
