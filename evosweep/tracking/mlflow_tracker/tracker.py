@@ -147,8 +147,12 @@ class MlflowTracker:
         """
         used = resolved_uri(self.uri)
         if not is_server(used):
-            with alone(self.uri, owner=self):
-                self._open_experiment()
+            try:
+                with alone(self.uri, owner=self):
+                    self._client = self._client or connect(self.uri, owner=self)
+                    self._experiment = self._experiment_of(self._client)
+            except UNUSABLE as error:
+                raise unusable(used, owner=self, error=error) from error
             return
         client = self.client
         try:
@@ -218,13 +222,9 @@ class MlflowTracker:
         return self.run_id
 
     def _new_outbox(self, delivery: Delivery, folder: Path | None) -> Outbox:
-        return Outbox(
-            delivery,
-            folder=folder,
-            patient=is_server(resolved_uri(self.uri)),
-            quiet=PAUSE if self.away else 0.0,
-            guard=lambda: alone(self.uri, owner=self),
-        )
+        server = is_server(resolved_uri(self.uri))
+        quiet = PAUSE if self.away else 0.0
+        return Outbox(delivery, folder=folder, patient=server, quiet=quiet, guard=lambda: alone(self.uri, owner=self))
 
     def _refuse(self, error: Exception) -> NoReturn:
         """Raise the error of a run that cannot be opened, and forget the run."""
@@ -251,12 +251,11 @@ class MlflowTracker:
 
     def _describe(self, params: Mapping[str, str], config: str, inputs: Sequence[TextInput]) -> None:
         """Log what a run is of, but for what it holds already."""
-        if params:
-            self._put(writes.params(params))
-        if inputs:
-            self._put(writes.inputs(inputs))
-        if config:
-            self._put(writes.text(config, "config.yaml"))
+        found = [writes.params(params)] if params else []
+        found += [writes.inputs(inputs)] if inputs else []
+        found += [writes.text(config, "config.yaml")] if config else []
+        for write in found:
+            self._put(write)
 
     def on_event(self, event: Event) -> None:
         """Log a start, a generation, or an end."""
@@ -334,8 +333,8 @@ class MlflowTracker:
         self._put(writes.end(status))
         if not self._multirun:
             self._put(Write("table", {}))
-        local = LOCAL if self.database is not None else LAST
-        done = self._outbox.flush(HURRY if status == "KILLED" else local)
+        patience = LOCAL if self.database is not None else LAST
+        done = self._outbox.flush(HURRY if status == "KILLED" else patience)
         path = self._outbox.end()
         if not done:
             self.missing = self._outbox.missing(redact(resolved_uri(self.uri)), path)
@@ -370,19 +369,9 @@ class MlflowTracker:
             answered(lambda: delivery.send(write), seconds=MOST)
         except (*UNUSABLE, EvosweepError) as error:
             self.missing = f"MLflow has no summary of {multirun!r}: {one_line(error)}"
-            spool = Spool(folder)
-            spool.append([write])
-            if spool.path is not None:
+            if folder is not None:
+                Spool(folder).append([write])
                 self.missing += f"; to deliver it: evosweep sync {folder}"
-
-    def _open_experiment(self) -> str:
-        if self._client is None:
-            self._client = connect(self.uri, owner=self)
-        try:
-            self._experiment = self._experiment_of(self._client)
-        except UNUSABLE as error:
-            raise unusable(resolved_uri(self.uri), owner=self, error=error) from error
-        return self._experiment
 
     def _experiment_of(self, client: MlflowClient) -> str:
         return self._experiment or open_experiment(client, self.experiment)
