@@ -71,6 +71,8 @@ def check(task: Task, bench: Workbench) -> Draft:
             f"({problem.bits_per_weight(problem.most):.3f} bits per weight): a smaller one leaves something to search"
         )
     task.tracker.check()
+    if task.tracker.away:
+        bench.progress.say(f"{task.tracker.away}; the search goes on, and what is logged waits in {task.folder}")
     name = run_name(
         model=bench.loaded.name, sampler=sampler.name, budget=str(task.budget), seed=task.seed, varied=task.varied
     )
@@ -120,8 +122,9 @@ def run(task: Task, bench: Workbench, draft: Draft, notes: Notes) -> dict[str, A
             end_search(result, listeners)
         task.tracker.deliver(result, report=report, run=task.folder, trial=recorder.winner)
         row["phases"] = {name: round(seconds, 2) for name, seconds in bench.seconds.items()}
-        row["mlflow_link"] = task.tracker.link
-        write_result(task.folder, row)
+    row["mlflow_link"] = task.tracker.link
+    row["mlflow_run"] = task.tracker.run_id
+    write_result(task.folder, row)
     _check_recorded(task, listeners)
     return row
 
@@ -325,6 +328,7 @@ def _tracked(task: Task, bench: Workbench, draft: Draft, notes: Notes) -> Iterat
         device=bench.anatomy.device.type,
         folder=task.folder,
         run_id=RunRecord.read(task.folder).mlflow_run if task.resume else None,
+        resumed=task.resume,
     )
     try:
         known = RunRecord.read(task.folder) if task.resume else RunRecord()
@@ -337,8 +341,17 @@ def _tracked(task: Task, bench: Workbench, draft: Draft, notes: Notes) -> Iterat
         reason = "interrupted" if killed else f"{type(error).__name__}: {error}"
         with suppress(Exception):  # what broke is known already
             tracker.close("KILLED" if killed else "FAILED", reason=reason)
+            _keep_run(task)
         raise
     tracker.close("FINISHED")
+    _keep_run(task)
+
+
+def _keep_run(task: Task) -> None:
+    """Write the id of the tracker's run down, which a server that was away gave late."""
+    known = RunRecord.read(task.folder)
+    if known.mlflow_run != task.tracker.run_id:
+        replace(known, mlflow_run=task.tracker.run_id).write(task.folder)
 
 
 @contextmanager

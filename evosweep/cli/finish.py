@@ -185,13 +185,14 @@ def _log(run: Launch, status: str, began: Sequence[Path], rows: Sequence[Row], t
     with tempfile.TemporaryDirectory() as name:
         files, note = _files(Path(name), rows, table)
         note = "\n\n".join([*verdicts(rows), note])
-        winners = sorted((rows[index] for index in best_jobs(rows)), key=lambda row: float(row["search_loss"]))
-        best = [str(row["mlflow_run"]) for row in winners]
+        folders = run.jobs()
+        winners = sorted(best_jobs(rows), key=lambda index: float(rows[index]["search_loss"]))
+        best = [str(rows[index]["mlflow_run"] or folders[index].absolute()) for index in winners]
         failures = []
         for config in _trackings(run.config, began):
             try:
                 tracker = build(config, "tracking")
-                tracker.summarize(run.multirun, status=status, files=files, note=note, best=best)
+                tracker.summarize(run.multirun, status=status, files=files, note=note, best=best, folder=run.folder)
                 if tracker.missing:
                     raise TrackingError(tracker.missing)
             except EvosweepError as error:

@@ -57,6 +57,10 @@ class Tracker(Protocol):
     def missing(self) -> str:
         """One line about what could not be written; empty if nothing is missing."""
 
+    @property
+    def away(self) -> str:
+        """One line about a server that did not answer ``check``; empty if runs can be recorded."""
+
     def check(self) -> None:
         """Raise SettingError where runs cannot be kept; creates what the first run needs."""
 
@@ -72,8 +76,9 @@ class Tracker(Protocol):
         device: str = "cpu",
         folder: Path | None = None,
         run_id: str | None = None,
-    ) -> str:
-        """Open a run; return its identifier.
+        resumed: bool = False,
+    ) -> str | None:
+        """Open a run; return its identifier, None where it is not known yet.
 
         Args:
             name: Shown to users.
@@ -86,6 +91,7 @@ class Tracker(Protocol):
             folder: The run's folder; what cannot be tracked is written there.
             run_id: A run to go on with, whose recorded generations are not recorded again; one that is no longer there
                 is opened anew.
+            resumed: Whether the run goes on, be its identifier known or not.
         """
 
     def on_event(self, event: Event) -> None:
@@ -108,7 +114,14 @@ class Tracker(Protocol):
         """End the run as ``FINISHED``, ``FAILED`` or ``KILLED``."""
 
     def summarize(
-        self, multirun: str, *, status: str, files: Sequence[Path], note: str = "", best: Sequence[str] = ()
+        self,
+        multirun: str,
+        *,
+        status: str,
+        files: Sequence[Path],
+        note: str = "",
+        best: Sequence[str] = (),
+        folder: Path | None = None,
     ) -> None:
         """Record a multirun's comparison, and end its parent run.
 
@@ -117,5 +130,6 @@ class Tracker(Protocol):
             status: ``FINISHED``, ``FAILED`` or ``KILLED``.
             files: Its comparison as tables and figures.
             note: Its comparison in Markdown.
-            best: Run ids of the jobs that were named best, the best of them first.
+            best: Run ids or folders of the jobs that were named best, the best of them first.
+            folder: Of the multirun; what cannot be recorded is kept there.
         """

@@ -16,6 +16,7 @@ class NoTracker:
     database: Path | None = None
     command = ""
     missing = ""
+    away = ""
     model = "none"
 
     def check(self) -> None:
@@ -33,7 +34,8 @@ class NoTracker:
         device: str = "cpu",
         folder: Path | None = None,
         run_id: str | None = None,
-    ) -> str:
+        resumed: bool = False,
+    ) -> str | None:
         """Return the name; nothing is opened.
 
         Args:
@@ -46,8 +48,9 @@ class NoTracker:
             device: Not used.
             folder: Not used.
             run_id: Not used.
+            resumed: Not used.
         """
-        del params, tags, config, multirun, inputs, device, folder, run_id
+        del params, tags, config, multirun, inputs, device, folder, run_id, resumed
         return name
 
     def on_event(self, event: Event) -> None:
@@ -70,7 +73,14 @@ class NoTracker:
         """End nothing."""
 
     def summarize(
-        self, multirun: str, *, status: str, files: Sequence[Path], note: str = "", best: Sequence[str] = ()
+        self,
+        multirun: str,
+        *,
+        status: str,
+        files: Sequence[Path],
+        note: str = "",
+        best: Sequence[str] = (),
+        folder: Path | None = None,
     ) -> None:
         """Keep nothing.
 
@@ -80,4 +90,5 @@ class NoTracker:
             files: Not used.
             note: Not used.
             best: Not used.
+            folder: Not used.
         """

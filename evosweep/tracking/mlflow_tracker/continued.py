@@ -14,7 +14,7 @@ from mlflow.exceptions import MlflowException
 HOST = "evosweep.host"
 PROCESS = "evosweep.process"
 RESUME = "resume"  # tag: the command that goes on with a run
-PICTURE_STEP = re.compile(r"%step%(\d+)%")
+PICTURE_STEP = re.compile(r"[+%]step[+%](\d+)[+%]")  # + since MLflow 3.10
 MOST_RUNS = 200
 RUNNING = "RUNNING"
 

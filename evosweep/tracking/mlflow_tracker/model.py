@@ -1,15 +1,13 @@
 """The exported winner as a model of MLflow's that ``mlflow.pyfunc`` loads: code as text and weights, no pickle."""
 
 import tempfile
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 
 import mlflow
 from mlflow import MlflowClient
 from mlflow.entities import LoggedModelOutput
-
-from evosweep.core.events import SearchResult
-from evosweep.tracking.mlflow_tracker.writes import rounded
 
 CODE = '''\
 """A compressed language model: give it prompts, get their continuations."""
@@ -43,25 +41,27 @@ mlflow.models.set_model(Winner())
 '''
 
 
-def log_winner(client: MlflowClient, result: SearchResult, *, run: str, name: str, folder: Path) -> None:
+def log_winner(
+    client: MlflowClient, *, run: str, name: str, folder: Path, load: str, params: Mapping[str, str]
+) -> None:
     """Log the exported winner as the model of a run.
 
     Args:
         client: Of the store.
-        result: Of the search; its export says how the weights are loaded.
         run: The run that found it.
         name: Of the model.
         folder: The exported weights.
+        load: Code that loads them.
+        params: Shown with the model.
     """
-    load = "\n".join(f"        {line}" if line else "" for line in str(result.export["load"]).splitlines())
-    known = {key: rounded(value) if isinstance(value, float) else value for key, value in result.row().items()}
+    load = "\n".join(f"        {line}" if line else "" for line in load.splitlines())
     experiment = client.get_run(run).info.experiment_id
     made = client.create_logged_model(
         experiment,
         name=_allowed(name),
         source_run_id=run,
         model_type="evosweep",
-        params={key: str(value) for key, value in known.items()},
+        params=dict(params),
     )
     with tempfile.TemporaryDirectory() as temporary:
         code = Path(temporary) / "winner.py"

@@ -1,118 +1,176 @@
-"""Queue of writes to MLflow: retried where the store does not answer, reported at the end if it never does."""
+"""Queue of writes to MLflow: delivered by a thread of its own, kept on disk while the store does not take them."""
 
-import json
 import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-from mlflow import MlflowClient
-from mlflow.exceptions import MlflowException
-
-from evosweep.core.files import json_safe
-from evosweep.core.redact import redact
 from evosweep.tracking.behind import one_line
-from evosweep.tracking.mlflow_tracker.store import UNREACHABLE
+from evosweep.tracking.mlflow_tracker.delivery import Delivery, store_is_away
+from evosweep.tracking.mlflow_tracker.spool import OPEN, Spool, Write
 
-UNSENT = "tracking_unsent.jsonl"
-PAUSE = 10.0  # seconds without a try after a store did not answer
-LAST = 20.0  # seconds of further tries at the end of a run
-REFUSED = {"INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_ALREADY_EXISTS", "RESOURCE_DOES_NOT_EXIST"}
+PAUSE = 3.0  # seconds without a try after a store did not answer
+SOON = 1.0  # the same at the end of a run
+LAST = 5.0  # seconds without a delivery, at the end of a run, after which the store is given up
+MOST = 60.0  # seconds of deliveries at the end of a run
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Write:
-    """One request to MLflow.
-
-    Attributes:
-        send: Makes the request.
-        content: What it holds, as JSON, for the file of what could not be sent.
-    """
-
-    send: Callable[[MlflowClient], object]
-    content: Mapping[str, Any]
-
-
 class Outbox:
-    """Sends writes in order; keeps those that a silent store did not take, and tries again later.
+    """Delivers writes in order in another thread; nobody waits for it but ``settle`` and ``flush``.
 
     Args:
-        client: Of the store.
+        delivery: To the store.
+        folder: Of the run; what the store has not taken is kept there.
+        patient: Whether a run that cannot be opened is tried again later, as with a server.
+        quiet: Seconds before the first try, where the store is known not to answer.
+        guard: Makes the context in which the run is opened: one that keeps other processes out.
     """
 
-    def __init__(self, client: MlflowClient) -> None:
-        self.client = client
+    def __init__(
+        self,
+        delivery: Delivery,
+        *,
+        folder: Path | None = None,
+        patient: bool = True,
+        quiet: float = 0.0,
+        guard: Callable[[], AbstractContextManager[None]] = nullcontext,
+    ) -> None:
+        self.delivery = delivery
+        self.spool = Spool(folder)
+        self.spool.replace([])  # of a run that goes on: its search repeats what it logged
         self.reason = ""
+        self.refused: Exception | None = None
         self.sent = 0
+        self._patient = patient
+        self._guard = guard
         self._waiting: deque[Write] = deque()
         self._failed: list[Write] = []
-        self._lock = threading.Lock()
-        self._quiet_until = 0.0
+        self._changed = threading.Condition()
+        self._pause = PAUSE
+        self._quiet_until = time.monotonic() + quiet if quiet else 0.0
+        self._last_answer = time.monotonic()
+        self._on_disk = False
+        self._over = False
+        self._thread: threading.Thread | None = None
 
     def put(self, write: Write) -> None:
-        """Send a write, and what waits before it, unless the store did not answer a moment ago."""
-        self._waiting.append(write)
-        if time.monotonic() >= self._quiet_until and self._lock.acquire(blocking=False):
-            try:
-                self._send_waiting()
-            finally:
-                self._lock.release()
+        """Queue a write; one that waits behind others on disk is added to them."""
+        with self._changed:
+            self._waiting.append(write)
+            if self._on_disk:
+                self.spool.append([write])
+            elif self._away():
+                self._keep()
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._work, daemon=True)
+                self._thread.start()
+            self._changed.notify_all()
+
+    def settle(self, seconds: float) -> None:
+        """Wait until everything is delivered, or the store does not answer, or ``seconds`` are over."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._waiting or self._away() or self.refused is not None, seconds)
 
     def flush(self, seconds: float = LAST) -> bool:
-        """Try for at most about ``seconds`` to send everything; return whether nothing is left."""
-        deadline = time.monotonic() + seconds
-        while self._waiting or self._failed:
-            if not self._lock.acquire(timeout=max(deadline - time.monotonic(), 0.0)):
-                break
-            try:
-                again, self._failed = self._failed, []
-                self._waiting.extendleft(reversed(again))
-                self._send_waiting()
-            finally:
-                self._lock.release()
-            if not self._waiting or time.monotonic() >= deadline:
-                break
-            time.sleep(min(1.0, max(deadline - time.monotonic(), 0.0)))
-        return not (self._waiting or self._failed)
+        """Deliver what is left while the store takes something every ``seconds``; return whether nothing is left."""
+        began = time.monotonic()
+        with self._changed:
+            self._waiting.extendleft(reversed(self._failed))
+            self._failed = []
+            self._pause = SOON
+            self._quiet_until = 0.0
+            self._last_answer = began
+            self._changed.notify_all()
+            while self._waiting and self.refused is None:
+                now = time.monotonic()
+                left = min(self._last_answer + seconds, began + max(seconds, MOST)) - now
+                if left <= 0:
+                    break
+                self._changed.wait(left)
+            return not (self._waiting or self._failed)
+
+    def end(self) -> Path | None:
+        """Stop delivering; return the file of what was not delivered, None if there is nothing or no file."""
+        with self._changed:
+            self._over = True
+            self._changed.notify_all()
+            return self.spool.replace(self.left())
 
     def left(self) -> list[Write]:
-        """Return the writes that were not sent."""
-        return [*self._failed, *self._waiting]
+        """Return the writes that were not delivered, with the id of their run where it is known."""
+        return [
+            write if write.kind == OPEN else replace(write, run=self.delivery.run_of(write))
+            for write in (*self._failed, *self._waiting)
+        ]
 
-    def save(self, folder: Path) -> Path | None:
-        """Write what was not sent into a folder, a line a write; return the file, or None if it cannot be written."""
-        path = folder / UNSENT
-        lines = (json.dumps(json_safe(dict(write.content)), ensure_ascii=False) for write in self.left())
-        try:
-            path.write_text(redact("".join(f"{line}\n" for line in lines)), encoding="utf-8")
-        except OSError:
-            return None
-        return path
+    def missing(self, store: str, path: Path | None) -> str:
+        """Return in one line what was not delivered, and the command that delivers it.
 
-    def _send_waiting(self) -> None:
-        while self._waiting:
-            write = self._waiting[0]
-            try:
-                write.send(self.client)
-            except Exception as error:
-                self.reason = self.reason or one_line(error)
-                logger.debug("MLflow did not take a write", exc_info=True)
-                if _store_is_away(error):
-                    self._quiet_until = time.monotonic() + PAUSE
+        Args:
+            store: Address of MLflow, without credentials.
+            path: File of what is left; None where there is none.
+        """
+        left = len(self.left())
+        known = next((write.run for write in self.left() if write.run), None)
+        run = f"run {known}, which may be shown as running" if known else "the run, which it does not know"
+        reason = self.reason or "no answer in time"
+        line = f"MLflow ({store}) did not take {left} of {left + self.sent} writes of {run}: {reason}"
+        return line if path is None else f"{line}; they are in {path}; to deliver them: evosweep sync {path.parent}"
+
+    def _away(self) -> bool:
+        return time.monotonic() < self._quiet_until
+
+    def _keep(self) -> None:
+        """Write to disk what waits."""
+        self.spool.replace(self.left())
+        self._on_disk = True
+
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                while not self._over and (not self._waiting or self._away() or self.refused is not None):
+                    idle = not self._waiting or self.refused is not None
+                    self._changed.wait(None if idle else max(self._quiet_until - time.monotonic(), 0.0))
+                if self._over:
                     return
-                self._failed.append(write)
-            else:
-                self.sent += 1
+                write = self._waiting[0]
+            failure = self._try(write)
+            with self._changed:
+                if self._over:
+                    return
+                self._note(write, failure)
+                self._changed.notify_all()
+
+    def _try(self, write: Write) -> Exception | None:
+        try:
+            with self._guard() if write.kind == OPEN else nullcontext():
+                self.delivery.send(write)
+        except Exception as error:
+            logger.debug("MLflow did not take a write", exc_info=True)
+            return error
+        return None
+
+    def _note(self, write: Write, failure: Exception | None) -> None:
+        """Take a delivered write from the queue, or keep one that was not delivered."""
+        if failure is None:
+            self.sent += 1
+            self._last_answer = time.monotonic()
             self._waiting.popleft()
-
-
-def _store_is_away(error: Exception) -> bool:
-    """Return whether the next write would fail as well: the store is silent, locked or refuses everything."""
-    if isinstance(error, MlflowException) and error.error_code in REFUSED:
-        return False
-    return isinstance(error, UNREACHABLE)
+            if self._on_disk and not self._waiting:
+                self.spool.replace(self._failed)
+                self._on_disk = False
+            return
+        self.reason = self.reason or one_line(failure)
+        away = store_is_away(failure)
+        if write.kind == OPEN and not (away and self._patient):
+            self.refused = failure
+        elif away:
+            self._quiet_until = time.monotonic() + self._pause
+            self._keep()
+        else:
+            self._failed.append(self._waiting.popleft())

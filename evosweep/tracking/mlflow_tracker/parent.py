@@ -1,13 +1,16 @@
 """The parent run of a multirun: figures of the best job, params that all jobs share, and their comparison."""
 
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from mlflow import MlflowClient
-from mlflow.entities import Run
+from mlflow.entities import Metric, Param, Run
 
 from evosweep.core.metrics import KL, PPL, SIZE_MB
-from evosweep.tracking.mlflow_tracker import view, writes
+from evosweep.core.redact import redact
+from evosweep.tracking.mlflow_tracker import view
+from evosweep.tracking.mlflow_tracker.writes import TAG_LENGTH
 
 MULTIRUN_TAG = "evosweep.multirun"
 MOST_JOBS = 1000
@@ -45,7 +48,7 @@ def summarize(
         status: ``FINISHED``, ``FAILED`` or ``KILLED``.
         files: Comparison as tables and figures.
         note: Comparison in Markdown.
-        best: Run ids of the jobs that were named best, the best of them first.
+        best: Run ids or folders of the jobs that were named best, the best of them first.
     """
     parent = find_parent(client, experiment, multirun)
     if parent is None:
@@ -67,12 +70,14 @@ def summarize(
 def _describe(client: MlflowClient, parent: str, jobs: Sequence[Run], note: str, best: Sequence[str]) -> None:
     """Give the parent the figures of its best job, the params that all jobs share, and a name that says both."""
     done = {job.info.run_id: job for job in jobs if KL in job.data.metrics}
-    named = [done[run_id] for run_id in best if run_id in done]
+    folders = {job.data.tags.get("folder"): run_id for run_id, job in done.items()}
+    known_best = [folders.get(name, name) for name in best]
+    named = [done[run_id] for run_id in known_best if run_id in done]
     if named:
         winner = named[0]
         figures = {key: float(winner.data.metrics[key]) for key in BEST if key in winner.data.metrics}
-        for write in writes.metrics(parent, figures):
-            write.send(client)
+        now = int(time.time() * 1000)
+        client.log_batch(parent, metrics=[Metric(key, value, now, 0) for key, value in figures.items()])
         name = f"best of {len(done)}: {winner.info.run_name}"
         client.update_run(parent, name=name)
         note = f"Best: **{winner.info.run_name}**, kl {figures[KL]:g}.\n\n{note}" if note else note
@@ -81,6 +86,6 @@ def _describe(client: MlflowClient, parent: str, jobs: Sequence[Run], note: str,
     known = client.get_run(parent).data.params
     added = {key: value for key, value in shared.items() if key not in known}
     if added:
-        writes.params(parent, added).send(client)
+        client.log_batch(parent, params=[Param(key, value) for key, value in added.items()])
     if note:
-        writes.tags(parent, {view.NOTE_TAG: note}).send(client)
+        client.set_tag(parent, view.NOTE_TAG, redact(note)[:TAG_LENGTH])

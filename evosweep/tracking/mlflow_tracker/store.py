@@ -2,11 +2,14 @@
 
 import logging
 import os
+import queue
 import sqlite3
 import tempfile
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 import mlflow
@@ -22,9 +25,13 @@ from evosweep.core.files import digest
 from evosweep.core.redact import redact
 
 SQLITE = "sqlite:///"
-ANSWER = 8  # seconds that a server may take to answer one request
+ANSWER = 30  # seconds that a server may take to answer one request; nobody waits for it
 LOCK = 60  # seconds to wait for another process that creates the database or the experiment
-BOUNDS = {"MLFLOW_HTTP_REQUEST_TIMEOUT": str(ANSWER), "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
+SETTINGS = {
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": str(ANSWER),
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",  # the outbox tries again
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # it is printed with user and password
+}
 UNUSABLE = (MlflowException, RequestException, OSError, SQLAlchemyError, CommandError, ImportError, sqlite3.Error)
 UNREACHABLE = (MlflowException, RequestException, SQLAlchemyError, ConnectionError, TimeoutError)
 
@@ -65,7 +72,7 @@ def connect(uri: str | None, *, owner: object) -> MlflowClient:
     logging.getLogger("urllib3").setLevel(logging.ERROR)
     used = resolved_uri(uri)
     if is_server(used):
-        for name, value in BOUNDS.items():  # MLflow reads them at every request; a user's own values stay
+        for name, value in SETTINGS.items():  # MLflow reads them at every request; a user's own values stay
             os.environ.setdefault(name, value)
     try:
         path = database_of(used)
@@ -88,6 +95,7 @@ def alone(uri: str | None, *, owner: object) -> Iterator[None]:
 
     Raises:
         SettingError: Another process holds the lock for too long, or there can be no lock.
+        TimeoutError: The same for a server, which is tried again.
     """
     used = resolved_uri(uri)
     path = database_of(used)
@@ -101,6 +109,8 @@ def alone(uri: str | None, *, owner: object) -> Iterator[None]:
         held = FileLock(lock, timeout=LOCK)
         held.acquire()
     except Timeout as error:
+        if is_server(used):
+            raise TimeoutError(f"{lock} has been held for {LOCK} s") from error
         raise SettingError(
             "uri",
             owner=owner,
@@ -116,6 +126,30 @@ def alone(uri: str | None, *, owner: object) -> Iterator[None]:
         held.release()
 
 
+def answered(call: Callable[[], Any], *, seconds: float) -> Any:
+    """Return what a call returns or raise what it raises, in at most so many seconds; it may go on behind.
+
+    Raises:
+        TimeoutError: There was no answer.
+    """
+    found: queue.SimpleQueue[tuple[Any, BaseException | None]] = queue.SimpleQueue()
+
+    def work() -> None:
+        try:
+            found.put((call(), None))
+        except BaseException as error:
+            found.put((None, error))
+
+    threading.Thread(target=work, daemon=True).start()
+    try:
+        value, error = found.get(timeout=seconds)
+    except queue.Empty:
+        raise TimeoutError(f"no answer within {seconds:g} s") from None
+    if error is not None:
+        raise error
+    return value
+
+
 def unusable(uri: str, *, owner: object, error: BaseException) -> SettingError:
     """Return an error that says in one line why a store cannot be used.
 
@@ -128,18 +162,17 @@ def unusable(uri: str, *, owner: object, error: BaseException) -> SettingError:
         allowed = "an MLflow tracking server that answers"
     else:
         allowed = "an MLflow tracking URI that can be written, as sqlite:///mlflow.db"
-    return SettingError("uri", owner=owner, allowed=allowed, got=redact(uri), hint=redact(_hint(error, uri)))
+    return SettingError("uri", owner=owner, allowed=allowed, got=redact(uri), hint=redact(hint(error, uri)))
 
 
-def _hint(error: BaseException, uri: str) -> str:
+def hint(error: BaseException, uri: str) -> str:
     """Return what is wrong with a store, or what to do about it."""
     text = (str(error).splitlines() or [type(error).__name__])[0]
     if is_server(uri):
         if "refused" in text:
             return "nothing listens there"
-        if "timed out" in text:
-            return f"no answer within {os.environ.get('MLFLOW_HTTP_REQUEST_TIMEOUT', ANSWER)} s"
-        return text[:200]
+        slow = "timed out" in text and not isinstance(error, TimeoutError)
+        return f"no answer within {os.environ.get('MLFLOW_HTTP_REQUEST_TIMEOUT', ANSWER)} s" if slow else text[:200]
     if isinstance(error, CommandError) or "schema" in str(error):
         return "another program or another version of MLflow made it: mlflow db upgrade, or name a new file"
     if isinstance(error, MlflowException):

@@ -4,12 +4,12 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from mlflow import MlflowClient
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
-from mlflow.tracking.context.registry import resolve_tags
 
 from evosweep.core.checks import check_bool, check_choice
 from evosweep.core.errors import EvosweepError, SettingError
@@ -21,24 +21,31 @@ from evosweep.core.redact import redact
 from evosweep.tracking.artifacts.heatmap import level_image
 from evosweep.tracking.base import TextInput
 from evosweep.tracking.behind import one_line
-from evosweep.tracking.describe import describe, layer_table
+from evosweep.tracking.describe import layer_table
 from evosweep.tracking.mlflow_tracker import view, writes
-from evosweep.tracking.mlflow_tracker.continued import RESUME, Logged, close_dead, process_tags, reopened
-from evosweep.tracking.mlflow_tracker.figures import generation_figures, result_figures
-from evosweep.tracking.mlflow_tracker.model import log_winner
-from evosweep.tracking.mlflow_tracker.opening import RUN_ID, given_run, open_experiment
-from evosweep.tracking.mlflow_tracker.outbox import Outbox, Write
-from evosweep.tracking.mlflow_tracker.parent import MULTIRUN_TAG, find_parent, summarize
+from evosweep.tracking.mlflow_tracker.continued import RESUME
+from evosweep.tracking.mlflow_tracker.delivery import Delivery, refuses
+from evosweep.tracking.mlflow_tracker.figures import generation_figures
+from evosweep.tracking.mlflow_tracker.opening import open_experiment
+from evosweep.tracking.mlflow_tracker.outbox import LAST, MOST, PAUSE, Outbox
+from evosweep.tracking.mlflow_tracker.result import result_writes
+from evosweep.tracking.mlflow_tracker.spool import Spool, Write
 from evosweep.tracking.mlflow_tracker.store import (
+    LOCK,
     UNUSABLE,
     alone,
+    answered,
     connect,
     database_of,
+    hint,
     is_server,
     resolved_uri,
     unusable,
 )
 
+START = 3.0  # seconds that a server may take before the search begins without it
+OPENING = 30.0  # seconds that a database may take, beside waiting for other processes
+LOCAL = 20.0  # seconds without a delivery, at the end of a run, after which a database is given up
 HURRY = 2.0  # seconds of further tries after an interruption
 SAMPLING = 5  # seconds between looks at processor and memory
 
@@ -46,8 +53,9 @@ SAMPLING = 5  # seconds between looks at processor and memory
 class MlflowTracker:
     """Listener that logs a search as an MLflow run.
 
-    Once the run is open, a store that does not answer neither stops nor slows the search: what it did not take is sent
-    again later, and at the end ``missing`` says what could not be sent and in which file it is.
+    A server that does not answer, be it from the start, neither stops nor slows the search: what it does not take is
+    kept in the run's folder and delivered in order when it answers. At the end ``missing`` says what was not delivered,
+    and ``evosweep sync`` delivers it.
 
     Args:
         experiment: Name of the MLflow experiment.
@@ -77,18 +85,18 @@ class MlflowTracker:
         self.system_metrics = None if system_metrics is None else check_bool("system_metrics", system_metrics)
         self.images = check_bool("images", images)
         self.model = check_choice("model", model, ("weights", "none"))
-        self.run_id: str | None = None
         self.missing = ""
+        self.away = ""
         self._name = ""
         self._experiment: str | None = None
         self._multirun = False
         self._problem: Problem | None = None
         self._series = writes.Series()
-        self._logged = Logged()
         self._last: GenerationRecord | None = None
         self._folder: Path | None = None
         self._monitor: SystemMetricsMonitor | None = None
         self._client: MlflowClient | None = None
+        self._delivery: Delivery | None = None
         self._outbox: Outbox | None = None
 
     dataset = staticmethod(TextInput)
@@ -108,8 +116,16 @@ class MlflowTracker:
 
     @property
     def link(self) -> str | None:
-        """Where the UI shows this run's experiment; None before ``start``."""
-        return None if self._experiment is None else view.link(resolved_uri(self.uri), self._experiment)
+        """Where the UI shows this run's experiment; None where that is not known yet."""
+        opened = None if self._delivery is None else self._delivery.opened
+        experiment = opened.experiment if opened else self._experiment
+        return None if experiment is None else view.link(resolved_uri(self.uri), experiment)
+
+    @property
+    def run_id(self) -> str | None:
+        """Id of the run; None before the store has opened it."""
+        opened = None if self._delivery is None else self._delivery.opened
+        return opened.run if opened else None
 
     @property
     def command(self) -> str:
@@ -123,11 +139,28 @@ class MlflowTracker:
     def check(self) -> None:
         """Create the database and the experiment where they are not there.
 
+        A server that does not answer is no error: ``away`` says so, and the run is opened when it does.
+
         Raises:
             SettingError: The store cannot be used.
+            EvosweepError: The experiment was deleted.
         """
-        with alone(self.uri, owner=self):
-            self._open_experiment()
+        used = resolved_uri(self.uri)
+        if not is_server(used):
+            try:
+                with alone(self.uri, owner=self):
+                    self._client = self._client or connect(self.uri, owner=self)
+                    self._experiment = self._experiment_of(self._client)
+            except UNUSABLE as error:
+                raise unusable(used, owner=self, error=error) from error
+            return
+        client = self.client
+        try:
+            self._experiment = answered(lambda: self._experiment_of(client), seconds=START)
+        except UNUSABLE as error:
+            if refuses(error):
+                raise unusable(used, owner=self, error=error) from error
+            self.away = f"MLflow ({redact(used)}) does not answer: {redact(hint(error, used))}"
 
     def start(
         self,
@@ -141,8 +174,11 @@ class MlflowTracker:
         device: str = "cpu",
         folder: Path | None = None,
         run_id: str | None = None,
-    ) -> str:
+        resumed: bool = False,
+    ) -> str | None:
         """Open the run and return its id; jobs of one multirun become children of one parent run.
+
+        Where a server does not answer, the run is opened once it does, and the id is not known until then.
 
         A run that ``MLFLOW_RUN_ID`` names is gone on with: by a single job, or as the parent of a multirun. Params that
         such a run has already stay as they are.
@@ -157,6 +193,7 @@ class MlflowTracker:
             device: ``cuda`` lets system metrics be logged.
             folder: The run's folder; what MLflow does not take is written there.
             run_id: A run to go on with; what it has of each generation is not logged again.
+            resumed: Whether the run goes on; without ``run_id`` it is found by its folder, if MLflow knows it.
 
         Raises:
             SettingError: There is no such run, or it is over; or the store cannot be used.
@@ -164,37 +201,61 @@ class MlflowTracker:
         self._name = name
         self._folder = folder
         self._multirun = multirun is not None
-        try:
-            with alone(self.uri, owner=self):
-                self._open_run(name, tags, multirun, run_id)
-        except UNUSABLE as error:
-            raise unusable(resolved_uri(self.uri), owner=self, error=error) from error
-        assert self._client is not None and self.run_id is not None
-        self._outbox = Outbox(self._client)
-        if self.run_id in (run_id, os.environ.get(RUN_ID)):
-            with suppress(*UNUSABLE):
-                self._logged = Logged.of(self._client, self.run_id)
+        server = is_server(resolved_uri(self.uri))
+        self._delivery = Delivery(self.client)
+        self._outbox = self._new_outbox(self._delivery, folder)
+        self._put(
+            writes.opening(
+                self.experiment,
+                name=name,
+                tags=tags,
+                multirun=multirun,
+                run=run_id,
+                folder=tags.get("folder") if resumed and run_id is None else None,
+            )
+        )
         self._describe(params, config, inputs)
-        if self.system_metrics or (self.system_metrics is None and device == "cuda"):
-            with suppress(Exception):  # figures about the machine are worth no failure
-                self._monitor = SystemMetricsMonitor(
-                    self.run_id,
-                    sampling_interval=SAMPLING,
-                    tracking_uri=self.uri,
-                    resume_logging=bool(self._logged.params),
-                )
-                self._monitor.start()
+        self._outbox.settle(START if server else LOCK + OPENING)
+        if self._outbox.refused is not None:
+            self._refuse(self._outbox.refused)
+        self._watch(device)
         return self.run_id
+
+    def _new_outbox(self, delivery: Delivery, folder: Path | None) -> Outbox:
+        server = is_server(resolved_uri(self.uri))
+        quiet = PAUSE if self.away else 0.0
+        return Outbox(delivery, folder=folder, patient=server, quiet=quiet, guard=lambda: alone(self.uri, owner=self))
+
+    def _refuse(self, error: Exception) -> NoReturn:
+        """Raise the error of a run that cannot be opened, and forget the run."""
+        assert self._outbox is not None
+        self._outbox.end()
+        self._outbox.spool.replace([])
+        self._outbox = None
+        if isinstance(error, UNUSABLE):
+            raise unusable(resolved_uri(self.uri), owner=self, error=error) from error
+        raise error
+
+    def _watch(self, device: str) -> None:
+        """Log the machine's figures, where they are asked for and the run is known."""
+        if self.run_id is None or not (self.system_metrics or (self.system_metrics is None and device == "cuda")):
+            return
+        with suppress(Exception):  # figures about the machine are worth no failure
+            self._monitor = SystemMetricsMonitor(
+                self.run_id,
+                sampling_interval=SAMPLING,
+                tracking_uri=self.uri,
+                resume_logging=bool(self._delivery and self._delivery.opened and self._delivery.opened.logged.params),
+            )
+            self._monitor.start()
 
     def _describe(self, params: Mapping[str, str], config: str, inputs: Sequence[TextInput]) -> None:
         """Log what a run is of, but for what it holds already."""
-        new = {key: value for key, value in params.items() if key not in self._logged.params}
-        if new:
-            self._put(writes.params(self._run, new))
-        if inputs and not self._logged.inputs:
-            self._put(writes.inputs(self._run, inputs))
-        if config:
-            self._put(writes.text(self._run, config, "config.yaml"))
+        found = [writes.params(params)] if params else []
+        found += [writes.inputs(inputs)] if inputs else []
+        found += [writes.text(config, "config.yaml")] if config else []
+        for write in found:
+            self._put(write)
 
     def on_event(self, event: Event) -> None:
         """Log a start, a generation, or an end."""
@@ -216,16 +277,16 @@ class MlflowTracker:
 
     def metrics(self, values: Mapping[str, float], *, step: int = 0) -> None:
         """Log figures."""
-        for write in writes.metrics(self._run, values, step=step):
+        for write in writes.metrics(values, step=step):
             self._put(write)
 
     def tag(self, tags: Mapping[str, Any]) -> None:
         """Set tags."""
-        self._put(writes.tags(self._run, tags))
+        self._put(writes.tags(tags))
 
     def file(self, path: Path) -> None:
         """Log a file as artifact."""
-        self._put(writes.file(self._run, path))
+        self._put(writes.file(path))
 
     def deliver(self, result: SearchResult, *, report: Path, run: Path, trial: int | None) -> None:
         """Log the report, a table of layers and, if asked for, the exported winner as a model.
@@ -238,36 +299,30 @@ class MlflowTracker:
         """
         if trial is not None:
             self.tag({"trial": trial})
-        self._put(writes.folder(self._run, report))
-        self._put(writes.table(self._run, layer_table(result), "allocation_table.json"))
+        self._put(writes.folder(report))
+        self._put(writes.table(layer_table(result), "allocation_table.json"))
         model = run / "model"
-        name = self._name
-        run_id = self._run
         if self.model == "weights" and model.is_dir() and "load" in result.export:
-            self._put(
-                Write(
-                    lambda client: log_winner(client, result, run=run_id, name=name, folder=model),
-                    {"run": run_id, "model": str(model)},
-                )
-            )
+            self._put(writes.model(result, name=self._name, path=model))
 
     def exported(self, run_id: str, row: Mapping[str, Any]) -> None:
         """Add an export to a run that is over; ``row`` is the run's result with the new ``export`` in it."""
         try:
             if self.database is not None and not self.database.is_file():
                 raise EvosweepError(f"there is no {self.database}")
-            for write in writes.exported(run_id, row):
-                write.send(self.client)
+            delivery = Delivery(self.client)
+            for write in writes.exported(row):
+                delivery.send(replace(write, run=run_id))
         except (*UNUSABLE, EvosweepError) as error:
             self.missing = f"MLflow was not given the export of run {run_id}: {one_line(error)}"
 
     def close(self, status: str, *, reason: str = "") -> None:
         """End the run as ``FINISHED``, ``FAILED`` or ``KILLED``; what was logged stays."""
-        if self.run_id is None or self._outbox is None:
+        if self._outbox is None:
             return
         if self._monitor is not None:
             with suppress(Exception):  # as at its start
-                self._monitor.finish()
+                answered(self._monitor.finish, seconds=HURRY)
             self._monitor = None
         if reason:
             self.tag({"reason": reason})
@@ -275,16 +330,24 @@ class MlflowTracker:
             self.tag({RESUME: f"evosweep resume {self._folder}"})
         if self._last is not None:  # no result came; were these metrics, a run that goes on would have each twice
             self.tag({f"{key}_so_far": f"{self._last.validation[key]:.4g}" for key in (KL, PPL)})
-        self._put(writes.end(self.run_id, status))
-        if self._outbox.flush(*([HURRY] if status == "KILLED" else [])):
-            if not self._multirun and self._client is not None and self._experiment is not None:
-                with suppress(*UNUSABLE):  # the table is shown with the columns that it had
-                    view.refresh(self._client, self._experiment)
-            return
-        self.missing = self._say_missing()
+        self._put(writes.end(status))
+        if not self._multirun:
+            self._put(Write("table", {}))
+        patience = LOCAL if self.database is not None else LAST
+        done = self._outbox.flush(HURRY if status == "KILLED" else patience)
+        path = self._outbox.end()
+        if not done:
+            self.missing = self._outbox.missing(redact(resolved_uri(self.uri)), path)
 
     def summarize(
-        self, multirun: str, *, status: str, files: Sequence[Path], note: str = "", best: Sequence[str] = ()
+        self,
+        multirun: str,
+        *,
+        status: str,
+        files: Sequence[Path],
+        note: str = "",
+        best: Sequence[str] = (),
+        folder: Path | None = None,
     ) -> None:
         """Close a multirun's parent run, with the comparison of its jobs; nothing if no job began.
 
@@ -293,52 +356,25 @@ class MlflowTracker:
             status: ``FINISHED``, ``FAILED`` or ``KILLED``.
             files: Its comparison as tables and figures.
             note: Its comparison in Markdown.
-            best: Run ids of the jobs that were named best, the best of them first.
+            best: Run ids or folders of the jobs that were named best, the best of them first.
+            folder: Of the multirun; a summary that MLflow does not take is kept there.
         """
+        write = writes.summary(self.experiment, multirun, status=status, files=files, note=note, best=best)
         try:
-            experiment = self._open_experiment()
-            summarize(self.client, experiment, multirun, status=status, files=files, note=note, best=best)
-        except (*UNUSABLE, SettingError) as error:
+            if is_server(resolved_uri(self.uri)):  # one that is away is found out in a few seconds
+                self.check()
+                if self.away:
+                    raise TimeoutError(self.away)
+            delivery = Delivery(self.client)
+            answered(lambda: delivery.send(write), seconds=MOST)
+        except (*UNUSABLE, EvosweepError) as error:
             self.missing = f"MLflow has no summary of {multirun!r}: {one_line(error)}"
+            if folder is not None:
+                Spool(folder).append([write])
+                self.missing += f"; to deliver it: evosweep sync {folder}"
 
-    def _open_run(self, name: str, tags: Mapping[str, str], multirun: str | None, run_id: str | None) -> None:
-        known = {**resolve_tags(), "mlflow.source.name": "evosweep", **process_tags()}
-        experiment = self._open_experiment()
-        close_dead(self.client, experiment, but=run_id)
-        own = {**known, **{key: redact(str(value)) for key, value in tags.items()}}
-        if multirun:
-            parent = reopened(self.client, find_parent(self.client, experiment, multirun))
-            parent = parent or self._make_parent(experiment, multirun, known)
-            own["mlflow.parentRunId"] = parent
-        given = reopened(self.client, run_id) or (None if multirun else given_run(self.client))
-        if given is None:
-            self.run_id = str(self.client.create_run(experiment, run_name=name, tags=own).info.run_id)
-        else:
-            self.run_id = given
-            writes.tags(given, own).send(self.client)
-
-    def _make_parent(self, experiment: str, multirun: str, tags: Mapping[str, str]) -> str:
-        own = {**tags, MULTIRUN_TAG: multirun}
-        given = given_run(self.client)
-        if given is None:
-            return str(self.client.create_run(experiment, run_name=f"multirun {multirun}", tags=own).info.run_id)
-        writes.tags(given, own).send(self.client)
-        return given
-
-    def _open_experiment(self) -> str:
-        if self._experiment is None:
-            if self._client is None:
-                self._client = connect(self.uri, owner=self)
-            try:
-                self._experiment = open_experiment(self._client, self.experiment)
-            except UNUSABLE as error:
-                raise unusable(resolved_uri(self.uri), owner=self, error=error) from error
-        return self._experiment
-
-    @property
-    def _run(self) -> str:
-        assert self.run_id is not None, "start() comes first"
-        return self.run_id
+    def _experiment_of(self, client: MlflowClient) -> str:
+        return self._experiment or open_experiment(client, self.experiment)
 
     def _put(self, write: Write) -> None:
         assert self._outbox is not None, "start() comes first"
@@ -348,33 +384,15 @@ class MlflowTracker:
         self._last = record
         found = {"generation": record.generation, "bits": record.cost, "validation": dict(record.validation)}
         content = json.dumps(json_safe({**found, "allocation": dict(record.elite)}), indent=1)
-        self._put(writes.text(self._run, content, f"generations/{record.generation:04d}/allocation.json"))
+        self._put(writes.text(content, f"generations/{record.generation:04d}/allocation.json"))
         for step, values in sorted(self._series.add(generation_figures(record), record.generation).items()):
-            self.metrics(self._logged.missing(values, step), step=step)
-        changed = (record.changed or record.generation == 0) and record.generation not in self._logged.pictures
+            self.metrics(values, step=step)
+        changed = record.changed or record.generation == 0
         if self.images and self._problem is not None and changed:
             pixels = level_image(self._problem, record.elite)
-            self._put(writes.picture(self._run, pixels, key="levels", step=record.generation))
+            self._put(writes.picture(pixels, key="levels", step=record.generation))
 
     def _end(self, result: SearchResult) -> None:
-        row = result.row()
         self._last = None
-        self.metrics({**result_figures(row), **writes.finish_figures(result.finish)})
-        self.tag({view.NOTE_TAG: describe(result), "dense_ppl": f"{result.dense['ppl']:.4f}"})
-        if result.export:
-            self.tag({f"export.{key}": value for key, value in result.export.items()})
-        for name, value in (
-            ("allocation.json", {**row, "allocation": dict(result.allocation)}),
-            ("result.json", row),
-        ):
-            self._put(writes.text(self._run, json.dumps(json_safe(value), indent=1, ensure_ascii=False), name))
-
-    def _say_missing(self) -> str:
-        assert self._outbox is not None
-        left = len(self._outbox.left())
-        path = None if self._folder is None else self._outbox.save(self._folder)
-        where = "" if path is None else f"; it is in {path}"
-        return (
-            f"MLflow ({redact(resolved_uri(self.uri))}) did not take {left} of {left + self._outbox.sent} writes of "
-            f"run {self.run_id}, which may be shown as running: {self._outbox.reason}{where}"
-        )
+        for write in result_writes(result):
+            self._put(write)

@@ -1,24 +1,32 @@
 """Makes the writes of a run for the outbox: metrics, tags, files and pictures."""
 
+import base64
+import io
 import json
 import math
+import os
 import time
+import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
+from mlflow.tracking.context.registry import resolve_tags
+from PIL import Image
 
+from evosweep.core.events import SearchResult
 from evosweep.core.files import json_safe
 from evosweep.core.redact import redact
 from evosweep.tracking.base import TextInput
-from evosweep.tracking.mlflow_tracker.outbox import Write
+from evosweep.tracking.mlflow_tracker.continued import process_tags
+from evosweep.tracking.mlflow_tracker.spool import OPEN, SUMMARY, Write
 
 PARAM_LENGTH = 6000
 TAG_LENGTH = 5000
 BATCH = 1000
+RUN_ID = "MLFLOW_RUN_ID"  # environment: MLflow's own name for a run to go on with
 DIGITS = 4  # significant ones of a result; MLflow's table shows every digit that was logged
 
 
@@ -30,104 +38,139 @@ def rounded(value: float) -> float:
     return round(value, digits)
 
 
-def metrics(run: str, values: Mapping[str, float], *, step: int = 0) -> list[Write]:
+def opening(
+    experiment: str,
+    *,
+    name: str,
+    tags: Mapping[str, str],
+    multirun: str | None,
+    run: str | None,
+    folder: str | None,
+) -> Write:
+    """Return the write that opens a run.
+
+    Args:
+        experiment: Its name.
+        name: Of the run.
+        tags: Of the run.
+        multirun: Name of the multirun that the run is a job of.
+        run: Id of the run that goes on.
+        folder: The run's folder, to find a run that goes on and whose id is not known.
+    """
+    return Write(
+        OPEN,
+        {
+            "experiment": experiment,
+            "name": name,
+            "tags": {key: redact(str(value)) for key, value in tags.items()},
+            "process": redact({**resolve_tags(), "mlflow.source.name": "evosweep", **process_tags()}),
+            "multirun": multirun,
+            "run": run,
+            "folder": folder,
+            "given": os.environ.get(RUN_ID),
+            "key": str(uuid.uuid4()),
+            "time": _now(),
+        },
+    )
+
+
+def metrics(values: Mapping[str, float], *, step: int = 0) -> list[Write]:
     """Return writes of figures; infinite ones, which MLflow stores as something else, are left out.
 
     Args:
-        run: Id of the run.
         values: Figure of each name.
         step: Generation that they belong to.
     """
-    now = int(time.time() * 1000)
-    made = [Metric(key, float(value), now, step) for key, value in values.items() if math.isfinite(value)]
-    return [_batch(run, made[start : start + BATCH], step) for start in range(0, len(made), BATCH)]
+    made = [(key, float(value)) for key, value in values.items() if math.isfinite(value)]
+    return [
+        Write("metrics", {"step": step, "time": _now(), "values": dict(made[start : start + BATCH])})
+        for start in range(0, len(made), BATCH)
+    ]
 
 
-def _batch(run: str, batch: Sequence[Metric], step: int) -> Write:
-    content = {"run": run, "step": step, "metrics": {metric.key: metric.value for metric in batch}}
-    return Write(lambda client: client.log_batch(run, metrics=batch), content)
-
-
-def params(run: str, values: Mapping[str, str]) -> Write:
+def params(values: Mapping[str, str]) -> Write:
     """Return a write of params, at most 100."""
-    made = [Param(key, redact(str(value))[:PARAM_LENGTH]) for key, value in values.items()]
-    return Write(lambda client: client.log_batch(run, params=made), {"run": run, "params": dict(values)})
+    return Write("params", {"values": {key: redact(str(value))[:PARAM_LENGTH] for key, value in values.items()}})
 
 
-def tags(run: str, values: Mapping[str, Any]) -> Write:
+def tags(values: Mapping[str, Any]) -> Write:
     """Return a write of tags."""
-    made = [RunTag(key, redact(str(value))[:TAG_LENGTH]) for key, value in values.items()]
-    content = {"run": run, "tags": {tag.key: tag.value for tag in made}}
-    return Write(lambda client: client.log_batch(run, tags=made), content)
+    return Write("tags", {"values": {key: redact(str(value))[:TAG_LENGTH] for key, value in values.items()}})
 
 
-def text(run: str, content: str, path: str) -> Write:
-    """Return a write of a text file.
-
-    Args:
-        run: Id of the run.
-        content: The text; credentials in it are masked.
-        path: Of the artifact.
-    """
-    clean = redact(content)
-    return Write(lambda client: client.log_text(run, clean, path), {"run": run, "artifact": path, "text": clean})
+def text(content: str, path: str) -> Write:
+    """Return a write of a text file; ``path`` is the artifact's, and credentials in the text are masked."""
+    return Write("text", {"path": path, "text": redact(content)})
 
 
-def table(run: str, value: Mapping[str, Any], path: str) -> Write:
+def table(value: Mapping[str, Any], path: str) -> Write:
     """Return a write of columns that MLflow shows as a table: ``{"columns": [..], "data": [[..], ..]}``.
 
     Args:
-        run: Id of the run.
         value: Values of each column, by its name.
         path: Of the artifact.
     """
     columns = list(value)
     data = [list(line) for line in zip(*value.values(), strict=True)]
-    return text(run, json.dumps(json_safe({"columns": columns, "data": data}), ensure_ascii=False), path)
+    return text(json.dumps(json_safe({"columns": columns, "data": data}), ensure_ascii=False), path)
 
 
-def picture(run: str, pixels: npt.NDArray[np.uint8], *, key: str, step: int) -> Write:
+def picture(pixels: npt.NDArray[np.uint8], *, key: str, step: int) -> Write:
     """Return a write of a picture that the image slider plays by step.
 
     Args:
-        run: Id of the run.
         pixels: RGB values (height, width, 3).
         key: Name of the series of pictures.
         step: Generation that it belongs to.
     """
-    return Write(
-        lambda client: client.log_image(run, pixels, key=key, step=step, synchronous=True),
-        {"run": run, "image": key, "step": step},
-    )
+    held = io.BytesIO()
+    Image.fromarray(pixels).save(held, format="png")
+    png = base64.b64encode(held.getvalue()).decode()
+    return Write("picture", {"key": key, "step": step, "time": _now(), "id": str(uuid.uuid4()), "png": png})
 
 
-def file(run: str, path: Path) -> Write:
+def file(path: Path) -> Write:
     """Return a write of a file as artifact."""
-    return Write(lambda client: client.log_artifact(run, str(path)), {"run": run, "file": str(path)})
+    return Write("file", {"path": str(path.absolute())})
 
 
-def folder(run: str, path: Path) -> Write:
+def folder(path: Path) -> Write:
     """Return a write of all files of a folder as artifacts."""
-    return Write(lambda client: client.log_artifacts(run, str(path)), {"run": run, "folder": str(path)})
+    return Write("folder", {"path": str(path.absolute())})
 
 
-def inputs(run: str, texts: Sequence[TextInput]) -> Write:
+def inputs(texts: Sequence[TextInput]) -> Write:
     """Return a write of the texts that were used, as the datasets of a run."""
     made = [
-        DatasetInput(
-            Dataset(
-                name=text_input.name,
-                digest=text_input.digest[:36],
-                source_type="text",
-                source=redact(text_input.source),
-                profile=json.dumps({"tokens": text_input.tokens}),
-            ),
-            tags=[InputTag("mlflow.data.context", text_input.context)],
-        )
-        for text_input in texts
+        {
+            "name": one.name,
+            "digest": one.digest[:36],
+            "source": redact(one.source),
+            "tokens": one.tokens,
+            "context": one.context,
+        }
+        for one in texts
     ]
+    return Write("inputs", {"texts": made})
+
+
+def model(result: SearchResult, *, name: str, path: Path) -> Write:
+    """Return a write of the exported winner as a model.
+
+    Args:
+        result: Of the search; its export says how the weights are loaded.
+        name: Of the model.
+        path: Folder of the weights.
+    """
+    known = {key: rounded(value) if isinstance(value, float) else value for key, value in result.row().items()}
     return Write(
-        lambda client: client.log_inputs(run, made), {"run": run, "inputs": [text_input.name for text_input in texts]}
+        "model",
+        {
+            "name": name,
+            "path": str(path.absolute()),
+            "load": str(result.export["load"]),
+            "params": {key: str(value) for key, value in known.items()},
+        },
     )
 
 
@@ -136,16 +179,46 @@ def finish_figures(facts: Mapping[str, Any]) -> dict[str, float]:
     return {f"finish/{name}": float(value) for name, value in facts.items() if isinstance(value, int | float)}
 
 
-def exported(run: str, row: Mapping[str, Any]) -> list[Write]:
+def exported(row: Mapping[str, Any]) -> list[Write]:
     """Return the writes of an export: a tag for each fact of ``row["export"]``, and ``row`` as the run's result."""
-    facts = tags(run, {f"export.{key}": value for key, value in row["export"].items()})
-    result = text(run, json.dumps(json_safe(dict(row)), indent=1, ensure_ascii=False), "result.json")
-    return [facts, *metrics(run, finish_figures(row.get("finish", {}))), result]
+    facts = tags({f"export.{key}": value for key, value in row["export"].items()})
+    result = text(json.dumps(json_safe(dict(row)), indent=1, ensure_ascii=False), "result.json")
+    return [facts, *metrics(finish_figures(row.get("finish", {}))), result]
 
 
-def end(run: str, status: str) -> Write:
+def end(status: str) -> Write:
     """Return the write that ends a run."""
-    return Write(lambda client: client.set_terminated(run, status=status), {"run": run, "status": status})
+    return Write("end", {"status": status, "time": _now()})
+
+
+def summary(
+    experiment: str, multirun: str, *, status: str, files: Sequence[Path], note: str, best: Sequence[str]
+) -> Write:
+    """Return the write that ends a multirun's parent with the comparison of its jobs; the files are inline.
+
+    Args:
+        experiment: Its name.
+        multirun: Its name.
+        status: ``FINISHED``, ``FAILED`` or ``KILLED``.
+        files: Comparison as tables and figures.
+        note: Comparison in Markdown.
+        best: Run ids or folders of the best jobs, the best of them first.
+    """
+    return Write(
+        SUMMARY,
+        {
+            "experiment": experiment,
+            "multirun": multirun,
+            "status": status,
+            "files": {path.name: base64.b64encode(path.read_bytes()).decode() for path in files},
+            "note": redact(note),
+            "best": list(best),
+        },
+    )
+
+
+def _now() -> int:
+    return int(time.time() * 1000)
 
 
 class Series:
