@@ -74,7 +74,7 @@ class FloatingPoint:
         grid: str = "minmax",
         grid_norm: float = 2.4,
         grid_least: float = 0.5,
-        grid_steps: int = 21,
+        grid_steps: int = 11,
     ) -> None:
         if not isinstance(formats, Sequence) or isinstance(formats, str) or not formats:
             raise SettingError("formats", allowed=f"a list of {', '.join(FORMATS)}", got=formats)

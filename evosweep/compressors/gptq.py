@@ -67,7 +67,7 @@ class GPTQ(IntegerLevels):
         grid: str = "minmax",
         grid_norm: float = 2.4,
         grid_least: float = 0.5,
-        grid_steps: int = 21,
+        grid_steps: int = 11,
     ) -> None:
         search = GridSettings(grid=grid, norm=grid_norm, least=grid_least, steps=grid_steps)
         super().__init__(bits=bits, group=group, symmetric=symmetric, coarse_scales=coarse_scales, search=search)

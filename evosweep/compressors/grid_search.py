@@ -94,7 +94,7 @@ class GridSettings:
         SettingError: A setting cannot be used; it is named as the compressor's own argument.
     """
 
-    def __init__(self, *, grid: str = "minmax", norm: float = 2.4, least: float = 0.5, steps: int = 21) -> None:
+    def __init__(self, *, grid: str = "minmax", norm: float = 2.4, least: float = 0.5, steps: int = 11) -> None:
         self.grid = check_choice("grid", grid, GRIDS)
         self.search = GridSearch.of(norm=norm, least=least, steps=steps)
 

@@ -85,7 +85,7 @@ class SparseGPTQ:
         grid: str = "minmax",
         grid_norm: float = 2.4,
         grid_least: float = 0.5,
-        grid_steps: int = 21,
+        grid_steps: int = 11,
     ) -> None:
         if not isinstance(sparsity, Sequence) or isinstance(sparsity, str) or not sparsity:
             raise SettingError("sparsity", allowed="a list of shares or N:M patterns", got=sparsity)
