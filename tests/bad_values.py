@@ -171,6 +171,10 @@ BAD: list[tuple[list[str], str]] = [
     (["transform=smooth", "transform.alpha=2"], "transform.alpha must"),
     (["store.input_ranges=5"], "store.input_ranges must"),
     (["model=gemma3_270m"], "model.accept_terms must be true, which says that you accept the Gemma Terms of Use"),
+    (
+        ["model=gemma3_270m", "model.accept_terms=true", "model.transformers='99.1'"],
+        "gemma3-270m needs transformers 99.1 or newer",
+    ),
     (["model=gemma3_270m", "model.accept_terms=true", "model.parts=[{member: x}]"], "model.parts[0] must"),
     (["evaluate.sensitivity_tokens=0"], "evaluate.sensitivity_tokens must"),
     (["tokens.seq_len=0"], "tokens.seq_len must"),

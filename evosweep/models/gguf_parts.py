@@ -1,10 +1,13 @@
 """A GGUF that is published in parts, under terms that its users must accept."""
 
 from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+
+from packaging.version import Version
 
 from evosweep.assets.wheels import JoinedFile, WheelFile
 from evosweep.core.checks import check_bool
-from evosweep.core.errors import SettingError
+from evosweep.core.errors import ModelError, SettingError
 from evosweep.models.load import GgufSource
 
 PART = ("requirement", "member", "sha256")
@@ -20,12 +23,14 @@ class GgufInParts(GgufSource):
         parts: ``requirement``, ``member`` and ``sha256`` of every part, in their order.
         terms: Terms that the model may be used under, with their address.
         accept_terms: Whether the user accepts them; nothing is downloaded or loaded otherwise.
+        transformers: Oldest version of transformers that was seen to read the file rightly; null: any.
         dtype: Type in which weights are held and evaluated: ``auto``, ``float32``, ``bfloat16`` or ``float16``.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         offload: Keep the blocks in host memory; each visits the device when it runs. For models larger than the GPU.
 
     Raises:
         SettingError: The terms are not accepted, or a part lacks one of its three settings.
+        ModelError: The installed transformers is older than that.
     """
 
     def __init__(
@@ -37,6 +42,7 @@ class GgufInParts(GgufSource):
         parts: Sequence[Mapping[str, str]],
         terms: str,
         accept_terms: bool = False,
+        transformers: str | None = None,
         dtype: str = "auto",
         device: str = "auto",
         offload: bool = False,
@@ -44,8 +50,16 @@ class GgufInParts(GgufSource):
         wheels = [_wheel(index, part) for index, part in enumerate(parts)]
         if not check_bool("accept_terms", accept_terms):
             raise SettingError("accept_terms", allowed=f"true, which says that you accept the {terms}", got=False)
+        _check_version(name, transformers)
         joined = JoinedFile(whole=file, sha256=sha256, parts=wheels)
         super().__init__(name=name, file=joined, dtype=dtype, device=device, offload=offload)
+
+
+def _check_version(model: str, oldest: str | None) -> None:
+    """Raise ModelError where the installed transformers is older than a model needs; older ones may read it wrongly."""
+    installed = version("transformers")
+    if oldest is not None and Version(installed) < Version(oldest):
+        raise ModelError(f"{model} needs transformers {oldest} or newer, which reads its file rightly; got {installed}")
 
 
 def _wheel(index: int, part: Mapping[str, str]) -> WheelFile:
