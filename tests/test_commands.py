@@ -136,7 +136,7 @@ def test_a_search_that_was_interrupted_goes_on_to_what_it_would_have_found(finis
         (["score", "{first}", "model.seed=5"], "model cannot be changed for a score"),
         (["score", "{first}", "--splitt", "search"], "unrecognized: --splitt"),
         (["compare"], "the following arguments are required: runs"),
-        (["compare", "corpus.jsonl"], "a run must be its folder"),
+        (["compare", "corpus.jsonl"], "a run must be the folder of a run"),
         (["compare", "cache"], "there is no result.json in cache or below it"),
         (["resume", "{second}"], "is over"),
         (["cache", "clean"], "--older-than 30d"),

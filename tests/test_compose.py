@@ -67,6 +67,7 @@ def test_every_module_of_a_plug_in_package_has_a_choice() -> None:
             "descent",
             "entropy_kernel",
             "entropy_steps",
+            "float_scales",
             "error_factors",
             "grid",
             "grid_search",

@@ -18,21 +18,21 @@ PAGE = ROOT / "CONTRIBUTING.md"
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """A user's folder with the module and the YAML as the page shows them."""
     with workplace(tmp_path) as folder:
-        module = folder / "my_package" / "low_rank.py"
+        module = folder / "my_package" / "thin.py"
         module.parent.mkdir()
         (module.parent / "__init__.py").touch()
         module.write_text(next(text for text in blocks(PAGE, "python") if "class LowRank" in text))
-        choice = folder / "my_conf" / "compressor" / "low_rank.yaml"
+        choice = folder / "my_conf" / "compressor" / "thin.yaml"
         choice.parent.mkdir(parents=True)
         choice.write_text(blocks(PAGE, "yaml")[0])
         monkeypatch.syspath_prepend(str(folder))
         yield folder
-        for name in ("my_package", "my_package.low_rank"):
+        for name in ("my_package", "my_package.thin"):
             sys.modules.pop(name, None)
 
 
 def test_its_command_gives_a_model_of_low_rank_layers(folder: Path) -> None:
-    (command,) = [line for text in blocks(PAGE, "sh") for line in text.splitlines() if "low_rank" in line]
+    (command,) = [line for text in blocks(PAGE, "sh") for line in text.splitlines() if "compressor=thin" in line]
     arguments = command.removeprefix("python -m evosweep ").split()
     assert evosweep(*arguments, *TINY, "tracking=none") == 0
     (run,) = [path.parent for path in folder.glob("runs/*/*/result.json")]
@@ -43,7 +43,7 @@ def test_its_command_gives_a_model_of_low_rank_layers(folder: Path) -> None:
 
 
 def test_a_bad_setting_of_it_is_one_line(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["--config-dir", "my_conf", "compressor=low_rank", "compressor.ranks=[0]", *TINY, "tracking=none"]
+    arguments = ["--config-dir", "my_conf", "compressor=thin", "compressor.ranks=[0]", *TINY, "tracking=none"]
     assert evosweep(*arguments) == 2
     assert capsys.readouterr().err.startswith("error: compressor.ranks must be")
 

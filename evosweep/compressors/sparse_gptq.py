@@ -238,14 +238,14 @@ class SparseGPTQ:
 
         spans = spans_of(len(work), edges=math.gcd(masks.edges, self.group), block=self.column_block)
         total = sweep(work, factor, spans=spans, rules=rules)
-        mask = masks.mask
         if static is not None and order is not None:
             scales = static.scales.T
             zeros = static.zeros.T
             codes = order.back(codes)
-            mask = order.back(mask)
+            mask = order.back(masks.mask)
         else:
             scales, zeros = stack_grids(grids)
+            mask = masks.mask
         matrices = zip(
             specs,
             codes.T.split(sizes),
@@ -266,11 +266,10 @@ class SparseGPTQ:
         zeros: torch.Tensor,
         error: float,
     ) -> Payload:
-        """Return the payload of codes and mask (columns, rows), and scales and zeros (rows, groups)."""
-        columns, rows = codes.shape
+        rows, columns = codes.shape
         tensors = sparse_int.encode(
-            codes=codes.T,
-            mask=mask.T,
+            codes=codes,
+            mask=mask,
             scales=scales,
             zeros=None if self.symmetric else zeros.to(torch.uint8),
             width=spec.bits,
