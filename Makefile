@@ -1,5 +1,6 @@
 # make quickstart   environment, then the main job: four allocators on SmolLM2, some minutes on two cores
 # make test         environment with the dev extra, then linters, types and tests
+# make engines      llama.cpp, vLLM, MLX, auto-round, each in an environment of its own, for the tests that load exports
 # make lint         formatting, linters and types alone
 # make format       formats the code and mends what the linter can mend
 # make docs         the documentation as a website in site/; a warning is an error
@@ -8,13 +9,16 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: quickstart test lint format docs clean
+.PHONY: quickstart test engines lint format docs clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/python -m evosweep +experiment=quickstart
 
 test: $(VENV)/.installed-dev lint
 	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+engines: $(VENV)/.installed-dev
+	$(BIN)/python -m tests.engines.install
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .

@@ -1,5 +1,7 @@
 """Runs and multiruns as they are started: folders of their own, signals, what a multirun shows and exports."""
 
+import contextlib
+import io
 import json
 import os
 import signal
@@ -96,10 +98,18 @@ def test_experiments_that_name_themselves_are_compared_and_their_parents_closed(
         assert "summary.json" in {item.path for item in client.list_artifacts(parent.info.run_id)}
 
 
-def test_a_multirun_exports_the_best_job_of_each_budget(folder: Path, capsys) -> None:
+@pytest.fixture(scope="module")
+def winners(folder: Path) -> tuple[list[dict], str]:
+    """Returns the results and the closing words of a multirun over two samplers and two budgets."""
     arguments = ["sampler=uniform,ilp", "budget.as_uniform=3,4", "storage=memory", "report=none"]
-    assert evosweep("-m", *TINY, *arguments, "name=winners") == 0
-    found = rows(folder / "runs" / "winners")
+    words = io.StringIO()
+    with contextlib.redirect_stdout(words):
+        assert evosweep("-m", *TINY, *arguments, "name=winners") == 0
+    return rows(folder / "runs" / "winners"), words.getvalue()
+
+
+def test_a_multirun_exports_the_best_job_of_each_budget(folder: Path, winners: tuple[list[dict], str]) -> None:
+    found, out = winners
     client = MlflowClient(tracking_uri=f"sqlite:///{folder / 'mlflow.db'}")
     for budget in ("as_uniform=3", "as_uniform=4"):
         mine = [row for row in found if row["budget"] == budget]
@@ -109,12 +119,11 @@ def test_a_multirun_exports_the_best_job_of_each_budget(folder: Path, capsys) ->
         for row in mine:
             run = client.get_run(row["mlflow_run"])
             assert run.data.tags.get("export.path") == row["export"].get("path") and run.info.status == "FINISHED"
-    out = capsys.readouterr().out
     assert out.count("MB on disk") == 2 and out.count("model = load_packed('") == 2
 
 
-def test_identity_leaves_out_what_changes_no_figure(folder: Path) -> None:
-    same = rows(folder / "runs" / "winners")
+def test_identity_leaves_out_what_changes_no_figure(folder: Path, winners: tuple[list[dict], str]) -> None:
+    same, _ = winners
     assert evosweep(*TINY, *BARE, "sampler=uniform", "seed=5", "name=repeated") == 0
     (again,) = rows(folder / "runs" / "repeated")
     (first,) = [row for row in same if row["sampler"] == "uniform" and row["budget"] == "as_uniform=3"]

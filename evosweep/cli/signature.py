@@ -9,6 +9,8 @@ from typing import Any
 
 from evosweep.core.errors import SettingError
 
+PARSES = 3  # times that a source is parsed before its module is imported instead
+
 
 def parameters(target: Any, path: str) -> list[str] | None:
     """Return the argument names of a class or function; None if it takes any.
@@ -110,4 +112,10 @@ def _parsed(module: str) -> ast.Module | None:
         return None
     if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
         return None
-    return ast.parse(Path(spec.origin).read_text(encoding="utf-8"))
+    text = Path(spec.origin).read_text(encoding="utf-8")
+    for _ in range(PARSES):
+        try:
+            return ast.parse(text)
+        except SystemError:  # python/cpython#106905: another thread parsed at the same time
+            continue
+    return None

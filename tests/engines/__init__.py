@@ -1,0 +1,1 @@
+"""Programs that serve models, each in a virtual environment of its own, and the scripts that tests run in them."""
