@@ -29,7 +29,14 @@ SAMPLERS = ("uniform", "evopress", "ilp", "dp")
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict]:
     with workplace(tmp_path_factory.mktemp("ties")) as folder:
-        settings = ["units.tie=fused", f"sampler={','.join(SAMPLERS)}", "export.jobs=all", "name=ties", "report=none", "tracking=none"]
+        settings = [
+            "units.tie=fused",
+            f"sampler={','.join(SAMPLERS)}",
+            "export.jobs=all",
+            "name=ties",
+            "report=none",
+            "tracking=none",
+        ]
         assert evosweep("-m", *TINY, *settings) == 0
         found = [(path.parent, read_result(path)) for path in folder.glob("runs/ties/*/*/result.json")]
         yield {row["sampler"]: {**row, "folder": run} for run, row in found}
