@@ -149,6 +149,10 @@ class CompressedTensors(Exporter):
             if model.can_generate():
                 model.generation_config.save_pretrained(folder)
 
+    def _readme(self, winner: Winner, loaded: LoadedModel) -> str:
+        serving = "vLLM serves it: `vllm serve .` in this folder.\n" if self.engine == "vllm" else ""
+        return super()._readme(winner, loaded) + serving
+
     def reload(self, folder: Path, *, dtype: torch.dtype) -> torch.nn.Module:
         """Return the model through ``from_pretrained``; decompressed where transformers does not load the scheme."""
         if not _plain(folder):
