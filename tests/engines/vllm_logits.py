@@ -63,7 +63,6 @@ def logprobs(folder, prompts, *, dtype):
         folder,
         dtype=dtype,
         enforce_eager=True,
-        skip_tokenizer_init=True,
         max_model_len=64,
         max_num_seqs=4,
         disable_log_stats=True,
