@@ -129,6 +129,7 @@ def run(task: Task, bench: Workbench, draft: Draft, notes: Notes) -> dict[str, A
     row["mlflow_link"] = task.tracker.link
     row["mlflow_run"] = task.tracker.run_id
     write_result(task.folder, row)
+    replace(RunRecord.read(task.folder), finished=True).write(task.folder)
     _check_recorded(task, listeners)
     return row
 
