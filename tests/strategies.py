@@ -51,9 +51,7 @@ def unit_tuples(draw: st.DrawFn, *, gates: bool | None = None, columns: bool = F
 @st.composite
 def harms(draw: st.DrawFn, unit: Unit) -> dict[str, float]:
     """What every level of a unit does to the model: alike, far apart, not falling, or one that breaks it."""
-    values = st.one_of(
-        st.sampled_from([0.0, 1.0, 1.0, 1e-9, 1000.0]), st.floats(0, 5, allow_subnormal=False, width=32)
-    )
+    values = st.one_of(st.sampled_from([0.0, 1.0, 1.0, 1e-9, 1000.0]), st.floats(0, 5, allow_subnormal=False, width=32))
     return {f"kl_around_top/{level.name}": float(draw(values)) for level in unit.levels}
 
 

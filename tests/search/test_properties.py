@@ -1,7 +1,5 @@
 """What holds for every problem: costs, moves, mutants and survivors, against trying everything."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 from hypothesis import example, given
@@ -16,7 +14,7 @@ from evosweep.search import moves
 from evosweep.search.mutation import FLIPS, GROUPS, TRIES, Flips
 from evosweep.search.racing import Racing
 from evosweep.search.survival import Race, ScoreAll
-from tests.strategies import CHECKED, SEEDS, cost_by_hand, costs_of_all, every_genome, problems, unit_tuples
+from tests.strategies import CHECKED, SEEDS, cost_by_hand, costs_of_all, problems, unit_tuples
 
 
 class Counted(np.random.Generator):
@@ -188,8 +186,15 @@ def can_move(problem: Problem, parent: Genome) -> bool:
     return False
 
 
+def only_sidesteps() -> Problem:
+    """Return a problem in which nothing can be raised, but one unit can move to a level of equal cost."""
+    levels = (Level("l0", 0), Level("l1", 0), Level("l2", 1))
+    return Problem((Unit("a", 1, 0, levels), Unit("b", 1, 0, levels)), budget=0)
+
+
 class TestMutation:
     @CHECKED
+    @example(only_sidesteps(), 163, {"max_flips": 1, "cross": 0.0, "flips": "min_of_two", "group": "size"})
     @given(
         problems(),
         SEEDS,
@@ -245,6 +250,7 @@ class Recorded:
 
 class TestSurvival:
     @CHECKED
+    @example(0, 6, 5, 1, 2048, 0.0, 0.0, 0.2)  # all tie, with one place too few
     @given(
         SEEDS,
         st.integers(1, 12),
