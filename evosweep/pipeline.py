@@ -53,11 +53,13 @@ def check(task: Task, bench: Workbench) -> Draft:
         task.exporter.check(bench.compressor, bench.drop, bench.anatomy, bench.units)
     task.finish.check(bench.anatomy, bench.units)
     problem = bench.planned_problem(task.budget)
+    if task.exporter.enabled:
+        task.exporter.check_problem(problem, bench.anatomy)
     longest = max(split.seq_len for split in bench.splits.values())
     warning = check_length(bench.loaded.model, longest)
     if warning:
         bench.progress.say(warning)
-    plan_memory(bench.resources, bench.anatomy, bench.planned, seq_len=longest)
+    plan_memory(bench.resources, bench.anatomy, bench.plan.units, seq_len=longest)
     if is_static(bench.resources.activations) and not bench.builder.settings.input_ranges:
         raise no_ranges(bench.resources.activations, owner=bench.resources)
     sampler = task.sampler(problem=problem, seed=task.seed)
@@ -107,7 +109,7 @@ def run(task: Task, bench: Workbench, draft: Draft, notes: Notes) -> dict[str, A
         problem, spent = _measured(task, bench, draft)
         recorder = _recorder(task, bench, draft)
         listeners = (
-            AllocationFile(task.folder),
+            AllocationFile(task.folder, problem),
             Behind(recorder, name="the study"),
             Behind(task.tracker, name="MLflow"),
         )
@@ -193,18 +195,20 @@ class AllocationFile:
 
     Args:
         folder: Of the run.
+        problem: Units and their levels.
     """
 
     missing = ""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, problem: Problem) -> None:
         self.folder = folder
+        self.problem = problem
 
     def on_event(self, event: Event) -> None:
         """Write the elite whenever it changes, and the winner in the end."""
         if isinstance(event, GenerationRecord) and (event.changed or event.generation == 0):
             facts = {"generation": event.generation, "bits_per_weight": event.bits_per_weight, **event.validation}
-            event.elite.save(self.folder / ALLOCATION, **facts)
+            self.problem.save(event.elite, self.folder / ALLOCATION, **facts)
 
     def wait(self, timeout: float | None = None) -> bool:
         """Return at once: everything is written as it happens."""
@@ -266,7 +270,7 @@ def _searched(
             **({} if activations == NONE else {"activations": activations}),
         },
     )
-    result.allocation.save(task.folder / ALLOCATION, store=bench.store.key, **result.row())
+    problem.save(result.allocation, task.folder / ALLOCATION, store=bench.store.key, **result.row())
     return result
 
 
@@ -287,7 +291,7 @@ def _measured(task: Task, bench: Workbench, draft: Draft) -> tuple[Problem, int]
     """Return the problem with the columns that must be measured on the model, and the tokens that this took."""
     problem = bench.problem(task.budget)
     spent = 0
-    units = bench.store.units
+    units = bench.units_of_search
     if not draft.columns:
         return problem, spent
     with bench.timed("sensitivities"):

@@ -42,6 +42,14 @@ class Exporter(Protocol):
             units: What is a unit beside the layers of the blocks.
         """
 
+    def check_problem(self, problem: Problem, anatomy: Anatomy) -> None:
+        """Raise SettingError where some allocation of the problem cannot be written.
+
+        Args:
+            problem: As it will be searched.
+            anatomy: The model.
+        """
+
     def export(
         self,
         genome: Any,

@@ -97,10 +97,15 @@ class Workbench:
         """Units, levels and costs before any level is made."""
         return plan_store(self.anatomy, self.compressor, self.drop, self.units)
 
-    @property
+    @cached_property
     def planned(self) -> tuple[Unit, ...]:
-        """Units and costs before any level is made."""
-        return self.plan.units
+        """Units and costs before any level is made, tied layers as one unit."""
+        return self.units.tied(self.plan.units, self.anatomy)
+
+    @cached_property
+    def units_of_search(self) -> tuple[Unit, ...]:
+        """The store's units, tied layers as one unit."""
+        return self.units.tied(self.store.units, self.anatomy, common=True)
 
     @property
     def fixed_bits(self) -> int:
@@ -118,7 +123,13 @@ class Workbench:
     @cached_property
     def evaluator(self) -> Evaluator:
         """Scores genomes of the store."""
-        return Evaluator(anatomy=self.anatomy, store=self.store, splits=self.splits, resources=self.resources)
+        return Evaluator(
+            anatomy=self.anatomy,
+            store=self.store,
+            splits=self.splits,
+            resources=self.resources,
+            units=self.units_of_search,
+        )
 
     @cached_property
     def dense(self) -> dict[str, float]:
@@ -154,7 +165,7 @@ class Workbench:
 
     def problem(self, budget: Budget, units: Sequence[Unit] | None = None) -> Problem:
         """Return the problem of the store's levels, or of these units of it, under a budget."""
-        made = self.store.units if units is None else units
+        made = self.units_of_search if units is None else units
         with self._explained():
             return budget.problem(made, fixed_bits=self.store.fixed_bits, planned=self.planned)
 

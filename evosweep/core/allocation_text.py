@@ -104,6 +104,8 @@ def format_drops(genome: Genome, problem: Problem) -> str:
 
 def _parse_units(lines: Lines, problem: Problem, source: str) -> Genome:
     indices = {unit.name: index for index, unit in enumerate(problem.units)}
+    indices |= {layer.name: index for index, unit in enumerate(problem.units) for layer in unit.members}
+    named: set[str] = set()
     uniform = problem.uniform()
     genome = np.full(len(problem.units), -1, dtype=np.int64)
     for number, line in lines:
@@ -113,12 +115,17 @@ def _parse_units(lines: Lines, problem: Problem, source: str) -> Genome:
         if name not in indices:
             raise EvosweepError(f"{source}:{number}: no unit is called {name!r}{did_you_mean(name, indices)}")
         index = indices[name]
-        if genome[index] >= 0:
+        if name in named:
             raise EvosweepError(f"{source}:{number}: {name} has a level already")
+        named.add(name)
         level = _level(problem.units[index], value, uniform=int(uniform[index]))
         if level is None:
             options = ", ".join(problem.units[index].level_names)
             raise EvosweepError(f"{source}:{number}: level of {name} must be one of {options}, got {value!r}")
+        if genome[index] not in (-1, level):
+            raise EvosweepError(
+                f"{source}:{number}: {name} is tied in {problem.units[index].name}, which has another level"
+            )
         genome[index] = level
     missing = [unit.name for unit, level in zip(problem.units, genome, strict=True) if level < 0]
     if missing:
