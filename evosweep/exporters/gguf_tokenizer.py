@@ -48,7 +48,9 @@ def add_tokenizer(writer: gguf.GGUFWriter, loaded: LoadedModel, folder: Path, *,
     writer.add_tokenizer_model("llama" if fallback else "gpt2")
     writer.add_tokenizer_pre("default" if fallback else rule_name(tokenizer) if pre == "auto" else pre)
     special = gguf.SpecialVocab(folder, load_merges=not fallback, n_vocab=vocabulary)
-    if not fallback and not special.merges:  # a tokenizer of bytes; llama.cpp wants a list, and gguf writes no empty one
+    if (
+        not fallback and not special.merges
+    ):  # a tokenizer of bytes; llama.cpp wants a list, and gguf writes no empty one
         first = tokenizer["model"]["vocab"]
         special.merges = [" ".join([next(iter(first))] * 2)]  # what it makes is no token, so that it is taken apart
     special.add_to_gguf(writer, quiet=True)
@@ -98,7 +100,7 @@ def _add_tokens(writer: gguf.GGUFWriter, tokenizer: Mapping[str, Any], vocabular
         ranks: Whether tokens have scores: the sooner one comes, the higher.
     """
     tokens = {index: token for token, index in tokenizer["model"]["vocab"].items()}
-    kinds = {index: gguf.TokenType.NORMAL for index in tokens}
+    kinds = dict.fromkeys(tokens, gguf.TokenType.NORMAL)
     for index, token in tokens.items():
         if ranks and len(token) == 6 and token.startswith("<0x") and token.endswith(">"):
             kinds[index] = gguf.TokenType.BYTE
