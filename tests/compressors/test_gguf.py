@@ -104,12 +104,12 @@ def test_types_whose_blocks_do_not_fit_are_replaced_and_said_once(caplog) -> Non
     compressor = GgmlTypes()
     shapes = {"one": (8, 576), "two": (8, 512)}
     plans = compressor.plan(shapes)
-    assert [level.name for level in plans["one"]] == ["Q4_0", "Q5_0", "Q8_0"]
+    assert [level.name for level in plans["one"]] == ["IQ4_NL", "Q5_0", "Q8_0"]
     assert [level.name for level in plans["two"]] == ["Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "Q8_0"]
     assert [level.cost for level in plans["one"]] == [8 * 18 * 144, 8 * 18 * 176, 8 * 18 * 272]
     compressor.plan(shapes)
     said = [record.getMessage() for record in caplog.records]
-    assert len(said) == 1 and "576 inputs" in said[0] and "Q4_0 for Q2_K" in said[0]
+    assert len(said) == 1 and "576 inputs" in said[0] and "IQ4_NL for Q2_K, Q3_K, Q4_K;" in said[0]
 
 
 @pytest.mark.parametrize("types", ["Q4_K", [], ["Q4_K", "Q4_K"], ["Q4"]])
