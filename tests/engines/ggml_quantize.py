@@ -1,4 +1,4 @@
-"""Quantizes a matrix with ggml's own code: <weight.npy> <importance.npy or none> <type number> <bytes.npy>."""
+"""Quantizes matrices with ggml's code; for each: <weight.npy> <importance.npy or none> <type number> <bytes.npy>."""
 
 import ctypes
 import importlib.util
@@ -35,8 +35,11 @@ def quantize(weight: np.ndarray, importance: np.ndarray | None, number: int) -> 
 
 
 if __name__ == "__main__":
-    source, weights, number, out = sys.argv[1:]
-    importance = None if weights == "none" else np.ascontiguousarray(np.load(weights), dtype=np.float32)
-    blocks = quantize(np.ascontiguousarray(np.load(source), dtype=np.float32), importance, int(number))
-    np.save(out, blocks)
-    sys.stdout.write(json.dumps({"bytes": int(blocks.nbytes)}) + "\n")
+    total = 0
+    for start in range(1, len(sys.argv), 4):
+        source, weights, number, out = sys.argv[start : start + 4]
+        importance = None if weights == "none" else np.ascontiguousarray(np.load(weights), dtype=np.float32)
+        blocks = quantize(np.ascontiguousarray(np.load(source), dtype=np.float32), importance, int(number))
+        np.save(out, blocks)
+        total += blocks.nbytes
+    sys.stdout.write(json.dumps({"bytes": total}) + "\n")
