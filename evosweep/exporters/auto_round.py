@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from evosweep.exporters.gptq import GPTQTensors, entry
+from evosweep.exporters.gptq_v2 import GPTQTensors, entry
 from evosweep.exporters.integer_layers import Shape, commonest
 
 WHOLE_LAYER = {"bits": 16, "act_bits": 16}

@@ -247,7 +247,8 @@ class IntegerExporter(Exporter):
             own = self.config_of(shapes, whole, winner.evaluator.anatomy.block_path)
             if self.half_only and winner.evaluator.anatomy.dtype is torch.float32:
                 own["dtype"] = "float16"
-            write_json(folder / CONFIG, {**model.config.to_dict(), **own})
+            named = {**model.config.to_dict(), "architectures": [type(model).__name__]}
+            write_json(folder / CONFIG, {**named, **own})
             if model.can_generate():
                 model.generation_config.save_pretrained(folder)
 

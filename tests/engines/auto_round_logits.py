@@ -9,7 +9,7 @@ import transformers
 
 
 def main(folder: str, tokens: str, logits: str) -> None:
-    """Loads a model as a user does, runs it on tokens (batch, seq_len) in fp32 whatever it is loaded as, writes logits."""
+    """Loads a model as a user does, and writes its logits of tokens (batch, seq_len), calculated in fp32."""
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, device_map="cpu")
     packed = {path: module.bits for path, module in model.named_modules() if hasattr(module, "qweight")}
     kinds = sorted({type(model.get_submodule(path)).__module__ for path in packed})

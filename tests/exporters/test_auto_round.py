@@ -111,6 +111,8 @@ def test_what_has_no_place_in_the_format_is_told_before_any_work(
 def test_layers_that_do_not_fill_words_are_told_before_the_search() -> None:
     anatomy = Anatomy(small("llama", intermediate_size=64))
     units = plan_store(anatomy, RoundToNearest(bits=[4, 8], group=32)).units
-    message = r"the layer has 16 outputs, and this one needs a multiple of 32.*4bit of model\.layers\.0\.self_attn\.k_proj"
+    message = (
+        r"the layer has 16 outputs, and this one needs a multiple of 32.*4bit of model\.layers\.0\.self_attn\.k_proj"
+    )
     with pytest.raises(SettingError, match=message):
         AutoRound().check_problem(Budget(as_uniform=4).problem(units), anatomy)

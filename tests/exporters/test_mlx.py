@@ -1,4 +1,3 @@
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -95,8 +94,8 @@ def test_seven_bits_are_told_before_the_search_with_what_fits() -> None:
     anatomy = Anatomy(small("llama", intermediate_size=64))
     units = plan_store(anatomy, RoundToNearest(bits=[4, 6, 7], group=32)).units
     message = (
-        "of a format that holds it: this one holds 1, 2, 3, 4, 5, 6, 8 bits; the nearest that fits is 6bit, got '7bit of "
-        "model.layers.0.self_attn.q_proj'"
+        r"this one holds 1, 2, 3, 4, 5, 6, 8 bits; the nearest that fits is 6bit, "
+        r"got '7bit of model\.layers\.0\.self_attn\.q_proj'"
     )
     with pytest.raises(SettingError, match=message):
         MLX().check_problem(Budget(as_uniform=6).problem(units), anatomy)

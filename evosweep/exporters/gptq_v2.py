@@ -73,7 +73,7 @@ class GPTQv2(GPTQTensors):
     """
 
     contents = "GPTQ tensors, gptq_v2 (pip install gptqmodel)"
-    loading = "from evosweep.exporters.gptq import load_gptq\n\nmodel = load_gptq(folder)"
+    loading = "from evosweep.exporters.gptq_v2 import load_gptq\n\nmodel = load_gptq(folder)"
     engine_loading = "from gptqmodel import GPTQModel\n\nmodel = GPTQModel.load(folder)"
     name = "gptq"
     widths = (2, 3, 4, 8)
