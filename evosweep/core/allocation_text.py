@@ -1,6 +1,6 @@
 """Reads, checks and writes allocations in the text format of EvoPress and gptq-gguf-toolkit.
 
-A line a unit, ``model.layers.0.self_attn.q_proj: 3``; the value is one of
+A line a unit or a tied layer, ``model.layers.0.self_attn.q_proj: 3``; the value is one of
 
 - the name of a level, ``3bit``;
 - the level's number, ``3`` for 3 bits or ``0.5`` for a sparsity;
@@ -62,7 +62,7 @@ def parse_genome(text: str, problem: Problem, *, source: str = "allocation") -> 
 
 
 def format_genome(genome: Genome, problem: Problem, *, style: str = "level") -> str:
-    """Return a genome as text, a line a unit.
+    """Return a genome as text, a line a unit, tied layers with a line each.
 
     Args:
         genome: Shape (units,).
@@ -81,7 +81,7 @@ def format_genome(genome: Genome, problem: Problem, *, style: str = "level") -> 
             if numbers[index] is None or numbers.count(numbers[index]) > 1:
                 raise EvosweepError(f"level {value!r} of {unit.name} has no number of its own: write names of levels")
             value = f"{numbers[index]:g}"
-        lines.append(f"{unit.name}: {value}\n")
+        lines += [f"{layer.name}: {value}\n" for layer in unit.layers]
     return "".join(lines)
 
 

@@ -108,6 +108,8 @@ def contracted(units: Sequence[Unit], allocation: Mapping[str, str]) -> Mapping[
     Raises:
         EvosweepError: Tied layers have different levels in it.
     """
+    if not any(unit.members for unit in units):
+        return allocation
     result = dict(allocation)
     for unit in units:
         given = {layer.name: result[layer.name] for layer in unit.members if layer.name in result}

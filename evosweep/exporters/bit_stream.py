@@ -25,11 +25,11 @@ def pack_words(codes: torch.Tensor, width: int) -> torch.Tensor:
         raise ValueError(f"{codes.shape[-1]} codes do not fill whole words: a multiple of {BLOCK} does")
     blocks = codes.unflatten(-1, (-1, BLOCK)).to(torch.int64)
     words = torch.zeros((*blocks.shape[:-1], width), dtype=torch.int64, device=codes.device)
-    for number in range(BLOCK):
-        word, shift = divmod(number * width, WORD)
-        words[..., word] |= blocks[..., number] << shift
+    for position in range(BLOCK):
+        word, shift = divmod(position * width, WORD)
+        words[..., word] |= blocks[..., position] << shift
         if shift + width > WORD:
-            words[..., word + 1] |= blocks[..., number] >> (WORD - shift)
+            words[..., word + 1] |= blocks[..., position] >> (WORD - shift)
     low = words & (2**WORD - 1)
     return torch.where(low < 2 ** (WORD - 1), low, low - 2**WORD).to(torch.int32).flatten(-2)
 
@@ -43,10 +43,10 @@ def unpack_words(words: torch.Tensor, width: int) -> torch.Tensor:
     """
     stream = words.view(torch.int32).unflatten(-1, (-1, width)).to(torch.int64) & (2**WORD - 1)
     codes = torch.empty((*stream.shape[:-1], BLOCK), dtype=torch.uint8, device=words.device)
-    for number in range(BLOCK):
-        word, shift = divmod(number * width, WORD)
+    for position in range(BLOCK):
+        word, shift = divmod(position * width, WORD)
         bits = stream[..., word] >> shift
         if shift + width > WORD:
             bits = bits | (stream[..., word + 1] << (WORD - shift))
-        codes[..., number] = (bits & (2**width - 1)).to(torch.uint8)
+        codes[..., position] = (bits & (2**width - 1)).to(torch.uint8)
     return codes.flatten(-2)

@@ -147,10 +147,16 @@ def _integers(
     return scheme, found
 
 
+def _matrix(tensors: Mapping[str, torch.Tensor], meta: Mapping[str, Any], *, bits: int) -> torch.Tensor:
+    """Return the codes of a weight, uint8, shape (rows, columns)."""
+    rows = int(meta["rows"])
+    columns = int(meta["columns"])
+    return unpack(tensors["codes"], bits, rows * columns).view(rows, columns)
+
+
 def _by_two(tensors: Mapping[str, torch.Tensor], meta: Mapping[str, Any]) -> torch.Tensor:
     """Return codes of four bits, two a byte, the column with the lower index in the low half."""
-    rows, columns = int(meta["rows"]), int(meta["columns"])
-    codes = unpack(tensors["codes"], 4, rows * columns).view(rows, columns)
+    codes = _matrix(tensors, meta, bits=4)
     return codes[:, ::2] | (codes[:, 1::2] << 4)
 
 
@@ -171,8 +177,7 @@ def _nvfp4(tensors: Mapping[str, torch.Tensor], meta: Mapping[str, Any]) -> tupl
 
 
 def _fp8(tensors: Mapping[str, torch.Tensor], meta: Mapping[str, Any]) -> tuple[Scheme, Tensors]:
-    rows, columns = int(meta["rows"]), int(meta["columns"])
-    codes = unpack(tensors["codes"], ELEMENTS["e4m3"].bits, rows * columns).view(rows, columns)
+    codes = _matrix(tensors, meta, bits=ELEMENTS["e4m3"].bits)
     strategy = "channel" if meta["scale"] == "fp32" else "tensor"
     values = {"weight": codes.contiguous().view(torch.float8_e4m3fn), "weight_scale": tensors["scales"]}
     return _float(8, "float-quantized", strategy=strategy), values

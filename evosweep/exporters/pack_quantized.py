@@ -144,10 +144,18 @@ class CompressedTensors(Exporter):
             save_file(saved, folder / TENSORS, metadata={"format": "pt"})
             written = {path for paths in groups.values() for path in paths}
             linear = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
-            scheme_json = quantization_config(groups, ignore=[name for name in linear if name not in written])
-            write_json(folder / CONFIG, {**model.config.to_dict(), "quantization_config": scheme_json})
+            config = {
+                **model.config.to_dict(),
+                "architectures": [type(model).__name__],  # vLLM guesses where a config made in memory has none
+                "quantization_config": quantization_config(groups, ignore=[n for n in linear if n not in written]),
+            }
+            write_json(folder / CONFIG, config)
             if model.can_generate():
                 model.generation_config.save_pretrained(folder)
+
+    def _readme(self, winner: Winner, loaded: LoadedModel) -> str:
+        serving = "vLLM serves it: `vllm serve .` in this folder.\n" if self.engine == "vllm" else ""
+        return super()._readme(winner, loaded) + serving
 
     def reload(self, folder: Path, *, dtype: torch.dtype) -> torch.nn.Module:
         """Return the model through ``from_pretrained``; decompressed where transformers does not load the scheme."""

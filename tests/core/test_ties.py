@@ -4,7 +4,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from evosweep.core.allocation_text import parse_genome
+from evosweep.core.allocation_text import format_genome, parse_genome
 from evosweep.core.errors import EvosweepError, SettingError
 from evosweep.core.problem import Problem
 from evosweep.core.ties import Expansion, loose, matching, tied
@@ -96,6 +96,7 @@ def test_allocations_are_written_by_layer_and_read_either_way(tmp_path) -> None:
     assert problem.encode(problem.decode(genome)).tolist() == genome.tolist()
     text = "".join(f"{name}: {level[0]}\n" for name, level in written["allocation"].items())
     assert parse_genome(text, problem).tolist() == genome.tolist()
+    assert format_genome(genome, problem, style="bits") == text
 
 
 def test_an_allocation_that_breaks_a_tie_is_refused() -> None:

@@ -57,6 +57,12 @@ class TestCompressedTensors(ExporterContract):
             logits = model(input_ids=tokens).logits[0]
         assert torch.allclose(logits, evaluator.logits(genome, tokens), atol=1e-4)
 
+    @pytest.mark.usefixtures("exported")
+    def test_the_config_names_the_class(self, tmp_path) -> None:
+        """Of a Gemma 3 whose config names none, vLLM makes an embedding model."""
+        config = json.loads((tmp_path / "model" / "config.json").read_text())
+        assert config["architectures"] == ["LlamaForCausalLM"]
+
     def test_codes_are_packed_to_the_bit(self, exported, store, tmp_path) -> None:
         tensors = load_file(tmp_path / "model" / "model.safetensors")
         for place, unit in enumerate(store.units):
