@@ -154,7 +154,7 @@ class CompressedTensors(Exporter):
                 model.generation_config.save_pretrained(folder)
 
     def _readme(self, winner: Winner, loaded: LoadedModel) -> str:
-        serving = "vLLM serves it: `vllm serve .` in this folder.\n" if self.engine == "vllm" else ""
+        serving = "\nvLLM serves it: `vllm serve .` in this folder.\n" if self.engine == "vllm" else ""
         return super()._readme(winner, loaded) + serving
 
     def reload(self, folder: Path, *, dtype: torch.dtype) -> torch.nn.Module:
