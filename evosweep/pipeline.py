@@ -25,7 +25,7 @@ from evosweep.finish.base import save_tuned
 from evosweep.models.activations import NONE, is_static, no_ranges
 from evosweep.models.checkpoint import check_length
 from evosweep.models.patch import replaced_parameters
-from evosweep.result_row import comparable_row, continuations_of, plain_row
+from evosweep.result_row import comparable_row, continuations_of, plain_row, tasks_of
 from evosweep.samplers.base import PopulationSampler
 from evosweep.search.loop import end_search, run_search
 from evosweep.search.state import SearchState
@@ -72,6 +72,7 @@ def check(task: Task, bench: Workbench) -> Draft:
             f"the budget {task.budget} allows every unit its largest level "
             f"({problem.bits_per_weight(problem.most):.3f} bits per weight): a smaller one leaves something to search"
         )
+    task.tasks.questions()
     task.tracker.check()
     if task.tracker.away:
         bench.progress.say(f"{task.tracker.away}; the search goes on, and what is logged waits in {task.folder}")
@@ -116,6 +117,7 @@ def run(task: Task, bench: Workbench, draft: Draft, notes: Notes) -> dict[str, A
         with _settled(listeners):
             result = _searched(task, bench, draft, notes, problem, spent, listeners, recorder)
             result = replace(result, continuations=continuations_of(task, bench, result))
+            result = replace(result, tasks=tasks_of(task, bench, result))
             row = {**plain_row(task, bench, draft, notes, result), **comparable_row(task, bench, result)}
             write_result(task.folder, row)
             if task.export_now:
@@ -127,6 +129,7 @@ def run(task: Task, bench: Workbench, draft: Draft, notes: Notes) -> dict[str, A
     row["mlflow_link"] = task.tracker.link
     row["mlflow_run"] = task.tracker.run_id
     write_result(task.folder, row)
+    replace(RunRecord.read(task.folder), finished=True).write(task.folder)
     _check_recorded(task, listeners)
     return row
 

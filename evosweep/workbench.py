@@ -21,6 +21,8 @@ from evosweep.evaluate.continuations import continuations
 from evosweep.evaluate.memory import Resources
 from evosweep.evaluate.population import Evaluator
 from evosweep.evaluate.scorer import StagedScorer
+from evosweep.evaluate.tasks.accuracy import Accuracy
+from evosweep.evaluate.tasks.tasks import Tasks
 from evosweep.fitness.kl import KL
 from evosweep.models.anatomy import Anatomy
 from evosweep.models.dropping import Drop
@@ -86,6 +88,7 @@ class Workbench:
         self.progress = progress or Silent()
         self.seconds: dict[str, float] = {}
         self._continued: dict[tuple[bytes, tuple[str, ...], int], list[str]] = {}
+        self._asked: dict[tuple[bytes, str], dict[str, Accuracy]] = {}
 
     @cached_property
     def anatomy(self) -> Anatomy:
@@ -157,6 +160,20 @@ class Workbench:
                 self.evaluator, genome, tokenizer=tokenizer, prompts=prompts, tokens=tokens
             )
         return self._continued[key]
+
+    def asked(self, genome: Genome | None, tasks: Tasks) -> dict[str, Accuracy]:
+        """Return task -> accuracy of an allocation, measured once for each.
+
+        Args:
+            genome: Level indices, shape (units,); None is the dense model.
+            tasks: The questions.
+        """
+        key = (b"" if genome is None else genome.tobytes(), tasks.key)
+        if key not in self._asked:
+            self._asked[key] = tasks.ask(
+                self.evaluator, genome, tokenizer=self.loaded.tokenizer, progress=self.progress
+            )
+        return self._asked[key]
 
     def planned_problem(self, budget: Budget) -> Problem:
         """Return the problem as it will be, before any level is made; raises where the budget does not fit."""

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import partial
 
+import numpy as np
 import torch
 
 from evosweep.allocators.harm import HAWQ
@@ -13,6 +14,7 @@ from evosweep.core.events import Progress
 from evosweep.core.problem import Problem
 from evosweep.core.seeds import generator
 from evosweep.evaluate.population import Evaluator
+from evosweep.evaluate.steps import Steps
 from evosweep.models.anatomy import Anatomy
 from evosweep.models.device import moved
 from evosweep.models.slots import Slot
@@ -23,7 +25,7 @@ TOGETHER = 16384  # most tokens in one backward pass
 
 
 def hawq_v2(
-    evaluator: Evaluator, problem: Problem, *, tokens: int, seed: int, progress: Progress
+    evaluator: Evaluator, problem: Problem, *, tokens: int, seed: int, progress: Progress, steps: Steps | None = None
 ) -> dict[str, dict[str, float]]:
     """Return ½ · mean Hessian eigenvalue · ‖W − Ŵ‖² of every unit at every level (HAWQ-V2, arXiv 1911.03852, eq. 9).
 
@@ -40,6 +42,7 @@ def hawq_v2(
         tokens: As many as scoring every unit once on so many would cost, a backward pass counted as two forward ones.
         seed: Chooses windows and labels.
         progress: Shows how far it is.
+        steps: Keeps what is done; None: nothing.
 
     Raises:
         EvosweepError: A unit is not a layer's weight, or some weights are not on the model's device.
@@ -59,11 +62,17 @@ def hawq_v2(
     windows = generator(seed, "curvature").integers(len(split.windows), size=count)
     together = max(1, min(math.ceil(count / PASSES), TOGETHER // seq_len))
     passes = [windows[start : start + together] for start in range(0, count, together)]
-    squares = torch.zeros(len(mine), dtype=torch.float64, device=anatomy.device)
-    for draw, chosen in enumerate(progress.track(passes, description="measuring curvature")):
-        ids = moved(split.windows[chosen], anatomy.device)
+
+    def of(draw: int) -> list[float]:
+        ids = moved(split.windows[passes[draw]], anatomy.device)
         labels_seed = int(generator(seed, "labels", draw).integers(2**31))
-        squares += _squared_gradients(anatomy, mine, ids, labels_seed)
+        squares: list[float] = _squared_gradients(anatomy, mine, ids, labels_seed).tolist()
+        return squares
+
+    found = (steps or Steps()).run(range(len(passes)), of, progress=progress, description="measuring curvature")
+    squares = np.zeros(len(mine))
+    for of_pass in found:  # in their order: the sum is rounded as it always is
+        squares += of_pass
     traces = (squares / (count * seq_len)).tolist()  # a token
     stored = {unit.name: index for index, unit in enumerate(evaluator.store.units)}
     harms: dict[str, dict[str, float]] = {}
