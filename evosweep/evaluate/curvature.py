@@ -13,6 +13,7 @@ from evosweep.core.errors import EvosweepError
 from evosweep.core.events import Progress
 from evosweep.core.problem import Problem
 from evosweep.core.seeds import generator
+from evosweep.core.unit import Unit
 from evosweep.evaluate.population import Evaluator
 from evosweep.evaluate.steps import Steps
 from evosweep.models.anatomy import Anatomy
@@ -74,21 +75,31 @@ def hawq_v2(
     for of_pass in found:  # in their order: the sum is rounded as it always is
         squares += of_pass
     traces = (squares / (count * seq_len)).tolist()  # a token
-    stored = {unit.name: index for index, unit in enumerate(evaluator.store.units)}
-    harms: dict[str, dict[str, float]] = {}
-    for layer, slot, trace in zip(layers, mine, traces, strict=True):
-        dense = slot.read().float()
-        harms[layer.name] = {
-            f"{HAWQ}/{level.name}": 0.5
-            * trace
-            / layer.numel
-            * float((evaluator.weight(stored[layer.name], number).float() - dense).square().sum())
-            for number, level in enumerate(layer.levels)
-        }
+    harms = _harms(evaluator, layers, traces)
     return {
         unit.name: {name: sum(harms[layer.name][name] for layer in unit.layers) for name in harms[unit.layers[0].name]}
         for unit in problem.units
     }
+
+
+def _harms(evaluator: Evaluator, layers: Sequence[Unit], traces: Sequence[float]) -> dict[str, dict[str, float]]:
+    """Return ½ · trace / weights · ‖W − Ŵ‖² of every level of each layer, by the layer's name and the column's.
+
+    Args:
+        evaluator: Has the dense model and the levels.
+        layers: Units of the store.
+        traces: Of the Hessian in each layer's weight.
+    """
+    stored = {unit.name: index for index, unit in enumerate(evaluator.store.units)}
+    found = {}
+    for layer, trace in zip(layers, traces, strict=True):
+        dense = evaluator.anatomy.slot(layer.name).read().float()
+        weights = (evaluator.weight(stored[layer.name], number).float() for number in range(len(layer.levels)))
+        found[layer.name] = {
+            f"{HAWQ}/{level.name}": 0.5 * trace / layer.numel * float((weight - dense).square().sum())
+            for level, weight in zip(layer.levels, weights, strict=True)
+        }
+    return found
 
 
 def _squared_gradients(anatomy: Anatomy, slots: Sequence[Slot], ids: torch.Tensor, seed: int) -> torch.Tensor:
