@@ -1,7 +1,7 @@
 """The curvature of the loss in each layer's weights, which HAWQ-V2's estimate of harm needs."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 
@@ -13,7 +13,6 @@ from evosweep.core.errors import EvosweepError
 from evosweep.core.events import Progress
 from evosweep.core.problem import Problem
 from evosweep.core.seeds import generator
-from evosweep.core.unit import Unit
 from evosweep.evaluate.population import Evaluator
 from evosweep.evaluate.steps import Steps
 from evosweep.models.anatomy import Anatomy
@@ -29,8 +28,6 @@ def hawq_v2(
     evaluator: Evaluator, problem: Problem, *, tokens: int, seed: int, progress: Progress, steps: Steps | None = None
 ) -> dict[str, dict[str, float]]:
     """Return ½ · mean Hessian eigenvalue · ‖W − Ŵ‖² of every unit at every level (HAWQ-V2, arXiv 1911.03852, eq. 9).
-
-    That of tied layers is the sum of theirs.
 
     The trace is that of the Hessian of KL(dense ‖ compressed) at the dense weights, which is the Fisher information:
     the expected square of the gradient of log p at labels drawn from the dense model itself. Labels of different
@@ -75,31 +72,37 @@ def hawq_v2(
     for of_pass in found:  # in their order: the sum is rounded as it always is
         squares += of_pass
     traces = (squares / (count * seq_len)).tolist()  # a token
-    harms = _harms(evaluator, layers, traces)
+    by_layer = dict(zip([layer.name for layer in layers], traces, strict=True))
+    return _harms(evaluator, problem, {slot.name: slot for slot in mine}, by_layer)
+
+
+def _harms(
+    evaluator: Evaluator, problem: Problem, slots: Mapping[str, Slot], traces: Mapping[str, float]
+) -> dict[str, dict[str, float]]:
+    """Return the harm of every unit's levels; that of tied layers is the sum of theirs.
+
+    Args:
+        evaluator: Has the levels.
+        problem: Units.
+        slots: Layers by name.
+        traces: Trace of every layer's Hessian, a token.
+    """
+    stored = {unit.name: index for index, unit in enumerate(evaluator.store.units)}
+    harms: dict[str, dict[str, float]] = {}
+    for layer in (layer for unit in problem.units for layer in unit.layers):
+        dense = slots[layer.name].read().float()
+        errors = [
+            float((evaluator.weight(stored[layer.name], number).float() - dense).square().sum())
+            for number in range(len(layer.levels))
+        ]
+        half = 0.5 * traces[layer.name] / layer.numel
+        harms[layer.name] = {
+            f"{HAWQ}/{level.name}": half * error for level, error in zip(layer.levels, errors, strict=True)
+        }
     return {
         unit.name: {name: sum(harms[layer.name][name] for layer in unit.layers) for name in harms[unit.layers[0].name]}
         for unit in problem.units
     }
-
-
-def _harms(evaluator: Evaluator, layers: Sequence[Unit], traces: Sequence[float]) -> dict[str, dict[str, float]]:
-    """Return ½ · trace / weights · ‖W − Ŵ‖² of every level of each layer, by the layer's name and the column's.
-
-    Args:
-        evaluator: Has the dense model and the levels.
-        layers: Units of the store.
-        traces: Of the Hessian in each layer's weight.
-    """
-    stored = {unit.name: index for index, unit in enumerate(evaluator.store.units)}
-    found = {}
-    for layer, trace in zip(layers, traces, strict=True):
-        dense = evaluator.anatomy.slot(layer.name).read().float()
-        weights = (evaluator.weight(stored[layer.name], number).float() for number in range(len(layer.levels)))
-        found[layer.name] = {
-            f"{HAWQ}/{level.name}": 0.5 * trace / layer.numel * float((weight - dense).square().sum())
-            for level, weight in zip(layer.levels, weights, strict=True)
-        }
-    return found
 
 
 def _squared_gradients(anatomy: Anatomy, slots: Sequence[Slot], ids: torch.Tensor, seed: int) -> torch.Tensor:
