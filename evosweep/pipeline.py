@@ -381,5 +381,5 @@ def check_together(storage: Storage, tracker: Tracker, exporter: Exporter) -> No
         raise SettingError(
             "storage.path", allowed="a file of its own", got=str(path), hint="that is MLflow's database (tracking.uri)"
         )
-    if tracker.model == "weights" and not exporter.enabled:
-        raise SettingError("tracking.model", allowed=["none"], got="weights", hint="nothing is exported")
+    if tracker.model == "weights" and not (exporter.enabled and getattr(exporter, "runs", True)):
+        raise SettingError("tracking.model", allowed=["none"], got="weights", hint="no model is exported")

@@ -116,6 +116,8 @@ class Exporter:
     """Python code that makes a ``model`` of a ``folder``."""
     contents: ClassVar[str]
     """What is written, in a few words."""
+    runs: ClassVar[bool] = True
+    """Whether what is written is a model."""
 
     def __post_init__(self) -> None:
         check_bool("enabled", self.enabled)
