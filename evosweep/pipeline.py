@@ -147,7 +147,8 @@ def _finished(task: Task, bench: Workbench, result: SearchResult, row: dict[str,
     result = replace(result, finish=done.facts)
     if task.exporter.enabled:
         write_result(task.folder, row)
-        result = replace(result, export=export(result, bench, task.exporter, task.folder / MODEL, tuned=done.tuned))
+        facts = export(result, bench, task.exporter, task.folder / MODEL, tuned=done.tuned)
+        result = replace(result, export={**facts, **({"register": task.register} if task.register else {})})
         row["export"] = dict(result.export)
     write_result(task.folder, row)
     return result

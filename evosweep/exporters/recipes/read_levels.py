@@ -1,5 +1,6 @@
 """Reads what a level is to other tools, from its plan before a search and from its payload after it."""
 
+from dataclasses import replace
 from typing import Any
 
 from evosweep.compressors.base import Compressor, LevelSpec
@@ -29,8 +30,7 @@ def planned_setting(compressor: Compressor, level: LevelSpec, columns: int) -> S
     if named is not None:
         return named
     if isinstance(compressor, IntegerLevels):
-        group = None if compressor.group in (None, columns) else compressor.group
-        return Setting(level.name, columns, int(level.nominal.number), group, compressor.symmetric)
+        return Setting(level.name, columns, int(level.nominal.number), compressor.group, compressor.symmetric)
     if isinstance(level.spec, FloatSpec):
         return Setting(level.name, columns, number=_number(level.name, level.spec.element))
     return None
@@ -53,8 +53,8 @@ def stored_setting(winner: Winner, index: int, columns: int) -> Setting:
     kind = stored.format.rpartition(".")[2]
     meta: Any = stored.meta
     if kind == INTEGERS:
-        group = None if meta["group"] == columns else int(meta["group"])
-        return Setting(level.name, columns, int(meta["width"]), group, "zeros" not in stored.layout.tensors)
+        symmetric = "zeros" not in stored.layout.tensors
+        return Setting(level.name, columns, int(meta["width"]), int(meta["group"]), symmetric)
     if kind == FLOATS:
         return Setting(level.name, columns, number=_number(level.name, str(meta["element"])))
     return Setting(level.name, columns, dense=kind == DENSE and level.removed == 0)
@@ -74,10 +74,19 @@ def listing_of(winner: Winner, loaded: LoadedModel, model: str) -> Listing:
         model=model,
         family=config.model_type,
         blocks=len(winner.evaluator.anatomy.blocks),
-        layers={slot.name: stored_setting(winner, index, slot.shape[1]) for slot, index in winner.slots.items()},
+        layers=_by_row(
+            {slot.name: stored_setting(winner, index, slot.shape[1]) for slot, index in winner.slots.items()}
+        ),
         genome=winner.genome,
         problem=winner.problem,
     )
+
+
+def _by_row(layers: dict[str, Setting]) -> dict[str, Setting]:
+    """Return layers with a scale a row where all groups are whole rows, though rows differ in length."""
+    grouped = [setting for setting in layers.values() if setting.group is not None]
+    whole = len({setting.columns for setting in grouped}) > 1 and all(one.group == one.columns for one in grouped)
+    return {path: replace(one, group=None) if whole else one for path, one in layers.items()}
 
 
 def _named(level: str, columns: int) -> Setting | None:
