@@ -63,8 +63,11 @@ def test_several_formats_at_once_have_a_folder_each(finished: Path, capsys) -> N
 
 def test_nothing_is_written_where_one_of_several_formats_cannot_be(finished: Path, capsys) -> None:
     run = run_of(finished, "first")
-    assert evosweep("export", str(run), "export=dense,compressed_tensors", "--to", "both") == 2
-    assert "compressor.symmetric=true" in capsys.readouterr().err and not (finished / "both").exists()
+    assert evosweep("export", str(run), "export=dense,recipe", "export.format=modelopt", "--to", "both") == 2
+    assert "export.dense: a setting of export must be one of" in capsys.readouterr().err
+    assert not (finished / "both").exists()
+    assert evosweep("export", str(run), "export=packed,dense", "export.check_tokens=0", "--to", "both") == 2
+    assert not (finished / "both").exists()
 
 
 def test_a_folder_with_something_in_it_is_left_alone(finished: Path, capsys) -> None:

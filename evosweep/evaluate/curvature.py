@@ -27,6 +27,8 @@ def hawq_v2(
 ) -> dict[str, dict[str, float]]:
     """Return ½ · mean Hessian eigenvalue · ‖W − Ŵ‖² of every unit at every level (HAWQ-V2, arXiv 1911.03852, eq. 9).
 
+    That of tied layers is the sum of theirs.
+
     The trace is that of the Hessian of KL(dense ‖ compressed) at the dense weights, which is the Fisher information:
     the expected square of the gradient of log p at labels drawn from the dense model itself. Labels of different
     tokens are independent, so one backward pass gives an unbiased estimate for all of its windows; no second
@@ -45,10 +47,11 @@ def hawq_v2(
     anatomy = evaluator.anatomy
     split = evaluator.splits["search"]
     slots = {slot.name: slot for slot in anatomy.all_slots}
-    others = [unit.name for unit in problem.units if unit.name not in slots]
+    layers = [layer for unit in problem.units for layer in unit.layers]
+    others = [layer.name for layer in layers if layer.name not in slots]
     if others:
         raise EvosweepError(f"curvature is defined for a layer's weight; {others[0]} is not one")
-    mine = [slots[unit.name] for unit in problem.units]
+    mine = [slots[layer.name] for layer in layers]
     if any(slot.parameter.device != anatomy.device for slot in mine):
         raise EvosweepError("curvature needs all weights on the model's device: model.offload=false")
     seq_len = split.windows.shape[1]
@@ -62,17 +65,21 @@ def hawq_v2(
         labels_seed = int(generator(seed, "labels", draw).integers(2**31))
         squares += _squared_gradients(anatomy, mine, ids, labels_seed)
     traces = (squares / (count * seq_len)).tolist()  # a token
-    columns: dict[str, dict[str, float]] = {}
-    for index, (unit, slot, trace) in enumerate(zip(problem.units, mine, traces, strict=True)):
+    stored = {unit.name: index for index, unit in enumerate(evaluator.store.units)}
+    harms: dict[str, dict[str, float]] = {}
+    for layer, slot, trace in zip(layers, mine, traces, strict=True):
         dense = slot.read().float()
-        columns[unit.name] = {
+        harms[layer.name] = {
             f"{HAWQ}/{level.name}": 0.5
             * trace
-            / unit.numel
-            * float((evaluator.weight(index, number).float() - dense).square().sum())
-            for number, level in enumerate(unit.levels)
+            / layer.numel
+            * float((evaluator.weight(stored[layer.name], number).float() - dense).square().sum())
+            for number, level in enumerate(layer.levels)
         }
-    return columns
+    return {
+        unit.name: {name: sum(harms[layer.name][name] for layer in unit.layers) for name in harms[unit.layers[0].name]}
+        for unit in problem.units
+    }
 
 
 def _squared_gradients(anatomy: Anatomy, slots: Sequence[Slot], ids: torch.Tensor, seed: int) -> torch.Tensor:

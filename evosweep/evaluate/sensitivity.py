@@ -109,6 +109,8 @@ def around_top(evaluator: Evaluator, problem: Problem, *, tokens: int, seed: int
 def hill_exponents(evaluator: Evaluator, problem: Problem, *, tokens: int, seed: int, progress: Progress) -> Columns:
     """Return the Hill exponent of the dense weight of every unit that has a weight (drop units have none).
 
+    Of a tied unit it is the mean over its layers, by weights, as over the layers of a block.
+
     Args:
         evaluator: Has the model.
         problem: Units.
@@ -118,11 +120,12 @@ def hill_exponents(evaluator: Evaluator, problem: Problem, *, tokens: int, seed:
     """
     del tokens, seed
     slots = {slot.name: slot for slot in evaluator.anatomy.all_slots}
-    units = [unit.name for unit in problem.units if unit.name in slots]
-    return {
-        name: {HILL: hill_exponent(slots[name].read())}
-        for name in progress.track(units, description="spectra of the weights")
-    }
+    units = [unit for unit in problem.units if unit.layers[0].name in slots]
+    found: Columns = {}
+    for unit in progress.track(units, description="spectra of the weights"):
+        exponents = [hill_exponent(slots[layer.name].read()) for layer in unit.layers]
+        found[unit.name] = {HILL: float(np.average(exponents, weights=[layer.numel for layer in unit.layers]))}
+    return found
 
 
 @dataclass(frozen=True)
@@ -175,6 +178,9 @@ def measure(
     address = [METHOD, evaluator.store.key, problem.uniform().tolist(), split.hash, tokens, seed]
     if evaluator.resources.activations != NONE:
         address.append(evaluator.resources.activations)
+    ties = [unit.name for unit in problem.units if unit.members]
+    if ties:
+        address.append(ties)
     cached = cache_folder("columns") / f"{column}-{digest(address)}.json"
     if cached.exists():
         progress.say(f"{column} found")

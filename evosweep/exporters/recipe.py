@@ -136,7 +136,7 @@ class Recipe(Exporter):
             for one in written:
                 for name, text in one.files.items():
                     write_text(temporary / name, text)
-            problem.decode(genome).save(temporary / "allocation.json", problem=problem.fingerprint)
+            problem.save(problem.decode(genome), temporary / "allocation.json", problem=problem.fingerprint)
             write_text(temporary / "README.md", _readme(listing, written, refused))
         size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
         return {
