@@ -22,9 +22,12 @@ from evosweep.core.errors import EvosweepError, did_you_mean
 from evosweep.core.files import remove_empty_folders
 from evosweep.core.problem import Genome, Problem
 from evosweep.core.results import RESULT, read_result, write_result
+from evosweep.core.run_record import command_of
+from evosweep.exporters.card import with_figures
 from evosweep.finish.base import Finished, load_tuned, save_tuned
 from evosweep.models.patch import replaced_parameters
 from evosweep.pipeline import ALLOCATION, CONFIG
+from evosweep.result_row import uniform_row
 from evosweep.workbench import Workbench
 
 
@@ -171,6 +174,8 @@ def export_earlier(run: Earlier, *, target: Path, name: str = "") -> dict[str, A
     register = run.config.export.get("register")
     facts |= {"register": register} if register else {}
     if row:
+        row.setdefault("uniform", uniform_row(run.bench, run.problem))
+        facts = with_figures(facts, row, command=command_of(run.folder / CONFIG))
         row = {**row, "export": facts, **({"finish": dict(finished.facts)} if finished.facts else {})}
         if name:
             row["exports"] = {**row.get("exports", {}), name: facts}

@@ -33,3 +33,11 @@ class RunRecord:
     def write(self, folder: Path) -> None:
         """Write the record into a run's folder."""
         write_json(folder / RUN_RECORD, asdict(self))
+
+
+def command_of(config: Path) -> str:
+    """Return the command in the first line of a run's ``config.yaml``; empty where a run began from Python."""
+    if not config.is_file():
+        return ""
+    first, *_ = config.read_text(encoding="utf-8").splitlines()
+    return first.lstrip("# ")
