@@ -64,9 +64,11 @@ def test_several_formats_at_once_have_a_folder_each(finished: Path, capsys) -> N
 def test_nothing_is_written_where_one_of_several_formats_cannot_be(finished: Path, capsys) -> None:
     run = run_of(finished, "first")
     assert evosweep("export", str(run), "export=dense,recipe", "export.format=modelopt", "--to", "both") == 2
-    assert "a setting of export must be one of" in capsys.readouterr().err
+    assert "export.format must be a tool that makes 2bit of" in capsys.readouterr().err
     assert not (finished / "both").exists()
     assert evosweep("export", str(run), "export=packed,dense", "export.check_tokens=0", "--to", "both") == 2
+    assert evosweep("export", str(run), "export=packed,dense", "export.format=modelopt", "--to", "both") == 2
+    assert "there is no setting export.format of packed, dense" in capsys.readouterr().err
     assert not (finished / "both").exists()
 
 

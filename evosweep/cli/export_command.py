@@ -6,6 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from omegaconf import DictConfig
+
 from evosweep.cli.find import find_winner
 from evosweep.cli.finish import export_lines
 from evosweep.cli.reopen import export_earlier, exporter_of, reopen, settings_of
@@ -39,7 +41,7 @@ def _export(options: argparse.Namespace, conf: Path) -> None:
     folder = find_winner(options.run)
     names, overrides = _formats(options.overrides)
     several = len(names) > 1
-    settings = {name: settings_of(folder, [*overrides, *([f"export={name}"] if name else [])], conf) for name in names}
+    settings = _settings(folder, names, overrides, conf)
     if options.to is not None:
         _check_empty(options.to)
     first = reopen(folder, next(iter(settings.values())))
@@ -52,6 +54,34 @@ def _export(options: argparse.Namespace, conf: Path) -> None:
         row = read_result(folder / RESULT) if (folder / RESULT).is_file() else {"kl": float("nan")}
         for line in export_lines([folder], [{"run": str(folder), **row, "export": facts}]):
             terminal().print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def _settings(folder: Path, names: Sequence[str], overrides: Sequence[str], conf: Path) -> dict[str, DictConfig]:
+    """Return the settings of every format; of several, an ``export.<setting>`` counts for those that have it.
+
+    Args:
+        folder: Of the run.
+        names: Of the formats; an empty one is the run's own.
+        overrides: What else was typed.
+        conf: Folder of the configuration's files.
+
+    Raises:
+        EvosweepError: There is no such format or setting.
+    """
+    if len(names) == 1:
+        return {name: settings_of(folder, [*_choice(name), *overrides], conf) for name in names}
+    own = {text: text.partition("=")[0].removeprefix("export.") for text in overrides if text.startswith("export.")}
+    others = [text for text in overrides if text not in own]
+    plain = {name: settings_of(folder, [*_choice(name), *others], conf) for name in names}
+    for text, key in own.items():
+        if not any(key in config.export for config in plain.values()):
+            raise EvosweepError(f"there is no setting export.{key} of {', '.join(names)} ({text})")
+    taken = {name: [text for text, key in own.items() if key in config.export] for name, config in plain.items()}
+    return {name: settings_of(folder, [*_choice(name), *others, *taken[name]], conf) for name in names}
+
+
+def _choice(name: str) -> list[str]:
+    return [f"export={name}"] if name else []
 
 
 def _formats(overrides: Sequence[str]) -> tuple[list[str], list[str]]:
