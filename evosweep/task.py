@@ -115,6 +115,7 @@ class Task:
         resume: Whether the search goes on from the state in ``folder``.
         guard: Makes the context in which a generation is scored and written, as in ``run_search``.
         varied: Settings that a multirun varies, with this run's values; part of the run's name.
+        register: Name under which the exported winner is registered as a model; None: it is not.
         export_now: Whether the winner is exported by this run; a multirun exports its own winner at the end.
     """
 
@@ -133,6 +134,7 @@ class Task:
     tasks: Tasks = field(default_factory=Tasks)
     varied: Mapping[str, str] = field(default_factory=dict)
     export_now: bool = True
+    register: str | None = None
     resume: bool = False
     guard: Callable[[], AbstractContextManager[Any]] = nullcontext
 

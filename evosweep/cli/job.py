@@ -17,12 +17,14 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from evosweep import __version__, parallel
+from evosweep.cli.check import OWN
 from evosweep.cli.compose import build, imply_budget, sections
 from evosweep.cli.folders import CLAIM, check_writable
 from evosweep.cli.identity import RunIdentity, overrides_of
 from evosweep.cli.launch import JOBS, MULTIRUN, VARIED
 from evosweep.cli.names import check_name
 from evosweep.cli.progress import JobProgress
+from evosweep.cli.registering import registered_name
 from evosweep.cli.resume import over
 from evosweep.cli.signals import Ending
 from evosweep.core.checks import check_int
@@ -120,7 +122,7 @@ def task_of(config: DictConfig, *, folder: Path, resume: bool = False) -> Task:
         made["finish"] = build(config, "finish")
     if "tasks" in config:
         made["tasks"] = build(config, "tasks")
-    exporter = build(config, "export", without=("jobs",))
+    exporter = build(config, "export", without=OWN["export"])
     jobs = config.export.get("jobs", "winner")
     if jobs not in EXPORT_JOBS:
         raise SettingError("export.jobs", allowed=EXPORT_JOBS, got=jobs)
@@ -130,6 +132,7 @@ def task_of(config: DictConfig, *, folder: Path, resume: bool = False) -> Task:
         seed=seed,
         plan=plan_of(config),
         exporter=exporter,
+        register=registered_name(config, made["tracking"], exporter),
         tracker=made.pop("tracking"),
         folder=folder,
         export_now=MULTIRUN not in os.environ or jobs == "all" or config.tracking.get("model") == "weights",

@@ -48,7 +48,9 @@ def add_tokenizer(writer: gguf.GGUFWriter, loaded: LoadedModel, folder: Path, *,
     writer.add_tokenizer_model("llama" if fallback else "gpt2")
     writer.add_tokenizer_pre("default" if fallback else rule_name(tokenizer) if pre == "auto" else pre)
     special = gguf.SpecialVocab(folder, load_merges=not fallback, n_vocab=vocabulary)
-    if not fallback and not special.merges:  # a tokenizer of bytes; llama.cpp wants a list, and gguf writes no empty one
+    if (
+        not fallback and not special.merges
+    ):  # a tokenizer of bytes; llama.cpp wants a list, and gguf writes no empty one
         first = tokenizer["model"]["vocab"]
         special.merges = [" ".join([next(iter(first))] * 2)]  # what it makes is no token, so that it is taken apart
     special.add_to_gguf(writer, quiet=True)

@@ -133,7 +133,16 @@ TYPES: Mapping[str, BlockType] = {
     "Q4_K": _minima(12, 15, 4),
     "Q5_K": _minima(13, 17, 5),
     "Q6_K": BlockType(
-        14, 18, 256, 210, 63, 32, (Field(0, 4, 64), Field(4, 2, 32)), ("q0", "q1", "scales", "d"), 16, scales=(-128, 127)
+        14,
+        18,
+        256,
+        210,
+        63,
+        32,
+        (Field(0, 4, 64), Field(4, 2, 32)),
+        ("q0", "q1", "scales", "d"),
+        16,
+        scales=(-128, 127),
     ),
     "IQ4_NL": BlockType(20, 25, 32, 18, 15, None, (Field(0, 4, 16),), ("d", "q0"), 32, values=IQ4_VALUES),
     "IQ4_XS": BlockType(
