@@ -217,3 +217,5 @@ def quiet_libraries(*, verbose: object = False) -> None:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     for name in ("mlflow", "alembic", "httpx", "huggingface_hub", "datasets", "fsspec"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    # A traceback for every failure of its database, which it raises, too: the tracker says in one line what is missing.
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
