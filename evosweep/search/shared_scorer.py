@@ -214,7 +214,7 @@ class Served:
 
 
 def serve(queue: WorkQueue, scorer: Scorer, *, problem: Problem, worker: str, lease: float, patience: float) -> Served:
-    """Score parts of somebody else's search until it is over; return what was done.
+    """Score parts of another process's search until it is over; return what was done.
 
     Args:
         queue: Where the parts are.

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any, Protocol
 
 import numpy as np
@@ -23,7 +24,7 @@ from evosweep.core.problem import Problem
 from evosweep.search.protocols import Genomes, Scorer
 
 WAITING = "waiting"  # nobody has claimed it
-RUNNING = "running"  # somebody scores it
+RUNNING = "running"  # a process scores it
 DONE = "done"  # its result is there
 VOID = "void"  # its holder has lost it, or given it back
 BEATS = 5  # signs of life during a lease
@@ -105,9 +106,7 @@ def cut(call: str, arguments: Mapping[str, Any], genomes: Genomes, *, problem: P
     """
     texts = [genome_to_text(problem, genome) for genome in genomes]
     bounds = np.linspace(0, len(texts), min(parts, len(texts)) + 1).round().astype(int)
-    return [
-        Part(call, arguments, tuple(texts[start:stop])) for start, stop in zip(bounds[:-1], bounds[1:], strict=True)
-    ]
+    return [Part(call, arguments, tuple(texts[start:stop])) for start, stop in pairwise(bounds)]
 
 
 def dump_array(values: npt.NDArray[Any]) -> dict[str, Any]:
@@ -170,7 +169,7 @@ class WorkQueue(Protocol):
         """Return one entry."""
 
     def claim(self, ticket: int, holder: str) -> bool:
-        """Take a part that waits; return False if somebody else has it."""
+        """Take a part that waits; return False if another process has it."""
 
     def beat(self, ticket: int, beat: int) -> bool:
         """Write a sign of life; return False if the part is not the caller's any more."""

@@ -84,7 +84,7 @@ class StudyQueue:
         return _entry(self.storage.get_trial(ticket))
 
     def claim(self, ticket: int, holder: str) -> bool:
-        """Take a part that waits; return False if somebody else has it."""
+        """Take a part that waits; return False if another process has it."""
         try:
             if not self.storage.set_trial_state_values(ticket, TrialState.RUNNING):
                 return False
