@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import partial
 
+import numpy as np
 import torch
 
 from evosweep.allocators.harm import HAWQ
@@ -13,6 +14,7 @@ from evosweep.core.events import Progress
 from evosweep.core.problem import Problem
 from evosweep.core.seeds import generator
 from evosweep.evaluate.population import Evaluator
+from evosweep.evaluate.steps import Steps
 from evosweep.models.anatomy import Anatomy
 from evosweep.models.device import moved
 from evosweep.models.slots import Slot
@@ -23,9 +25,11 @@ TOGETHER = 16384  # most tokens in one backward pass
 
 
 def hawq_v2(
-    evaluator: Evaluator, problem: Problem, *, tokens: int, seed: int, progress: Progress
+    evaluator: Evaluator, problem: Problem, *, tokens: int, seed: int, progress: Progress, steps: Steps | None = None
 ) -> dict[str, dict[str, float]]:
     """Return ½ · mean Hessian eigenvalue · ‖W − Ŵ‖² of every unit at every level (HAWQ-V2, arXiv 1911.03852, eq. 9).
+
+    That of tied layers is the sum of theirs.
 
     The trace is that of the Hessian of KL(dense ‖ compressed) at the dense weights, which is the Fisher information:
     the expected square of the gradient of log p at labels drawn from the dense model itself. Labels of different
@@ -38,6 +42,7 @@ def hawq_v2(
         tokens: As many as scoring every unit once on so many would cost, a backward pass counted as two forward ones.
         seed: Chooses windows and labels.
         progress: Shows how far it is.
+        steps: Keeps what is done; None: nothing.
 
     Raises:
         EvosweepError: A unit is not a layer's weight, or some weights are not on the model's device.
@@ -45,10 +50,11 @@ def hawq_v2(
     anatomy = evaluator.anatomy
     split = evaluator.splits["search"]
     slots = {slot.name: slot for slot in anatomy.all_slots}
-    others = [unit.name for unit in problem.units if unit.name not in slots]
+    layers = [layer for unit in problem.units for layer in unit.layers]
+    others = [layer.name for layer in layers if layer.name not in slots]
     if others:
         raise EvosweepError(f"curvature is defined for a layer's weight; {others[0]} is not one")
-    mine = [slots[unit.name] for unit in problem.units]
+    mine = [slots[layer.name] for layer in layers]
     if any(slot.parameter.device != anatomy.device for slot in mine):
         raise EvosweepError("curvature needs all weights on the model's device: model.offload=false")
     seq_len = split.windows.shape[1]
@@ -56,23 +62,33 @@ def hawq_v2(
     windows = generator(seed, "curvature").integers(len(split.windows), size=count)
     together = max(1, min(math.ceil(count / PASSES), TOGETHER // seq_len))
     passes = [windows[start : start + together] for start in range(0, count, together)]
-    squares = torch.zeros(len(mine), dtype=torch.float64, device=anatomy.device)
-    for draw, chosen in enumerate(progress.track(passes, description="measuring curvature")):
-        ids = moved(split.windows[chosen], anatomy.device)
+
+    def of(draw: int) -> list[float]:
+        ids = moved(split.windows[passes[draw]], anatomy.device)
         labels_seed = int(generator(seed, "labels", draw).integers(2**31))
-        squares += _squared_gradients(anatomy, mine, ids, labels_seed)
+        squares: list[float] = _squared_gradients(anatomy, mine, ids, labels_seed).tolist()
+        return squares
+
+    found = (steps or Steps()).run(range(len(passes)), of, progress=progress, description="measuring curvature")
+    squares = np.zeros(len(mine))
+    for of_pass in found:  # in their order: the sum is rounded as it always is
+        squares += of_pass
     traces = (squares / (count * seq_len)).tolist()  # a token
-    columns: dict[str, dict[str, float]] = {}
-    for index, (unit, slot, trace) in enumerate(zip(problem.units, mine, traces, strict=True)):
+    stored = {unit.name: index for index, unit in enumerate(evaluator.store.units)}
+    harms: dict[str, dict[str, float]] = {}
+    for layer, slot, trace in zip(layers, mine, traces, strict=True):
         dense = slot.read().float()
-        columns[unit.name] = {
+        harms[layer.name] = {
             f"{HAWQ}/{level.name}": 0.5
             * trace
-            / unit.numel
-            * float((evaluator.weight(index, number).float() - dense).square().sum())
-            for number, level in enumerate(unit.levels)
+            / layer.numel
+            * float((evaluator.weight(stored[layer.name], number).float() - dense).square().sum())
+            for number, level in enumerate(layer.levels)
         }
-    return columns
+    return {
+        unit.name: {name: sum(harms[layer.name][name] for layer in unit.layers) for name in harms[unit.layers[0].name]}
+        for unit in problem.units
+    }
 
 
 def _squared_gradients(anatomy: Anatomy, slots: Sequence[Slot], ids: torch.Tensor, seed: int) -> torch.Tensor:
