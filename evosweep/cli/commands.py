@@ -1,4 +1,4 @@
-"""Subcommands for runs that exist: export, score, compare, resume, sync; and for the cache."""
+"""Subcommands for runs that exist: export, score, compare, resume, sync, worker; and for the cache."""
 
 import argparse
 import json
@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 from omegaconf import DictConfig
 from rich.console import Console
 
-from evosweep.cli import cache_command, sync_command
+from evosweep.cli import cache_command, sync_command, worker_command
 from evosweep.cli.compose import build
 from evosweep.cli.find import find_run
 from evosweep.cli.finish import SELECTION, export_lines, standings
@@ -89,6 +89,7 @@ def _parser() -> argparse.ArgumentParser:
     resume.add_argument("overrides", nargs="*", help=overrides)
     resume.set_defaults(call=_resume)
     sync_command.add_commands(commands, overrides=overrides)
+    worker_command.add_commands(commands, overrides=overrides)
     cache_command.add_commands(commands)
     return parser
 
