@@ -66,10 +66,8 @@ def _work(options: argparse.Namespace, conf: Path) -> None:
     settings = [text for text in options.overrides if "=" in text]
     if len(runs) > 1:
         raise EvosweepError(f"a worker helps one search, got {' and '.join(runs)}; start one worker for each")
-    if runs:
-        joined = _of_folder(find_run(runs[0]), settings, conf, patience=patience)
-    else:
-        joined = _of_storage(settings, conf)
+    folder = find_run(runs[0]) if runs else None
+    joined = _of_folder(folder, settings, conf, patience=patience) if folder else _of_storage(settings, conf)
     terminal().print(_ended(_join(joined, patience)), highlight=False, markup=False, soft_wrap=True)
 
 

@@ -1,9 +1,8 @@
-"""Several processes score one search: the same result as with one, nothing scored twice, nothing lost with a process."""
+"""Several processes score one search: the result of one, nothing scored twice, nothing lost with a process."""
 
 import json
 import multiprocessing
 import os
-import signal
 import socket
 import time
 from collections import Counter
@@ -19,7 +18,7 @@ from evosweep.tracking.study.database import Database
 from evosweep.tracking.study.storage import Journal
 from evosweep.tracking.study.work import SUFFIX, StudyQueue
 from tests.cli import TINY, evosweep, workplace
-from tests.faults.processes import PATIENCE, only_run, outcome
+from tests.faults.processes import only_run, outcome
 from tests.tracking.test_database import url  # noqa: F401 - a fixture
 
 GENERATIONS = 3
@@ -38,6 +37,7 @@ SEARCH = [
 SHARED = ["workers.parts=4", "workers.lease=1"]
 FOREVER = "+scorer.seconds=1000"
 FORK = multiprocessing.get_context("fork")  # a process of its own, without a second import of torch
+PATIENCE = 25.0
 Process = Any
 
 
@@ -71,8 +71,8 @@ def run(*arguments: str) -> None:
     os._exit(evosweep(*arguments))
 
 
-def serve_proxy(url: str, port: int) -> None:
-    optuna.storages.run_grpc_proxy_server(Database(url=url).open(), host="127.0.0.1", port=port)
+def serve_proxy(where: str, port: int) -> None:
+    optuna.storages.run_grpc_proxy_server(Database(url=where).open(), host="127.0.0.1", port=port)
 
 
 @pytest.fixture(params=["journal", "database", "grpc"])
@@ -163,8 +163,8 @@ def test_workers_and_one_that_is_killed_in_mid_generation(folder: Path, processe
     run = str(begun(folder, name))
     opened = until(lambda: list(folder.glob("runs/*/*/run.json")) and opening(name))
     queue = until(lambda: queue_of(opened))
-    victim = processes("worker", run, FOREVER)
-    others = [processes("worker", run), processes("worker", f"name={name}", *settings)]
+    victim = processes("worker", run, FOREVER, *settings)
+    others = [processes("worker", run, *settings), processes("worker", f"name={name}", *settings)]
     assert until(lambda: held_by(queue, victim))
     victim.kill()
     assert ended(leader, *others) == [0, 0, 0]
