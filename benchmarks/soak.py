@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 ROOT = Path(__file__).parents[1]
-WORDS = "the layer that matters most is not always the first one but it often helps to look there".split()
+WORDS = ["the", "layer", "that", "matters", "most", "is", "not", "always", "the", "first", "one", "but", "it", "often", "helps", "to", "look", "there"]
 LOOK = 0.1  # seconds between looks at the process
 SETTLED = 0.1  # share of the generations that caches may fill in
 TINY = [
@@ -55,7 +55,12 @@ def watch(process: int, state: Path) -> dict[str, float] | None:
         threads = len(os.listdir(f"/proc/{process}/task"))
     except (FileNotFoundError, ProcessLookupError, IndexError):
         return None
-    return {"size": state.stat().st_size if state.is_file() else 0, "mb": resident / 1e6, "fds": files, "tasks": threads}
+    return {
+        "size": state.stat().st_size if state.is_file() else 0,
+        "mb": resident / 1e6,
+        "fds": files,
+        "tasks": threads,
+    }
 
 
 def run(folder: Path, arguments: list[str]) -> tuple[list[dict[str, float]], int, str]:
@@ -111,7 +116,9 @@ def figures(folder: Path, looks: list[dict[str, float]]) -> dict[str, Any]:
         "generations": count - 1,
         "memory_mb_after_a_tenth": float(np.median(memory[: max(len(memory) // 20, 1)])),
         "memory_mb_at_the_end": float(np.median(memory[-max(len(memory) // 20, 1) :])),
-        "memory_kb_a_generation": float(1000 * np.polyfit(np.linspace(SETTLED * count, count, len(memory)), memory, 1)[0]),
+        "memory_kb_a_generation": float(
+            1000 * np.polyfit(np.linspace(SETTLED * count, count, len(memory)), memory, 1)[0]
+        ),
         "files_open": [min(look["fds"] for look in searching), max(look["fds"] for look in searching)],
         "threads": [min(look["tasks"] for look in searching), max(look["tasks"] for look in searching)],
         "ms_a_generation_first_tenth": float(1000 * seconds[tenth : 2 * tenth].mean()),

@@ -34,9 +34,11 @@ from evosweep.core.results import RESULT, read_result
 from evosweep.pipeline import CONFIG, check, check_together
 from evosweep.pipeline import run as run_pipeline
 from evosweep.search.plan import Plan
+from evosweep.search.sharing import Sharing
 from evosweep.task import Notes, Task
 from evosweep.tracking.console import RichProgress
 from evosweep.tracking.naming import run_params, varied_values
+from evosweep.tracking.study.storage import Memory
 from evosweep.workbench import Materials, Workbench, open_bench
 
 WORKBENCH = ("model", "data", "tokens", "compressor", "transform", "drop", "units", "store", "evaluate")
@@ -122,12 +124,15 @@ def task_of(config: DictConfig, *, folder: Path, resume: bool = False) -> Task:
         made["finish"] = build(config, "finish")
     if "tasks" in config:
         made["tasks"] = build(config, "tasks")
+    if "workers" in config:
+        made["sharing"] = build(config, "workers")
     exporter = build(config, "export", without=OWN["export"])
     jobs = config.export.get("jobs", "winner")
     if jobs not in EXPORT_JOBS:
         raise SettingError("export.jobs", allowed=EXPORT_JOBS, got=jobs)
     check_together(made["storage"], made["tracking"], exporter)
     check_storage(made["storage"])
+    check_shared(made["storage"], made.get("sharing", Sharing()))
     return Task(
         seed=seed,
         plan=plan_of(config),
@@ -169,6 +174,16 @@ def check_storage(storage: Any) -> None:
         if not isinstance(artifacts, str) or not artifacts:
             raise SettingError("storage.artifacts", allowed="a folder, or null", got=artifacts)
         check_writable(Path(artifacts), setting="storage.artifacts")
+
+
+def check_shared(storage: Any, sharing: Sharing) -> None:
+    """Raise SettingError where workers could not reach the storage of a search that is shared."""
+    if sharing.parts is not None and isinstance(storage, Memory):
+        raise SettingError(
+            "storage",
+            allowed="one that other processes reach, as workers.parts is set: journal, database or grpc",
+            got="memory",
+        )
 
 
 def _prefix() -> str:

@@ -27,7 +27,7 @@ PACKAGE = Path(__file__).parents[1]
 CHECKOUT = PACKAGE.parent / "conf"
 CONF = CHECKOUT if (CHECKOUT / "config.yaml").is_file() else PACKAGE / "conf"
 MAIN = "EVOSWEEP_MAIN"  # environment: process of the command; a launcher's workers have another
-SUBCOMMANDS = ("export", "score", "compare", "resume", "sync", "cache")
+SUBCOMMANDS = ("export", "score", "compare", "resume", "sync", "worker", "cache")
 BAD_INPUT = 2
 INTERRUPTED = 130
 

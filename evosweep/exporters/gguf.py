@@ -12,7 +12,6 @@ import transformers
 
 from evosweep.compressors.as_is import AsIs
 from evosweep.compressors.base import Compressor, LevelSpec
-from evosweep.compressors.formats import ggml_blocks
 from evosweep.compressors.formats.ggml_layout import TYPES
 from evosweep.compressors.gguf import GGUF
 from evosweep.compressors.integer import IntegerLevels

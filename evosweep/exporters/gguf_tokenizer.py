@@ -100,7 +100,7 @@ def _add_tokens(writer: gguf.GGUFWriter, tokenizer: Mapping[str, Any], vocabular
         ranks: Whether tokens have scores: the sooner one comes, the higher.
     """
     tokens = {index: token for token, index in tokenizer["model"]["vocab"].items()}
-    kinds = {index: gguf.TokenType.NORMAL for index in tokens}
+    kinds = dict.fromkeys(tokens, gguf.TokenType.NORMAL)
     for index, token in tokens.items():
         if ranks and len(token) == 6 and token.startswith("<0x") and token.endswith(">"):
             kinds[index] = gguf.TokenType.BYTE
