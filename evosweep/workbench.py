@@ -9,6 +9,7 @@ from functools import cached_property
 
 import torch
 
+from evosweep import parallel
 from evosweep.compressors.base import Compressor
 from evosweep.core.budget import Budget
 from evosweep.core.errors import BudgetError, EvosweepError, ModelError
@@ -110,7 +111,7 @@ class Workbench:
     @cached_property
     def store(self) -> LevelStore:
         """The level store, found or built."""
-        with self.timed("store"):
+        with self.timed("store"), parallel.together("store"):
             return self.builder.open(
                 self.plan, self.splits["calibration"], model_name=self.loaded.name, progress=self.progress
             )
@@ -118,7 +119,9 @@ class Workbench:
     @cached_property
     def evaluator(self) -> Evaluator:
         """Scores genomes of the store."""
-        return Evaluator(anatomy=self.anatomy, store=self.store, splits=self.splits, resources=self.resources)
+        return Evaluator(
+            anatomy=self.anatomy, store=self.store, splits=self.splits, resources=self.resources, shared=True
+        )
 
     @cached_property
     def dense(self) -> dict[str, float]:

@@ -54,6 +54,12 @@ def main() -> None:
     if not arguments:
         print(messages.WELCOME)  # noqa: T201
         return
+    if os.environ.get("WORLD_SIZE", "1") != "1":  # of torchrun
+        from evosweep.cli.follow import one_of_several  # noqa: PLC0415 - heavy
+
+        code = one_of_several()
+        if code is not None:
+            sys.exit(code)
     if arguments[0] in SUBCOMMANDS:
         from evosweep.cli.commands import run_command  # noqa: PLC0415 - heavy
 
