@@ -25,7 +25,7 @@ from evosweep.finish.base import save_tuned
 from evosweep.models.activations import NONE, is_static, no_ranges
 from evosweep.models.checkpoint import check_length
 from evosweep.models.patch import replaced_parameters
-from evosweep.result_row import comparable_row, continuations_of, plain_row
+from evosweep.result_row import comparable_row, continuations_of, plain_row, tasks_of
 from evosweep.samplers.base import PopulationSampler
 from evosweep.search.loop import end_search, run_search
 from evosweep.search.state import SearchState
@@ -53,11 +53,13 @@ def check(task: Task, bench: Workbench) -> Draft:
         task.exporter.check(bench.compressor, bench.drop, bench.anatomy, bench.units)
     task.finish.check(bench.anatomy, bench.units)
     problem = bench.planned_problem(task.budget)
+    if task.exporter.enabled:
+        task.exporter.check_problem(problem, bench.anatomy)
     longest = max(split.seq_len for split in bench.splits.values())
     warning = check_length(bench.loaded.model, longest)
     if warning:
         bench.progress.say(warning)
-    plan_memory(bench.resources, bench.anatomy, bench.planned, seq_len=longest)
+    plan_memory(bench.resources, bench.anatomy, bench.plan.units, seq_len=longest)
     if is_static(bench.resources.activations) and not bench.builder.settings.input_ranges:
         raise no_ranges(bench.resources.activations, owner=bench.resources)
     sampler = task.sampler(problem=problem, seed=task.seed)
@@ -70,6 +72,7 @@ def check(task: Task, bench: Workbench) -> Draft:
             f"the budget {task.budget} allows every unit its largest level "
             f"({problem.bits_per_weight(problem.most):.3f} bits per weight): a smaller one leaves something to search"
         )
+    task.tasks.questions()
     task.tracker.check()
     if task.tracker.away:
         bench.progress.say(f"{task.tracker.away}; the search goes on, and what is logged waits in {task.folder}")
@@ -107,13 +110,14 @@ def run(task: Task, bench: Workbench, draft: Draft, notes: Notes) -> dict[str, A
         problem, spent = _measured(task, bench, draft)
         recorder = _recorder(task, bench, draft)
         listeners = (
-            AllocationFile(task.folder),
+            AllocationFile(task.folder, problem),
             Behind(recorder, name="the study"),
             Behind(task.tracker, name="MLflow"),
         )
         with _settled(listeners):
             result = _searched(task, bench, draft, notes, problem, spent, listeners, recorder)
             result = replace(result, continuations=continuations_of(task, bench, result))
+            result = replace(result, tasks=tasks_of(task, bench, result))
             row = {**plain_row(task, bench, draft, notes, result), **comparable_row(task, bench, result)}
             write_result(task.folder, row)
             if task.export_now:
@@ -125,6 +129,7 @@ def run(task: Task, bench: Workbench, draft: Draft, notes: Notes) -> dict[str, A
     row["mlflow_link"] = task.tracker.link
     row["mlflow_run"] = task.tracker.run_id
     write_result(task.folder, row)
+    replace(RunRecord.read(task.folder), finished=True).write(task.folder)
     _check_recorded(task, listeners)
     return row
 
@@ -193,18 +198,20 @@ class AllocationFile:
 
     Args:
         folder: Of the run.
+        problem: Units and their levels.
     """
 
     missing = ""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, problem: Problem) -> None:
         self.folder = folder
+        self.problem = problem
 
     def on_event(self, event: Event) -> None:
         """Write the elite whenever it changes, and the winner in the end."""
         if isinstance(event, GenerationRecord) and (event.changed or event.generation == 0):
             facts = {"generation": event.generation, "bits_per_weight": event.bits_per_weight, **event.validation}
-            event.elite.save(self.folder / ALLOCATION, **facts)
+            self.problem.save(event.elite, self.folder / ALLOCATION, **facts)
 
     def wait(self, timeout: float | None = None) -> bool:
         """Return at once: everything is written as it happens."""
@@ -266,7 +273,7 @@ def _searched(
             **({} if activations == NONE else {"activations": activations}),
         },
     )
-    result.allocation.save(task.folder / ALLOCATION, store=bench.store.key, **result.row())
+    problem.save(result.allocation, task.folder / ALLOCATION, store=bench.store.key, **result.row())
     return result
 
 
@@ -287,7 +294,7 @@ def _measured(task: Task, bench: Workbench, draft: Draft) -> tuple[Problem, int]
     """Return the problem with the columns that must be measured on the model, and the tokens that this took."""
     problem = bench.problem(task.budget)
     spent = 0
-    units = bench.store.units
+    units = bench.units_of_search
     if not draft.columns:
         return problem, spent
     with bench.timed("sensitivities"):

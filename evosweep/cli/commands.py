@@ -143,7 +143,11 @@ def _on_other_text(run: Earlier, config: DictConfig) -> Evaluator:
     tokenizer = run.bench.loaded.tokenizer
     splits = build(config, "tokens").split(build(config, "data"), tokenizer, progress=shared_progress())
     return Evaluator(
-        anatomy=run.bench.anatomy, store=run.bench.store, splits=splits, resources=build(config, "evaluate")
+        anatomy=run.bench.anatomy,
+        store=run.bench.store,
+        splits=splits,
+        resources=build(config, "evaluate"),
+        units=run.bench.units_of_search,
     )
 
 

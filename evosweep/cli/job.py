@@ -120,6 +120,8 @@ def task_of(config: DictConfig, *, folder: Path, resume: bool = False) -> Task:
     made = {group: build(config, group) for group in PARTS}
     if "finish" in config:  # runs of earlier versions have none
         made["finish"] = build(config, "finish")
+    if "tasks" in config:
+        made["tasks"] = build(config, "tasks")
     exporter = build(config, "export", without=("jobs",))
     jobs = config.export.get("jobs", "winner")
     if jobs not in EXPORT_JOBS:

@@ -127,7 +127,8 @@ def export_earlier(run: Earlier, *, target: Path) -> dict[str, Any]:
     exporter = build(run.config, "export", without=("jobs",))
     if not exporter.enabled:
         raise EvosweepError("export must be one that writes a model: export=packed, export=dense ...")
-    exporter.check(run.bench.compressor, run.bench.drop, run.bench.anatomy)
+    exporter.check(run.bench.compressor, run.bench.drop, run.bench.anatomy, run.bench.units)
+    exporter.check_problem(run.problem.only(run.genome), run.bench.anatomy)
     row = read_result(run.folder / RESULT) if (run.folder / RESULT).is_file() else {}
     finished = _finished(run, row)
     try:

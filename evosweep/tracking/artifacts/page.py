@@ -27,6 +27,7 @@ class ReportPage:
             _table(result),
             f"<p>{html.escape(selection(result))}</p>",
             *(f"<h2>{path.stem.replace('_', ' ')}</h2>{_image(path)}" for path in _figures(folder)),
+            *_tasks(result),
             *_continuations(result),
             "<h2>Load it</h2>",
             _code(_loading(result, run)),
@@ -73,6 +74,22 @@ def _table(result: SearchResult) -> str:
     ]
     lines = ("".join(f"<td>{html.escape(cell)}</td>" for cell in line) for line in figures)
     return "<table>" + "".join(f"<tr>{line}</tr>" for line in lines) + "</table>"
+
+
+def _tasks(result: SearchResult) -> list[str]:
+    """Return a table of accuracies with standard errors, in percent."""
+    if not result.tasks:
+        return []
+    head = "".join(f"<th>{cell}</th>" for cell in ("", "dense", "uniform", "found", "p against uniform"))
+    lines = []
+    for name, figures in result.tasks.items():
+        cells = [
+            f"{100 * figures[key]['accuracy']:.1f} ± {100 * figures[key]['stderr']:.1f}"
+            for key in ("dense", "uniform", "found")
+        ]
+        cells.append(f"{figures['found_against_uniform'][1]:.3f}")
+        lines.append(f"<tr><td>{html.escape(name)}</td>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
+    return ["<h2>Tasks</h2><p>Zero-shot accuracy in percent.</p>", f"<table><tr>{head}</tr>{''.join(lines)}</table>"]
 
 
 def _continuations(result: SearchResult) -> list[str]:
