@@ -9,7 +9,6 @@ Every wait is a loop over short sleeps, so that signals arrive, and ends when an
 after ``EVOSWEEP_RANKS_TIMEOUT`` seconds.
 """
 
-import atexit
 import json
 import os
 import time
@@ -114,7 +113,6 @@ def join() -> None:
             f"the {size} processes did not meet at {where} within {timeout:g} s ({TIMEOUT}): {reason}; {HOW}"
         ) from error
     _groups.append(_Group(rank, size, timeout, distributed.PrefixStore("evosweep", store), control))
-    atexit.register(leave)
 
 
 def _size() -> int:
@@ -216,6 +214,25 @@ def answers() -> list[Message]:
         if "error" in facts:
             raise RanksError(f"process {other} of {group.size}: {facts['error']}")
     return found
+
+
+@contextmanager
+def asked(
+    name: str, facts: Mapping[str, Any] | None = None, tensors: Tensors | None = None
+) -> Iterator[list[Message]]:
+    """Order something of the others while this process does the same; yield a list that holds their answers at the end.
+
+    Arguments and errors as of ``ask`` and ``answers``; an error of this process itself comes first.
+    """
+    found: list[Message] = []
+    ask(name, facts, tensors)
+    try:
+        yield found
+    except Exception:
+        with suppress(RanksError):
+            answers()  # so that the processes stay in step
+        raise
+    found += answers()
 
 
 @contextmanager

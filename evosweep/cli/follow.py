@@ -5,7 +5,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from omegaconf import OmegaConf
@@ -26,20 +26,26 @@ from evosweep.workbench import Workbench, open_bench
 BAD_INPUT = 2
 
 
-def one_of_several() -> int | None:
-    """Join the processes of this command; return None in the one that runs it, and the exit code in any other."""
+def one_of_several(command: Callable[[], int]) -> int:
+    """Join the processes of this command, run it in the first one, follow in any other; return the exit code.
+
+    Args:
+        command: Runs the command; returns its exit code.
+    """
     try:
         parallel.join()
         if parallel.is_leader():
             parallel.lead()
-            return None
+            return command()
         quiet_libraries()
-        with_leader = _Follower()
-        parallel.follow(with_leader.handlers)
+        follower = _Follower()
+        parallel.follow(follower.handlers)
+        return TERMINATED if follower.asked_to_end else 0
     except EvosweepError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)  # noqa: T201
         return BAD_INPUT
-    return TERMINATED if with_leader.asked_to_end else 0
+    finally:
+        parallel.leave()
 
 
 class _Follower:

@@ -6,6 +6,7 @@ import os
 import shlex
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -53,9 +54,9 @@ def shared_progress() -> JobProgress:
 
 @lru_cache(maxsize=1)
 def _opened(settings: str) -> Workbench:
-    if parallel.leads():
-        parallel.ask("prepare", {"settings": settings})
-    return open_bench(materials_of(OmegaConf.create(json.loads(settings))), progress=shared_progress())
+    others = parallel.asked("prepare", {"settings": settings}) if parallel.leads() else nullcontext()
+    with others:
+        return open_bench(materials_of(OmegaConf.create(json.loads(settings))), progress=shared_progress())
 
 
 def forget_bench() -> None:

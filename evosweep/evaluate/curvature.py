@@ -96,11 +96,8 @@ def _passes(evaluator: Evaluator, layers: Sequence[str], orders: Sequence[Mappin
     facts = {"layers": list(layers), "passes": list(orders)}
     if len(orders) == 1:
         return [_squares(evaluator, facts, 0)]
-    parallel.ask(SQUARES, facts)
-    try:
+    with parallel.asked(SQUARES, facts) as answers:
         own = _squares(evaluator, facts, 0)
-    finally:
-        answers = parallel.answers()
     return [own, *(answer["squares"] for answer, _ in answers[: len(orders) - 1])]
 
 

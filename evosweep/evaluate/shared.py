@@ -74,13 +74,10 @@ class Sharing:
             "exact": self.evaluator.exact,
         }
         tensors = {} if genomes is None else {"genomes": torch.from_numpy(np.ascontiguousarray(genomes))}
-        parallel.ask(LOSSES, facts, tensors)
         candidates = 1 if genomes is None else len(genomes)
         dealt = shares(candidates, len(windows), parallel.count())
-        try:
+        with parallel.asked(LOSSES, facts, tensors) as answers:
             own = _computed(self.evaluator, genomes, dealt[0], facts, fitness)
-        finally:
-            answers = parallel.answers()  # whatever happens here: the others are in step
         found = [own, *({k: v.numpy() for k, v in tensors.items()} for _, tensors in answers)]
         return _assembled(found, dealt, (candidates, len(windows)), fitness)
 
