@@ -6,6 +6,7 @@ import os
 import shlex
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -57,7 +58,9 @@ def shared_progress() -> JobProgress:
 
 @lru_cache(maxsize=1)
 def _opened(settings: str) -> Workbench:
-    return open_bench(materials_of(OmegaConf.create(json.loads(settings))), progress=shared_progress())
+    others = parallel.asked("prepare", {"settings": settings}) if parallel.leads() else nullcontext()
+    with others:
+        return open_bench(materials_of(OmegaConf.create(json.loads(settings))), progress=shared_progress())
 
 
 def forget_bench() -> None:
@@ -67,7 +70,10 @@ def forget_bench() -> None:
 
 def bench_of(config: DictConfig) -> Workbench:
     """Return the workbench of a configuration; jobs of one process with the same settings share the last one."""
-    return _opened(json.dumps({key: sections(config, key)[1] for key in WORKBENCH}))
+    bench = _opened(json.dumps({key: sections(config, key)[1] for key in WORKBENCH}))
+    if parallel.leads():
+        parallel.ask("fitness", {"fitness": sections(config, "fitness")[1]})
+    return bench
 
 
 def materials_of(config: DictConfig) -> Materials:
@@ -88,7 +94,6 @@ def run(config: DictConfig) -> dict[str, Any]:
     """
     hydra = HydraConfig.get()
     quiet_libraries(verbose=hydra.verbose)
-    parallel.join()
     folder = Path(hydra.runtime.output_dir)
     imply_budget(config, list(hydra.overrides.task))
     varied = varied_values(list(hydra.overrides.task), json.loads(os.environ.get(VARIED, "[]")))
@@ -99,8 +104,6 @@ def run(config: DictConfig) -> dict[str, Any]:
     shared_progress().begin(prefix=_prefix(), log=folder / CLAIM, first=_command(list(hydra.overrides.task)))
     bench = bench_of(config)
     draft = check(task, bench)
-    if not parallel.is_leader():
-        return {"store": bench.store.key}  # the first process searches
     overrides = list(hydra.overrides.task)
     notes = notes_of(config, task, model=bench.loaded.name, overrides=overrides, choices=hydra.runtime.choices)
     return run_pipeline(task, bench, draft, notes)
