@@ -4,7 +4,10 @@ from dataclasses import asdict
 from typing import Any
 
 from evosweep.core.events import SearchResult
+from evosweep.core.problem import Problem
+from evosweep.evaluate.scorer import StagedScorer
 from evosweep.evaluate.tasks.accuracy import compared
+from evosweep.fitness.kl import KL
 from evosweep.task import Draft, Notes, Task
 from evosweep.workbench import Workbench
 
@@ -95,6 +98,13 @@ def comparable_row(task: Task, bench: Workbench, result: SearchResult) -> dict[s
         "tails": {name: dict(figures) for name, figures in result.tails.items()},
         "tasks": {name: dict(figures) for name, figures in result.tasks.items()},
     }
+
+
+def uniform_row(bench: Workbench, problem: Problem) -> dict[str, float]:
+    """Return validation figures and true bits of the uniform allocation, which an export's card compares with."""
+    genome = problem.uniform()
+    figures = StagedScorer(bench.evaluator, fitness=KL(), seed=0).validate(genome)
+    return {**figures, "bits_per_weight": problem.bits_per_weight(problem.cost(genome))}
 
 
 def plain_row(task: Task, bench: Workbench, draft: Draft, notes: Notes, result: SearchResult) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from functools import cached_property
 
 import torch
 
+from evosweep import parallel
 from evosweep.compressors.base import Compressor
 from evosweep.core.budget import Budget
 from evosweep.core.errors import BudgetError, EvosweepError, ModelError
@@ -120,7 +121,7 @@ class Workbench:
     @cached_property
     def store(self) -> LevelStore:
         """The level store, found or built."""
-        with self.timed("store"):
+        with self.timed("store"), parallel.together("store"):
             return self.builder.open(
                 self.plan, self.splits["calibration"], model_name=self.loaded.name, progress=self.progress
             )
@@ -134,6 +135,7 @@ class Workbench:
             splits=self.splits,
             resources=self.resources,
             units=self.units_of_search,
+            shared=True,
         )
 
     @cached_property

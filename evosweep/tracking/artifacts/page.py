@@ -143,7 +143,8 @@ def _image(path: Path) -> str:
 
 def _loading(result: SearchResult, run: Path) -> str:
     if result.export:
-        return f"folder = '{run}/model'\n\n{result.export['load']}"
+        load = result.export.get("load")
+        return f"folder = '{run}/model'\n\n{load}" if load else f"# {result.export['how_to_load']}"
     return f"# not exported; the allocation is in {run}/allocation.json:\n# sampler.start={run}/allocation.json"
 
 
