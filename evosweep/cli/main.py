@@ -27,7 +27,7 @@ PACKAGE = Path(__file__).parents[1]
 CHECKOUT = PACKAGE.parent / "conf"
 CONF = CHECKOUT if (CHECKOUT / "config.yaml").is_file() else PACKAGE / "conf"
 MAIN = "EVOSWEEP_MAIN"  # environment: process of the command; a launcher's workers have another
-SUBCOMMANDS = ("export", "score", "compare", "resume", "sync", "cache")
+SUBCOMMANDS = ("export", "score", "compare", "resume", "sync", "worker", "cache")
 BAD_INPUT = 2
 INTERRUPTED = 130
 
@@ -70,19 +70,29 @@ def main() -> None:
     if not arguments:
         print(messages.WELCOME)  # noqa: T201
         return
+    if os.environ.get("WORLD_SIZE", "1") == "1":
+        code = _command(arguments)
+    else:
+        from evosweep.cli.follow import one_of_several  # noqa: PLC0415 - heavy
+
+        code = one_of_several(lambda: _command(arguments))
+    if code:
+        sys.exit(code)
+
+
+def _command(arguments: list[str]) -> int:
+    """Run a subcommand or Hydra's jobs; return the exit code."""
     if arguments[0] in SUBCOMMANDS:
         from evosweep.cli.commands import run_command  # noqa: PLC0415 - heavy
 
-        sys.exit(_one_line(lambda: run_command(arguments, CONF)))
+        return _one_line(lambda: run_command(arguments, CONF))
     os.environ[MAIN] = str(os.getpid())
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra then raises instead of printing a shortened traceback
     try:
         with terminable():
-            code = _run_jobs()
+            return _run_jobs()
     finally:
         let_go()
-    if code:
-        sys.exit(code)
 
 
 def _run_jobs() -> int:

@@ -1,6 +1,6 @@
 """Reads, checks and writes allocations in the text format of EvoPress and gptq-gguf-toolkit.
 
-A line a unit, ``model.layers.0.self_attn.q_proj: 3``; the value is one of
+A line a unit or a tied layer, ``model.layers.0.self_attn.q_proj: 3``; the value is one of
 
 - the name of a level, ``3bit``;
 - the level's number, ``3`` for 3 bits or ``0.5`` for a sparsity;
@@ -21,7 +21,7 @@ from evosweep.core.problem import Genome, Problem
 from evosweep.core.unit import Unit
 
 DROPS = ("attn+mlp", "attn", "mlp", "none")
-STYLES = ("level", "bits")
+STYLES = ("level", "bits", "steps")
 Lines = list[tuple[int, str]]  # number in the file, and text, of every line that is not empty
 
 
@@ -62,18 +62,22 @@ def parse_genome(text: str, problem: Problem, *, source: str = "allocation") -> 
 
 
 def format_genome(genome: Genome, problem: Problem, *, style: str = "level") -> str:
-    """Return a genome as text, a line a unit.
+    """Return a genome as text, a line a unit, tied layers with a line each.
 
     Args:
         genome: Shape (units,).
         problem: Units and ladders.
-        style: ``level``: names of levels; ``bits``: their numbers (bits of a width), as EvoPress writes them.
+        style: ``level``: names of levels; ``bits``: their numbers (bits of a width), as EvoPress writes them;
+            ``steps``: levels below the uniform one, as EvoPress writes sparsities.
 
     Raises:
         EvosweepError: A level has no number, or two levels of a unit have the same one.
     """
     check_choice("style", style, STYLES)
     lines = []
+    if style == "steps":
+        steps = (problem.uniform() - genome).tolist()
+        return "".join(f"{unit.name}: {step}\n" for unit, step in zip(problem.units, steps, strict=True))
     for unit, index in zip(problem.units, genome.tolist(), strict=True):
         value = unit.levels[index].name
         if style == "bits":
@@ -81,7 +85,7 @@ def format_genome(genome: Genome, problem: Problem, *, style: str = "level") -> 
             if numbers[index] is None or numbers.count(numbers[index]) > 1:
                 raise EvosweepError(f"level {value!r} of {unit.name} has no number of its own: write names of levels")
             value = f"{numbers[index]:g}"
-        lines.append(f"{unit.name}: {value}\n")
+        lines += [f"{layer.name}: {value}\n" for layer in unit.layers]
     return "".join(lines)
 
 
@@ -104,6 +108,8 @@ def format_drops(genome: Genome, problem: Problem) -> str:
 
 def _parse_units(lines: Lines, problem: Problem, source: str) -> Genome:
     indices = {unit.name: index for index, unit in enumerate(problem.units)}
+    indices |= {layer.name: index for index, unit in enumerate(problem.units) for layer in unit.members}
+    named: set[str] = set()
     uniform = problem.uniform()
     genome = np.full(len(problem.units), -1, dtype=np.int64)
     for number, line in lines:
@@ -113,12 +119,17 @@ def _parse_units(lines: Lines, problem: Problem, source: str) -> Genome:
         if name not in indices:
             raise EvosweepError(f"{source}:{number}: no unit is called {name!r}{did_you_mean(name, indices)}")
         index = indices[name]
-        if genome[index] >= 0:
+        if name in named:
             raise EvosweepError(f"{source}:{number}: {name} has a level already")
+        named.add(name)
         level = _level(problem.units[index], value, uniform=int(uniform[index]))
         if level is None:
             options = ", ".join(problem.units[index].level_names)
             raise EvosweepError(f"{source}:{number}: level of {name} must be one of {options}, got {value!r}")
+        if genome[index] not in (-1, level):
+            raise EvosweepError(
+                f"{source}:{number}: {name} is tied in {problem.units[index].name}, which has another level"
+            )
         genome[index] = level
     missing = [unit.name for unit, level in zip(problem.units, genome, strict=True) if level < 0]
     if missing:

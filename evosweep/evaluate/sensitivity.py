@@ -134,6 +134,8 @@ def hill_exponents(
 ) -> Columns:
     """Return the Hill exponent of the dense weight of every unit that has a weight (drop units have none).
 
+    Of a tied unit it is the mean over its layers, by weights, as over the layers of a block.
+
     Args:
         evaluator: Has the model.
         problem: Units.
@@ -144,11 +146,15 @@ def hill_exponents(
     """
     del tokens, seed
     slots = {slot.name: slot for slot in evaluator.anatomy.all_slots}
-    units = [unit.name for unit in problem.units if unit.name in slots]
-    exponents = steps.run(
-        units, lambda name: hill_exponent(slots[name].read()), progress=progress, description="spectra of the weights"
-    )
-    return {name: {HILL: float(exponent[0])} for name, exponent in zip(units, exponents, strict=True)}
+    units = {unit.name: unit for unit in problem.units if unit.layers[0].name in slots}
+
+    def exponent(name: str) -> float:
+        layers = units[name].layers
+        exponents = [hill_exponent(slots[layer.name].read()) for layer in layers]
+        return float(np.average(exponents, weights=[layer.numel for layer in layers]))
+
+    found = steps.run(list(units), exponent, progress=progress, description="spectra of the weights")
+    return {name: {HILL: float(value[0])} for name, value in zip(units, found, strict=True)}
 
 
 @dataclass(frozen=True)
@@ -202,6 +208,9 @@ def measure(
     address = [METHOD, evaluator.store.key, problem.uniform().tolist(), split.hash, tokens, seed]
     if evaluator.resources.activations != NONE:
         address.append(evaluator.resources.activations)
+    ties = [unit.name for unit in problem.units if unit.members]
+    if ties:
+        address.append(ties)
     cached = cache_folder("columns") / f"{column}-{digest(address)}.json"
     values = _read(cached)
     with ExitStack() as stack:

@@ -37,6 +37,16 @@ class StopsAt(Heard):
             self.done += 1
 
 
+class WaitsAt(StopsAt):
+    """Waits before an item to be killed."""
+
+    def track(self, items: Sequence, *, description: str, tokens: int | None = None) -> Iterable:
+        for index, item in enumerate(items):
+            if index == self.item:
+                time.sleep(600)
+            yield item
+
+
 @pytest.fixture
 def measured(evaluator, store, make_store_problem, tmp_path, monkeypatch):
     """Returns a function that measures a column in a cache of this name."""
@@ -64,15 +74,17 @@ def test_every_measurement_goes_on_after_its_last_step(measured, tmp_path, colum
 
 def test_a_measurement_that_is_killed_goes_on(measured, tmp_path) -> None:
     whole = measured("kl_around_top", "whole")
-    process = multiprocessing.get_context("fork").Process(target=measured, args=("kl_around_top", "cache"))
+    arguments = ("kl_around_top", "cache", WaitsAt(2))
+    process = multiprocessing.get_context("fork").Process(target=measured, args=arguments)
     process.start()
-    while process.is_alive() and not any((tmp_path / "cache").glob("columns/*.steps")):
-        time.sleep(0.001)
+    files = (tmp_path / "cache" / "columns").glob
+    while process.is_alive() and sum(len(path.read_text().splitlines()) for path in files("*.steps")) < 2:
+        time.sleep(0.01)
     os.kill(process.pid, signal.SIGKILL)
     process.join()
     rest = StopsAt(-1)
     assert measured("kl_around_top", "cache", rest) == whole
-    assert "steps were done before" in rest.lines[0]
+    assert "2 of " in rest.lines[0] and "steps were done before" in rest.lines[0]
 
 
 @pytest.mark.parametrize("damage", ["cut short", "changed", "another step", "no JSON"])
