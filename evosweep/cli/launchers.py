@@ -5,7 +5,7 @@ A job's failure is kept in its folder, where the command that started it reads i
 
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -99,14 +99,23 @@ def run_jobs(job: Callable[[], Any], *, folder: Callable[[], Path | None], again
             with _only([number]):
                 if not _ends_well(job):
                     culprits.add(number)
+        left = _left(where, range(count)) - culprits
+        if not left:
+            return
         again(where)
-        with _only([number for number in range(count) if number not in culprits]):
+        with _only(sorted(left)):
             if _ends_well(job):
                 return
 
 
 def _unfinished(folder: Path) -> list[Failure]:
     return [(text, number) for text, number in failures(folder) if text == KILLED]
+
+
+def _left(folder: Path, numbers: Iterable[int]) -> set[int]:
+    """Return the jobs that neither have a result nor failed."""
+    ended = {int(path.parent.name) for name in (RESULT, FAILED) for path in folder.glob(f"[0-9]*/{name}")}
+    return set(numbers) - ended
 
 
 def _begun(folder: Path) -> list[Path]:
