@@ -45,7 +45,7 @@ class RanksError(EvosweepError):
     """Another process failed, left or did not answer in time."""
 
 
-class Over(Exception):  # noqa: N818 - not an error
+class Over(Exception):
     """Raised in a process that follows, when the command is over and its leader has said why."""
 
 
