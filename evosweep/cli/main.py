@@ -90,6 +90,7 @@ def main() -> None:
     if os.environ.get("WORLD_SIZE", "1") == "1":
         code = _command(arguments)
     else:
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # a lost connection is answered in one line
         from evosweep.cli.follow import one_of_several  # noqa: PLC0415 - heavy
 
         code = one_of_several(lambda: _command(arguments))
