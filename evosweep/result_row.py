@@ -65,6 +65,12 @@ def tasks_of(task: Task, bench: Workbench, result: SearchResult) -> dict[str, di
     }
 
 
+def tails_of(bench: Workbench, result: SearchResult) -> dict[str, dict[str, dict[str, float]]]:
+    """Return ``found`` and ``uniform`` -> percentiles of KL, flips and RMS shift on the validation split."""
+    problem = result.problem
+    return {"found": bench.tails(problem.encode(result.allocation)), "uniform": bench.tails(problem.uniform())}
+
+
 def comparable_row(task: Task, bench: Workbench, result: SearchResult) -> dict[str, Any]:
     """Return the entries of ``result.json`` that compare winners of different searches.
 
@@ -89,6 +95,7 @@ def comparable_row(task: Task, bench: Workbench, result: SearchResult) -> dict[s
         "search_loss": loss,
         "search_loss_tokens": scorer.final_tokens(limit),
         "continuations": {prompt: dict(texts) for prompt, texts in result.continuations.items()},
+        "tails": {name: dict(figures) for name, figures in result.tails.items()},
         "tasks": {name: dict(figures) for name, figures in result.tasks.items()},
     }
 

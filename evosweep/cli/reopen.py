@@ -58,6 +58,20 @@ def settings_of(folder: Path, overrides: Sequence[str], conf: Path) -> DictConfi
     """
     config = OmegaConf.load(folder / CONFIG)
     assert isinstance(config, DictConfig)
+    return changed(config, overrides, conf)
+
+
+def changed(config: DictConfig, overrides: Sequence[str], conf: Path) -> DictConfig:
+    """Return resolved settings, changed as typed, as ``settings_of`` does.
+
+    Args:
+        config: The settings; changed.
+        overrides: As typed.
+        conf: Folder of the configuration's files.
+
+    Raises:
+        EvosweepError: An override names no choice or no setting.
+    """
     changes = [
         (parsed.get_key_element().lstrip("+"), parsed)
         for parsed in OverridesParser.create().parse_overrides(list(overrides))

@@ -36,6 +36,7 @@ class SourceFile:
 
     name: str
     size_mb: float
+    path: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -226,7 +227,7 @@ class GgufSource(_Source):
         path = self.file.target
         if not path.is_file():  # only the dequantized copy was kept
             return None
-        return SourceFile(self.file.name, path.stat().st_size / 1e6)
+        return SourceFile(self.file.name, path.stat().st_size / 1e6, path)
 
     def _dequantize(self, target: Path, progress: Progress) -> None:
         source = self.file.fetch(progress=progress)

@@ -64,5 +64,7 @@ class Flips:
         if problem.has_equal_costs and rng.random() < SIDESTEPS and sidestep(problem, genome, rng):
             return
         crossing = rng.random() < self.cross or self.group == "none"
-        if crossing or not swap(problem, genome, rng, siblings=self.group == "name"):
-            exchange(problem, genome, rng)
+        if not crossing and swap(problem, genome, rng, siblings=self.group == "name"):
+            return
+        if not exchange(problem, genome, rng) and problem.has_equal_costs:
+            sidestep(problem, genome, rng)  # where nothing can be raised, it is the only move

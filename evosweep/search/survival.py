@@ -128,7 +128,14 @@ class Race:
     def _stays(
         losses: npt.NDArray[np.float32], look: Look, looks: Sequence[Look], *, survivors: int, boundary: float
     ) -> npt.NDArray[np.bool_]:
-        """Return which candidates are scored further; after the last look, all that are left were."""
+        """Return which candidates are scored further; after the last look, all that are left were.
+
+        The test excludes each candidate for itself, with many places even where it ties. So where it leaves fewer
+        than go on, the best of those that it excludes stay.
+        """
         if look is looks[-1]:
             return np.ones(len(losses), dtype=bool)
-        return ~Racing.excluded(losses, survivors, boundary=boundary)
+        stays = ~Racing.excluded(losses, survivors, boundary=boundary)
+        means = losses.mean(axis=(1, 2), dtype=np.float64)
+        stays[np.lexsort((means, ~stays))[:survivors]] = True
+        return stays
