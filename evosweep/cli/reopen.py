@@ -128,7 +128,7 @@ def export_earlier(run: Earlier, *, target: Path) -> dict[str, Any]:
     if not exporter.enabled:
         raise EvosweepError("export must be one that writes a model: export=packed, export=dense ...")
     exporter.check(run.bench.compressor, run.bench.drop, run.bench.anatomy, run.bench.units)
-    exporter.check_problem(run.problem.only(run.genome), run.bench.anatomy)
+    exporter.check_problem(run.problem, run.bench.anatomy, run.genome)
     row = read_result(run.folder / RESULT) if (run.folder / RESULT).is_file() else {}
     finished = _finished(run, row)
     try:
