@@ -21,7 +21,7 @@ from evosweep.core.problem import Genome, Problem
 from evosweep.core.unit import Unit
 
 DROPS = ("attn+mlp", "attn", "mlp", "none")
-STYLES = ("level", "bits")
+STYLES = ("level", "bits", "steps")
 Lines = list[tuple[int, str]]  # number in the file, and text, of every line that is not empty
 
 
@@ -67,13 +67,17 @@ def format_genome(genome: Genome, problem: Problem, *, style: str = "level") -> 
     Args:
         genome: Shape (units,).
         problem: Units and ladders.
-        style: ``level``: names of levels; ``bits``: their numbers (bits of a width), as EvoPress writes them.
+        style: ``level``: names of levels; ``bits``: their numbers (bits of a width), as EvoPress writes them;
+            ``steps``: levels below the uniform one, as EvoPress writes sparsities.
 
     Raises:
         EvosweepError: A level has no number, or two levels of a unit have the same one.
     """
     check_choice("style", style, STYLES)
     lines = []
+    if style == "steps":
+        steps = (problem.uniform() - genome).tolist()
+        return "".join(f"{unit.name}: {step}\n" for unit, step in zip(problem.units, steps, strict=True))
     for unit, index in zip(problem.units, genome.tolist(), strict=True):
         value = unit.levels[index].name
         if style == "bits":

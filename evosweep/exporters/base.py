@@ -20,6 +20,7 @@ from evosweep.core.problem import Genome, Problem
 from evosweep.core.ties import Expansion, bits_to_tie, loose
 from evosweep.core.unit import Level, Unit
 from evosweep.evaluate.population import Evaluator
+from evosweep.exporters.card import write_card
 from evosweep.models.activations import NONE
 from evosweep.models.anatomy import Anatomy
 from evosweep.models.dropping import Drop, DropEffect, dropped_parameters, removed
@@ -29,6 +30,7 @@ from evosweep.models.slots import Slot
 from evosweep.store.units import Units
 
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 1e-2, torch.float16: 1e-3}
+DIFFERS = ".differs"  # behind the name of a folder that turned out to be another model
 ROUNDED_TOLERANCE = 0.05  # where inputs are rounded: the last bit of one may decide which of two values it becomes
 
 
@@ -125,6 +127,8 @@ class Exporter:
     """Python code that makes a ``model`` of a ``folder``."""
     contents: ClassVar[str]
     """What is written, in a few words."""
+    runs: ClassVar[bool] = True
+    """Whether what is written is a model."""
     needs_ties: ClassVar[bool] = False
     """Whether engines that read the format fuse layers, so that these must share a level (``units.tie=fused``)."""
 
@@ -235,8 +239,8 @@ class Exporter:
             makes a ``model`` of a ``folder``, ``how_to_load``: the same in one line with this folder.
 
         Raises:
-            ExportError: No room on the disk, or the reloaded model gives other logits than were scored; nothing is
-                left then.
+            ExportError: No room on the disk, or the reloaded model gives other logits than were scored; it is kept
+                beside ``folder`` then.
         """
         winner = Winner(genome, problem, evaluator)
         expected = self.expected_bytes(winner)
@@ -246,8 +250,10 @@ class Exporter:
             self.write(winner, loaded, temporary)
             loaded.tokenizer.save_pretrained(temporary)
             problem.save(problem.decode(genome), temporary / "allocation.json", problem=problem.fingerprint)
-            (temporary / "README.md").write_text(self._readme(winner, loaded), encoding="utf-8")
-            difference = self._difference(winner, temporary)
+            body = self._readme(winner, loaded)
+            write_card(temporary, body, genome=genome, problem=problem, store=evaluator.store.key, loaded=loaded)
+            with kept_aside(temporary, folder):
+                difference = self._difference(winner, temporary)
         size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
         return {
             "path": str(folder),
@@ -307,6 +313,26 @@ def _nearest(layer: Unit, name: str, fitting: Sequence[str]) -> str:
     )
 
 
+@contextmanager
+def kept_aside(made: Path, folder: Path) -> Iterator[None]:
+    """Keep what was made beside the folder that it was for, where it turns out not to compute what was scored.
+
+    Args:
+        made: What was made, in a temporary folder.
+        folder: What it would have become.
+
+    Raises:
+        ExportError: As the body raises it, with where the files are.
+    """
+    try:
+        yield
+    except ExportError as error:
+        aside = folder.with_name(f"{folder.name}{DIFFERS}")
+        shutil.rmtree(aside, ignore_errors=True)
+        made.rename(aside)
+        raise ExportError(f"{error}; it is in {aside}, not in {folder}: please report it with its command") from error
+
+
 def _check_close(logits: torch.Tensor, scored: torch.Tensor, tolerance: float) -> float:
     """Return the largest difference of two models' logits.
 
@@ -323,7 +349,7 @@ def _check_close(logits: torch.Tensor, scored: torch.Tensor, tolerance: float) -
     if not difference <= tolerance * max(scale, 1.0):
         raise ExportError(
             f"the exported model does not give the logits that were scored: they differ by {difference:.3g} "
-            f"(largest logit {scale:.3g}); nothing was kept"
+            f"(largest logit {scale:.3g})"
         )
     return difference
 

@@ -37,8 +37,9 @@ def test_a_model_that_reloads_as_another_is_an_error(
 ) -> None:
     problem = make_store_problem(store)
     monkeypatch.setattr(type(evaluator), "logits", lambda *_: torch.full((16, 256), 3.0))
-    with pytest.raises(ExportError, match="does not give the logits that were scored"):
+    with pytest.raises(ExportError, match=r"does not give the logits that were scored: .*it is in .*model\.differs"):
         DenseSafetensors(check_tokens=16).export(
             problem.uniform(), problem=problem, evaluator=evaluator, loaded=loaded, folder=tmp_path / "model"
         )
-    assert list(tmp_path.iterdir()) == []
+    assert [path.name for path in tmp_path.iterdir()] == ["model.differs"]
+    assert (tmp_path / "model.differs" / "model.safetensors").is_file()
