@@ -225,6 +225,7 @@ def _recorder(task: Task, bench: Workbench, draft: Draft) -> StudyRecorder:
         name=name,
         record=task.storage.record,
         artifacts=task.storage.artifact_store(),
+        light=True,
     )
 
 
