@@ -18,17 +18,19 @@ from evosweep.core.errors import SettingError
 from evosweep.core.events import Event, GenerationRecord, Listener, SearchResult
 from evosweep.core.problem import Problem
 from evosweep.core.results import write_result
-from evosweep.core.run_record import RunRecord
+from evosweep.core.run_record import RunRecord, command_of
 from evosweep.evaluate.memory import plan_memory
 from evosweep.evaluate.sensitivity import MEASURES, measure
+from evosweep.exporters.card import with_figures
 from evosweep.finish.base import save_tuned
-from evosweep.models.activations import NONE, is_static, no_ranges
+from evosweep.models.activations import is_static, no_ranges
 from evosweep.models.checkpoint import check_length
 from evosweep.models.patch import replaced_parameters
-from evosweep.result_row import comparable_row, continuations_of, plain_row
+from evosweep.result_row import comparable_row, continuations_of, plain_row, tails_of, tasks_of, uniform_row
 from evosweep.samplers.base import PopulationSampler
 from evosweep.search.loop import end_search, run_search
 from evosweep.search.state import SearchState
+from evosweep.shared_search import identity_of, scoring
 from evosweep.task import Draft, Exporter, Notes, Storage, Task
 from evosweep.tracking.base import TextInput, Tracker, TrackingError
 from evosweep.tracking.behind import Behind
@@ -53,11 +55,13 @@ def check(task: Task, bench: Workbench) -> Draft:
         task.exporter.check(bench.compressor, bench.drop, bench.anatomy, bench.units)
     task.finish.check(bench.anatomy, bench.units)
     problem = bench.planned_problem(task.budget)
+    if task.exporter.enabled:
+        task.exporter.check_problem(problem, bench.anatomy)
     longest = max(split.seq_len for split in bench.splits.values())
     warning = check_length(bench.loaded.model, longest)
     if warning:
         bench.progress.say(warning)
-    plan_memory(bench.resources, bench.anatomy, bench.planned, seq_len=longest)
+    plan_memory(bench.resources, bench.anatomy, bench.plan.units, seq_len=longest)
     if is_static(bench.resources.activations) and not bench.builder.settings.input_ranges:
         raise no_ranges(bench.resources.activations, owner=bench.resources)
     sampler = task.sampler(problem=problem, seed=task.seed)
@@ -70,6 +74,7 @@ def check(task: Task, bench: Workbench) -> Draft:
             f"the budget {task.budget} allows every unit its largest level "
             f"({problem.bits_per_weight(problem.most):.3f} bits per weight): a smaller one leaves something to search"
         )
+    task.tasks.questions()
     task.tracker.check()
     if task.tracker.away:
         bench.progress.say(f"{task.tracker.away}; the search goes on, and what is logged waits in {task.folder}")
@@ -107,13 +112,14 @@ def run(task: Task, bench: Workbench, draft: Draft, notes: Notes) -> dict[str, A
         problem, spent = _measured(task, bench, draft)
         recorder = _recorder(task, bench, draft)
         listeners = (
-            AllocationFile(task.folder),
+            AllocationFile(task.folder, problem),
             Behind(recorder, name="the study"),
             Behind(task.tracker, name="MLflow"),
         )
         with _settled(listeners):
             result = _searched(task, bench, draft, notes, problem, spent, listeners, recorder)
             result = replace(result, continuations=continuations_of(task, bench, result))
+            result = replace(result, tails=tails_of(bench, result), tasks=tasks_of(task, bench, result))
             row = {**plain_row(task, bench, draft, notes, result), **comparable_row(task, bench, result)}
             write_result(task.folder, row)
             if task.export_now:
@@ -125,6 +131,7 @@ def run(task: Task, bench: Workbench, draft: Draft, notes: Notes) -> dict[str, A
     row["mlflow_link"] = task.tracker.link
     row["mlflow_run"] = task.tracker.run_id
     write_result(task.folder, row)
+    replace(RunRecord.read(task.folder), finished=True).write(task.folder)
     _check_recorded(task, listeners)
     return row
 
@@ -147,7 +154,10 @@ def _finished(task: Task, bench: Workbench, result: SearchResult, row: dict[str,
     result = replace(result, finish=done.facts)
     if task.exporter.enabled:
         write_result(task.folder, row)
-        result = replace(result, export=export(result, bench, task.exporter, task.folder / MODEL, tuned=done.tuned))
+        row["uniform"] = uniform_row(bench, result.problem)
+        facts = export(result, bench, task.exporter, task.folder / MODEL, tuned=done.tuned)
+        facts = with_figures(facts, row, command=command_of(task.folder / CONFIG))
+        result = replace(result, export={**facts, **({"register": task.register} if task.register else {})})
         row["export"] = dict(result.export)
     write_result(task.folder, row)
     return result
@@ -193,18 +203,20 @@ class AllocationFile:
 
     Args:
         folder: Of the run.
+        problem: Units and their levels.
     """
 
     missing = ""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, problem: Problem) -> None:
         self.folder = folder
+        self.problem = problem
 
     def on_event(self, event: Event) -> None:
         """Write the elite whenever it changes, and the winner in the end."""
         if isinstance(event, GenerationRecord) and (event.changed or event.generation == 0):
             facts = {"generation": event.generation, "bits_per_weight": event.bits_per_weight, **event.validation}
-            event.elite.save(self.folder / ALLOCATION, **facts)
+            self.problem.save(event.elite, self.folder / ALLOCATION, **facts)
 
     def wait(self, timeout: float | None = None) -> bool:
         """Return at once: everything is written as it happens."""
@@ -241,33 +253,24 @@ def _searched(
 ) -> SearchResult:
     """Run the search, and leave its winner in ``allocation.json``."""
     state = task.folder / STATE
-    activations = bench.resources.activations
-    result = run_search(
-        name=draft.name,
-        sampler=task.sampler(problem=problem, seed=task.seed),
-        scorer=task.scorer(evaluator=bench.evaluator, fitness=task.fitness, seed=task.seed),
-        plan=task.plan,
-        dense=bench.dense,
-        listeners=listeners,
-        facts={
-            "study": recorder.study.study_name,
-            "store": bench.store.key,
-            "mlflow_run": task.tracker.run_id,
-            **notes.facts,
-        },
-        tokens_spent=spent,
-        progress=bench.progress,
-        state=_earlier(task, problem, bench),
-        state_path=state,
-        guard=task.guard,
-        identity={
-            "store": bench.store.key,
-            "text": bench.splits["search"].hash,
-            "fitness": task.fitness.name,
-            **({} if activations == NONE else {"activations": activations}),
-        },
-    )
-    result.allocation.save(task.folder / ALLOCATION, store=bench.store.key, **result.row())
+    study = recorder.study.study_name
+    with scoring(task, bench, problem=problem, study=study, config=notes.config) as scorer:
+        result = run_search(
+            name=draft.name,
+            sampler=task.sampler(problem=problem, seed=task.seed),
+            scorer=scorer,
+            plan=task.plan,
+            dense=bench.dense,
+            listeners=listeners,
+            facts={"study": study, "store": bench.store.key, "mlflow_run": task.tracker.run_id, **notes.facts},
+            tokens_spent=spent,
+            progress=bench.progress,
+            state=_earlier(task, problem, bench),
+            state_path=state,
+            guard=task.guard,
+            identity=identity_of(bench, task.fitness),
+        )
+    problem.save(result.allocation, task.folder / ALLOCATION, store=bench.store.key, **result.row())
     return result
 
 
@@ -288,7 +291,7 @@ def _measured(task: Task, bench: Workbench, draft: Draft) -> tuple[Problem, int]
     """Return the problem with the columns that must be measured on the model, and the tokens that this took."""
     problem = bench.problem(task.budget)
     spent = 0
-    units = bench.store.units
+    units = bench.units_of_search
     if not draft.columns:
         return problem, spent
     with bench.timed("sensitivities"):
@@ -382,5 +385,5 @@ def check_together(storage: Storage, tracker: Tracker, exporter: Exporter) -> No
         raise SettingError(
             "storage.path", allowed="a file of its own", got=str(path), hint="that is MLflow's database (tracking.uri)"
         )
-    if tracker.model == "weights" and not exporter.enabled:
-        raise SettingError("tracking.model", allowed=["none"], got="weights", hint="nothing is exported")
+    if tracker.model == "weights" and not (exporter.enabled and getattr(exporter, "runs", True)):
+        raise SettingError("tracking.model", allowed=["none"], got="weights", hint="no model is exported")

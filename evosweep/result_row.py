@@ -4,6 +4,10 @@ from dataclasses import asdict
 from typing import Any
 
 from evosweep.core.events import SearchResult
+from evosweep.core.problem import Problem
+from evosweep.evaluate.scorer import StagedScorer
+from evosweep.evaluate.tasks.accuracy import compared
+from evosweep.fitness.kl import KL
 from evosweep.task import Draft, Notes, Task
 from evosweep.workbench import Workbench
 
@@ -31,6 +35,42 @@ def continuations_of(task: Task, bench: Workbench, result: SearchResult) -> dict
     return {prompt: {name: texts[name][index] for name in texts} for index, prompt in enumerate(prompts)}
 
 
+def tasks_of(task: Task, bench: Workbench, result: SearchResult) -> dict[str, dict[str, Any]]:
+    """Return task -> name -> accuracy, for the dense model, the uniform allocation and the winner.
+
+    The winner has its difference from each of both as well, with the p-value of McNemar's test.
+
+    Args:
+        task: Its tasks.
+        bench: Asks them.
+        result: Of the search.
+    """
+    if not task.tasks.enabled:
+        return {}
+    problem = result.problem
+    winner = problem.encode(result.allocation)
+    with bench.timed("tasks"):
+        dense = bench.asked(None, task.tasks)
+        uniform = bench.asked(problem.uniform(), task.tasks)
+        found = bench.asked(winner, task.tasks)
+    return {
+        name: {
+            "dense": dense[name].row(),
+            "uniform": uniform[name].row(),
+            "found": found[name].row(),
+            "found_against_uniform": compared(found[name].correct, uniform[name].correct),
+            "found_against_dense": compared(found[name].correct, dense[name].correct),
+        }
+        for name in found
+    }
+
+
+def tails_of(bench: Workbench, result: SearchResult) -> dict[str, dict[str, dict[str, float]]]:
+    """Return ``found`` and ``uniform`` -> percentiles of KL, flips and RMS shift on the validation split."""
+    problem = result.problem
+    return {"found": bench.tails(problem.encode(result.allocation)), "uniform": bench.tails(problem.uniform())}
+
+
 def comparable_row(task: Task, bench: Workbench, result: SearchResult) -> dict[str, Any]:
     """Return the entries of ``result.json`` that compare winners of different searches.
 
@@ -55,7 +95,16 @@ def comparable_row(task: Task, bench: Workbench, result: SearchResult) -> dict[s
         "search_loss": loss,
         "search_loss_tokens": scorer.final_tokens(limit),
         "continuations": {prompt: dict(texts) for prompt, texts in result.continuations.items()},
+        "tails": {name: dict(figures) for name, figures in result.tails.items()},
+        "tasks": {name: dict(figures) for name, figures in result.tasks.items()},
     }
+
+
+def uniform_row(bench: Workbench, problem: Problem) -> dict[str, float]:
+    """Return validation figures and true bits of the uniform allocation, which an export's card compares with."""
+    genome = problem.uniform()
+    figures = StagedScorer(bench.evaluator, fitness=KL(), seed=0).validate(genome)
+    return {**figures, "bits_per_weight": problem.bits_per_weight(problem.cost(genome))}
 
 
 def plain_row(task: Task, bench: Workbench, draft: Draft, notes: Notes, result: SearchResult) -> dict[str, Any]:

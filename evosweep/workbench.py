@@ -9,6 +9,7 @@ from functools import cached_property
 
 import torch
 
+from evosweep import parallel
 from evosweep.compressors.base import Compressor
 from evosweep.core.budget import Budget
 from evosweep.core.errors import BudgetError, EvosweepError, ModelError
@@ -21,6 +22,9 @@ from evosweep.evaluate.continuations import continuations
 from evosweep.evaluate.memory import Resources
 from evosweep.evaluate.population import Evaluator
 from evosweep.evaluate.scorer import StagedScorer
+from evosweep.evaluate.tails import Choices, choices, tails, token_figures
+from evosweep.evaluate.tasks.accuracy import Accuracy
+from evosweep.evaluate.tasks.tasks import Tasks
 from evosweep.fitness.kl import KL
 from evosweep.models.anatomy import Anatomy
 from evosweep.models.dropping import Drop
@@ -86,6 +90,8 @@ class Workbench:
         self.progress = progress or Silent()
         self.seconds: dict[str, float] = {}
         self._continued: dict[tuple[bytes, tuple[str, ...], int], list[str]] = {}
+        self._tails: dict[bytes, dict[str, dict[str, float]]] = {}
+        self._asked: dict[tuple[bytes, str], dict[str, Accuracy]] = {}
 
     @cached_property
     def anatomy(self) -> Anatomy:
@@ -97,10 +103,15 @@ class Workbench:
         """Units, levels and costs before any level is made."""
         return plan_store(self.anatomy, self.compressor, self.drop, self.units)
 
-    @property
+    @cached_property
     def planned(self) -> tuple[Unit, ...]:
-        """Units and costs before any level is made."""
-        return self.plan.units
+        """Units and costs before any level is made, tied layers as one unit."""
+        return self.units.tied(self.plan.units, self.anatomy)
+
+    @cached_property
+    def units_of_search(self) -> tuple[Unit, ...]:
+        """The store's units, tied layers as one unit."""
+        return self.units.tied(self.store.units, self.anatomy, common=True)
 
     @property
     def fixed_bits(self) -> int:
@@ -110,7 +121,7 @@ class Workbench:
     @cached_property
     def store(self) -> LevelStore:
         """The level store, found or built."""
-        with self.timed("store"):
+        with self.timed("store"), parallel.together("store"):
             return self.builder.open(
                 self.plan, self.splits["calibration"], model_name=self.loaded.name, progress=self.progress
             )
@@ -118,7 +129,14 @@ class Workbench:
     @cached_property
     def evaluator(self) -> Evaluator:
         """Scores genomes of the store."""
-        return Evaluator(anatomy=self.anatomy, store=self.store, splits=self.splits, resources=self.resources)
+        return Evaluator(
+            anatomy=self.anatomy,
+            store=self.store,
+            splits=self.splits,
+            resources=self.resources,
+            units=self.units_of_search,
+            shared=True,
+        )
 
     @cached_property
     def dense(self) -> dict[str, float]:
@@ -147,6 +165,32 @@ class Workbench:
             )
         return self._continued[key]
 
+    @cached_property
+    def _dense_choices(self) -> Choices:
+        return choices(self.evaluator, None)
+
+    def tails(self, genome: Genome) -> dict[str, dict[str, float]]:
+        """Return percentiles of KL, flips and RMS shift of level indices, shape (units,), on the validation split."""
+        key = genome.tobytes()
+        if key not in self._tails:
+            with self.timed("tails"):
+                self._tails[key] = tails(token_figures(self.evaluator, genome, self._dense_choices))
+        return self._tails[key]
+
+    def asked(self, genome: Genome | None, tasks: Tasks) -> dict[str, Accuracy]:
+        """Return task -> accuracy of an allocation, measured once for each.
+
+        Args:
+            genome: Level indices, shape (units,); None is the dense model.
+            tasks: The questions.
+        """
+        key = (b"" if genome is None else genome.tobytes(), tasks.key)
+        if key not in self._asked:
+            self._asked[key] = tasks.ask(
+                self.evaluator, genome, tokenizer=self.loaded.tokenizer, progress=self.progress
+            )
+        return self._asked[key]
+
     def planned_problem(self, budget: Budget) -> Problem:
         """Return the problem as it will be, before any level is made; raises where the budget does not fit."""
         with self._explained():
@@ -154,7 +198,7 @@ class Workbench:
 
     def problem(self, budget: Budget, units: Sequence[Unit] | None = None) -> Problem:
         """Return the problem of the store's levels, or of these units of it, under a budget."""
-        made = self.store.units if units is None else units
+        made = self.units_of_search if units is None else units
         with self._explained():
             return budget.problem(made, fixed_bits=self.store.fixed_bits, planned=self.planned)
 

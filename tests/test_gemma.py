@@ -1,5 +1,7 @@
 """Gemma 3 270M out of its four wheels: what its GGUF gives through transformers, and levels of it."""
 
+from collections.abc import Iterator
+
 import numpy as np
 import platformdirs
 import pytest
@@ -60,11 +62,21 @@ def test_english_is_what_it_expects(gemma: LoadedModel) -> None:
     assert gemma.source is not None and gemma.source.size_mb == pytest.approx(253.1, abs=0.1)
 
 
-def test_levels_and_dropping_of_it_can_be_scored(gemma: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def two_blocks(gemma: LoadedModel) -> Iterator[LoadedModel]:
     """Its first two blocks: norms before and after each sub-block, norms of queries and keys, a sliding window."""
     model = gemma.model.model
-    monkeypatch.setattr(model, "layers", model.layers[:2])
-    monkeypatch.setattr(model.config, "num_hidden_layers", 2)
+    layers = model.layers
+    blocks = model.config.num_hidden_layers
+    model.layers = layers[:2]
+    model.config.num_hidden_layers = 2
+    yield gemma
+    model.layers = layers
+    model.config.num_hidden_layers = blocks
+
+
+def test_levels_and_dropping_of_it_can_be_scored(two_blocks: LoadedModel) -> None:
+    gemma = two_blocks
     ids = np.asarray(gemma.tokenizer(TEXT).input_ids[:33])[None]
     split = TokenSplit("search", ids, ("anarchism",))
     anatomy = Anatomy(gemma.model)

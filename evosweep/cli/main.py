@@ -6,13 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
+from safetensors import SafetensorError
 
 from evosweep.cli import messages
 from evosweep.cli.check import check_config
 from evosweep.cli.compose import with_path
+from evosweep.cli.disk import disk_error
 from evosweep.cli.launch import JOBS
 from evosweep.cli.launchers import (
     MAIN,
@@ -33,7 +36,7 @@ from evosweep.core.redact import redact
 PACKAGE = Path(__file__).parents[1]
 CHECKOUT = PACKAGE.parent / "conf"
 CONF = CHECKOUT if (CHECKOUT / "config.yaml").is_file() else PACKAGE / "conf"
-SUBCOMMANDS = ("export", "score", "compare", "resume", "sync", "cache")
+SUBCOMMANDS = ("export", "score", "compare", "resume", "sync", "worker", "cache")
 BAD_INPUT = 2
 INTERRUPTED = 130
 
@@ -51,8 +54,11 @@ def job(config: DictConfig) -> Any:
         from evosweep.cli.job import run  # noqa: PLC0415 - heavy; a misspelt setting is answered without it
 
         return run(config)
-    except (EvosweepError, OmegaConfBaseException) as error:
-        named = messages.of(error, conf=CONF)
+    except (EvosweepError, OmegaConfBaseException, OSError, SafetensorError) as error:
+        named = _named(error, Path(HydraConfig.get().runtime.output_dir))
+        if named is None:
+            keep_failure(error)
+            raise
         if is_worker():  # the command that started it reads that
             keep_failure(str(named))
         else:
@@ -63,25 +69,48 @@ def job(config: DictConfig) -> Any:
         raise
 
 
+def _named(error: Exception, folder: Path | None = None) -> EvosweepError | None:
+    """Return an error of the user's, or of a disk, as one line; None for a bug of evosweep.
+
+    Args:
+        error: The error.
+        folder: Of the run that ended by it, if one did.
+    """
+    if isinstance(error, OSError | SafetensorError):
+        return disk_error(error, folder)
+    return messages.of(error, conf=CONF)
+
+
 def main() -> None:
     """Run the command; exit code 2 for bad input, 130 after Ctrl-C, 143 after SIGTERM or SIGUSR1."""
     arguments = sys.argv[1:]
     if not arguments:
         print(messages.WELCOME)  # noqa: T201
         return
+    if os.environ.get("WORLD_SIZE", "1") == "1":
+        code = _command(arguments)
+    else:
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # a lost connection is answered in one line
+        from evosweep.cli.follow import one_of_several  # noqa: PLC0415 - heavy
+
+        code = one_of_several(lambda: _command(arguments))
+    if code:
+        sys.exit(code)
+
+
+def _command(arguments: list[str]) -> int:
+    """Run a subcommand or Hydra's jobs; return the exit code."""
     if arguments[0] in SUBCOMMANDS:
         from evosweep.cli.commands import run_command  # noqa: PLC0415 - heavy
 
-        sys.exit(_one_line(lambda: run_command(arguments, CONF)))
+        return _one_line(lambda: run_command(arguments, CONF))
     os.environ[MAIN] = str(os.getpid())
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra then raises instead of printing a shortened traceback
     try:
         with terminable():
-            code = _run_jobs()
+            return _run_jobs()
     finally:
         let_go()
-    if code:
-        sys.exit(code)
 
 
 def _run_jobs() -> int:
@@ -165,8 +194,11 @@ def _one_line(call: Any) -> int:
         except KeyboardInterrupt as error:
             print("interrupted", file=sys.stderr)  # noqa: T201
             return TERMINATED if isinstance(error, Terminated) else INTERRUPTED
-        except (EvosweepError, HydraException, OmegaConfBaseException) as error:
-            _print_errors([(str(messages.of(error, conf=CONF)), None)])
+        except (EvosweepError, HydraException, OmegaConfBaseException, OSError, SafetensorError) as error:
+            named = _named(error)
+            if named is None:
+                raise
+            _print_errors([(str(named), None)])
             return BAD_INPUT
         finally:
             let_go()

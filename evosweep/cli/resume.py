@@ -15,6 +15,7 @@ from evosweep.core.errors import EvosweepError, SettingError
 from evosweep.core.files import write_json
 from evosweep.core.redact import redact
 from evosweep.core.results import RESULT
+from evosweep.core.run_record import is_finished
 
 AUTO = "auto"
 LAUNCH = "launch.json"  # of a multirun: what was typed, its name, and whether it is over
@@ -25,6 +26,7 @@ FREE = (
     "report",
     "tracking",
     "evaluate",
+    "workers",
     *(f"search.{key}" for key in ("generations", "tokens", "patience", "final")),
 )  # settings that may differ when a search goes on
 _held: list[FileLock] = []  # locks of the folders that this process works in, until it ends
@@ -75,8 +77,8 @@ def earlier_folder(config: DictConfig, folder: Path, *, multirun: bool) -> Path 
 
 
 def over(folder: Path, config: DictConfig) -> bool:
-    """Return whether a run has its result, and the settings ask for no more generations than it had."""
-    return (folder / RESULT).is_file() and config.search.generations <= _generations(folder)
+    """Return whether a run is finished, and the settings ask for no more generations than it had."""
+    return is_finished(folder) and config.search.generations <= _generations(folder)
 
 
 def check_unfinished(folder: Path, config: DictConfig) -> None:
@@ -128,7 +130,7 @@ def _unfinished(config: DictConfig, runs: Path, *, multirun: bool) -> Iterator[P
             launch = _launch(folder)
             same = launch.get("overrides") == redact(typed(config)) and not launch.get("finished")
         else:
-            same = not (folder / RESULT).is_file() and not _differences(config, folder)
+            same = not is_finished(folder) and not _differences(config, folder)
         if same and hold(folder):
             yield folder
 

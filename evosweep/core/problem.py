@@ -2,7 +2,9 @@
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -10,6 +12,7 @@ import numpy.typing as npt
 from evosweep.core.allocation import Allocation
 from evosweep.core.errors import BudgetError, EvosweepError, SettingError, did_you_mean
 from evosweep.core.files import digest
+from evosweep.core.ties import by_layer, contracted
 from evosweep.core.unit import Unit
 
 Genome = npt.NDArray[np.int64]
@@ -224,11 +227,12 @@ class Problem:
         return (bits + self.fixed_bits) / 8e6
 
     def encode(self, allocation: Mapping[str, str]) -> Genome:
-        """Turn unit -> level names into level indices.
+        """Turn unit -> level names into level indices; tied layers may be named one by one.
 
         Raises:
-            EvosweepError: A unit is missing or unknown, or has no level of that name.
+            EvosweepError: A unit is missing or unknown, or has no level of that name, or tied layers differ.
         """
+        allocation = contracted(self.units, allocation)
         known = {unit.name for unit in self.units}
         missing = [unit.name for unit in self.units if unit.name not in allocation]
         extra = [name for name in allocation if name not in known]
@@ -274,3 +278,19 @@ class Problem:
                 high = middle - 1
         genome = at(thresholds[low])
         return genome if self.feasible(genome) else np.zeros_like(genome)  # which has everything dropped
+
+    def only(self, genome: Genome) -> "Problem":
+        """Return the problem in which every unit has no other level than in a genome."""
+        units = [replace(unit, levels=(unit.levels[level],)) for unit, level in zip(self.units, genome, strict=True)]
+        return replace(self, units=tuple(units), budget=sum(unit.levels[0].cost for unit in units))
+
+    def save(self, allocation: Allocation, path: Path, **facts: Any) -> Path:
+        """Write allocation.json: the level of every layer, tied ones one by one, and which are tied.
+
+        Args:
+            allocation: Level of every unit.
+            path: Of the file.
+            **facts: Further entries.
+        """
+        ties = [[layer.name for layer in unit.members] for unit in self.units if unit.members]
+        return by_layer(self.units, allocation).save(path, **facts, **({"ties": ties} if ties else {}))

@@ -56,6 +56,7 @@ class Unit:
         gates: Names of units that are gone, cost and all, while this one is at its lowest level: what is inside a
             dropped sub-block.
         outer: Whether it lies outside of the blocks (embedding, head), with levels of its own.
+        members: The layers that share its level, where it is several tied ones: see ``core.ties``.
     """
 
     name: str
@@ -65,6 +66,12 @@ class Unit:
     columns: Mapping[str, float] = field(default_factory=dict)
     gates: tuple[str, ...] = ()
     outer: bool = False
+    members: "tuple[Unit, ...]" = ()
+
+    @property
+    def layers(self) -> "tuple[Unit, ...]":
+        """The units of its layers: itself, or those that are tied in it."""
+        return self.members or (self,)
 
     @property
     def kind(self) -> str:

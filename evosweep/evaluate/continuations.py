@@ -39,6 +39,7 @@ def applied(evaluator: Evaluator, genome: Genome | None) -> Iterator[None]:
     if genome is None:
         yield
         return
+    genome = evaluator.expand(genome)
     units = {unit.name: index for index, unit in enumerate(evaluator.store.units)}
     slots = [
         slot for slot in evaluator.anatomy.all_slots if slot.name in units and units[slot.name] not in evaluator.drops

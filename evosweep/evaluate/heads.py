@@ -3,8 +3,11 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
+from evosweep.core.errors import ModelError
 from evosweep.core.lru import ByteLRU
 from evosweep.evaluate.level_weights import LevelWeights, bytes_of
 from evosweep.fitness.base import Fitness, Outputs, rows_at_once
@@ -89,3 +92,19 @@ def made_targets(fitness: Fitness, dense: Callable[[], Outputs], head: Head | No
 
 def _repeated(tensor: torch.Tensor, times: int) -> torch.Tensor:
     return tensor if times == 1 else tensor.repeat(times, *(1 for _ in tensor.shape[1:]))
+
+
+def finite(losses: Sequence[torch.Tensor], anatomy: Anatomy) -> npt.NDArray[np.float32]:
+    """Return the dense model's losses on some windows, shape (1, windows, tokens - 1).
+
+    Raises:
+        ModelError: One is NaN or infinite.
+    """
+    values = np.stack([loss.float().cpu().numpy() for loss in losses])[None]
+    if not np.isfinite(values).all():
+        raise ModelError(
+            "the dense model's loss on this text is NaN or infinite in "
+            f"{str(anatomy.dtype).removeprefix('torch.')}: choose another model.dtype (float32 has the widest "
+            "range), or the checkpoint is damaged"
+        )
+    return values

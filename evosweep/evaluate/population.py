@@ -13,16 +13,20 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from evosweep.core.errors import EvosweepError, ModelError
+from evosweep import parallel
+from evosweep.core.errors import EvosweepError
 from evosweep.core.lru import ByteLRU
 from evosweep.core.problem import Genome, Problem
+from evosweep.core.ties import Expansion
+from evosweep.core.unit import Unit
 from evosweep.data.tokens import TokenSplit
 from evosweep.evaluate.block_units import units_by_block, wanted_levels
-from evosweep.evaluate.heads import Heads, Targets, made_targets
+from evosweep.evaluate.heads import Heads, Targets, finite, made_targets
 from evosweep.evaluate.level_weights import LevelWeights, bytes_of
 from evosweep.evaluate.memory import Resources, chunks, per_token, plan_memory
 from evosweep.evaluate.outer import OuterUnits
 from evosweep.evaluate.routing import distinct_rows, groups_of
+from evosweep.evaluate.shared import Sharing
 from evosweep.fitness.base import Fitness, Outputs
 from evosweep.models.activations import NONE, RoundedInputs
 from evosweep.models.anatomy import Anatomy
@@ -44,11 +48,14 @@ class Evaluator:
         store: Levels of its units; genomes index them.
         splits: Token windows by split name.
         resources: What scoring may use.
+        units: The store's units with tied ones as one; genomes may index these instead. None: nothing is tied.
         majority: As for ``routing.groups_of``.
+        shared: Whether processes that follow this one have the same evaluator, and score with it.
 
     Attributes:
         plan: How memory is divided.
-        drops: What dropping does, by index of the unit.
+        drops: What dropping does, by index of the store's unit.
+        expand: Turns genomes of tied units into genomes of the store's units, and leaves those as they are.
         validated: Figures of allocations on the whole validation split, by genome.
         validated_windows: Mean KL of every validation window, by genome.
     """
@@ -60,7 +67,9 @@ class Evaluator:
         store: LevelStore,
         splits: Mapping[str, TokenSplit],
         resources: Resources | None = None,
+        units: Sequence[Unit] | None = None,
         majority: float | None = None,
+        shared: bool = False,
     ) -> None:
         self.anatomy = anatomy
         self.store = store
@@ -68,6 +77,7 @@ class Evaluator:
         self.resources = resources or Resources()
         self.majority = majority
         self.drops = store.drops
+        self.expand = Expansion.of(units or store.units, store.units)
         self._blocks = units_by_block(anatomy, store, self.drops)
         self._outer = OuterUnits.of(anatomy, store.units)
         self._gates = Problem(units=store.units, budget=sum(unit.levels[-1].cost for unit in store.units))
@@ -79,7 +89,8 @@ class Evaluator:
         self._targets: ByteLRU[dict[str, torch.Tensor]] = ByteLRU(
             limit=self.plan.targets, size=lambda tensors: sum(map(bytes_of, tensors.values()))
         )
-        self._tuned: Mapping[str, torch.Tensor] = {}
+        self._sharing = Sharing(self) if shared and parallel.leads() else None
+        self.tuned_values: Mapping[str, torch.Tensor] = {}
         self.validated: dict[bytes | None, dict[str, float]] = {}
         self.validated_windows: dict[bytes | None, list[float]] = {}
         asked = self.resources.activations
@@ -130,20 +141,35 @@ class Evaluator:
 
         Raises:
             ModelError: The dense model's loss is NaN or infinite.
-            EvosweepError: One candidate on one window does not fit the device's memory.
+            EvosweepError: One candidate on one window does not fit the device's memory, or another process failed.
         """
+        losses = self.own_losses if self._sharing is None else self._sharing.losses
+        return losses(genomes, split=split, windows=windows, fitness=fitness, length=length)
+
+    def own_losses(
+        self,
+        genomes: Genomes | None,
+        *,
+        split: str,
+        windows: Sequence[int],
+        fitness: Sequence[Fitness],
+        length: int | None = None,
+    ) -> dict[str, npt.NDArray[np.float32]]:
+        """Return what ``token_losses`` does, computed by this process alone; arguments as there."""
         chosen = self.splits[split].windows[np.asarray(windows, dtype=np.int64), :length]
+        genomes = None if genomes is None else self.expand(genomes)
         if genomes is not None and self._gates.gating.any():  # so that they share rows
             genomes = np.stack([np.where(self._gates.alive(genome), genome, 0) for genome in genomes])
         with torch.inference_mode(), tf32(allowed=self.resources.tf32), self._fused():
             if genomes is None:
                 alone = [self._dense(split, int(window), fitness, chosen.shape[1], losses=True) for window in windows]
-                return {one.name: self._finite([found[one.name]["loss"] for found in alone]) for one in fitness}
+                return {one.name: finite([found[one.name]["loss"] for found in alone], self.anatomy) for one in fitness}
             dense = [self._targets_by_head(genomes, split, int(window), fitness, chosen.shape[1]) for window in windows]
             return self._in_chunks(genomes, chosen, fitness, dense)
 
     def logits(self, genome: Genome | None, tokens: torch.Tensor) -> torch.Tensor:
         """Return fp32 logits (tokens, vocabulary) of one genome for one row of token ids (1, tokens)."""
+        genome = None if genome is None else self.expand(genome)
         with torch.inference_mode():
             hidden, _ = self._hidden(None if genome is None else genome[None], tokens.to(self.anatomy.device))
             level = None if genome is None else self._outer.head_level(genome)
@@ -155,15 +181,15 @@ class Evaluator:
 
         The dense model keeps its own. What ``validated`` holds of compressed models is without them.
         """
-        before = self._tuned
-        self._tuned = values
+        before = self.tuned_values
+        self.tuned_values = values
         try:
             yield
         finally:
-            self._tuned = before
+            self.tuned_values = before
 
     def weight(self, unit: int, level: int) -> torch.Tensor:
-        """Return the weight (out, in) of a level, both by index, on the model's device in its type."""
+        """Return the weight (out, in) of a level, both by index in the store, on the model's device in its type."""
         return self.levels.weight((unit, level))
 
     def rounded_inputs(self, layers: Mapping[str, torch.nn.Module]) -> AbstractContextManager[None]:
@@ -174,6 +200,16 @@ class Evaluator:
         """
         return nullcontext() if self._inputs is None else self._inputs.of_layers(layers)
 
+    @property
+    def shared(self) -> bool:
+        """Whether other processes score with this one."""
+        return self._sharing is not None
+
+    @property
+    def exact(self) -> bool:
+        """Whether layers are given their inputs as they are."""
+        return self._inputs is None
+
     @contextmanager
     def exact_inputs(self) -> Iterator[None]:
         """Give layers their inputs as they are while the context lasts, whatever ``evaluate.activations`` says."""
@@ -183,17 +219,6 @@ class Evaluator:
             yield
         finally:
             self._inputs = before
-
-    def _finite(self, losses: Sequence[torch.Tensor]) -> npt.NDArray[np.float32]:
-        """Return the dense model's losses, shape (1, windows, tokens - 1)."""
-        values = np.stack([loss.float().cpu().numpy() for loss in losses])[None]
-        if not np.isfinite(values).all():
-            raise ModelError(
-                "the dense model's loss on this text is NaN or infinite in "
-                f"{str(self.anatomy.dtype).removeprefix('torch.')}: choose another model.dtype (float32 has the widest "
-                "range), or the checkpoint is damaged"
-            )
-        return values
 
     def _fused(self) -> AbstractContextManager[None]:
         return fused_rotary(self.anatomy.blocks) if self._compiled else nullcontext()
@@ -280,8 +305,8 @@ class Evaluator:
             genomes: Level indices (genomes, units); None runs the dense model.
             tokens: Token ids (windows, seq_len).
         """
-        if genomes is not None and self._tuned:
-            with replaced_parameters(self.anatomy.model, self._tuned):
+        if genomes is not None and self.tuned_values:
+            with replaced_parameters(self.anatomy.model, self.tuned_values):
                 return self._through_blocks(genomes, tokens)
         return self._through_blocks(genomes, tokens)
 

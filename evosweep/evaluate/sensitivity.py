@@ -2,7 +2,9 @@
 
 import json
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -10,13 +12,16 @@ import numpy.typing as npt
 from evosweep.allocators.alpha_pruning import HILL
 from evosweep.allocators.harm import AROUND_TOP, AROUND_UNIFORM, HAWQ, KL_PER_ERROR
 from evosweep.allocators.ranking import LOSS_ALONE
-from evosweep.assets.cache_folder import cache_folder
+from evosweep.assets.cache_folder import cache_folder, not_writable
+from evosweep.assets.locks import locked
+from evosweep.core.errors import EvosweepError
 from evosweep.core.events import Progress
 from evosweep.core.files import digest, write_json
 from evosweep.core.problem import Genome, Problem
 from evosweep.core.seeds import generator
 from evosweep.evaluate.curvature import hawq_v2
 from evosweep.evaluate.population import Evaluator
+from evosweep.evaluate.steps import Steps
 from evosweep.fitness.kl import KL
 from evosweep.fitness.perplexity import Perplexity
 from evosweep.models.activations import NONE
@@ -28,10 +33,14 @@ Columns = dict[str, dict[str, float]]
 FLOOR = 0.05
 BROKEN = 1e3  # KL of a level whose KL is no number
 SHRINKAGE = 512  # tokens at which a unit's own measurement and its kind's mean weigh alike
+WAIT = 3600.0  # seconds, while another process measures the same
+ALONE = Steps()  # keeps nothing
 METHOD = 5  # raise when the measurement changes: cached ones then are not reused
 
 
-def kl_per_error(evaluator: Evaluator, problem: Problem, *, tokens: int, seed: int, progress: Progress) -> Columns:
+def kl_per_error(
+    evaluator: Evaluator, problem: Problem, *, tokens: int, seed: int, progress: Progress, steps: Steps = ALONE
+) -> Columns:
     """Return each unit's KL per unit of layer error, measured around the budget's uniform allocation.
 
     Every unit alone is lowered one level (raised one, where it is at the lowest); the scale is the rise of the KL
@@ -46,22 +55,20 @@ def kl_per_error(evaluator: Evaluator, problem: Problem, *, tokens: int, seed: i
         tokens: Tokens of the search split that each unit is measured on.
         seed: Chooses them.
         progress: Shows how far it is.
+        steps: Keeps what is done.
     """
     base = problem.uniform()
     windows = _windows(evaluator, tokens, seed)
     probed = np.where(base > 0, base - 1, np.minimum(base + 1, problem.sizes - 1))
     genomes = np.repeat(base[None], len(problem.units) + 1, axis=0)
     np.fill_diagonal(genomes, probed)
-    # One window at a time, so that the progress bar moves; windows are equally long, so their mean is the mean of all.
-    scores = [
-        evaluator.score(genomes, split="search", windows=[window], fitness=[KL()])["kl"]
-        for window in progress.track(windows, description="measuring sensitivities")
-    ]
-    kl = np.mean(scores, axis=0)
+    kl = _mean_kl(evaluator, genomes, windows, steps=steps, progress=progress, description="measuring sensitivities")
     return _scales(problem, base, probed, kl[:-1] - kl[-1], trust=tokens / (tokens + SHRINKAGE))
 
 
-def loss_alone(evaluator: Evaluator, problem: Problem, *, tokens: int, seed: int, progress: Progress) -> Columns:
+def loss_alone(
+    evaluator: Evaluator, problem: Problem, *, tokens: int, seed: int, progress: Progress, steps: Steps = ALONE
+) -> Columns:
     """Return the perplexity with each unit alone at its lowest level, all others at their highest.
 
     Args:
@@ -70,17 +77,25 @@ def loss_alone(evaluator: Evaluator, problem: Problem, *, tokens: int, seed: int
         tokens: Tokens of the search split that each unit is measured on.
         seed: Chooses them.
         progress: Shows how far it is.
+        steps: Keeps what is done.
     """
     genomes = np.repeat((problem.sizes - 1)[None], len(problem.units), axis=0)
     np.fill_diagonal(genomes, 0)
     windows = _windows(evaluator, tokens, seed)
-    progress.say(f"measuring {len(genomes)} units, each alone at its lowest")
     fitness = Perplexity()
-    scores = evaluator.score(genomes, split="search", windows=windows, fitness=[fitness])[fitness.name]
+
+    def of(window: int) -> npt.NDArray[np.float64]:
+        losses = evaluator.token_losses(genomes, split="search", windows=[window], fitness=[fitness])[fitness.name]
+        return losses.mean(axis=(1, 2), dtype=np.float64)
+
+    means = steps.run(windows, of, progress=progress, description="measuring every unit alone at its lowest")
+    scores = [fitness.reduce(float(mean)) for mean in np.mean(means, axis=0)]
     return {unit.name: {LOSS_ALONE: float(score)} for unit, score in zip(problem.units, scores, strict=True)}
 
 
-def around_uniform(evaluator: Evaluator, problem: Problem, *, tokens: int, seed: int, progress: Progress) -> Columns:
+def around_uniform(
+    evaluator: Evaluator, problem: Problem, *, tokens: int, seed: int, progress: Progress, steps: Steps = ALONE
+) -> Columns:
     """Return the rise of the KL for each unit alone at each level, all others as in the uniform allocation.
 
     Args:
@@ -89,11 +104,16 @@ def around_uniform(evaluator: Evaluator, problem: Problem, *, tokens: int, seed:
         tokens: Tokens of the search split that each candidate is measured on.
         seed: Chooses them.
         progress: Shows how far it is.
+        steps: Keeps what is done.
     """
-    return _rises(AROUND_UNIFORM, problem.uniform(), evaluator, problem, tokens=tokens, seed=seed, progress=progress)
+    base = problem.uniform()
+    windows = _windows(evaluator, tokens, seed)
+    return _rises(AROUND_UNIFORM, base, evaluator, problem, windows=windows, progress=progress, steps=steps)
 
 
-def around_top(evaluator: Evaluator, problem: Problem, *, tokens: int, seed: int, progress: Progress) -> Columns:
+def around_top(
+    evaluator: Evaluator, problem: Problem, *, tokens: int, seed: int, progress: Progress, steps: Steps = ALONE
+) -> Columns:
     """Return the rise of the KL for each unit alone at each level, all others at their highest level.
 
     Args:
@@ -102,12 +122,19 @@ def around_top(evaluator: Evaluator, problem: Problem, *, tokens: int, seed: int
         tokens: Tokens of the search split that each candidate is measured on.
         seed: Chooses them.
         progress: Shows how far it is.
+        steps: Keeps what is done.
     """
-    return _rises(AROUND_TOP, problem.sizes - 1, evaluator, problem, tokens=tokens, seed=seed, progress=progress)
+    base = problem.sizes - 1
+    windows = _windows(evaluator, tokens, seed)
+    return _rises(AROUND_TOP, base, evaluator, problem, windows=windows, progress=progress, steps=steps)
 
 
-def hill_exponents(evaluator: Evaluator, problem: Problem, *, tokens: int, seed: int, progress: Progress) -> Columns:
+def hill_exponents(
+    evaluator: Evaluator, problem: Problem, *, tokens: int, seed: int, progress: Progress, steps: Steps = ALONE
+) -> Columns:
     """Return the Hill exponent of the dense weight of every unit that has a weight (drop units have none).
+
+    Of a tied unit it is the mean over its layers, by weights, as over the layers of a block.
 
     Args:
         evaluator: Has the model.
@@ -115,14 +142,19 @@ def hill_exponents(evaluator: Evaluator, problem: Problem, *, tokens: int, seed:
         tokens: Not used: weights alone are measured.
         seed: Not used.
         progress: Shows how far it is.
+        steps: Keeps what is done.
     """
     del tokens, seed
     slots = {slot.name: slot for slot in evaluator.anatomy.all_slots}
-    units = [unit.name for unit in problem.units if unit.name in slots]
-    return {
-        name: {HILL: hill_exponent(slots[name].read())}
-        for name in progress.track(units, description="spectra of the weights")
-    }
+    units = {unit.name: unit for unit in problem.units if unit.layers[0].name in slots}
+
+    def exponent(name: str) -> float:
+        layers = units[name].layers
+        exponents = [hill_exponent(slots[layer.name].read()) for layer in layers]
+        return float(np.average(exponents, weights=[layer.numel for layer in layers]))
+
+    found = steps.run(list(units), exponent, progress=progress, description="spectra of the weights")
+    return {name: {HILL: float(value[0])} for name, value in zip(units, found, strict=True)}
 
 
 @dataclass(frozen=True)
@@ -156,8 +188,9 @@ def measure(
 ) -> tuple[Columns, int]:
     """Return columns of ``MEASURES`` by unit name, and the tokens that they cost.
 
-    They are kept in the cache, so that a multirun measures once; their tokens count all the same. A column measured at
-    every level takes as many tokens a unit as one measured at a single level, but one window at least.
+    They are kept in the cache, so that a multirun measures once; their tokens count all the same. A measurement that
+    was killed goes on after its last step; of several processes one measures. A column measured at every level takes as
+    many tokens a unit as one measured at a single level, but one window at least.
 
     Args:
         column: A key of ``MEASURES``.
@@ -175,29 +208,117 @@ def measure(
     address = [METHOD, evaluator.store.key, problem.uniform().tolist(), split.hash, tokens, seed]
     if evaluator.resources.activations != NONE:
         address.append(evaluator.resources.activations)
+    ties = [unit.name for unit in problem.units if unit.members]
+    if ties:
+        address.append(ties)
     cached = cache_folder("columns") / f"{column}-{digest(address)}.json"
-    if cached.exists():
-        progress.say(f"{column} found")
-        values = dict(json.loads(cached.read_text(encoding="utf-8")))
-    else:
-        values = kind.measure(evaluator, problem, tokens=tokens, seed=seed, progress=progress)
-        write_json(cached, values)
+    values = _read(cached)
+    with ExitStack() as stack:
+        if values is None and _locked(stack, cached, column, progress):
+            values = _read(cached)  # another process may have measured it meanwhile
+            steps = Steps(cached.with_suffix(".steps"))
+        else:
+            steps = Steps()
+        if values is not None:
+            progress.say(f"{column} found")
+        else:
+            values = kind.measure(evaluator, problem, tokens=tokens, seed=seed, progress=progress, steps=steps)
+            if steps.path is not None:
+                _keep(cached, values, steps, progress)
     return values, kind.tokens(problem, tokens)
 
 
+def _read(cached: Path) -> Columns | None:
+    """Return cached columns; None where there are none, or they are damaged."""
+    try:
+        return dict(json.loads(cached.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def _locked(stack: ExitStack, cached: Path, column: str, progress: Progress) -> bool:
+    """Take a measurement's lock until the stack ends; return False where the cache cannot be written.
+
+    Args:
+        stack: Frees it.
+        cached: File that the measurement is kept in.
+        column: What is measured.
+        progress: Shows which process is waited for.
+    """
+    hint = "or set EVOSWEEP_CACHE to another folder"
+    wait = locked(
+        cached, purpose=f"measuring {column}", timeout=WAIT, progress=progress, error=EvosweepError, hint=hint
+    )
+    try:
+        stack.enter_context(wait)
+    except OSError as error:
+        progress.say(f"{column} will not be kept: {not_writable(cached.parent, error)}")
+        return False
+    return True
+
+
+def _keep(cached: Path, values: Columns, steps: Steps, progress: Progress) -> None:
+    """Write columns into the cache, and remove their steps; a full disk does not end the run.
+
+    Args:
+        cached: The file.
+        values: The columns.
+        steps: What was kept on the way.
+        progress: Told what is not kept.
+    """
+    try:
+        write_json(cached, values)
+        steps.remove()
+    except OSError as error:
+        progress.say(f"{cached.stem} is not kept: {not_writable(cached.parent, error)}")
+
+
+def _mean_kl(
+    evaluator: Evaluator,
+    genomes: npt.NDArray[np.int64],
+    windows: list[int],
+    *,
+    steps: Steps,
+    progress: Progress,
+    description: str,
+) -> npt.NDArray[np.float64]:
+    """Return the mean KL of every genome, shape (genomes,).
+
+    One window at a time is scored, so that little is lost when it is killed; windows are equally long, so their mean is
+    the mean of all.
+
+    Args:
+        evaluator: Scores genomes.
+        genomes: Level indices (genomes, units).
+        windows: Windows of the search split.
+        steps: Keeps what is done.
+        progress: Shows how far it is.
+        description: What it shows.
+    """
+
+    def of(window: int) -> npt.NDArray[np.float64]:
+        return evaluator.score(genomes, split="search", windows=[window], fitness=[KL()])["kl"]
+
+    kl: npt.NDArray[np.float64] = np.mean(steps.run(windows, of, progress=progress, description=description), axis=0)
+    return kl
+
+
 def _rises(
-    column: str, base: Genome, evaluator: Evaluator, problem: Problem, *, tokens: int, seed: int, progress: Progress
+    column: str,
+    base: Genome,
+    evaluator: Evaluator,
+    problem: Problem,
+    *,
+    windows: list[int],
+    progress: Progress,
+    steps: Steps,
 ) -> Columns:
     every = [(unit, level) for unit, size in enumerate(problem.sizes) for level in range(size)]
     probes = [(unit, level) for unit, level in every if level != base[unit]]
     genomes = np.repeat(base[None], len(probes) + 1, axis=0)
     for row, (index, level) in enumerate(probes):
         genomes[row, index] = level
-    scores = [
-        evaluator.score(genomes, split="search", windows=[window], fitness=[KL()])["kl"]
-        for window in progress.track(_windows(evaluator, tokens, seed), description="measuring every level")
-    ]
-    kl = np.mean(scores, axis=0)
+    kl = _mean_kl(evaluator, genomes, windows, steps=steps, progress=progress, description="measuring every level")
     columns = {
         unit.name: {f"{column}/{unit.levels[base[index]].name}": 0.0} for index, unit in enumerate(problem.units)
     }

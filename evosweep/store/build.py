@@ -4,7 +4,6 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -17,7 +16,7 @@ from evosweep.compressors.base import identity
 from evosweep.core.checks import check_bool, check_choice, check_int, check_number
 from evosweep.core.errors import ModelError, SettingError, StoreError
 from evosweep.core.events import Progress, Silent
-from evosweep.core.files import digest, new_folder
+from evosweep.core.files import digest
 from evosweep.data.tokens import TokenSplit
 from evosweep.models.anatomy import Anatomy
 from evosweep.models.attention import attention_received
@@ -26,6 +25,7 @@ from evosweep.store.calibrate import Calibration, Walk
 from evosweep.store.manifest import LevelStore
 from evosweep.store.manifest_rows import SCHEMA, Manifest
 from evosweep.store.store_plan import StorePlan
+from evosweep.store.unfinished import UnfinishedStore
 from evosweep.store.weighting import WEIGHTINGS
 
 DISK_MARGIN = 1.05
@@ -84,7 +84,8 @@ class StoreBuilder:
             progress: Shows what is done.
 
         Raises:
-            StoreError: It cannot be built; nothing half-built is left then.
+            StoreError: It cannot be built; nothing half-built is left then. Of a build that is interrupted or killed,
+                or whose disk is full, the finished blocks stay, and the next one goes on from them.
         """
         progress = progress or Silent()
         address = self._address(plan, calibration)
@@ -150,20 +151,27 @@ class StoreBuilder:
             if found is not None:
                 return found, "found"
             self._check_attention(plan.anatomy)
+            unfinished = UnfinishedStore(target, address)
             if leader:
                 _remove_unusable(target, address, progress)
-                check_room(plan, target.parent)
-            with new_folder(target) if leader else TemporaryDirectory() as name:
-                rows = Walk(plan, self.settings, progress).run(calibration, Path(name))
+                unfinished.open(len(plan.anatomy.blocks), progress)
+                check_room(plan, target.parent, there=unfinished.size)
+            with unfinished.kept() if leader else nullcontext():
+                rows = Walk(plan, self.settings, progress, unfinished).run(calibration)
                 if leader:
-                    facts = {
-                        "address": address,
-                        "model_name": model_name,
-                        "calibration_tokens": calibration.tokens,
-                        "calibration_documents": tuple(calibration.documents),
-                        "fixed_bits": plan.fixed_bits,
-                    }
-                    Manifest.of(Path(name), key=target.name, units=rows, **facts).write(Path(name))
+                    manifest = Manifest(
+                        schema=SCHEMA,
+                        key=target.name,
+                        address=address,
+                        model_name=model_name,
+                        calibration_tokens=calibration.tokens,
+                        calibration_documents=tuple(calibration.documents),
+                        fixed_bits=plan.fixed_bits,
+                        files=dict(sorted(unfinished.files.items())),
+                        units=rows,
+                    )
+                    manifest.write(unfinished.payloads)
+                    unfinished.become_store()
             parallel.broadcast_bool(True)  # the other processes wait here until the folder has its name
             return LevelStore(target, verify=False), "built"  # just written and hashed
 
@@ -202,9 +210,15 @@ class StoreBuilder:
         )
 
 
-def check_room(plan: StorePlan, folder: Path) -> None:
-    """Raise StoreError if a disk has no room for a store."""
-    needed = plan.level_bits // 8
+def check_room(plan: StorePlan, folder: Path, *, there: int = 0) -> None:
+    """Raise StoreError if a disk has no room for a store.
+
+    Args:
+        plan: Of the store.
+        folder: On the disk.
+        there: Bytes of the store that are there already.
+    """
+    needed = max(0, plan.level_bits // 8 - there)
     free = shutil.disk_usage(folder).free
     if free < DISK_MARGIN * needed:
         raise StoreError(

@@ -1,15 +1,15 @@
 """The walk through the model, block by block: measure the inputs of its layers, compress them, pass activations on."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 
 from evosweep import parallel
-from evosweep.compressors.base import Compressor, LevelSpec, layer_error
+from evosweep.compressors.base import Compressor, layer_error
 from evosweep.compressors.payload import Payload
 from evosweep.compressors.statistics import INPUT_SQUARE, SECOND_MOMENT, Statistics
 from evosweep.core.errors import StoreError
@@ -21,17 +21,20 @@ from evosweep.models.device import free_bytes
 from evosweep.models.patch import replaced_weights
 from evosweep.models.slots import Slot
 from evosweep.store.calibrate_outer import OuterWalk
+from evosweep.store.manifest import Stored
 from evosweep.store.manifest_rows import ManifestLevel, ManifestUnit
 from evosweep.store.outliers import outlier_ratios
-from evosweep.store.payload_files import shared_tensors, stored_once, write_tensors
+from evosweep.store.payload_files import shared_tensors, stored_once
 from evosweep.store.statistics.base import statistic_module
 from evosweep.store.statistics.walk import measure_inputs
 from evosweep.store.store_plan import StorePlan, in_model_order, planned_unit
+from evosweep.store.unfinished import UnfinishedStore
 from evosweep.store.weighting import WEIGHTINGS
 
 HIDDEN_SHARE = 0.4  # of free memory, as the next
 BATCH_SHARE = 0.3
 MOST_AT_ONCE = {"cpu": 4096, "cuda": 65536}  # tokens; more makes nothing faster
+ROOM_TO_GO_ON = 2  # a build goes on with batches of up to so many times what would fit the memory that is free now
 Tensors = dict[str, torch.Tensor]
 
 
@@ -54,21 +57,22 @@ class Walk:
         plan: Units and levels.
         settings: How it is calibrated.
         progress: Shows how far it is.
+        unfinished: What is there of the store already, and where its files are written.
         from_model: Statistics that were measured on the whole dense model, each by unit name.
     """
 
     plan: StorePlan
     settings: Calibration
     progress: Progress
+    unfinished: UnfinishedStore
     from_model: dict[str, Mapping[str, Any]] = field(default_factory=dict)
 
     @torch.no_grad()
-    def run(self, calibration: TokenSplit, folder: Path) -> tuple[ManifestUnit, ...]:
-        """Write the payloads of all units into a folder; return the units with what calibration measured.
+    def run(self, calibration: TokenSplit) -> tuple[ManifestUnit, ...]:
+        """Write the payloads of all units that are not there yet; return the units with what calibration measured.
 
         Args:
             calibration: Token windows.
-            folder: Where the leader writes one file a block.
 
         Raises:
             StoreError: An input is not finite, or a layer cannot be compressed.
@@ -78,40 +82,85 @@ class Walk:
         memory = calibration_memory(anatomy, tokens.numel())
         if memory.home != anatomy.device:
             self.progress.say("calibration activations stay in host memory: the device has no room for them")
-        batch_tokens = self.settings.batch_tokens or memory.batch_tokens
+        batch_tokens = self._begin(memory.batch_tokens)
         self._measure_model(tokens, batch_tokens)
         windows_at_once = max(1, batch_tokens // calibration.seq_len)
-        batches = tokens.split(windows_at_once)
-        outer = OuterWalk(self, batches, folder)
+        outer = OuterWalk(self, tokens.split(windows_at_once), self.unfinished)
         hidden = outer.embedded(memory.home)
-        rows: list[ManifestUnit] = []
-        with ThreadPoolExecutor(1) as writer:  # writes one block while the next is compressed
-            pending = []
-            for block in self.progress.track(range(len(anatomy.blocks)), description="building level store"):
-                options = [option for option in self.plan.dropped if option.blocks[0] == block]
-                dropped = self.plan.drop.rows(
-                    anatomy, options, self.plan.levels, hidden, add_up=parallel.all_reduce_sum
-                )
-                rows += [ManifestUnit.from_json(row) for row in dropped]
-                made, tensors = self._block(block, hidden)
-                rows += made
-                if tensors and parallel.is_leader():
-                    pending.append(writer.submit(write_tensors, tensors, folder / file_of(block)))
-                for done in pending[:-1]:
-                    done.result()  # at most one block waits to be written; a full disk ends the walk here
-            for done in pending:
-                done.result()
+        rows = self._blocks(hidden)
         rows += outer.finished(hidden)
         return in_model_order(anatomy, rows)
 
+    def _begin(self, batch_tokens: int) -> int:
+        """Return how many tokens run at once: as asked for, as in the build that goes on, or as many as fit."""
+        earlier = self.unfinished.batch_tokens
+        fits = earlier is not None and earlier <= ROOM_TO_GO_ON * batch_tokens
+        wanted = self.settings.batch_tokens or (earlier if fits else None) or batch_tokens
+        least = torch.tensor([-wanted])
+        parallel.all_reduce_max(least)
+        if parallel.is_leader():
+            self.unfinished.begin(-int(least))
+        return -int(least)
+
+    def _blocks(self, hidden: list[torch.Tensor]) -> list[ManifestUnit]:
+        """Return the rows of all blocks; make those that are not there yet, and pass hidden states on, in place."""
+        done = self._finished()
+        rows: list[ManifestUnit] = []
+        with ThreadPoolExecutor(1) as writer:  # writes one block while the next is compressed
+            pending = []
+            for block in self.progress.track(range(len(done)), description="building level store"):
+                if done[block]:
+                    if self.plan.outer.any or not all(done[block:]):
+                        self._pass_on_again(block, hidden)
+                    rows += self.unfinished.rows[block]
+                    continue
+                made = self._dropped(block, hidden)
+                layers, tensors = self._block(block, hidden)
+                made += layers
+                rows += made
+                if parallel.is_leader():
+                    pending.append(writer.submit(self.unfinished.finish, block, made, tensors, file_of(block)))
+                for written in pending[:-1]:
+                    written.result()  # at most one block waits to be written; a full disk ends the walk here
+            for written in pending:
+                written.result()
+        return rows
+
+    def _finished(self) -> list[bool]:
+        """Return which blocks an earlier build has finished, in every process."""
+        done = torch.zeros(len(self.plan.anatomy.blocks), dtype=torch.int64)
+        done[list(self.unfinished.rows)] = 1
+        parallel.all_reduce_max(done)
+        for block in done.nonzero().flatten().tolist():
+            if block not in self.unfinished.rows:  # not the leader, which has verified it
+                self.unfinished.read(block)
+        return [bool(there) for there in done]
+
+    def _dropped(self, block: int, hidden: list[torch.Tensor]) -> list[ManifestUnit]:
+        """Return the units that are dropped from this block on."""
+        options = [option for option in self.plan.dropped if option.blocks[0] == block]
+        rows = self.plan.drop.rows(self.plan.anatomy, options, self.plan.levels, hidden, add_up=parallel.all_reduce_sum)
+        return [ManifestUnit.from_json(row) for row in rows]
+
     def _measure_model(self, tokens: torch.Tensor, batch_tokens: int) -> None:
-        """Measure what the compressor needs of the whole dense model."""
+        """Measure what the compressor needs of the whole dense model, or take what was kept of it.
+
+        A process group measures it again: only its leader is sure to have read what was kept.
+        """
+        alone = not torch.distributed.is_initialized()
+        kept = self.unfinished.statistics() if alone else {}
         for name in sorted(self.plan.needs):
             module = statistic_module(name)
             if hasattr(module, "measure_model"):
-                self.from_model[name] = module.measure_model(
-                    self.plan.anatomy, tokens, batch_tokens=batch_tokens, progress=self.progress
-                )
+                prefix = f"{name}|"
+                self.from_model[name] = {
+                    key.removeprefix(prefix): value.to(self.plan.anatomy.device)
+                    for key, value in kept.items()
+                    if key.startswith(prefix)
+                } or module.measure_model(self.plan.anatomy, tokens, batch_tokens=batch_tokens, progress=self.progress)
+        found = {f"{name}|{unit}": value for name, values in self.from_model.items() for unit, value in values.items()}
+        if alone and not kept and found and all(isinstance(value, torch.Tensor) for value in found.values()):
+            self.unfinished.keep_statistics(found)
 
     def _block(self, block: int, hidden: list[torch.Tensor]) -> tuple[list[ManifestUnit], Tensors]:
         """Return units and payloads of one block; pass its hidden states on, in place, through the compressed block."""
@@ -119,7 +168,7 @@ class Walk:
         rows: list[ManifestUnit] = []
         tensors: Tensors = {}
         passed_on: Tensors = {}
-        slots = [slot for slot in anatomy.slots_of(block) if slot.name in self.plan.levels]
+        slots = self._slots(block)
         if slots:
             weighting = WEIGHTINGS[self.settings.token_weighting]
             measured = measure_inputs(anatomy, block, hidden, needs=self._measured, weighting=weighting)
@@ -134,9 +183,33 @@ class Walk:
                 rows.append(self.row(slot, dense[slot.name], made, statistics, ratios[slot.name]))
                 tensors.update(stored_once(rows[-1], made))
                 passed_on[slot.name] = self.passed_on(slot, made)
-        with replaced_weights(slots, passed_on):
-            hidden[:] = [anatomy.run_block(block, batch).to(batch.device) for batch in hidden]
+        self._pass_on(block, passed_on, hidden)
         return rows, tensors
+
+    def _pass_on(self, block: int, weights: Tensors, hidden: list[torch.Tensor]) -> None:
+        """Run hidden states, in place, through a block with other weights of its compressed layers."""
+        anatomy = self.plan.anatomy
+        with replaced_weights(self._slots(block), weights):
+            hidden[:] = [anatomy.run_block(block, batch).to(batch.device) for batch in hidden]
+
+    def _pass_on_again(self, block: int, hidden: list[torch.Tensor]) -> None:
+        """Run hidden states, in place, through a block that an earlier build has finished: the same bits as there."""
+        weights = {}
+        rows = {row.name: row for row in self.unfinished.rows[block]}
+        for slot in self._slots(block):
+            level = self._level_passed_on(slot, rows[slot.name].payloads)
+            if level is None:
+                weights[slot.name] = slot.read().clone()
+                continue
+            with safe_open(self.unfinished.payloads / file_of(block), framework="pt") as file:
+                stored = Stored.of(rows[slot.name], level, file)
+                tensors = {path: tensor.to(self.plan.anatomy.device) for path, tensor in stored.tensors().items()}
+            weights[slot.name] = stored.assemble(tensors).weight
+        self._pass_on(block, weights, hidden)
+
+    def _slots(self, block: int) -> list[Slot]:
+        """Return the compressed layers of a block."""
+        return [slot for slot in self.plan.anatomy.slots_of(block) if slot.name in self.plan.levels]
 
     @property
     def _measured(self) -> frozenset[str]:
@@ -214,15 +287,16 @@ class Walk:
 
     def passed_on(self, slot: Slot, payloads: Mapping[str, Payload]) -> torch.Tensor:
         """Return the weight through whose output later blocks are calibrated: the level nearest to ``propagate``."""
+        level = self._level_passed_on(slot, payloads)
+        return slot.read().clone() if level is None else payloads[level].weight
+
+    def _level_passed_on(self, slot: Slot, made: Collection[str]) -> str | None:
+        """Return the name of the level nearest to ``propagate``, of those that are made; None is the dense weight."""
         target = self.settings.propagate
         if target is None:
-            return slot.read().clone()
-
-        def distance(spec: LevelSpec) -> float:
-            return abs(spec.nominal.number - target)
-
-        made = [spec for spec in self.plan.levels[slot.name] if spec.name in payloads]
-        return payloads[min(made, key=distance).name].weight
+            return None
+        levels = [spec for spec in self.plan.levels[slot.name] if spec.name in made]
+        return min(levels, key=lambda spec: abs(spec.nominal.number - target)).name
 
 
 @dataclass(frozen=True)

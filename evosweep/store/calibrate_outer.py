@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -15,9 +14,10 @@ from evosweep.compressors.statistics import INPUT_SQUARE, SECOND_MOMENT
 from evosweep.models.slots import OuterSlot, Slot
 from evosweep.store.manifest_rows import ManifestUnit
 from evosweep.store.outliers import outlier_ratios
-from evosweep.store.payload_files import stored_once, write_tensors
+from evosweep.store.payload_files import stored_once
 from evosweep.store.statistics.base import InputBatch, mean_over_tokens, statistic_module
 from evosweep.store.store_plan import StorePlan
+from evosweep.store.unfinished import UnfinishedStore
 from evosweep.store.weighting import WEIGHTINGS
 
 
@@ -71,13 +71,13 @@ class OuterWalk:
     Attributes:
         walk: The walk through the blocks.
         batches: Calibration tokens, each (windows, seq_len).
-        folder: Where the leader writes a file for each.
+        unfinished: Where the leader writes a file for each.
         made: Payloads of the embedding, if made before the blocks.
     """
 
     walk: Maker
     batches: Sequence[torch.Tensor]
-    folder: Path
+    unfinished: UnfinishedStore
     made: dict[str, dict[str, Payload]] = field(default_factory=dict)
 
     def embedded(self, home: torch.device) -> list[torch.Tensor]:
@@ -127,7 +127,7 @@ class OuterWalk:
         else:
             row = self.walk.row(slot, dense[slot.name], payloads, measured, ratios, file=file)
         if parallel.is_leader():
-            write_tensors(stored_once(row, payloads), self.folder / file)
+            self.unfinished.add(stored_once(row, payloads), file)
         return row
 
     def _measured(self, needs: frozenset[str], hidden: Sequence[torch.Tensor]) -> Mapping[str, Any]:

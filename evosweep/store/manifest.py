@@ -42,6 +42,19 @@ class Stored:
     names: Mapping[str, str]
     file: Any
 
+    @classmethod
+    def of(cls, row: ManifestUnit, level: str, file: Any) -> "Stored":
+        """Return a level of a unit.
+
+        Args:
+            row: The unit.
+            level: Name of a level that has tensors.
+            file: The open file.
+        """
+        layout = row.payloads[level]
+        own = {path: tensor_name(row.name, level, path) for path in layout.paths()}
+        return cls(layout, {path: row.shared.get(name, name) for path, name in own.items()}, file)
+
     @property
     def format(self) -> str:
         """Dotted path of the module that decodes it."""
@@ -130,13 +143,10 @@ class LevelStore:
         row = self._rows.get(unit)
         if row is None:
             raise StoreError(f"level store {self.key} has no unit {unit!r}{did_you_mean(unit, self._rows)}")
-        layout = row.payloads.get(level)
-        if layout is None or row.file is None:
+        if level not in row.payloads or row.file is None:
             nearest = did_you_mean(level, row.payloads)
             raise StoreError(f"level store {self.key} has no level {level!r} of {unit!r}{nearest}")
-        own = {path: tensor_name(unit, level, path) for path in layout.paths()}
-        names = {path: row.shared.get(name, name) for path, name in own.items()}
-        return Stored(layout, names, self._handle(row.file))
+        return Stored.of(row, level, self._handle(row.file))
 
     @cached_property
     def _rows(self) -> Mapping[str, ManifestUnit]:

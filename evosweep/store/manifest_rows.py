@@ -12,7 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 from evosweep.compressors.base import LevelSpec
 from evosweep.compressors.payload import Layout
 from evosweep.core.errors import StoreError
-from evosweep.core.files import digest, sha256_file, write_json
+from evosweep.core.files import digest, write_json
 from evosweep.core.unit import Level, Nominal, Unit
 
 SCHEMA = 5  # raise when payloads or columns change meaning: older stores then are not reused
@@ -154,12 +154,6 @@ class Manifest:
     fixed_bits: int
     files: Mapping[str, str]
     units: tuple[ManifestUnit, ...]
-
-    @classmethod
-    def of(cls, folder: Path, **facts: Any) -> "Manifest":
-        """Return the manifest of the files of tensors in a folder; ``facts`` are the other attributes."""
-        files = {path.name: sha256_file(path) for path in sorted(folder.glob("*.safetensors"))}
-        return cls(schema=SCHEMA, files=files, **facts)
 
     def write(self, folder: Path) -> None:
         """Write ``manifest.json``, with a digest of its content."""

@@ -1,27 +1,68 @@
-"""Which parts outside of the blocks are units: the embedding and the head, each with levels of its own."""
+"""What is a unit: embedding and head where they have levels of their own, and layers that are tied to one level."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from evosweep.compressors.base import Compressor, LevelSpec, identity
+from evosweep.core.checks import check_choice
 from evosweep.core.errors import SettingError
+from evosweep.core.ties import matching, tied
+from evosweep.core.unit import Unit
 from evosweep.models.anatomy import Anatomy
+from evosweep.models.fusion import fused_layers
 from evosweep.store.statistics.base import check_needs, statistic_module
+
+NONE = "none"
+FUSED = "fused"
+TIES = (NONE, FUSED)
 
 
 @dataclass(frozen=True)
 class Units:
-    """What is a unit beside the layers of the blocks.
+    """What is a unit beside the layers of the blocks, and which of those are one.
 
     Attributes:
         embedding: Makes the levels of the token embedding; None: it is no unit. Where head and embedding are one
             tensor, its levels serve as both.
         head: Makes the levels of the output matrix, where that is a tensor of its own; None: it is no unit.
+        tie: Which layers are one unit with one level: ``none``, ``fused`` (those that serving engines run as one
+            product: query, key and value; gate and up), or patterns as for ``core.ties.matching``; among patterns,
+            ``fused`` stands for those layers.
+
+    Raises:
+        SettingError: ``tie`` is none of these.
     """
 
     embedding: Compressor | None = None
     head: Compressor | None = None
+    tie: str | Sequence[str] = NONE
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.tie, str) and not _texts(self.tie):
+            raise SettingError("tie", owner=self, allowed="none, fused, or a list of patterns", got=self.tie)
+        if isinstance(self.tie, str):
+            check_choice("tie", self.tie, TIES)
+
+    def tied(self, units: Sequence[Unit], anatomy: Anatomy, *, common: bool = False) -> tuple[Unit, ...]:
+        """Return a store's units with ``tie`` applied.
+
+        Args:
+            units: The layers, and what can be dropped.
+            anatomy: The model.
+            common: As for ``core.ties.tied``.
+
+        Raises:
+            SettingError: A pattern matches nothing, or layers that cannot be one unit are tied.
+        """
+        wanted = [self.tie] if isinstance(self.tie, str) else list(self.tie)
+        try:
+            ties = matching(units, [pattern for pattern in wanted if pattern not in TIES])
+            ties += fused_layers(anatomy) if FUSED in wanted else []
+            return tied(units, ties, common=common)
+        except SettingError as error:
+            error.owner = self
+            raise
 
     @property
     def any(self) -> bool:
@@ -68,3 +109,7 @@ class Units:
             for name, compressor in self.compressors(anatomy).items()
             for levels in compressor.plan({name: shapes[name]}).values()
         }
+
+
+def _texts(value: object) -> bool:
+    return isinstance(value, Sequence) and bool(value) and all(isinstance(text, str) and text for text in value)

