@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from evosweep.compressors.integer import IntegerLevels
+from evosweep.exporters.base import TOLERANCE
 from evosweep.exporters.bit_stream import pack_words, unpack_words
 from evosweep.exporters.integer_layers import IntegerExporter, IntegerLayer, Shape, Tensors, commonest
 from evosweep.models.anatomy import Anatomy
@@ -25,6 +26,7 @@ class MLX(IntegerExporter):
     loading = "from evosweep.exporters.mlx import load_mlx\n\nmodel = load_mlx(folder)"
     engine_loading = "from mlx_lm import load\n\nmodel, tokenizer = load(folder)"
     name = "mlx"
+    tolerance = {**TOLERANCE, torch.float16: 1e-2}  # biases of asymmetric levels are rounded
     widths = (1, 2, 3, 4, 5, 6, 8)
     groups = (32, 64, 128)
     outer = True
@@ -44,6 +46,16 @@ class MLX(IntegerExporter):
                 "compressor.symmetric=true compressor.coarse_scales=true alone: those, or model.dtype=float16"
             )
         return ""
+
+    def group_bits(self, width: int, dtype: torch.dtype) -> int:
+        """Return the bits of a scale and a bias.
+
+        Args:
+            width: Not read.
+            dtype: Type of the model.
+        """
+        del width
+        return 16 + 8 * dtype.itemsize
 
     def tensors_of(self, layer: IntegerLayer, dtype: torch.dtype) -> Tensors:
         """Return ``weight``, ``scales`` of 16 bits, and ``biases`` in the model's type.

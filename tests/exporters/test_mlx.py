@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -7,14 +8,20 @@ from evosweep.compressors.rtn import RoundToNearest
 from evosweep.compressors.sparsegpt import SparseGPT
 from evosweep.core.budget import Budget
 from evosweep.core.errors import SettingError
+from evosweep.evaluate.population import Evaluator
+from evosweep.exporters.base import Winner
 from evosweep.exporters.bit_stream import pack_words, unpack_words
 from evosweep.exporters.integer_layers import IntegerLayer
 from evosweep.exporters.mlx import MLX
 from evosweep.models.anatomy import Anatomy
 from evosweep.models.dropping import Drop
+from evosweep.models.load import LoadedModel
+from evosweep.store.build import StoreBuilder
 from evosweep.store.store_plan import plan_store
 from tests.exporters.integer_contract import IntegerContract, assert_scored, logits_of, tensor_bytes
 from tests.models.test_anatomy import small
+from tests.models.test_dropping import NoTokenizer
+from tests.models.test_dropping import splits as two_splits
 
 WIDTHS = (2, 3, 4, 5, 6, 8)
 
@@ -35,7 +42,9 @@ class MLXContract(IntegerContract):
             unit.name: [WIDTHS[genome[index]], self.group] for index, unit in enumerate(store.units)
         }
 
-    def test_codes_scales_and_size_are_those_of_the_store(self, exported, genome, store, problem, tmp_path) -> None:
+    def test_codes_scales_and_size_are_those_of_the_store(
+        self, exported, genome, store, problem, evaluator, tmp_path
+    ) -> None:
         tensors = load_file(tmp_path / "model" / "model.safetensors")
         counted = 0
         for index, unit in enumerate(store.units):
@@ -47,6 +56,7 @@ class MLXContract(IntegerContract):
             own = 0 if self.symmetric else layer.width
             counted += unit.levels[genome[index]].cost + layer.zeros.numel() * (32 - own)
         assert 8 * tensor_bytes(tmp_path / "model") == counted + problem.fixed_bits
+        assert self.make().expected_bytes(Winner(genome, problem, evaluator)) == tensor_bytes(tmp_path / "model")
 
 
 class TestAsymmetric(MLXContract):
@@ -56,6 +66,22 @@ class TestAsymmetric(MLXContract):
 class TestSymmetricAndTied(MLXContract):
     symmetric = True
     group = 64
+
+
+def test_a_budget_counts_what_mlx_keeps_where_it_is_asked_to(tmp_path) -> None:
+    anatomy, texts = Anatomy(small("llama", intermediate_size=64).half().float()), two_splits()
+    store = StoreBuilder().open(
+        plan_store(anatomy, RoundToNearest(bits=[3, 4], group=32, group_bits=48)),
+        texts["calibration"],
+        model_name="llama",
+    )
+    evaluator = Evaluator(anatomy=anatomy, store=store, splits=texts)
+    problem = Budget(as_uniform=4).problem(store.units, fixed_bits=store.fixed_bits)
+    genome = np.arange(len(store.units)) % 2
+    loaded = LoadedModel("llama", anatomy.model, NoTokenizer())
+    MLX().export(genome, problem=problem, evaluator=evaluator, folder=tmp_path / "model", loaded=loaded)
+    assert tensor_bytes(tmp_path / "model") == Winner(genome, problem, evaluator).packed_bytes
+    assert "more than the budget counted" not in (tmp_path / "model" / "README.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("width", range(1, 9))
