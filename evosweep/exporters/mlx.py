@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -26,7 +26,7 @@ class MLX(IntegerExporter):
     loading = "from evosweep.exporters.mlx import load_mlx\n\nmodel = load_mlx(folder)"
     engine_loading = "from mlx_lm import load\n\nmodel, tokenizer = load(folder)"
     name = "mlx"
-    tolerance = {**TOLERANCE, torch.float16: 1e-2}  # biases of asymmetric levels are rounded
+    tolerance: ClassVar = {**TOLERANCE, torch.float16: 1e-2}  # biases of asymmetric levels are rounded
     widths = (1, 2, 3, 4, 5, 6, 8)
     groups = (32, 64, 128)
     outer = True
