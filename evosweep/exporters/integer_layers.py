@@ -213,6 +213,11 @@ class IntegerExporter(Exporter):
         """
         raise NotImplementedError
 
+    def engine_config(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        """Return what else the engine reads of a model's ``config.json``, under names of its own."""
+        del config
+        return {}
+
     def shapes_of(self, config: Mapping[str, Any]) -> dict[str, Shape]:
         """Return how each layer is written, by path, as a ``config.json`` says it."""
         raise NotImplementedError
@@ -267,11 +272,11 @@ class IntegerExporter(Exporter):
             save_file(values, folder / TENSORS, metadata={"format": self.metadata})
             linear = [path for path, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
             whole = [path for path in linear if path not in shapes]
-            own = self.config_of(shapes, whole, winner.evaluator.anatomy.block_path)
+            config = {**model.config.to_dict(), "architectures": [type(model).__name__]}
+            own = self.config_of(shapes, whole, winner.evaluator.anatomy.block_path) | self.engine_config(config)
             if self.half_only and winner.evaluator.anatomy.dtype is torch.float32:
                 own["dtype"] = "float16"
-            named = {**model.config.to_dict(), "architectures": [type(model).__name__]}
-            write_json(folder / CONFIG, {**named, **own})
+            write_json(folder / CONFIG, {**config, **own})
             if model.can_generate():
                 model.generation_config.save_pretrained(folder)
 
