@@ -128,6 +128,8 @@ class Exporter:
     """Python code that makes a ``model`` of a ``folder``."""
     contents: ClassVar[str]
     """What is written, in a few words."""
+    tolerance: ClassVar[Mapping[torch.dtype, float]] = TOLERANCE
+    """Share of the largest logit by which a reloaded model's may differ, by the type of the model."""
     runs: ClassVar[bool] = True
     """Whether what is written is a model."""
     needs_ties: ClassVar[bool] = False
@@ -289,7 +291,7 @@ class Exporter:
             with evaluator.exact_inputs():
                 scored = evaluator.logits(winner.genome, tokens)
                 logits = reloaded(input_ids=tokens, use_cache=False).logits[0].float()
-            difference = _check_close(logits, scored, TOLERANCE[anatomy.dtype])
+            difference = _check_close(logits, scored, self.tolerance[anatomy.dtype])
             if evaluator.resources.activations != NONE:
                 scored = evaluator.logits(winner.genome, tokens)
                 with evaluator.rounded_inputs({unit: reloaded.get_submodule(path) for unit, path in paths.items()}):
