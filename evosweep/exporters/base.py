@@ -23,7 +23,7 @@ from evosweep.evaluate.population import Evaluator
 from evosweep.exporters.card import write_card
 from evosweep.models.activations import NONE
 from evosweep.models.anatomy import Anatomy
-from evosweep.models.dropping import Drop, DropEffect, dropped_parameters, removed
+from evosweep.models.dropping import Drop, DropEffect, dropped_parameters, merged, removed
 from evosweep.models.fusion import fused_layers
 from evosweep.models.load import LoadedModel
 from evosweep.models.slots import Slot
@@ -63,8 +63,9 @@ class Winner:
 
     @cached_property
     def dropped(self) -> list[DropEffect]:
-        """Effects of the units that are dropped."""
-        return [effect for index, effect in self.evaluator.drops.items() if self.genome[index] == 0]
+        """Effects of the units that are dropped; a block without any of its sub-blocks is dropped as a whole."""
+        effects = [effect for index, effect in self.evaluator.drops.items() if self.genome[index] == 0]
+        return merged(self.evaluator.anatomy, effects)
 
     @contextmanager
     def in_place(self) -> Iterator[None]:

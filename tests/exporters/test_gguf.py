@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 import torch
 
-from evosweep.compressors.gguf import GGUF
+from evosweep.compressors.ggml_types import GgmlTypes
 from evosweep.exporters.base import Winner
-from evosweep.exporters.gguf import GgufFile
+from evosweep.exporters.gguf_file import GgufFile
 from evosweep.testing import ExporterContract
 from tests.engines.environment import run_engine
 
@@ -16,8 +16,8 @@ class TestGguf(ExporterContract):
     def make(self) -> GgufFile:
         return GgufFile(check_tokens=16)
 
-    def compressor(self) -> GGUF:
-        return GGUF(types=["Q4_0", "Q5_0", "Q8_0"])
+    def compressor(self) -> GgmlTypes:
+        return GgmlTypes(types=["Q4_0", "Q5_0", "Q8_0"])
 
     @pytest.mark.usefixtures("exported")
     def test_its_size_is_known_beforehand(self, genome, evaluator, problem, tmp_path) -> None:

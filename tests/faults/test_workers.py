@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import signal
 import socket
 import time
 from collections import Counter
@@ -18,7 +19,7 @@ from evosweep.tracking.study.database import Database
 from evosweep.tracking.study.storage import Journal
 from evosweep.tracking.study.work import SUFFIX, StudyQueue
 from tests.cli import TINY, evosweep, workplace
-from tests.faults.processes import only_run, outcome
+from tests.faults.processes import lines, only_run, outcome
 from tests.tracking.test_database import url  # noqa: F401 - a fixture
 
 GENERATIONS = 3
@@ -171,3 +172,48 @@ def test_workers_and_one_that_is_killed_in_mid_generation(folder: Path, processe
     same_as_alone(folder, name)
     assert victim.pid not in scorers(folder) and len(scorers(folder)) > 1
     assert optuna.get_all_study_names(opened) == [queue.name.removesuffix(SUFFIX)]
+
+
+def test_a_search_that_is_killed_goes_on_with_its_workers_and_scores_nothing_twice(folder: Path, processes) -> None:
+    name = "leader"
+    leader = processes(*SEARCH, *SHARED, f"name={name}", "+scorer.seconds=0.1")
+    run = begun(folder, name)
+    workers = [processes("worker", str(run)) for _ in range(2)]
+    state = run / "search_state.jsonl"
+    assert until(lambda: lines(state) > 2 and any(line[0] == "2" for line in scored(folder)))
+    leader.kill()
+    again = processes("resume", str(run))
+    assert ended(again, *workers) == [0, 0, 0]
+    same_as_alone(folder, name)
+    assert {process.pid for process in workers} & scorers(folder)
+
+
+def test_a_worker_that_was_thought_dead_delivers_too_late(folder: Path, processes, capfd) -> None:
+    name = "late"
+    leader = processes(*SEARCH, *SHARED, f"name={name}")
+    run = str(begun(folder, name))
+    opened = until(lambda: Path(f"studies/{name}.journal").is_file() and Journal(path=f"studies/{name}.journal").open())
+    queue = until(lambda: queue_of(opened))
+    slow = processes("worker", run, "+scorer.seconds=0.3", "+scorer.log=late.txt")
+    assert until(lambda: held_by(queue, slow))
+    os.kill(slow.pid, signal.SIGSTOP)
+    assert ended(leader) == [0]
+    os.kill(slow.pid, signal.SIGCONT)
+    assert ended(slow) == [0]
+    same_as_alone(folder, name)
+    said = capfd.readouterr().out
+    assert "1 parts came too late and were dropped" in said and "no sign of life for 1 s" in said
+
+
+def test_a_worker_that_is_stopped_gives_its_part_back_at_once(folder: Path, processes, capfd) -> None:
+    name = "stopped"
+    leader = processes(*SEARCH, "workers.parts=4", "workers.lease=1000", f"name={name}")
+    run = str(begun(folder, name))
+    opened = until(lambda: Path(f"studies/{name}.journal").is_file() and Journal(path=f"studies/{name}.journal").open())
+    queue = until(lambda: queue_of(opened))
+    worker = processes("worker", run, FOREVER)
+    assert until(lambda: held_by(queue, worker))
+    os.kill(worker.pid, signal.SIGTERM)
+    assert ended(leader, worker) == [0, 143]
+    same_as_alone(folder, name)
+    assert "it was stopped" in capfd.readouterr().out

@@ -13,6 +13,7 @@ from multiprocessing.queues import SimpleQueue
 from pathlib import Path
 
 import pytest
+from torch import distributed
 
 from evosweep.cli.cache_command import entries
 from evosweep.compressors.adaquant import AdaQuant
@@ -197,6 +198,34 @@ def test_who_waits_for_a_store_goes_on_where_its_builder_was_killed(deep, tmp_pa
     assert any("blocks are there already" in line for line in said.get())
     (store,) = (path for path in (tmp_path / "cache" / "stores").iterdir() if path.is_dir())
     assert bytes_of(store) == whole
+
+
+def test_two_processes_that_share_a_build_go_on_together(deep, tmp_path, monkeypatch) -> None:
+    anatomy, calibration = deep
+    plan = plan_store(anatomy, GPTQ(bits=[2, 3, 4], group=16), Drop(granularity="blocks"))
+
+    def member(rank: int, meeting: Path, cache: Path, progress: Heard) -> None:
+        distributed.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
+        build(plan, calibration, cache, monkeypatch, progress=progress)
+        distributed.barrier()
+
+    def both(name: str, progress: Heard) -> list[int | None]:
+        forks = multiprocessing.get_context("fork")
+        given = [(rank, tmp_path / f"meeting_{time.monotonic_ns()}", tmp_path / name, progress) for rank in range(2)]
+        processes = [forks.Process(target=member, args=(rank, given[0][1], *rest)) for rank, _, *rest in given]
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join()
+        return [process.exitcode for process in processes]
+
+    assert both("whole", Heard()) == [0, 0]
+    assert 0 not in both("cache", Stops())
+    assert list((tmp_path / "cache").glob("stores/*.partial/2.json"))
+    assert both("cache", Heard()) == [0, 0]
+    (whole,) = (tmp_path / "whole" / "stores").glob("*/")
+    (again,) = (tmp_path / "cache" / "stores").glob("*/")
+    assert bytes_of(again) == bytes_of(whole)
 
 
 def test_a_damaged_block_is_made_again(begun, tmp_path, monkeypatch) -> None:

@@ -83,22 +83,22 @@ class StudyQueue:
         """Return one entry."""
         return _entry(self.storage.get_trial(ticket))
 
-    def claim(self, ticket: int, holder: str) -> bool:
+    def claim(self, ticket: int) -> bool:
         """Take a part that waits; return False if another process has it."""
         try:
-            if not self.storage.set_trial_state_values(ticket, TrialState.RUNNING):
-                return False
-            self.storage.set_trial_user_attr(ticket, HOLDER, holder)
+            return self.storage.set_trial_state_values(ticket, TrialState.RUNNING)
         except (UpdateFinishedTrialError, KeyError):
             return False
-        return True
 
-    def beat(self, ticket: int, beat: int) -> bool:
-        """Write a sign of life; return False if the part is not the caller's any more."""
-        return self._written(ticket, BEAT, beat)
+    def beat(self, ticket: int, holder: str, beat: int) -> bool:
+        """Write a sign of life, the holder's name at first; return False if the part is not the caller's any more."""
+        return self._written(ticket, BEAT if beat else HOLDER, beat or holder)
 
     def finish(self, ticket: int, result: Mapping[str, Any]) -> bool:
-        """Deliver a result; return False if it comes too late, and is dropped."""
+        """Deliver a result; return False if it comes too late, and is dropped.
+
+        The part is done when the result is there; that its trial is complete follows a moment later.
+        """
         return self._written(ticket, RESULT, dict(result)) and self._ended(ticket, TrialState.COMPLETE)
 
     def void(self, ticket: int, reason: str) -> bool:
@@ -147,10 +147,11 @@ class StudyQueue:
 
 def _entry(trial: FrozenTrial) -> Entry:
     attributes = trial.user_attrs
+    state = STATES.get(trial.state, VOID)
     return Entry(
         ticket=trial._trial_id,
         part=Part.load(attributes[PART]),
-        state=STATES.get(trial.state, VOID),
+        state=DONE if state == RUNNING and RESULT in attributes else state,
         holder=attributes.get(HOLDER, ""),
         beat=attributes.get(BEAT, 0),
         result=attributes.get(RESULT),

@@ -13,7 +13,7 @@ import transformers
 from evosweep.compressors.as_is import AsIs
 from evosweep.compressors.base import Compressor, LevelSpec
 from evosweep.compressors.formats.ggml_layout import TYPES
-from evosweep.compressors.gguf import GGUF
+from evosweep.compressors.ggml_types import GgmlTypes
 from evosweep.compressors.integer import IntegerLevels
 from evosweep.compressors.several import Several
 from evosweep.core.checks import check_choice
@@ -181,7 +181,7 @@ def _misfits(compressor: Compressor, shapes: Mapping[str, tuple[int, int]]) -> I
         compressor: Makes the levels.
         shapes: (out, in) by unit name.
     """
-    if isinstance(compressor, GGUF | AsIs):
+    if isinstance(compressor, GgmlTypes | AsIs):
         return
     if isinstance(compressor, Several):
         for part in compressor.parts.values():
