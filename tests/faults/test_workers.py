@@ -176,7 +176,7 @@ def test_workers_and_one_that_is_killed_in_mid_generation(folder: Path, processe
 
 def test_a_search_that_is_killed_goes_on_with_its_workers_and_scores_nothing_twice(folder: Path, processes) -> None:
     name = "leader"
-    leader = processes(*SEARCH, *SHARED, f"name={name}", "+scorer.seconds=0.1")
+    leader = processes(*SEARCH, *SHARED, f"name={name}", "++scorer.seconds=0.1")
     run = begun(folder, name)
     workers = [processes("worker", str(run)) for _ in range(2)]
     state = run / "search_state.jsonl"
