@@ -190,8 +190,7 @@ def _join(joined: Joined, patience: float) -> Served:
     progress.say(f"{worker} helps with {joined.study}")
     if others + 2 > search["parts"]:
         progress.say(
-            f"{others + 2} processes share stages of {search['parts']} parts: some of them wait; a larger "
-            "workers.parts would use them"
+            f"{others + 2} processes share the scoring, but a stage has {search['parts']} parts at most: some will wait"
         )
     try:
         return serve(queue, scorer, problem=problem, worker=worker, lease=search["lease"], patience=patience)
