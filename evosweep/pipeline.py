@@ -18,14 +18,15 @@ from evosweep.core.errors import SettingError
 from evosweep.core.events import Event, GenerationRecord, Listener, SearchResult
 from evosweep.core.problem import Problem
 from evosweep.core.results import write_result
-from evosweep.core.run_record import RunRecord
+from evosweep.core.run_record import RunRecord, command_of
 from evosweep.evaluate.memory import plan_memory
 from evosweep.evaluate.sensitivity import MEASURES, measure
+from evosweep.exporters.card import with_figures
 from evosweep.finish.base import save_tuned
 from evosweep.models.activations import is_static, no_ranges
 from evosweep.models.checkpoint import check_length
 from evosweep.models.patch import replaced_parameters
-from evosweep.result_row import comparable_row, continuations_of, plain_row, tasks_of
+from evosweep.result_row import comparable_row, continuations_of, plain_row, tails_of, tasks_of, uniform_row
 from evosweep.samplers.base import PopulationSampler
 from evosweep.search.loop import end_search, run_search
 from evosweep.search.state import SearchState
@@ -118,7 +119,7 @@ def run(task: Task, bench: Workbench, draft: Draft, notes: Notes) -> dict[str, A
         with _settled(listeners):
             result = _searched(task, bench, draft, notes, problem, spent, listeners, recorder)
             result = replace(result, continuations=continuations_of(task, bench, result))
-            result = replace(result, tasks=tasks_of(task, bench, result))
+            result = replace(result, tails=tails_of(bench, result), tasks=tasks_of(task, bench, result))
             row = {**plain_row(task, bench, draft, notes, result), **comparable_row(task, bench, result)}
             write_result(task.folder, row)
             if task.export_now:
@@ -153,7 +154,10 @@ def _finished(task: Task, bench: Workbench, result: SearchResult, row: dict[str,
     result = replace(result, finish=done.facts)
     if task.exporter.enabled:
         write_result(task.folder, row)
-        result = replace(result, export=export(result, bench, task.exporter, task.folder / MODEL, tuned=done.tuned))
+        row["uniform"] = uniform_row(bench, result.problem)
+        facts = export(result, bench, task.exporter, task.folder / MODEL, tuned=done.tuned)
+        facts = with_figures(facts, row, command=command_of(task.folder / CONFIG))
+        result = replace(result, export={**facts, **({"register": task.register} if task.register else {})})
         row["export"] = dict(result.export)
     write_result(task.folder, row)
     return result
@@ -380,5 +384,5 @@ def check_together(storage: Storage, tracker: Tracker, exporter: Exporter) -> No
         raise SettingError(
             "storage.path", allowed="a file of its own", got=str(path), hint="that is MLflow's database (tracking.uri)"
         )
-    if tracker.model == "weights" and not exporter.enabled:
-        raise SettingError("tracking.model", allowed=["none"], got="weights", hint="nothing is exported")
+    if tracker.model == "weights" and not (exporter.enabled and getattr(exporter, "runs", True)):
+        raise SettingError("tracking.model", allowed=["none"], got="weights", hint="no model is exported")

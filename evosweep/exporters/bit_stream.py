@@ -1,7 +1,7 @@
 """Codes of any width as a dense little-endian bit stream in 32-bit words, as MLX and GPTQ's formats keep them.
 
-32 codes of b bits fill exactly b words: code i is at the bits [i·b, (i+1)·b) of the stream, across words if need be. For
-widths that divide 32 that is the usual ``code << shift`` within a word. MLX keeps weights so (``mlx/ops.cpp``,
+32 codes of b bits fill exactly b words: code i is at the bits [i·b, (i+1)·b) of the stream, across words if need be.
+For widths that divide 32 that is the usual ``code << shift`` within a word. MLX keeps weights so (``mlx/ops.cpp``,
 ``affine_quantize``), and so do AutoGPTQ, GPTQModel and auto-round (``auto_round/utils/bit_packing.py``).
 """
 
@@ -25,11 +25,11 @@ def pack_words(codes: torch.Tensor, width: int) -> torch.Tensor:
         raise ValueError(f"{codes.shape[-1]} codes do not fill whole words: a multiple of {BLOCK} does")
     blocks = codes.unflatten(-1, (-1, BLOCK)).to(torch.int64)
     words = torch.zeros((*blocks.shape[:-1], width), dtype=torch.int64, device=codes.device)
-    for place in range(BLOCK):
-        word, shift = divmod(place * width, WORD)
-        words[..., word] |= blocks[..., place] << shift
+    for position in range(BLOCK):
+        word, shift = divmod(position * width, WORD)
+        words[..., word] |= blocks[..., position] << shift
         if shift + width > WORD:
-            words[..., word + 1] |= blocks[..., place] >> (WORD - shift)
+            words[..., word + 1] |= blocks[..., position] >> (WORD - shift)
     low = words & (2**WORD - 1)
     return torch.where(low < 2 ** (WORD - 1), low, low - 2**WORD).to(torch.int32).flatten(-2)
 
@@ -43,10 +43,10 @@ def unpack_words(words: torch.Tensor, width: int) -> torch.Tensor:
     """
     stream = words.view(torch.int32).unflatten(-1, (-1, width)).to(torch.int64) & (2**WORD - 1)
     codes = torch.empty((*stream.shape[:-1], BLOCK), dtype=torch.uint8, device=words.device)
-    for place in range(BLOCK):
-        word, shift = divmod(place * width, WORD)
+    for position in range(BLOCK):
+        word, shift = divmod(position * width, WORD)
         bits = stream[..., word] >> shift
         if shift + width > WORD:
             bits = bits | (stream[..., word + 1] << (WORD - shift))
-        codes[..., place] = (bits & (2**width - 1)).to(torch.uint8)
+        codes[..., position] = (bits & (2**width - 1)).to(torch.uint8)
     return codes.flatten(-2)

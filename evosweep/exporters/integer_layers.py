@@ -1,6 +1,7 @@
 """Exports of integer levels: what formats with codes, scales and zeros in groups of columns have in common."""
 
 import json
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -106,6 +107,10 @@ class IntegerExporter(Exporter):
     """What outputs and inputs of a layer must be multiples of."""
     outer: ClassVar[bool] = False
     """Whether the format holds integers of embedding and head."""
+    engine_loading: ClassVar[str]
+    """Python code that makes a ``model`` of a ``folder`` with the engine that the format is for."""
+    half_only: ClassVar[bool] = False
+    """Whether the engine runs models in 16 bits alone, so that the config of a float32 one must say float16."""
     metadata: ClassVar[str] = "pt"
     """What the file of tensors says that it was made with."""
 
@@ -216,6 +221,9 @@ class IntegerExporter(Exporter):
             layers = [self._written(winner, index)[0] for _, index in winner.layers().values()]
         return sum(value.nbytes for found in (tensors, *layers) for value in found.values())
 
+    def _readme(self, winner: Winner, loaded: LoadedModel) -> str:
+        return f"{super()._readme(winner, loaded)}\nIts engine loads it with\n\n```python\n{self.engine_loading}\n```\n"
+
     def write(self, winner: Winner, loaded: LoadedModel, folder: Path) -> None:
         """Write ``model.safetensors`` and the config with its quantization.
 
@@ -237,7 +245,10 @@ class IntegerExporter(Exporter):
             linear = [path for path, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
             whole = [path for path in linear if path not in shapes]
             own = self.config_of(shapes, whole, winner.evaluator.anatomy.block_path)
-            write_json(folder / CONFIG, {**model.config.to_dict(), **own})
+            if self.half_only and winner.evaluator.anatomy.dtype is torch.float32:
+                own["dtype"] = "float16"
+            named = {**model.config.to_dict(), "architectures": [type(model).__name__]}
+            write_json(folder / CONFIG, {**named, **own})
             if model.can_generate():
                 model.generation_config.save_pretrained(folder)
 
@@ -267,11 +278,17 @@ class IntegerExporter(Exporter):
         for key in ("quantization", "quantization_config"):
             if hasattr(config, key):
                 delattr(config, key)
-        made = transformers.AutoModelForCausalLM.from_config(
-            config, dtype=dtype or config.dtype, trust_remote_code=False
-        )
-        _fill(made, load_file(folder / TENSORS), {path: (shape, self) for path, shape in shapes.items()})
+        tensors = load_file(folder / TENSORS)
+        own = next(value.dtype for name, value in tensors.items() if name.rpartition(".")[0] not in shapes)
+        made = transformers.AutoModelForCausalLM.from_config(config, dtype=dtype or own, trust_remote_code=False)
+        _fill(made, tensors, {path: (shape, self) for path, shape in shapes.items()})
         return made.eval()
+
+
+def commonest(shapes: Mapping[str, Shape]) -> Shape:
+    """Return the shape that most layers have; one of 4 bits where there is no layer."""
+    found = Counter(shapes.values()).most_common(1)
+    return found[0][0] if found else Shape(4, 128, symmetric=True)
 
 
 def _fill(model: Any, tensors: Tensors, layers: Mapping[str, tuple[Shape, IntegerExporter]]) -> None:

@@ -1,6 +1,5 @@
 """Checkpoints that mlx-lm loads as they are (``mlx_lm.load(folder)``), for Apple silicon."""
 
-from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,7 @@ import torch
 
 from evosweep.compressors.integer import IntegerLevels
 from evosweep.exporters.bit_stream import pack_words, unpack_words
-from evosweep.exporters.integer_layers import IntegerExporter, IntegerLayer, Shape, Tensors
+from evosweep.exporters.integer_layers import IntegerExporter, IntegerLayer, Shape, Tensors, commonest
 from evosweep.models.anatomy import Anatomy
 
 
@@ -24,6 +23,7 @@ class MLX(IntegerExporter):
 
     contents = "MLX's quantized weights (pip install mlx-lm)"
     loading = "from evosweep.exporters.mlx import load_mlx\n\nmodel = load_mlx(folder)"
+    engine_loading = "from mlx_lm import load\n\nmodel, tokenizer = load(folder)"
     name = "mlx"
     widths = (1, 2, 3, 4, 5, 6, 8)
     groups = (32, 64, 128)
@@ -79,10 +79,9 @@ class MLX(IntegerExporter):
             blocks: Not read.
         """
         del whole, blocks
+        most = commonest(shapes)
         entries = {path: {"group_size": shape.group, "bits": shape.width} for path, shape in shapes.items()}
-        commonest = Counter((shape.group, shape.width) for shape in shapes.values()).most_common(1)
-        group, width = commonest[0][0] if commonest else (self.groups[1], 4)
-        return {"quantization": {"group_size": group, "bits": width, "mode": "affine", **entries}}
+        return {"quantization": {"group_size": most.group, "bits": most.width, "mode": "affine", **entries}}
 
     def shapes_of(self, config: Mapping[str, Any]) -> dict[str, Shape]:
         """Return how each layer is written, by path, as a ``config.json`` says it."""

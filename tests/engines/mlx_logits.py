@@ -1,4 +1,4 @@
-"""Prints where it wrote the logits that mlx-lm gives: mlx_logits.py <model folder> <tokens.npy> <logits.npy>."""
+"""Writes the logits that mlx-lm gives: mlx_logits.py <model folder> <tokens.npy> <logits.npy>."""
 
 import json
 import sys
@@ -17,7 +17,7 @@ def main(folder: str, tokens: str, logits: str) -> None:
     layers = {
         path: [module.bits, module.group_size] for path, module in model.named_modules() if hasattr(module, "bits")
     }
-    print(json.dumps({"logits": logits, "layers": layers, "template": tokenizer.chat_template}))
+    sys.stdout.write(json.dumps({"layers": layers, "template": tokenizer.chat_template}) + "\n")
 
 
 if __name__ == "__main__":

@@ -81,6 +81,7 @@ class StudyRecorder:
         self._parent: Genome | None = None
         known = self.study.get_trials(deepcopy=False)
         self._kept = [trial.number for trial in known if trial.state is not TrialState.COMPLETE]  # not yet met again
+        self._exported = {trial.number: trial for trial in known if trial.state is TrialState.COMPLETE}
         self._next = self._first_new = len(known)  # numbers of trials that are added
         self._elite = 0  # number of the last elite's trial
         self._numbers: dict[bytes, int] = {}  # trial in which a genome ran first
@@ -179,13 +180,24 @@ class StudyRecorder:
             user_attrs=attributes,
             system_attrs=self._picture(record),
         )
-        self.study.add_trial(trial)
-        self.winner = self._next
-        self._next += 1
+        self.winner = self._exported_before(trial)
+        if self.winner is None:
+            self.study.add_trial(trial)
+            self.winner = self._next
+            self._next += 1
         self.study.set_user_attr("winner", dict(result.allocation))
         self.study.set_user_attr("result", json_safe(result.row()))
         self.study.set_user_attr("stopped", result.stopped)
         add_to_dashboard(self.study, result)
+
+    def _exported_before(self, trial: FrozenTrial) -> int | None:
+        """Return the number of a winner's trial that was added before the run was killed; None where there is none."""
+        keys = ("generation", level_codes.LEVELS, RUN)
+
+        def same(other: FrozenTrial) -> bool:
+            return all(other.user_attrs.get(key) == trial.user_attrs.get(key) for key in keys)
+
+        return next((number for number, other in self._exported.items() if same(other)), None)
 
     def _trial(
         self, candidate: Candidate, record: GenerationRecord, numbers: Mapping[int, int], *, won: bool
