@@ -174,14 +174,17 @@ def _join(joined: Joined, patience: float) -> Served:
     """
     progress = shared_progress()
     config = joined.config
-    queue = StudyQueue(storage=joined.storage, study=joined.study)
     bench = bench_of(config)
     problem = bench.problem(build(config, "budget"))
     fitness = build(config, "fitness")
     mine = shared_identity(bench, fitness, problem=problem, seed=config.seed)
+    try:
+        queue = StudyQueue(storage=joined.storage, study=joined.study)
+    except KeyError as error:
+        raise _over(joined.study) from error
     search = queue.search
     if search is None:
-        raise EvosweepError(f"the search of study {joined.study!r} is over")
+        raise _over(joined.study)
     check_same(mine, search["identity"], whose=f"study {joined.study!r}")
     scorer = build(config, "scorer")(evaluator=bench.evaluator, fitness=fitness, seed=config.seed)
     worker = f"{socket.gethostname()}-{os.getpid()}"
@@ -196,6 +199,10 @@ def _join(joined: Joined, patience: float) -> Served:
         return serve(queue, scorer, problem=problem, worker=worker, lease=search["lease"], patience=patience)
     finally:
         queue.leave(worker)
+
+
+def _over(study: str) -> EvosweepError:
+    return EvosweepError(f"the search of study {study!r} is over; there is nothing left to score")
 
 
 def _ended(served: Served) -> str:

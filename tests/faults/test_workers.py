@@ -268,7 +268,7 @@ def test_what_a_worker_cannot_join_is_one_line(folder: Path, processes, capsys) 
     assert "there is no setting 'sed' (did you mean 'seed'?)" in refused(capsys, "worker", run, "sed=3")
     assert leader.is_alive()
     leader.kill()
-    idle = " ".join(run_quietly(capsys, "worker", run, "--patience=1").split())
+    idle = " ".join(run_quietly(capsys, "worker", run, "--patience=1", "scorer.seconds=0").split())
     assert "there was no more work: 0 candidates" in idle or "candidates scored in" in idle
 
 
