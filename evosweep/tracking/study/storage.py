@@ -11,10 +11,11 @@ from typing import BinaryIO
 import optuna
 from optuna.artifacts import FileSystemArtifactStore
 from optuna.storages import BaseStorage, InMemoryStorage, JournalStorage
-from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
+from optuna.storages.journal import JournalFileBackend
 
 from evosweep.core.checks import check_choice
 from evosweep.core.errors import SettingError
+from evosweep.tracking.study.journal_lock import OwnedLock
 
 RECORD = ("compact", "elites", "all")
 CHUNK = 2**16  # bytes read at once
@@ -59,8 +60,7 @@ class Journal:
         """
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            # The open lock works on every file system and platform, the default symlink lock does not.
-            lock = JournalFileOpenLock(str(self.path))
+            lock = OwnedLock(str(self.path))
             if self.path.is_file():
                 with _held(lock):
                     cut = cut_torn_line(self.path)
@@ -185,7 +185,7 @@ def _is_json(line: bytes) -> bool:
 
 
 @contextmanager
-def _held(lock: JournalFileOpenLock) -> Iterator[None]:
+def _held(lock: OwnedLock) -> Iterator[None]:
     lock.acquire()
     try:
         yield
