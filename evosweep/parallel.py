@@ -1,33 +1,305 @@
-"""Calibration divided among processes: each runs its own token windows, and their measurements are summed.
+"""Processes of one command that share its work: the leader orders and writes, the others compute what it asks for.
 
-Start with ``torchrun --nproc-per-node N -m evosweep ...``. The leader (rank 0) writes the level store and goes on to
-search; the other processes help to build the store and end.
+Start with ``torchrun --nproc-per-node N -m evosweep ...``. The leader (rank 0) alone reads settings, searches, and
+writes files, runs and studies. It broadcasts orders (build the store together, score these genomes ...); the others
+answer one after the other until it leaves. So nothing but the leader decides what happens next: not a clock, a signal,
+a cached file or a sampler's storage that another process would see at another moment.
+
+Every wait is a loop over short sleeps, so that signals arrive, and ends when another process has failed or left, or
+after ``EVOSWEEP_RANKS_TIMEOUT`` seconds.
 """
 
-import atexit
+import json
 import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Any
 
 import torch
+from safetensors.torch import load, save
 from torch import distributed
 
-from evosweep.core.errors import StoreError
+from evosweep.core.errors import EvosweepError, SettingError, StoreError
+
+TIMEOUT = "EVOSWEEP_RANKS_TIMEOUT"  # environment: seconds that a process waits for what another one owes it
+DEFAULT_TIMEOUT = 1800.0
+RENDEZVOUS = ("RANK", "MASTER_ADDR", "MASTER_PORT")  # set by torchrun, beside WORLD_SIZE
+HOW = "start with torchrun --nproc-per-node N -m evosweep ..., or unset WORLD_SIZE"
+UNBOUNDED = timedelta(days=365)  # gloo's own limit on waiting for an order: the leader may be busy alone for long
+SPIN = 0.05  # seconds of waiting without a pause
+PAUSE = 5e-4  # seconds between two looks after that
+LOOK = 1.0  # seconds between two looks at whether another process failed
+FACTS = "facts"  # name of the JSON among an order's tensors
+LENGTH = 8  # bytes of a message's length in front of it
+END = "end"
+FAREWELL = 3.0  # seconds that a leader waits until the others have seen that it failed
+LEFT = "left"  # key of the rendezvous' store: how many have seen it
+FAILED = "failed"  # key of the rendezvous' store: why the command failed; empty where its leader has said so
+Tensors = Mapping[str, torch.Tensor]
+Message = tuple[dict[str, Any], dict[str, torch.Tensor]]
+Handler = Callable[[Mapping[str, Any], Tensors], Message | None]
+
+
+class RanksError(EvosweepError):
+    """Another process failed, left or did not answer in time."""
+
+
+class Over(Exception):
+    """Raised in a process that follows, when the command is over and its leader has said why."""
+
+
+@dataclass
+class _Group:
+    """The processes that this one belongs to.
+
+    Attributes:
+        rank: Of this process.
+        size: How many there are.
+        timeout: Seconds that one waits for another.
+        store: The rendezvous' keys and values.
+        control: Group that orders and answers go through, on the CPU.
+        leads: Whether this process gives orders.
+        owed: Whether the others have not answered the last order.
+        lost: Whether the processes are out of step, so that no order is possible any more.
+    """
+
+    rank: int
+    size: int
+    timeout: float
+    store: Any
+    control: Any = None
+    leads: bool = False
+    owed: bool = False
+    lost: bool = field(default=False)
+
+
+_groups: list[_Group] = []  # none, or the one
 
 
 def join() -> None:
-    """Join the process group if torchrun started this process; calling it again does nothing."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not distributed.is_initialized():
-        cuda = torch.cuda.is_available()
-        if cuda:
-            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-        # Booleans are broadcast from the CPU, sums are taken where the model is.
-        distributed.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo")
-        atexit.register(distributed.destroy_process_group)
+    """Join the processes that torchrun started with this one; calling it again does nothing.
+
+    Raises:
+        EvosweepError: The environment asks for several processes and does not say where they meet, or they do not
+            meet in time.
+    """
+    size = _size()
+    if size == 1 or _groups:
+        return
+    missing = [name for name in RENDEZVOUS if not os.environ.get(name)]
+    if missing:
+        raise EvosweepError(f"WORLD_SIZE={size} is set and {' and '.join(missing)} not: {HOW}")
+    timeout = _timeout()
+    cuda = torch.cuda.is_available()
+    if cuda:
+        torch.cuda.set_device(_local_rank())
+    limit = timedelta(seconds=timeout)
+    try:
+        store, rank, size = next(iter(distributed.rendezvous("env://", timeout=limit)))
+        store.set_timeout(limit)
+        distributed.init_process_group(
+            "cpu:gloo,cuda:nccl" if cuda else "gloo",  # sums are taken where the model is
+            store=distributed.PrefixStore("group", store),
+            rank=rank,
+            world_size=size,
+            timeout=limit,
+        )
+        control = distributed.new_group(backend="gloo", timeout=UNBOUNDED)
+    except (RuntimeError, ValueError, OSError) as error:
+        where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise EvosweepError(
+            f"the {size} processes did not meet at {where} within {timeout:g} s ({TIMEOUT}): {reason}; {HOW}"
+        ) from error
+    _groups.append(_Group(rank, size, timeout, distributed.PrefixStore("evosweep", store), control))
+
+
+def _size() -> int:
+    """Return how many processes the environment asks for."""
+    text = os.environ.get("WORLD_SIZE") or "1"
+    if not text.strip().isdecimal() or int(text) < 1:
+        raise EvosweepError(f"WORLD_SIZE must be a number of processes, got {text!r}: {HOW}")
+    return int(text)
+
+
+def _local_rank() -> int:
+    """Return the CUDA device of this process."""
+    text = os.environ.get("LOCAL_RANK", "0")
+    count = torch.cuda.device_count()
+    if not text.isdecimal() or int(text) >= count:
+        raise EvosweepError(f"LOCAL_RANK must be below the {count} CUDA devices of this host, got {text!r}: {HOW}")
+    return int(text)
+
+
+def _timeout() -> float:
+    """Return how long a process waits for another, in seconds."""
+    text = os.environ.get(TIMEOUT) or str(DEFAULT_TIMEOUT)
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < UNBOUNDED.total_seconds():
+        raise SettingError(f"environment variable {TIMEOUT}", allowed="a number of seconds above 0", got=text)
+    return seconds
 
 
 def is_leader() -> bool:
     """Return whether this process writes files: rank 0 of a group, or the only process."""
-    return not distributed.is_initialized() or distributed.get_rank() == 0
+    return not _groups or _groups[0].rank == 0
+
+
+def count() -> int:
+    """Return how many processes share the work."""
+    return _groups[0].size if _groups else 1
+
+
+def rank() -> int:
+    """Return the number of this process, from 0."""
+    return _groups[0].rank if _groups else 0
+
+
+def on_this_host() -> int:
+    """Return how many of the processes run on this host, and so share its memory; torchrun says so."""
+    text = os.environ.get("LOCAL_WORLD_SIZE", "")
+    return min(int(text), count()) if text.isdecimal() and int(text) > 0 else count()
+
+
+def lead() -> None:
+    """Let this process give orders from now on, if there are others; they must ``follow``."""
+    for group in _groups:
+        group.leads = group.rank == 0
+
+
+def leads() -> bool:
+    """Return whether there are other processes that wait for this one's orders."""
+    return bool(_groups) and _groups[0].leads
+
+
+def ask(name: str, facts: Mapping[str, Any] | None = None, tensors: Tensors | None = None) -> None:
+    """Order something of all other processes, which answer it; the answers to an earlier order are waited for first.
+
+    Args:
+        name: Of the handler that does it.
+        facts: What it should know, as JSON.
+        tensors: As ``facts``.
+
+    Raises:
+        RanksError: Another process failed or left.
+    """
+    group = _groups[0]
+    answers()
+    if group.lost:
+        raise RanksError("the processes are out of step since an earlier error; start the command again")
+    group.owed = name != END
+    packed = _packed({"order": name, **(facts or {})}, tensors or {})
+    with _in_step(group):
+        _broadcast(group, torch.tensor([len(packed)]), limit=group.timeout)
+        _broadcast(group, packed, limit=group.timeout)
+
+
+def answers() -> list[Message]:
+    """Return what the other processes answered to the last order, by rank from 1; none where all answers were read.
+
+    Raises:
+        RanksError: Another process failed, left or did not answer in time.
+    """
+    group = _groups[0]
+    if not group.owed:
+        return []
+    with _in_step(group):
+        found = [_unpacked(packed) for packed in _gathered(group, _packed({}, {}), limit=group.timeout)[1:]]
+    group.owed = False
+    for other, (facts, _) in enumerate(found, start=1):
+        if "error" in facts:
+            raise RanksError(f"process {other} of {group.size}: {facts['error']}")
+    return found
+
+
+@contextmanager
+def asked(name: str, facts: Mapping[str, Any] | None = None, tensors: Tensors | None = None) -> Iterator[list[Message]]:
+    """Order something of the others while this process does the same; yield a list that holds their answers at the end.
+
+    Arguments and errors as of ``ask`` and ``answers``; an error of this process itself comes first.
+    """
+    found: list[Message] = []
+    ask(name, facts, tensors)
+    try:
+        yield found
+    except Exception:
+        with suppress(RanksError):
+            answers()  # so that the processes stay in step
+        raise
+    found += answers()
+
+
+@contextmanager
+def together(name: str) -> Iterator[None]:
+    """Order something in which this process takes part with collective operations, while the context lasts."""
+    if not leads():
+        yield
+        return
+    ask(name)
+    with _in_step(_groups[0]):  # else the others may wait in an operation that this process never comes to
+        yield
+    answers()
+
+
+def follow(handlers: Mapping[str, Handler]) -> None:
+    """Do what the leader orders until the command is over.
+
+    Args:
+        handlers: What to do, by an order's name: facts and tensors to the answer's facts and tensors.
+
+    Raises:
+        RanksError: The leader is gone and left no reason.
+    """
+    group = _groups[0]
+    with suppress(Over):
+        while True:
+            length = torch.zeros(1, dtype=torch.int64)
+            _broadcast(group, length)
+            packed = torch.empty(int(length), dtype=torch.uint8)
+            _broadcast(group, packed)
+            facts, tensors = _unpacked(packed)
+            if facts["order"] == END:
+                return
+            _gathered(group, _packed(*_answer(group, handlers[facts["order"]], facts, tensors)))
+            group.store.delete_key(f"{FAILED}/{group.rank}")  # the leader knows
+
+
+def _answer(group: _Group, handler: Handler, facts: Mapping[str, Any], tensors: Tensors) -> Message:
+    """Return what a handler answers; an error of it is the answer, and ends operations that others wait in."""
+    try:
+        return handler(facts, tensors) or ({}, {})
+    except (Over, RanksError):
+        raise
+    except Exception as error:
+        text = str(error) if isinstance(error, EvosweepError) else f"{type(error).__name__}: {error}"
+        group.store.set(f"{FAILED}/{group.rank}", " ".join(text.split()))
+        return {"error": text}, {}
+
+
+def leave() -> None:
+    """Leave the group, as every process does when it ends; the leader sends the others home."""
+    if not _groups:
+        return
+    group = _groups[0]
+    if group.leads:
+        with suppress(Exception):
+            if not group.owed and not group.lost:
+                ask(END)
+            else:
+                group.store.set(f"{FAILED}/0", "")
+                deadline = time.monotonic() + FAREWELL  # the store may go with this process
+                while group.store.add(LEFT, 0) < group.size - 1 and time.monotonic() < deadline:
+                    time.sleep(PAUSE)
+    _groups.clear()
+    if not group.lost:
+        with suppress(Exception):
+            distributed.destroy_process_group()
 
 
 def shard_rows(rows: Any) -> Any:
@@ -36,34 +308,128 @@ def shard_rows(rows: Any) -> Any:
     Raises:
         StoreError: There are fewer rows (token windows) than processes.
     """
-    if not distributed.is_initialized():
+    if count() == 1:
         return rows
-    count = distributed.get_world_size()
-    if len(rows) < count:
+    if len(rows) < count():
         raise StoreError(
             f"tokens.calibration must be at least one window of tokens.seq_len a process, got {len(rows)} windows "
-            f"for {count} processes"
+            f"for {count()} processes"
         )
-    return rows[distributed.get_rank() :: count]
+    return rows[rank() :: count()]
 
 
 def all_reduce_sum(*tensors: torch.Tensor) -> None:
     """Replace each tensor, in place, by its sum over all processes."""
-    if distributed.is_initialized():
-        for tensor in tensors:
-            distributed.all_reduce(tensor)
+    for tensor in tensors:
+        _reduce(tensor, distributed.ReduceOp.SUM)
 
 
 def all_reduce_max(tensor: torch.Tensor) -> None:
     """Replace a tensor, in place, by its largest values over all processes."""
-    if distributed.is_initialized():
-        distributed.all_reduce(tensor, op=distributed.ReduceOp.MAX)
+    _reduce(tensor, distributed.ReduceOp.MAX)
+
+
+def _reduce(tensor: torch.Tensor, operation: Any) -> None:
+    for group in _groups:
+        with _in_step(group):
+            work = distributed.all_reduce(tensor, op=operation, async_op=True)
+            _wait(group, work, limit=group.timeout, watch=range(group.size))
 
 
 def broadcast_bool(value: bool) -> bool:
     """Return the leader's ``value`` in every process."""
-    if not distributed.is_initialized():
+    if not _groups:
         return value
     answer = torch.tensor([int(value)])
-    distributed.broadcast(answer, src=0)
+    with _in_step(_groups[0]):
+        _broadcast(_groups[0], answer)
     return bool(answer)
+
+
+def _broadcast(group: _Group, tensor: torch.Tensor, *, limit: float | None = None) -> None:
+    """Replace a tensor, in place, by the leader's."""
+    _wait(group, distributed.broadcast(tensor, src=0, group=group.control, async_op=True), limit=limit)
+
+
+def _gathered(group: _Group, packed: torch.Tensor, *, limit: float | None = None) -> list[torch.Tensor]:
+    """Return the bytes that every process gave, by rank, in the leader; nothing in the others."""
+    length = torch.tensor([len(packed)])
+    _wait(group, distributed.all_reduce(length, distributed.ReduceOp.MAX, group.control, async_op=True), limit=limit)
+    padded = torch.zeros(int(length), dtype=torch.uint8)
+    padded[: len(packed)] = packed
+    found = [torch.empty_like(padded) for _ in range(group.size)] if group.rank == 0 else None
+    _wait(group, distributed.gather(padded, found, dst=0, group=group.control, async_op=True), limit=limit)
+    return found or []
+
+
+def _wait(group: _Group, work: Any, *, limit: float | None = None, watch: Sequence[int] = (0,)) -> None:
+    """Wait for an operation of several processes, open to signals and to what happens to the others.
+
+    Args:
+        group: The processes.
+        work: The operation.
+        limit: Seconds; None: as long as the others are there.
+        watch: Processes whose failure ends the wait; one that answers orders says so in its answer.
+
+    Raises:
+        RanksError: Another process failed or left, or the time is over.
+        Over: The leader has failed and said why.
+    """
+    began = time.monotonic()
+    looked = began
+    try:
+        while not work.is_completed():
+            now = time.monotonic()
+            if now - looked > LOOK:
+                looked = now
+                _check_others(group, watch)
+                if limit is not None and now - began > limit:
+                    raise RanksError(f"another process did not answer within {limit:g} s ({TIMEOUT})")
+            time.sleep(0 if now - began < SPIN else PAUSE)
+        work.wait()
+    except (RuntimeError, ValueError) as error:  # of torch: the connection is gone
+        _check_others(group, range(group.size))
+        raise RanksError(
+            f"another process of the {group.size} has ended before its work was done (killed, or out of memory); "
+            "start the same command again, with resume=auto to go on"
+        ) from error
+
+
+def _check_others(group: _Group, others: Sequence[int]) -> None:
+    """Raise the error of another process that failed; Over where the leader has said it or will."""
+    try:
+        for other in others:
+            if other != group.rank and group.store.check([f"{FAILED}/{other}"]):
+                if other == 0 or group.rank:
+                    group.store.add(LEFT, 1)
+                    raise Over
+                raise RanksError(f"process {other} of {group.size}: {group.store.get(f'{FAILED}/{other}').decode()}")
+    except (RuntimeError, ValueError):
+        return  # the store went with the process that kept it
+
+
+@contextmanager
+def _in_step(group: _Group) -> Iterator[None]:
+    """Note that the processes are out of step if an operation of all of them is cut; end those that follow."""
+    try:
+        yield
+    except BaseException:
+        group.lost = True
+        if group.leads:
+            with suppress(RuntimeError):
+                group.store.set(f"{FAILED}/0", "")
+        raise
+
+
+def _packed(facts: Mapping[str, Any], tensors: Tensors) -> torch.Tensor:
+    """Return facts and tensors as bytes, their number in front."""
+    text = torch.frombuffer(bytearray(json.dumps(facts).encode()), dtype=torch.uint8)
+    packed = save({**tensors, FACTS: text})
+    return torch.frombuffer(bytearray(len(packed).to_bytes(LENGTH, "little") + packed), dtype=torch.uint8)
+
+
+def _unpacked(packed: torch.Tensor) -> Message:
+    """Return the facts and tensors of ``_packed``, behind which anything may stand."""
+    given = memoryview(packed.numpy())
+    tensors = load(bytes(given[LENGTH : LENGTH + int.from_bytes(given[:LENGTH], "little")]))
+    return json.loads(tensors.pop(FACTS).numpy().tobytes()), tensors

@@ -6,6 +6,7 @@ import os
 import shlex
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -17,12 +18,14 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from evosweep import __version__, parallel
+from evosweep.cli.check import OWN
 from evosweep.cli.compose import build, imply_budget, sections
 from evosweep.cli.folders import CLAIM, check_writable
 from evosweep.cli.identity import RunIdentity, overrides_of
 from evosweep.cli.launch import JOBS, MULTIRUN, VARIED
 from evosweep.cli.names import check_name
 from evosweep.cli.progress import JobProgress
+from evosweep.cli.registering import registered_name
 from evosweep.cli.resume import over
 from evosweep.cli.signals import Ending
 from evosweep.core.checks import check_int
@@ -32,9 +35,11 @@ from evosweep.core.results import RESULT, read_result
 from evosweep.pipeline import CONFIG, check, check_together
 from evosweep.pipeline import run as run_pipeline
 from evosweep.search.plan import Plan
+from evosweep.search.sharing import Sharing
 from evosweep.task import Notes, Task
 from evosweep.tracking.console import RichProgress
 from evosweep.tracking.naming import run_params, varied_values
+from evosweep.tracking.study.storage import Memory
 from evosweep.workbench import Materials, Workbench, open_bench
 
 WORKBENCH = ("model", "data", "tokens", "compressor", "transform", "drop", "units", "store", "evaluate")
@@ -53,7 +58,9 @@ def shared_progress() -> JobProgress:
 
 @lru_cache(maxsize=1)
 def _opened(settings: str) -> Workbench:
-    return open_bench(materials_of(OmegaConf.create(json.loads(settings))), progress=shared_progress())
+    others = parallel.asked("prepare", {"settings": settings}) if parallel.leads() else nullcontext()
+    with others:
+        return open_bench(materials_of(OmegaConf.create(json.loads(settings))), progress=shared_progress())
 
 
 def forget_bench() -> None:
@@ -63,7 +70,10 @@ def forget_bench() -> None:
 
 def bench_of(config: DictConfig) -> Workbench:
     """Return the workbench of a configuration; jobs of one process with the same settings share the last one."""
-    return _opened(json.dumps({key: sections(config, key)[1] for key in WORKBENCH}))
+    bench = _opened(json.dumps({key: sections(config, key)[1] for key in WORKBENCH}))
+    if parallel.leads():
+        parallel.ask("fitness", {"fitness": sections(config, "fitness")[1]})
+    return bench
 
 
 def materials_of(config: DictConfig) -> Materials:
@@ -84,7 +94,6 @@ def run(config: DictConfig) -> dict[str, Any]:
     """
     hydra = HydraConfig.get()
     quiet_libraries(verbose=hydra.verbose)
-    parallel.join()
     folder = Path(hydra.runtime.output_dir)
     imply_budget(config, list(hydra.overrides.task))
     varied = varied_values(list(hydra.overrides.task), json.loads(os.environ.get(VARIED, "[]")))
@@ -95,8 +104,6 @@ def run(config: DictConfig) -> dict[str, Any]:
     shared_progress().begin(prefix=_prefix(), log=folder / CLAIM, first=_command(list(hydra.overrides.task)))
     bench = bench_of(config)
     draft = check(task, bench)
-    if not parallel.is_leader():
-        return {"store": bench.store.key}  # the first process searches
     overrides = list(hydra.overrides.task)
     notes = notes_of(config, task, model=bench.loaded.name, overrides=overrides, choices=hydra.runtime.choices)
     return run_pipeline(task, bench, draft, notes)
@@ -120,16 +127,20 @@ def task_of(config: DictConfig, *, folder: Path, resume: bool = False) -> Task:
         made["finish"] = build(config, "finish")
     if "tasks" in config:
         made["tasks"] = build(config, "tasks")
-    exporter = build(config, "export", without=("jobs",))
+    if "workers" in config:
+        made["sharing"] = build(config, "workers")
+    exporter = build(config, "export", without=OWN["export"])
     jobs = config.export.get("jobs", "winner")
     if jobs not in EXPORT_JOBS:
         raise SettingError("export.jobs", allowed=EXPORT_JOBS, got=jobs)
     check_together(made["storage"], made["tracking"], exporter)
     check_storage(made["storage"])
+    check_shared(made["storage"], made.get("sharing", Sharing()))
     return Task(
         seed=seed,
         plan=plan_of(config),
         exporter=exporter,
+        register=registered_name(config, made["tracking"], exporter),
         tracker=made.pop("tracking"),
         folder=folder,
         export_now=MULTIRUN not in os.environ or jobs == "all" or config.tracking.get("model") == "weights",
@@ -166,6 +177,16 @@ def check_storage(storage: Any) -> None:
         if not isinstance(artifacts, str) or not artifacts:
             raise SettingError("storage.artifacts", allowed="a folder, or null", got=artifacts)
         check_writable(Path(artifacts), setting="storage.artifacts")
+
+
+def check_shared(storage: Any, sharing: Sharing) -> None:
+    """Raise SettingError where workers could not reach the storage of a search that is shared."""
+    if sharing.parts is not None and isinstance(storage, Memory):
+        raise SettingError(
+            "storage",
+            allowed="one that other processes reach, as workers.parts is set: journal, database or grpc",
+            got="memory",
+        )
 
 
 def _prefix() -> str:
@@ -214,3 +235,5 @@ def quiet_libraries(*, verbose: object = False) -> None:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     for name in ("mlflow", "alembic", "httpx", "huggingface_hub", "datasets", "fsspec"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    # A traceback for every failure of its database, which it raises, too: the tracker says in one line what is missing.
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)

@@ -4,10 +4,12 @@ import math
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
 
+from evosweep import parallel
 from evosweep.allocators.harm import HAWQ
 from evosweep.core.errors import EvosweepError
 from evosweep.core.events import Progress
@@ -21,6 +23,7 @@ from evosweep.models.slots import Slot
 
 BACKWARD = 3  # a forward and a backward pass cost as much as so many forward passes
 PASSES = 32  # number of backward passes, unless that puts more than TOGETHER tokens into one
+SQUARES = "squares"  # name of an order
 TOGETHER = 16384  # most tokens in one backward pass
 
 
@@ -61,11 +64,17 @@ def hawq_v2(
     together = max(1, min(math.ceil(count / PASSES), TOGETHER // seq_len))
     passes = [windows[start : start + together] for start in range(0, count, together)]
 
+    orders = [
+        {"windows": chosen.tolist(), "seed": int(generator(seed, "labels", draw).integers(2**31))}
+        for draw, chosen in enumerate(passes)
+    ]
+    ahead: dict[int, list[float]] = {}  # passes that other processes have made
+
     def of(draw: int) -> list[float]:
-        ids = moved(split.windows[passes[draw]], anatomy.device)
-        labels_seed = int(generator(seed, "labels", draw).integers(2**31))
-        squares: list[float] = _squared_gradients(anatomy, mine, ids, labels_seed).tolist()
-        return squares
+        if draw not in ahead:
+            together = orders[draw : draw + (parallel.count() if evaluator.shared else 1)]
+            ahead.update(enumerate(_passes(evaluator, [slot.name for slot in mine], together), start=draw))
+        return ahead.pop(draw)
 
     found = (steps or Steps()).run(range(len(passes)), of, progress=progress, description="measuring curvature")
     squares = np.zeros(len(mine))
@@ -74,6 +83,38 @@ def hawq_v2(
     traces = (squares / (count * seq_len)).tolist()  # a token
     by_layer = dict(zip([layer.name for layer in layers], traces, strict=True))
     return _harms(evaluator, problem, {slot.name: slot for slot in mine}, by_layer)
+
+
+def _passes(evaluator: Evaluator, layers: Sequence[str], orders: Sequence[Mapping[str, Any]]) -> list[list[float]]:
+    """Return the squared gradients of some backward passes, of which every process makes one.
+
+    Args:
+        evaluator: Has the dense model.
+        layers: Names of the layers.
+        orders: Windows and seed of every pass.
+    """
+    facts = {"layers": list(layers), "passes": list(orders)}
+    if len(orders) == 1:
+        return [_squares(evaluator, facts, 0)]
+    with parallel.asked(SQUARES, facts) as answers:
+        own = _squares(evaluator, facts, 0)
+    return [own, *(answer["squares"] for answer, _ in answers[: len(orders) - 1])]
+
+
+def answer_squares(evaluator: Evaluator, facts: Mapping[str, Any]) -> parallel.Message:
+    """Return the squared gradients of this process's backward pass, if there is one for it."""
+    mine = parallel.rank() < len(facts["passes"])
+    return {"squares": _squares(evaluator, facts, parallel.rank()) if mine else []}, {}
+
+
+def _squares(evaluator: Evaluator, facts: Mapping[str, Any], number: int) -> list[float]:
+    """Return the squared gradients of one pass, by layer."""
+    slots = {slot.name: slot for slot in evaluator.anatomy.all_slots}
+    order = facts["passes"][number]
+    ids = moved(evaluator.splits["search"].windows[order["windows"]], evaluator.anatomy.device)
+    mine = [slots[name] for name in facts["layers"]]
+    squares: list[float] = _squared_gradients(evaluator.anatomy, mine, ids, order["seed"]).tolist()
+    return squares
 
 
 def _harms(

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from evosweep import parallel
 from evosweep.core.errors import EvosweepError
 from evosweep.core.lru import ByteLRU
 from evosweep.core.problem import Genome, Problem
@@ -25,6 +26,7 @@ from evosweep.evaluate.level_weights import LevelWeights, bytes_of
 from evosweep.evaluate.memory import Resources, chunks, per_token, plan_memory
 from evosweep.evaluate.outer import OuterUnits
 from evosweep.evaluate.routing import distinct_rows, groups_of
+from evosweep.evaluate.shared import Sharing
 from evosweep.fitness.base import Fitness, Outputs
 from evosweep.models.activations import NONE, RoundedInputs
 from evosweep.models.anatomy import Anatomy
@@ -48,6 +50,7 @@ class Evaluator:
         resources: What scoring may use.
         units: The store's units with tied ones as one; genomes may index these instead. None: nothing is tied.
         majority: As for ``routing.groups_of``.
+        shared: Whether processes that follow this one have the same evaluator, and score with it.
 
     Attributes:
         plan: How memory is divided.
@@ -66,6 +69,7 @@ class Evaluator:
         resources: Resources | None = None,
         units: Sequence[Unit] | None = None,
         majority: float | None = None,
+        shared: bool = False,
     ) -> None:
         self.anatomy = anatomy
         self.store = store
@@ -85,7 +89,8 @@ class Evaluator:
         self._targets: ByteLRU[dict[str, torch.Tensor]] = ByteLRU(
             limit=self.plan.targets, size=lambda tensors: sum(map(bytes_of, tensors.values()))
         )
-        self._tuned: Mapping[str, torch.Tensor] = {}
+        self._sharing = Sharing(self) if shared and parallel.leads() else None
+        self.tuned_values: Mapping[str, torch.Tensor] = {}
         self.validated: dict[bytes | None, dict[str, float]] = {}
         self.validated_windows: dict[bytes | None, list[float]] = {}
         asked = self.resources.activations
@@ -136,8 +141,21 @@ class Evaluator:
 
         Raises:
             ModelError: The dense model's loss is NaN or infinite.
-            EvosweepError: One candidate on one window does not fit the device's memory.
+            EvosweepError: One candidate on one window does not fit the device's memory, or another process failed.
         """
+        losses = self.own_losses if self._sharing is None else self._sharing.losses
+        return losses(genomes, split=split, windows=windows, fitness=fitness, length=length)
+
+    def own_losses(
+        self,
+        genomes: Genomes | None,
+        *,
+        split: str,
+        windows: Sequence[int],
+        fitness: Sequence[Fitness],
+        length: int | None = None,
+    ) -> dict[str, npt.NDArray[np.float32]]:
+        """Return what ``token_losses`` does, computed by this process alone; arguments as there."""
         chosen = self.splits[split].windows[np.asarray(windows, dtype=np.int64), :length]
         genomes = None if genomes is None else self.expand(genomes)
         if genomes is not None and self._gates.gating.any():  # so that they share rows
@@ -163,12 +181,12 @@ class Evaluator:
 
         The dense model keeps its own. What ``validated`` holds of compressed models is without them.
         """
-        before = self._tuned
-        self._tuned = values
+        before = self.tuned_values
+        self.tuned_values = values
         try:
             yield
         finally:
-            self._tuned = before
+            self.tuned_values = before
 
     def weight(self, unit: int, level: int) -> torch.Tensor:
         """Return the weight (out, in) of a level, both by index in the store, on the model's device in its type."""
@@ -181,6 +199,16 @@ class Evaluator:
             layers: The module of each unit, by the unit's name.
         """
         return nullcontext() if self._inputs is None else self._inputs.of_layers(layers)
+
+    @property
+    def shared(self) -> bool:
+        """Whether other processes score with this one."""
+        return self._sharing is not None
+
+    @property
+    def exact(self) -> bool:
+        """Whether layers are given their inputs as they are."""
+        return self._inputs is None
 
     @contextmanager
     def exact_inputs(self) -> Iterator[None]:
@@ -277,8 +305,8 @@ class Evaluator:
             genomes: Level indices (genomes, units); None runs the dense model.
             tokens: Token ids (windows, seq_len).
         """
-        if genomes is not None and self._tuned:
-            with replaced_parameters(self.anatomy.model, self._tuned):
+        if genomes is not None and self.tuned_values:
+            with replaced_parameters(self.anatomy.model, self.tuned_values):
                 return self._through_blocks(genomes, tokens)
         return self._through_blocks(genomes, tokens)
 
