@@ -1,6 +1,6 @@
 """Kills runs at random moments and lets ``resume=auto`` go on: how many find what an undisturbed run finds.
 
-    python benchmarks/kills.py [--times 20] [--seed 0] [--folder ...]
+    python benchmarks/kills.py [--times 20] [--first 1] [--seed 0] [--folder ...]
 
 A model of six small blocks on the CPU. The kills (SIGKILL) are spread evenly over the phases of a run: building the
 level store, measuring the whole model, searching, exporting. A kill comes a random time after the first file of its
@@ -91,33 +91,39 @@ def main() -> None:
     """Print a table of all kills, and how many went on to the same result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--times", type=int, default=20)
+    parser.add_argument("--first", type=int, default=1, help="number of the first kill, where earlier ones were done")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", type=Path, help="kept; by default a temporary one")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = (options.folder or Path(name)).absolute()
         folder.mkdir(parents=True, exist_ok=True)
-        sys.exit(0 if run(folder, times=options.times, seed=options.seed) else 1)
+        sys.exit(0 if run(folder, first=options.first, times=options.times, seed=options.seed) else 1)
 
 
-def run(folder: Path, *, times: int, seed: int) -> bool:
+def run(folder: Path, *, first: int, times: int, seed: int) -> bool:
     """Kill and resume; return whether all went on to the same result.
 
     Args:
         folder: Where the runs work.
-        times: Number of kills.
+        first: Number of the first kill.
+        times: Number of the last.
         seed: Chooses their moments.
     """
-    write_corpus(folder)
     whole = Attempt(folder, WHOLE)
-    _finish(whole)
+    if not whole.files("result.json"):
+        write_corpus(folder)
+        _finish(whole)
     seconds = _seconds(whole)
     rng = np.random.default_rng(seed)
     table = Table("", "phase", "killed after", "there then", "same", "differs in", box=box.SIMPLE)
     same = 0
     for number in range(times):
         phase = PHASES[number % len(PHASES)]
-        attempt, wait = _killed(folder, f"kill_{number}", phase, rng.uniform(0, seconds[phase]))
+        moment = rng.uniform(0, seconds[phase])
+        if number + 1 < first:
+            continue
+        attempt, wait = _killed(folder, f"kill_{number}", phase, moment)
         there = attempt.progress()
         differing = _resumed(attempt, whole)
         same += not differing
@@ -126,8 +132,10 @@ def run(folder: Path, *, times: int, seed: int) -> bool:
         print(f"{number + 1} of {times}: {phase}, {there}, same: {verdict}", file=sys.stderr)
     console = Console(width=100)
     console.print(table)
-    console.print(f"{same} of {times} went on to the identical allocation, figures, trials and MLflow steps")
-    return same == times
+    console.print(
+        f"{same} of {times - first + 1} went on to the identical allocation, figures, trials and MLflow steps"
+    )
+    return same == times - first + 1
 
 
 def _seconds(attempt: Attempt) -> dict[str, float]:

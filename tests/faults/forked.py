@@ -14,7 +14,24 @@ from tests.cli import evosweep
 from tests.faults.processes import PATIENCE
 
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["evosweep.cli.job", "evosweep.tracking.mlflow_tracker.tracker", "evosweep.cli.finish"])
+FORKS.set_forkserver_preload(
+    [
+        "evosweep.cli.job",
+        "evosweep.cli.finish",
+        "evosweep.compressors.gptq",
+        "evosweep.data.text",
+        "evosweep.exporters.packed",
+        "evosweep.samplers.evopress",
+        "evosweep.tracking.artifacts.interactive",
+        "evosweep.tracking.mlflow_tracker.tracker",
+        "mlflow.store.tracking.sqlalchemy_store",
+        "mlflow.utils.git_utils",
+        "optuna_dashboard",
+        "transformers.generation",
+        "transformers.models.llama.modeling_llama",
+        "tests.cli",
+    ]
+)
 
 
 def fork(folder: Path, *arguments: str, cache: Path, printed: str | None = None) -> ForkServerProcess:

@@ -14,11 +14,11 @@ from tests.faults.processes import PATIENCE, lines, logged, only_run, outcome, t
 
 RUN = [
     *TINY,
-    "model.config.num_hidden_layers=6",
-    "search.generations=10",
+    "model.config.num_hidden_layers=4",
+    "search.generations=6",
     "sampler=evopress_ilp_scaled",
     "search.final=true",
-    "evaluate.sensitivity_tokens=512",
+    "evaluate.sensitivity_tokens=384",
     "report=none",
 ]
 
@@ -31,15 +31,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory):
 
 
 def store_has_begun(folder: Path, cache: Path, name: str) -> object:
-    return any(cache.glob("stores/*.partial/[1-5].json"))
+    return any(cache.glob("stores/*.partial/[1-3].json"))
 
 
 def some_windows_are_measured(folder: Path, cache: Path, name: str) -> object:
-    return any(lines(path) >= 3 for path in cache.glob("columns/*.steps"))
+    return any(lines(path) >= 2 for path in cache.glob("columns/*.steps"))
 
 
 def generations_are_done(folder: Path, cache: Path, name: str) -> object:
-    return any(lines(path) >= 5 for path in folder.glob(f"runs/{name}/*/search_state.jsonl"))
+    return any(lines(path) >= 4 for path in folder.glob(f"runs/{name}/*/search_state.jsonl"))
 
 
 def export_has_begun(folder: Path, cache: Path, name: str) -> object:
@@ -48,9 +48,9 @@ def export_has_begun(folder: Path, cache: Path, name: str) -> object:
 
 PHASES: dict[str, tuple[Callable[[Path, Path, str], object], str]] = {
     "store": (store_has_begun, "blocks are there already"),
-    "measurement": (some_windows_are_measured, "8 steps were done before"),
+    "measurement": (some_windows_are_measured, "6 steps were done before"),
     "search": (generations_are_done, "going on after generation"),
-    "export": (export_has_begun, "going on after generation 10"),
+    "export": (export_has_begun, "going on after generation 6"),
 }
 
 
@@ -105,7 +105,7 @@ def test_a_run_that_was_killed_before_its_last_word_says_everything_once(folder:
     assert logged(folder, "last") == logged(folder, "whole") and trials(folder, "last") == trials(folder, "whole")
 
 
-@pytest.mark.parametrize("phase", ["store", "measurement"])
+@pytest.mark.parametrize("phase", ["store"])
 def test_a_scheduler_s_signal_keeps_what_is_done(folder: Path, phase: str) -> None:
     reached, said = PHASES[phase]
     name = f"stopped_{phase}"
