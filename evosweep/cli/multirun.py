@@ -16,8 +16,11 @@ from evosweep.cli.launchers import FAILED, ONLY
 from evosweep.cli.names import check_name
 from evosweep.cli.resume import LAUNCH, earlier_folder, hold, multirun_of, typed, write_launch
 from evosweep.core.errors import EvosweepError
+from evosweep.core.files import write_text
+from evosweep.core.redact import redact
 
 JOB_CONFIG = "config.yaml"  # a job writes it once its settings are checked
+HYDRA_FILE = "multirun.yaml"  # Hydra's own
 
 
 class Refused(BaseException):
@@ -58,12 +61,20 @@ class Summary(Callback):
             for name, value in told.items():  # a launcher's workers may have another environment, or an earlier one
                 config.hydra.overrides.hydra.append(f"++hydra.job.env_set.{name}={_quoted(value)}")
 
+    def on_job_start(self, config: DictConfig, **_: Any) -> None:
+        """Mask passwords in what Hydra wrote about a multirun before its first job."""
+        if MULTIRUN in os.environ:
+            mask(Path(str(config.hydra.sweep.dir)))
+
     def end(self, status: str) -> None:
         """Show the comparison and where files are; remove the folders if no job got as far as a search."""
         try:
             if self.launch is None:
                 return
             folder = self.launch.folder
+            mask(folder)
+            for path in folder.glob(".submitit/*/*.pkl"):  # of jobs that are over, with all that was typed
+                path.unlink()
             began = [path.parent for path in [*folder.glob(JOB_CONFIG), *folder.glob(f"*/{JOB_CONFIG}")]]
             if not began:
                 _leave_nothing(folder)
@@ -120,8 +131,17 @@ class Summary(Callback):
         return f"interrupted; the best allocation so far is kept in {where}; to go on: {again}"
 
 
+def mask(folder: Path) -> None:
+    """Mask the passwords in the file that Hydra writes of a multirun's settings."""
+    path = folder / HYDRA_FILE
+    if path.is_file():
+        text = path.read_text(encoding="utf-8")
+        if redact(text) != text:
+            write_text(path, redact(text))
+
+
 def _leave_nothing(folder: Path) -> None:
-    for name in ("multirun.yaml", LAUNCH, f".{CLAIM}.lock"):  # the first is Hydra's own
+    for name in (HYDRA_FILE, LAUNCH, f".{CLAIM}.lock"):
         (folder / name).unlink(missing_ok=True)
     for path in folder.glob(f"*/{FAILED}"):
         path.unlink()

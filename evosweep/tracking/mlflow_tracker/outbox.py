@@ -17,6 +17,8 @@ PAUSE = 3.0  # seconds without a try after a store did not answer
 SOON = 1.0  # the same at the end of a run
 LAST = 5.0  # seconds without a delivery, at the end of a run, after which the store is given up
 MOST = 60.0  # seconds of deliveries at the end of a run
+UPLOAD = 1800.0  # seconds that one upload of a model may take then: every request of it has its own time limit
+MODEL = "model"  # kind of the write that is such an upload
 logger = logging.getLogger(__name__)
 
 
@@ -56,6 +58,7 @@ class Outbox:
         self._last_answer = time.monotonic()
         self._on_disk = False
         self._over = False
+        self._sending: str | None = None  # kind of the write that is under way
         self._thread: threading.Thread | None = None
 
     def put(self, write: Write) -> None:
@@ -76,8 +79,13 @@ class Outbox:
         with self._changed:
             self._changed.wait_for(lambda: not self._waiting or self._away() or self.refused is not None, seconds)
 
-    def flush(self, seconds: float = LAST) -> bool:
-        """Deliver what is left while the store takes something every ``seconds``; return whether nothing is left."""
+    def flush(self, seconds: float = LAST, *, uploads: bool = True) -> bool:
+        """Deliver what is left while the store takes something every ``seconds``; return whether nothing is left.
+
+        Args:
+            seconds: Without a delivery, after which the store is given up.
+            uploads: Whether a model that is being uploaded may take longer.
+        """
         began = time.monotonic()
         with self._changed:
             self._waiting.extendleft(reversed(self._failed))
@@ -88,7 +96,10 @@ class Outbox:
             self._changed.notify_all()
             while self._waiting and self.refused is None:
                 now = time.monotonic()
-                left = min(self._last_answer + seconds, began + max(seconds, MOST)) - now
+                if uploads and self._sending == MODEL:
+                    left = began + UPLOAD - now
+                else:
+                    left = min(self._last_answer + seconds, began + max(seconds, MOST)) - now
                 if left <= 0:
                     break
                 self._changed.wait(left)
@@ -139,8 +150,10 @@ class Outbox:
                 if self._over:
                     return
                 write = self._waiting[0]
+                self._sending = write.kind
             failure = self._try(write)
             with self._changed:
+                self._sending = None
                 if self._over:
                     return
                 self._note(write, failure)

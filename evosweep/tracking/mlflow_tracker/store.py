@@ -71,6 +71,7 @@ def connect(uri: str | None, *, owner: object) -> MlflowClient:
     logging.getLogger("alembic").setLevel(logging.ERROR)
     logging.getLogger("urllib3").setLevel(logging.ERROR)
     used = resolved_uri(uri)
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # its bars would run through ours
     if is_server(used):
         for name, value in SETTINGS.items():  # MLflow reads them at every request; a user's own values stay
             os.environ.setdefault(name, value)

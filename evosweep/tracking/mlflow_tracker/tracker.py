@@ -335,7 +335,8 @@ class MlflowTracker:
         if not self._multirun:
             self._put(Write("table", {}))
         patience = LOCAL if self.database is not None else LAST
-        done = self._outbox.flush(HURRY if status == "KILLED" else patience)
+        killed = status == "KILLED"
+        done = self._outbox.flush(HURRY if killed else patience, uploads=not killed)
         path = self._outbox.end()
         if not done:
             self.missing = self._outbox.missing(redact(resolved_uri(self.uri)), path)
