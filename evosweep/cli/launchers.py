@@ -94,7 +94,7 @@ def run_jobs(job: Callable[[], Any], *, folder: Callable[[], Path | None], again
         return
     culprits: set[int] = set()
     for _ in range(ATTEMPTS):
-        for number in [n for _, n in _unfinished(where) if n not in culprits]:
+        for number in sorted(_killed(where) - culprits):
             again(where)
             with _only([number]):
                 if not _ends_well(job):
@@ -108,8 +108,8 @@ def run_jobs(job: Callable[[], Any], *, folder: Callable[[], Path | None], again
                 return
 
 
-def _unfinished(folder: Path) -> list[Failure]:
-    return [(text, number) for text, number in failures(folder) if text == KILLED]
+def _killed(folder: Path) -> set[int]:
+    return {number for text, number in failures(folder) if text == KILLED and number is not None}
 
 
 def _left(folder: Path, numbers: Iterable[int]) -> set[int]:

@@ -40,10 +40,10 @@ class ColumnLoop:
         self.zeros = torch.cat([zeros for _, zeros in tables], dim=1)
         top = torch.tensor([float(kind.top) for kind in kinds], device=work.device)
         self.top = top.repeat_interleave(torch.tensor(self.sizes, device=work.device))
-        for place in (self.work == 0).all(dim=1).nonzero()[:, 0].tolist():
+        for column in (self.work == 0).all(dim=1).nonzero()[:, 0].tolist():
             # An input that is always zero: 0 may be on no grid, and what is moved onto others must be nothing.
-            grid = self._grids_at(slice(place, place + 1)).at(0)
-            self.work[place] = grid.values(grid.codes(self.work[place]))
+            grid = self._grids_at(slice(column, column + 1)).at(0)
+            self.work[column] = grid.values(grid.codes(self.work[column]))
 
     def _table(self, grid: Blocks, kind: BlockType) -> tuple[torch.Tensor, torch.Tensor]:
         """Return scale and zero of every part of the narrowest width, shape (parts, rows)."""

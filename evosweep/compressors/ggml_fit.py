@@ -64,8 +64,8 @@ def nearest_codes(values: torch.Tensor, scale: torch.Tensor, added: torch.Tensor
         kind: The type.
     """
     if kind.values is not None:
-        place = (values / scale).mul_(2).floor_().clamp_(-HALVES, HALVES - 1).add_(HALVES)
-        return _codes_of_halves(kind.values, values.device)[place.long()]
+        halves = (values / scale).mul_(2).floor_().clamp_(-HALVES, HALVES - 1).add_(HALVES)
+        return _codes_of_halves(kind.values, values.device)[halves.long()]
     return ((values - added) / scale + float(kind.zero or 0)).round_().clamp_(0, kind.top)
 
 
@@ -135,8 +135,8 @@ def _trials(parts: torch.Tensor, kind: BlockType, steps: int) -> Iterator[Parts]
             low = low.clamp(max=0)
         whole = (high - low).clamp(min=SMALLEST)
         for share in shares:
-            for place in (0.0, 0.5, 1.0):  # what is cut off: above, at both ends, below
-                yield share * whole / kind.top, low + place * (1 - share) * whole
+            for cut in (0.0, 0.5, 1.0):  # what is cut off: above, at both ends, below
+                yield share * whole / kind.top, low + cut * (1 - share) * whole
         return
     extreme = parts.gather(2, parts.abs().argmax(dim=2, keepdim=True))[:, :, 0]
     extreme = torch.where(extreme.abs() < SMALLEST, SMALLEST, extreme)

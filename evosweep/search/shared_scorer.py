@@ -55,7 +55,9 @@ class SharedScorer:
     progress: Progress = field(default_factory=Silent)
     _kept: dict[str, Entry] = field(init=False)  # what an earlier process of this search left, by the part's key
     _leases: Leases = field(init=False)
-    _idle_said: int = field(default=0, init=False)
+    _generation: int | None = field(default=None, init=False)  # that is being scored
+    _most: int = field(default=0, init=False)  # parts of its largest stage
+    _idle_said: int = field(default=0, init=False)  # processes at which idle ones were mentioned
 
     def __post_init__(self) -> None:
         self._leases = Leases(self.sharing.lease)
@@ -122,7 +124,7 @@ class SharedScorer:
 
     def _call(self, call: str, arguments: Mapping[str, Any], genomes: Genomes) -> npt.NDArray[Any]:
         parts = cut(call, arguments, genomes, problem=self.problem, parts=self.sharing.parts or 1)
-        self._say_idle(len(parts))
+        self._watch_idle(arguments.get("generation"), len(parts))
         return joined(self._results(parts))
 
     def _results(self, parts: Sequence[Part]) -> list[Mapping[str, Any]]:
@@ -186,14 +188,21 @@ class SharedScorer:
                 return True
         return False
 
-    def _say_idle(self, parts: int) -> None:
-        """Say once that there are more processes than a call has parts."""
+    def _watch_idle(self, generation: int | None, parts: int) -> None:
+        """Say once, after a generation, that there were more processes than its largest stage had parts."""
+        if generation == self._generation:
+            self._most = max(self._most, parts)
+            return
+        most = self._most if self._generation else 0  # of the generation that is over; the start is a few candidates
+        self._generation = generation
+        self._most = parts
         processes = len(self.queue.workers()) + 1
-        if processes > max(parts, self._idle_said):
+        if most and processes > max(most, self._idle_said):
             self._idle_said = processes
+            few = "workers.parts" if most == self.sharing.parts else "search.offspring"
             self.progress.say(
-                f"{processes} processes share {parts} parts of candidates: {processes - parts} of them wait in this "
-                "stage; more search.offspring, or workers.parts, would use them"
+                f"{processes} processes share the scoring, but a stage has {most} parts at most: the others wait; "
+                f"raise {few} to use them"
             )
 
 

@@ -63,6 +63,16 @@ def test_drop_configurations_of_sublayers() -> None:
     assert format_drops(genome, SUBLAYERS) == text
 
 
+def test_evopress_s_published_drop_configuration() -> None:
+    """Its Llama-2-7B at 25 %: drop_configs/Llama-2-7b-hf/0.25/layer_drop_config.txt."""
+    lines = ["none"] * 9 + ["mlp", "attn+mlp", "mlp", "attn+mlp", "attn+mlp", "attn"] + ["none"] * 7
+    lines += ["mlp", "attn+mlp", "attn", "attn+mlp", "none", "attn"] + ["none"] * 4
+    names = (f"{block}.{name}" for block in range(32) for name in ("self_attn", "mlp"))
+    genome = parse_genome("".join(f"{line}\n" for line in lines), drop_problem(*names))
+    assert (genome[::2] == 0).sum() == (genome[1::2] == 0).sum() == 8  # a quarter of each
+    assert genome[[18, 19, 20, 21, 29, 30]].tolist() == [1, 0, 0, 0, 1, 1]
+
+
 def test_drop_configurations_of_blocks_and_pairs() -> None:
     blocks = drop_problem("0", "1", "2")
     assert parse_genome("none\nattn+mlp\nnone\n", blocks).tolist() == [1, 0, 1]

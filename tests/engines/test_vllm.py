@@ -1,7 +1,9 @@
 """vLLM itself loads mixed exports, and gives the log-probabilities that were scored."""
 
+import ast
 import json
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +19,7 @@ from evosweep.evaluate.population import Evaluator
 from evosweep.exporters.pack_quantized import CompressedTensors
 from evosweep.models.anatomy import Anatomy
 from evosweep.models.dropping import Drop
+from evosweep.models.fusion import FUSED
 from evosweep.models.load import LoadedModel, Random
 from evosweep.store.build import StoreBuilder
 from evosweep.store.store_plan import plan_store
@@ -114,3 +117,22 @@ def test_dropped_blocks_are_gone(compared) -> None:
     assert not np.allclose(
         compared["symmetric, the head too"][0], compared["asymmetric, a block dropped"][0], atol=0.05
     )
+
+
+def test_layers_that_vllm_fuses_are_known() -> None:
+    """Those of two model files or more, in vLLM's own source."""
+    models = next(engine_python("vllm").parents[1].glob("lib/python*/site-packages/vllm/model_executor/models"))
+    texts = [text for path in models.glob("*.py") if "packed_modules_mapping" in (text := path.read_text())]
+    found = Counter(names for text in texts for names in set(fused_names(text)))
+    assert len(found) > 8 and found["q_proj", "k_proj", "v_proj"] > 50
+    known = [set(names) for names in FUSED]
+    assert [names for names, count in found.items() if count > 1 and not any(set(names) <= own for own in known)] == []
+
+
+def fused_names(text: str) -> Iterator[tuple[str, ...]]:
+    """Yields the last parts of the names in every list of two or more in a ``packed_modules_mapping``."""
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Assign) and "packed_modules_mapping" in ast.unparse(node.targets[0]):
+            for part in ast.walk(node.value):
+                if isinstance(part, ast.List) and len(part.elts) > 1:
+                    yield tuple(ast.literal_eval(name).rpartition(".")[2] for name in part.elts)

@@ -65,8 +65,9 @@ class TestForms:
         assert made["dynamic"] == {r"+:^model\.layers\.1\.mlp\.down_proj$": {"bits": 8}, "-:^lm_head$": {}}
 
     def test_auto_round(self) -> None:
-        made = json.loads(only("auto_round", listing()))
-        assert made[Q_PROJ] == {"bits": 3, "group_size": 64, "sym": False} and made[DOWN_PROJ]["bits"] == 8
+        made = json.loads(only("auto_round", listing(down=Setting("8bit", 512, 8, 64, symmetric=True))))
+        assert made[Q_PROJ] == {"bits": 3, "group_size": 64, "sym": False}
+        assert made[DOWN_PROJ] == {"bits": 8, "group_size": 64, "sym": True}
 
     def test_llm_compressor(self) -> None:
         modifier = yaml.safe_load(only("llm_compressor", listing()))["quant_stage"]["quant_modifiers"]["GPTQModifier"]
@@ -173,6 +174,8 @@ def test_the_nearest_width_is_wider_where_two_are_as_near() -> None:
     refusal = TOOLS["gptqmodel"].refusal
     found = [fitted(wide(bits), lambda setting: refusal(setting, "llama")).bits for bits in (5, 6, 7)]
     assert found == [4, 8, 8]
+    symmetric = fitted(wide(8), lambda setting: TOOLS["auto_round"].refusal(setting, "llama"))
+    assert symmetric == Setting("8bit", 512, 8, 64, symmetric=True)
     assert fitted(Setting("nvfp4", 64, number="nvfp4"), lambda setting: refusal(setting, "llama")) is None
 
 

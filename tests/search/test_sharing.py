@@ -166,8 +166,9 @@ def test_threads_share_parts_and_none_is_scored_twice(storage: BaseStorage, prob
     assert scored == Counter({genome.tobytes(): 5 for genome in genomes})
 
 
-def work(path: str, number: int) -> None:
+def work(path: str, number: int, ready) -> None:
     queue = StudyQueue(storage=Journal(path=path).open(), study="s")
+    ready.release()
     options = {"lease": 20.0, "patience": 60.0}
     serve(queue, Sum(), problem=make_problem(), worker=f"w{number}", **options)
 
@@ -176,9 +177,12 @@ def test_processes_share_parts_on_a_journal(tmp_path: Path, problem: Problem) ->
     path = str(tmp_path / "parts.journal")
     queue = queue_of(Journal(path=path).open())
     context = multiprocessing.get_context("fork")
-    processes = [context.Process(target=work, args=(path, number)) for number in range(WORKERS)]
+    ready = context.Semaphore(0)
+    processes = [context.Process(target=work, args=(path, number, ready)) for number in range(WORKERS)]
     for process in processes:
         process.start()
+    for _ in processes:
+        assert ready.acquire(timeout=60)
     genomes = genomes_of(problem, 30)
     leader = shared(queue, problem, Sum(), parts=30)
     assert (leader.score(genomes, **PLACE) == Sum().score(genomes, **PLACE)).all()

@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import shutil
 import signal
+import socket
 import time
 from collections.abc import Iterable, Sequence
 from functools import partial
@@ -13,8 +14,8 @@ from multiprocessing.queues import SimpleQueue
 from pathlib import Path
 
 import pytest
-from torch import distributed
 
+from evosweep import parallel
 from evosweep.cli.cache_command import entries
 from evosweep.compressors.adaquant import AdaQuant
 from evosweep.compressors.entropy import EntropyCoded
@@ -204,15 +205,18 @@ def test_two_processes_that_share_a_build_go_on_together(deep, tmp_path, monkeyp
     anatomy, calibration = deep
     plan = plan_store(anatomy, GPTQ(bits=[2, 3, 4], group=16), Drop(granularity="blocks"))
 
-    def member(rank: int, meeting: Path, cache: Path, progress: Heard) -> None:
-        distributed.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
+    def member(rank: int, port: int, cache: Path, progress: Heard) -> None:
+        meeting = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "localhost", "MASTER_PORT": port}
+        os.environ.update({key: str(value) for key, value in meeting.items()})
+        parallel.join()
         build(plan, calibration, cache, monkeypatch, progress=progress)
-        distributed.barrier()
 
     def both(name: str, progress: Heard) -> list[int | None]:
+        with socket.socket() as free:
+            free.bind(("localhost", 0))
+            port = free.getsockname()[1]
         forks = multiprocessing.get_context("fork")
-        given = [(rank, tmp_path / f"meeting_{time.monotonic_ns()}", tmp_path / name, progress) for rank in range(2)]
-        processes = [forks.Process(target=member, args=(rank, given[0][1], *rest)) for rank, _, *rest in given]
+        processes = [forks.Process(target=member, args=(rank, port, tmp_path / name, progress)) for rank in range(2)]
         for process in processes:
             process.start()
         for process in processes:

@@ -7,6 +7,7 @@ from evosweep.exporters.recipes.listing import INTEGER_WIDTHS, Listing, Setting,
 
 NAME = "AutoRound"
 FILE = "auto_round.json"
+ONLY_SYMMETRIC = 8  # bits; auto-round 0.16.1 raises otherwise, unless AR_ALLOW_W8_ASYM=1
 
 
 def refusal(setting: Setting, family: str) -> str:
@@ -17,9 +18,13 @@ def refusal(setting: Setting, family: str) -> str:
         family: Not read.
     """
     del family
-    if setting.dense or setting.bits in INTEGER_WIDTHS:
+    if setting.dense:
         return ""
-    return "its layer_config holds integers of 2 to 8 bits"
+    if setting.bits not in INTEGER_WIDTHS:
+        return "its layer_config holds integers of 2 to 8 bits"
+    if setting.bits == ONLY_SYMMETRIC and not setting.symmetric:
+        return "it refuses 8 bits with zeros of their own, which its format's kernels do not have"
+    return ""
 
 
 def files(listing: Listing) -> dict[str, str]:

@@ -100,6 +100,8 @@ class Tool(Protocol):
 def fitted(setting: Setting, refusal: Callable[[Setting], str]) -> Setting | None:
     """Return the setting with the nearest width that a tool can make, wider ones first; None if there is none.
 
+    At every width, codes without zeros of their own are tried too.
+
     Args:
         setting: A level.
         refusal: Of the tool, for this model.
@@ -110,7 +112,11 @@ def fitted(setting: Setting, refusal: Callable[[Setting], str]) -> Setting | Non
         return None
     bits = setting.bits
     near = sorted(INTEGER_WIDTHS, key=lambda width: (abs(width - bits), -width))
-    candidates = (replace(setting, bits=width) for width in near)
+    candidates = (
+        replace(setting, bits=width, symmetric=symmetric)
+        for width in near
+        for symmetric in dict.fromkeys((setting.symmetric, True))
+    )
     return next((candidate for candidate in candidates if not refusal(candidate)), None)
 
 

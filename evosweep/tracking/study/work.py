@@ -5,6 +5,7 @@ COMPLETE and FAIL are final, and a storage refuses to change such a trial. Those
 """
 
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 from optuna.exceptions import DuplicatedStudyError, UpdateFinishedTrialError
@@ -51,9 +52,16 @@ class StudyQueue:
 
     @property
     def search(self) -> Mapping[str, Any] | None:
-        """What the search has written about itself; None before that."""
-        found: Mapping[str, Any] | None = self.storage.get_study_user_attrs(self._study).get(SEARCH)
+        """What the search has written about itself; None before that, and when it is over."""
+        found: Mapping[str, Any] | None = self._attributes().get(SEARCH)
         return found
+
+    def _attributes(self) -> dict[str, Any]:
+        """Return the attributes of the study; none of a closed queue."""
+        try:
+            return self.storage.get_study_user_attrs(self._study)
+        except KeyError:
+            return {}
 
     def describe(self, search: Mapping[str, Any]) -> None:
         """Write what a worker must know of the search, JSON values."""
@@ -119,18 +127,20 @@ class StudyQueue:
             return False
 
     def join(self, worker: str) -> None:
-        """Add a worker to those that have joined."""
-        self.storage.set_study_user_attr(self._study, WORKER + worker, True)
+        """Add a worker to those that have joined; does nothing where the search is over."""
+        with suppress(KeyError):
+            self.storage.set_study_user_attr(self._study, WORKER + worker, True)
 
     def leave(self, worker: str) -> None:
         """Remove a worker; does nothing where the search is over."""
         if not self.closed():
-            self.storage.set_study_user_attr(self._study, WORKER + worker, False)
+            with suppress(KeyError):
+                self.storage.set_study_user_attr(self._study, WORKER + worker, False)
 
     def workers(self) -> list[str]:
         """Return the names of the workers that have joined and not left."""
-        attributes = self.storage.get_study_user_attrs(self._study)
-        return [key.removeprefix(WORKER) for key, here in attributes.items() if key.startswith(WORKER) and here]
+        found = self._attributes().items()
+        return [key.removeprefix(WORKER) for key, here in found if key.startswith(WORKER) and here]
 
     def closed(self) -> bool:
         """Return whether the search is over: its parts are removed then."""
