@@ -10,7 +10,7 @@ from mlx_lm.utils import load_model
 
 
 def main(tokens: str, *folders: str) -> None:
-    """Loads models, writes their fp32 logits of tokens (batch, seq_len), prints bits and group of the last one's layers."""
+    """Loads models, writes their logits of tokens (batch, seq_len), prints bits and group of the last one's layers."""
     mx.set_default_device(mx.cpu)
     given = mx.array(np.load(tokens))
     layers = {}

@@ -18,6 +18,7 @@ from evosweep.models.dropping import Drop
 from evosweep.models.load import LoadedModel
 from evosweep.store.build import StoreBuilder
 from evosweep.store.store_plan import plan_store
+from evosweep.store.units import Units
 from tests.engines.environment import run_engine
 from tests.exporters.integer_contract import IntegerContract, assert_scored, logits_of, tensor_bytes
 from tests.models.test_anatomy import small
@@ -97,6 +98,26 @@ def test_other_families_give_what_was_scored(tmp_path) -> None:
     run_engine("mlx", "mlx_logits", tmp_path / "tokens.npy", *(tmp_path / family for family in FAMILIES))
     for family, (evaluator, genome) in scored.items():
         assert_scored(torch.from_numpy(np.load(tmp_path / f"{family}.npy")), tokens, evaluator, genome)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_embedding_and_head_may_be_units(tied: bool, tmp_path) -> None:
+    texts = two_splits()
+    model = small("llama", hidden_size=64, intermediate_size=96, tie_word_embeddings=tied)
+    anatomy, compressor = Anatomy(model.half().float()), RoundToNearest(bits=[4, 8], group=32)
+    units = Units(embedding=compressor, head=compressor)
+    store = StoreBuilder().open(plan_store(anatomy, compressor, None, units), texts["calibration"], model_name="llama")
+    evaluator = Evaluator(anatomy=anatomy, store=store, splits=texts)
+    problem = Budget(as_uniform=8).problem(store.units, fixed_bits=store.fixed_bits)
+    genome, exporter = np.arange(len(store.units)) % 2, MLX(check_tokens=16)
+    exporter.check(compressor, Drop(), anatomy, units)
+    exporter.check_problem(problem, anatomy)
+    loaded = LoadedModel("llama", anatomy.model, NoTokenizer())
+    exporter.export(genome, problem=problem, evaluator=evaluator, folder=tmp_path / "model", loaded=loaded)
+    tokens = texts["search"].windows[:2]
+    logits, facts = logits_of("mlx", tmp_path / "model", tokens)
+    assert_scored(logits, tokens, evaluator, genome)
+    assert "model.embed_tokens" in facts["layers"] and ("lm_head" in facts["layers"]) is not tied
 
 
 class TestAsymmetric(MLXContract):
