@@ -190,9 +190,9 @@ def export(
         exporter: ``packed`` (true size), ``dense`` (plain transformers), or an exporter.
 
     Raises:
-        ExportError: The reloaded model differs from what was scored; nothing is left then.
+        ExportError: The reloaded model differs from what was scored; it is kept beside the folder then.
     """
     made = FORMATS[check_choice("exporter", exporter, FORMATS)]() if isinstance(exporter, str) else exporter
     made.check(bench.compressor, bench.drop, bench.anatomy, bench.units)
-    made.check_problem(result.problem.only(result.problem.encode(result.allocation)), bench.anatomy)
+    made.check_problem(result.problem, bench.anatomy, result.problem.encode(result.allocation))
     return export_result(result, bench, made, Path(folder))

@@ -18,17 +18,19 @@ from evosweep.core.errors import SettingError
 from evosweep.core.events import Event, GenerationRecord, Listener, SearchResult
 from evosweep.core.problem import Problem
 from evosweep.core.results import write_result
-from evosweep.core.run_record import RunRecord
+from evosweep.core.run_record import RunRecord, command_of
 from evosweep.evaluate.memory import plan_memory
 from evosweep.evaluate.sensitivity import MEASURES, measure
+from evosweep.exporters.card import with_figures
 from evosweep.finish.base import save_tuned
-from evosweep.models.activations import NONE, is_static, no_ranges
+from evosweep.models.activations import is_static, no_ranges
 from evosweep.models.checkpoint import check_length
 from evosweep.models.patch import replaced_parameters
-from evosweep.result_row import comparable_row, continuations_of, plain_row, tasks_of
+from evosweep.result_row import comparable_row, continuations_of, plain_row, tails_of, tasks_of, uniform_row
 from evosweep.samplers.base import PopulationSampler
 from evosweep.search.loop import end_search, run_search
 from evosweep.search.state import SearchState
+from evosweep.shared_search import identity_of, scoring
 from evosweep.task import Draft, Exporter, Notes, Storage, Task
 from evosweep.tracking.base import TextInput, Tracker, TrackingError
 from evosweep.tracking.behind import Behind
@@ -117,7 +119,7 @@ def run(task: Task, bench: Workbench, draft: Draft, notes: Notes) -> dict[str, A
         with _settled(listeners):
             result = _searched(task, bench, draft, notes, problem, spent, listeners, recorder)
             result = replace(result, continuations=continuations_of(task, bench, result))
-            result = replace(result, tasks=tasks_of(task, bench, result))
+            result = replace(result, tails=tails_of(bench, result), tasks=tasks_of(task, bench, result))
             row = {**plain_row(task, bench, draft, notes, result), **comparable_row(task, bench, result)}
             write_result(task.folder, row)
             if task.export_now:
@@ -152,7 +154,10 @@ def _finished(task: Task, bench: Workbench, result: SearchResult, row: dict[str,
     result = replace(result, finish=done.facts)
     if task.exporter.enabled:
         write_result(task.folder, row)
-        result = replace(result, export=export(result, bench, task.exporter, task.folder / MODEL, tuned=done.tuned))
+        row["uniform"] = uniform_row(bench, result.problem)
+        facts = export(result, bench, task.exporter, task.folder / MODEL, tuned=done.tuned)
+        facts = with_figures(facts, row, command=command_of(task.folder / CONFIG))
+        result = replace(result, export={**facts, **({"register": task.register} if task.register else {})})
         row["export"] = dict(result.export)
     write_result(task.folder, row)
     return result
@@ -232,6 +237,7 @@ def _recorder(task: Task, bench: Workbench, draft: Draft) -> StudyRecorder:
         name=name,
         record=task.storage.record,
         artifacts=task.storage.artifact_store(),
+        light=True,
     )
 
 
@@ -247,32 +253,23 @@ def _searched(
 ) -> SearchResult:
     """Run the search, and leave its winner in ``allocation.json``."""
     state = task.folder / STATE
-    activations = bench.resources.activations
-    result = run_search(
-        name=draft.name,
-        sampler=task.sampler(problem=problem, seed=task.seed),
-        scorer=task.scorer(evaluator=bench.evaluator, fitness=task.fitness, seed=task.seed),
-        plan=task.plan,
-        dense=bench.dense,
-        listeners=listeners,
-        facts={
-            "study": recorder.study.study_name,
-            "store": bench.store.key,
-            "mlflow_run": task.tracker.run_id,
-            **notes.facts,
-        },
-        tokens_spent=spent,
-        progress=bench.progress,
-        state=_earlier(task, problem, bench),
-        state_path=state,
-        guard=task.guard,
-        identity={
-            "store": bench.store.key,
-            "text": bench.splits["search"].hash,
-            "fitness": task.fitness.name,
-            **({} if activations == NONE else {"activations": activations}),
-        },
-    )
+    study = recorder.study.study_name
+    with scoring(task, bench, problem=problem, study=study, config=notes.config) as scorer:
+        result = run_search(
+            name=draft.name,
+            sampler=task.sampler(problem=problem, seed=task.seed),
+            scorer=scorer,
+            plan=task.plan,
+            dense=bench.dense,
+            listeners=listeners,
+            facts={"study": study, "store": bench.store.key, "mlflow_run": task.tracker.run_id, **notes.facts},
+            tokens_spent=spent,
+            progress=bench.progress,
+            state=_earlier(task, problem, bench),
+            state_path=state,
+            guard=task.guard,
+            identity=identity_of(bench, task.fitness),
+        )
     problem.save(result.allocation, task.folder / ALLOCATION, store=bench.store.key, **result.row())
     return result
 
@@ -388,5 +385,5 @@ def check_together(storage: Storage, tracker: Tracker, exporter: Exporter) -> No
         raise SettingError(
             "storage.path", allowed="a file of its own", got=str(path), hint="that is MLflow's database (tracking.uri)"
         )
-    if tracker.model == "weights" and not exporter.enabled:
-        raise SettingError("tracking.model", allowed=["none"], got="weights", hint="nothing is exported")
+    if tracker.model == "weights" and not (exporter.enabled and getattr(exporter, "runs", True)):
+        raise SettingError("tracking.model", allowed=["none"], got="weights", hint="no model is exported")

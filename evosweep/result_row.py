@@ -4,7 +4,10 @@ from dataclasses import asdict
 from typing import Any
 
 from evosweep.core.events import SearchResult
+from evosweep.core.problem import Problem
+from evosweep.evaluate.scorer import StagedScorer
 from evosweep.evaluate.tasks.accuracy import compared
+from evosweep.fitness.kl import KL
 from evosweep.task import Draft, Notes, Task
 from evosweep.workbench import Workbench
 
@@ -62,6 +65,12 @@ def tasks_of(task: Task, bench: Workbench, result: SearchResult) -> dict[str, di
     }
 
 
+def tails_of(bench: Workbench, result: SearchResult) -> dict[str, dict[str, dict[str, float]]]:
+    """Return ``found`` and ``uniform`` -> percentiles of KL, flips and RMS shift on the validation split."""
+    problem = result.problem
+    return {"found": bench.tails(problem.encode(result.allocation)), "uniform": bench.tails(problem.uniform())}
+
+
 def comparable_row(task: Task, bench: Workbench, result: SearchResult) -> dict[str, Any]:
     """Return the entries of ``result.json`` that compare winners of different searches.
 
@@ -86,8 +95,16 @@ def comparable_row(task: Task, bench: Workbench, result: SearchResult) -> dict[s
         "search_loss": loss,
         "search_loss_tokens": scorer.final_tokens(limit),
         "continuations": {prompt: dict(texts) for prompt, texts in result.continuations.items()},
+        "tails": {name: dict(figures) for name, figures in result.tails.items()},
         "tasks": {name: dict(figures) for name, figures in result.tasks.items()},
     }
+
+
+def uniform_row(bench: Workbench, problem: Problem) -> dict[str, float]:
+    """Return validation figures and true bits of the uniform allocation, which an export's card compares with."""
+    genome = problem.uniform()
+    figures = StagedScorer(bench.evaluator, fitness=KL(), seed=0).validate(genome)
+    return {**figures, "bits_per_weight": problem.bits_per_weight(problem.cost(genome))}
 
 
 def plain_row(task: Task, bench: Workbench, draft: Draft, notes: Notes, result: SearchResult) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from evosweep.models.load import LoadedModel
 from evosweep.samplers.base import PopulationSampler
 from evosweep.search.plan import Plan
 from evosweep.search.protocols import Scorer
+from evosweep.search.sharing import Sharing
 from evosweep.store.units import Units
 from evosweep.tracking.base import Tracker
 from evosweep.tracking.report import Report
@@ -43,12 +44,13 @@ class Exporter(Protocol):
             units: What is a unit beside the layers of the blocks.
         """
 
-    def check_problem(self, problem: Problem, anatomy: Anatomy) -> None:
+    def check_problem(self, problem: Problem, anatomy: Anatomy, genome: Any = None) -> None:
         """Raise SettingError where some allocation of the problem cannot be written.
 
         Args:
             problem: As it will be searched.
             anatomy: The model.
+            genome: The one allocation that is asked about, after a search; None: any.
         """
 
     def export(
@@ -114,7 +116,9 @@ class Task:
         tasks: Questions that dense model, uniform allocation and winner are asked.
         resume: Whether the search goes on from the state in ``folder``.
         guard: Makes the context in which a generation is scored and written, as in ``run_search``.
+        sharing: Whether other processes may score parts of the search.
         varied: Settings that a multirun varies, with this run's values; part of the run's name.
+        register: Name under which the exported winner is registered as a model; None: it is not.
         export_now: Whether the winner is exported by this run; a multirun exports its own winner at the end.
     """
 
@@ -133,8 +137,10 @@ class Task:
     tasks: Tasks = field(default_factory=Tasks)
     varied: Mapping[str, str] = field(default_factory=dict)
     export_now: bool = True
+    register: str | None = None
     resume: bool = False
     guard: Callable[[], AbstractContextManager[Any]] = nullcontext
+    sharing: Sharing = field(default_factory=Sharing)
 
 
 @dataclass(frozen=True)

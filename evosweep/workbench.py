@@ -22,6 +22,7 @@ from evosweep.evaluate.continuations import continuations
 from evosweep.evaluate.memory import Resources
 from evosweep.evaluate.population import Evaluator
 from evosweep.evaluate.scorer import StagedScorer
+from evosweep.evaluate.tails import Choices, choices, tails, token_figures
 from evosweep.evaluate.tasks.accuracy import Accuracy
 from evosweep.evaluate.tasks.tasks import Tasks
 from evosweep.fitness.kl import KL
@@ -89,6 +90,7 @@ class Workbench:
         self.progress = progress or Silent()
         self.seconds: dict[str, float] = {}
         self._continued: dict[tuple[bytes, tuple[str, ...], int], list[str]] = {}
+        self._tails: dict[bytes, dict[str, dict[str, float]]] = {}
         self._asked: dict[tuple[bytes, str], dict[str, Accuracy]] = {}
 
     @cached_property
@@ -162,6 +164,18 @@ class Workbench:
                 self.evaluator, genome, tokenizer=tokenizer, prompts=prompts, tokens=tokens
             )
         return self._continued[key]
+
+    @cached_property
+    def _dense_choices(self) -> Choices:
+        return choices(self.evaluator, None)
+
+    def tails(self, genome: Genome) -> dict[str, dict[str, float]]:
+        """Return percentiles of KL, flips and RMS shift of level indices, shape (units,), on the validation split."""
+        key = genome.tobytes()
+        if key not in self._tails:
+            with self.timed("tails"):
+                self._tails[key] = tails(token_figures(self.evaluator, genome, self._dense_choices))
+        return self._tails[key]
 
     def asked(self, genome: Genome | None, tasks: Tasks) -> dict[str, Accuracy]:
         """Return task -> accuracy of an allocation, measured once for each.

@@ -4,9 +4,11 @@ import json
 import shutil
 from pathlib import Path
 
+import mlflow
 import pytest
 from mlflow import MlflowClient
 
+from evosweep.cli.job import forget_bench
 from evosweep.core.allocation import Allocation
 from evosweep.core.results import read_result
 from evosweep.evaluate.scorer import StagedScorer
@@ -44,6 +46,88 @@ def test_it_is_exported_by_the_id_of_its_mlflow_run_to_another_place(finished: P
     run_id = read_result(run_of(finished, "first") / "result.json")["mlflow_run"]
     assert evosweep("export", run_id, "export=dense", "--to", "elsewhere") == 0
     assert (finished / "elsewhere" / "model.safetensors").is_file()
+
+
+def test_several_formats_at_once_have_a_folder_each(finished: Path, capsys) -> None:
+    run = run_of(finished, "first")
+    assert evosweep("export", str(run), "export=packed,dense,recipe") == 0
+    assert (run / "models" / "packed" / "packed.json").is_file()
+    assert (run / "models" / "dense" / "model.safetensors").is_file()
+    assert (run / "models" / "recipe" / "evopress.txt").is_file()
+    exports = read_result(run / "result.json")["exports"]
+    assert {name: Path(facts["path"]).name for name, facts in exports.items()} == {
+        name: name for name in ("packed", "dense", "recipe")
+    }
+    assert capsys.readouterr().out.count("MB on disk") == 3
+
+
+def test_nothing_is_written_where_one_of_several_formats_cannot_be(finished: Path, capsys) -> None:
+    run = run_of(finished, "first")
+    assert evosweep("export", str(run), "export=dense,recipe", "export.format=modelopt", "--to", "both") == 2
+    assert "export.format must be a tool that makes 2bit of" in capsys.readouterr().err
+    assert not (finished / "both").exists()
+    assert evosweep("export", str(run), "export=packed,dense", "export.check_tokens=0", "--to", "both") == 2
+    assert evosweep("export", str(run), "export=packed,dense", "export.format=modelopt", "--to", "both") == 2
+    assert "there is no setting export.format of packed, dense" in capsys.readouterr().err
+    assert not (finished / "both").exists()
+
+
+def test_a_folder_with_something_in_it_is_left_alone(finished: Path, capsys) -> None:
+    run = run_of(finished, "first")
+    (finished / "mine").mkdir()
+    (finished / "mine" / "thesis.tex").write_text("all of it")
+    assert evosweep("export", str(run), "export=dense", "--to", "mine") == 2
+    assert "--to must be an empty folder or a new one, and mine is not empty" in capsys.readouterr().err
+    assert (finished / "mine" / "thesis.tex").read_text() == "all of it"
+
+
+def test_a_run_whose_folder_is_gone_is_exported_from_what_mlflow_has(finished: Path, capsys) -> None:
+    assert evosweep(*TINY, "sampler=uniform", "name=gone", "export=none") == 0
+    run = run_of(finished, "gone")
+    run_id = read_result(run / "result.json")["mlflow_run"]
+    winner = Allocation.load(run / "allocation.json")
+    shutil.rmtree(run)
+    assert evosweep("export", run_id, "export=packed", "--to", "restored") == 0
+    assert Allocation.load(finished / "restored" / "allocation.json") == winner
+
+
+def test_an_export_is_registered_as_a_model_that_mlflow_loads(finished: Path) -> None:
+    run = run_of(finished, "first")
+    for version in ("1", "2"):
+        assert evosweep("export", str(run), "export=dense", "export.register=tiny-3bit") == 0
+        client = MlflowClient(tracking_uri=f"sqlite:///{finished / 'mlflow.db'}")
+        made = client.get_model_version("tiny-3bit", version)
+        row = read_result(run / "result.json")
+        assert made.run_id == row["mlflow_run"] and float(made.tags["kl"]) == pytest.approx(row["kl"], rel=1e-3)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{finished / 'mlflow.db'}")
+        model = mlflow.pyfunc.load_model("models:/tiny-3bit/2")
+        example = model.input_example
+        assert example == ["The capital of France is"] and "max_new_tokens" in str(model.metadata.signature)
+        assert isinstance(model.predict(example, params={"max_new_tokens": 2})[0], str)
+
+
+def test_a_search_registers_its_winner(finished: Path) -> None:
+    assert evosweep(*TINY, "sampler=uniform", "name=registered", "export=packed", "export.register=small one") == 0
+    client = MlflowClient(tracking_uri=f"sqlite:///{finished / 'mlflow.db'}")
+    row = read_result(run_of(finished, "registered") / "result.json")
+    assert client.get_model_version("small one", "1").run_id == row["mlflow_run"]
+    assert row["export"]["register"] == "small one"
+
+
+def test_any_allocation_is_scored_without_a_search(finished: Path, capsys) -> None:
+    run = run_of(finished, "first")
+    row = read_result(run / "result.json")
+    settings = [text for text in TINY if not text.startswith("search.")]
+    assert evosweep("score", f"allocation={run / 'allocation.json'}", *settings) == 0
+    scored = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
+    assert scored["kl"] == pytest.approx(row["kl"]) and scored["bits_per_weight"] == row["bits_per_weight"]
+    units = Allocation.load(run / "allocation.json")
+    (finished / "all4.txt").write_text("".join(f"{unit}: 4\n" for unit in units))
+    assert evosweep("score", str(run), "allocation=all4.txt", "--split", "search") == 0
+    better = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
+    assert better["split"] == "search" and better["kl"] < scored["kl"]
+    assert better["bits_per_weight"] > scored["bits_per_weight"]
 
 
 def test_a_score_is_the_one_that_the_run_had(finished: Path, capsys) -> None:
@@ -127,6 +211,24 @@ def test_a_search_that_was_interrupted_goes_on_to_what_it_would_have_found(finis
         (["export", "{first}", "export=packd"], "export must be one of"),
         (["export", "{first}", "exprot.enabled=true"], "there is no setting 'exprot.enabled'"),
         (["export", "{first}", "export=none"], "export must be one that writes a model"),
+        (["export", "{first}", "export=dense,dense"], "export must name each format once, got dense, dense"),
+        (["export", "{first}", "export=dense", "--to", "corpus.jsonl"], "--to must be a folder, got the file"),
+        (["export", "{begun}"], "has no winner: it ended before its first generation was over; python -m"),
+        (["score", "{begun}"], "has no winner"),
+        (
+            ["export", "{first}", "export=recipe", "export.register=x"],
+            "export.register must be null, got 'x'; no",
+        ),
+        (["export", "{second}", "export=dense", "export.register=x"], "'x'; runs are not tracked: tracking=mlflow"),
+        (
+            ["export", "{first}", "export=dense", "export.register=a/b"],
+            "export.register must be null, or a name",
+        ),
+        (["score"], "score needs a run, or allocation=<file>"),
+        (["score", "model=tiny"], "score needs a run, or allocation=<file>"),
+        (["score", "allocation=none.txt", *TINY[:6]], "allocation file none.txt cannot be read"),
+        (["score", "allocation=none.txt", "allocation=x"], "score takes one allocation=<file>, got 2"),
+        (["score", "{first}", "allocation=corpus.jsonl"], "corpus.jsonl is not an allocation.json"),
         (["score", "{first}", "data.path=nowhere.jsonl"], "data.path: there is no file"),
         (["score", "{first}", "data=text"], "data.path must be given"),
         (
@@ -146,6 +248,10 @@ def test_a_search_that_was_interrupted_goes_on_to_what_it_would_have_found(finis
 )
 def test_what_cannot_be_done_is_one_line(finished: Path, capsys, arguments: list[str], told: str) -> None:
     names = {name: str(run_of(finished, name)) for name in ("first", "second")}
+    begun = finished / "runs" / "begun" / "x"
+    begun.mkdir(parents=True, exist_ok=True)
+    shutil.copy(Path(names["first"]) / "config.yaml", begun)
+    names["begun"] = str(begun)
     code = evosweep(*(text.format(**names) for text in arguments))
     error = capsys.readouterr().err.strip()
     assert code == 2 and error.count("\n") == 0 and told in error and error.startswith("error: ")
@@ -169,6 +275,7 @@ def test_the_cache_is_listed_and_cleaned(finished: Path, capsys) -> None:
     assert "would be removed" in capsys.readouterr().out
     assert evosweep("cache", "clean", "--all") == 0 and not stores[0].is_dir()
     run = run_of(finished, "second")
+    forget_bench()  # a command is a process of its own
     assert evosweep("export", str(run), "export=packed") == 0  # makes the store anew
     assert (run / "model" / "packed.json").is_file()
 

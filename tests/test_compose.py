@@ -82,7 +82,7 @@ def test_every_module_of_a_plug_in_package_has_a_choice() -> None:
             "straight_through",
         },
         "samplers": {"base", "level_codes", "ranked_trials"},
-        "exporters": {"base"},
+        "exporters": {"base", "card", "compressed_layers"},
         "data": {"documents", "sections", "table_rows", "tokens"},
     }.items():
         for path in (package / folder).glob("*.py"):

@@ -26,6 +26,7 @@ RANK = {
     "finish": 6,
     "task": 7,
     "result_row": 8,
+    "shared_search": 8,
     "pipeline": 9,
     "api": 10,
     "cli": 10,

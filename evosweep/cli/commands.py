@@ -1,34 +1,24 @@
-"""Subcommands for runs that exist: export, score, compare, resume, sync; and for the cache."""
+"""Subcommands for runs that exist: export, score, compare, resume, sync, worker; and for the cache."""
 
 import argparse
-import json
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from omegaconf import DictConfig
 from rich.console import Console
 
-from evosweep.cli import cache_command, sync_command
-from evosweep.cli.compose import build
+from evosweep.cli import cache_command, export_command, score_command, sync_command, worker_command
 from evosweep.cli.find import find_run
 from evosweep.cli.finish import SELECTION, export_lines, standings
 from evosweep.cli.folders import CLAIM
-from evosweep.cli.job import WORKBENCH, bench_of, notes_of, quiet_libraries, shared_progress, task_of
-from evosweep.cli.reopen import Earlier, export_earlier, reopen, settings_of
+from evosweep.cli.job import bench_of, notes_of, quiet_libraries, shared_progress, task_of
+from evosweep.cli.reopen import settings_of
 from evosweep.cli.resume import check_unfinished, hold
 from evosweep.core.errors import EvosweepError
 from evosweep.core.results import RESULT, read_result
-from evosweep.evaluate.population import Evaluator
-from evosweep.evaluate.scorer import StagedScorer
-from evosweep.fitness.base import Fitness
-from evosweep.fitness.kl import KL
-from evosweep.fitness.perplexity import Perplexity
-from evosweep.pipeline import CONFIG, MODEL, check, run
+from evosweep.pipeline import CONFIG, check, run
 from evosweep.tracking.console import summary, terminal
-
-SPLITS = ("validation", "search", "calibration")
 
 
 def run_command(arguments: Sequence[str], conf: Path) -> None:
@@ -66,17 +56,8 @@ def _parser() -> argparse.ArgumentParser:
     run = "the run's folder, or the id of its MLflow run"
     overrides = "settings to change, as export=dense; all others are the run's own"
 
-    export = commands.add_parser("export", help="write the allocation of a run as a model, without a search")
-    export.add_argument("run", help=run)
-    export.add_argument("overrides", nargs="*", help=overrides)
-    export.add_argument("--to", type=Path, help="folder to write; by default model/ in the run's folder")
-    export.set_defaults(call=_export)
-
-    score = commands.add_parser("score", help="measure the allocation of a run on a split, or on other text")
-    score.add_argument("run", help=run)
-    score.add_argument("overrides", nargs="*", help="as data=text data.path=other.txt; all others are the run's own")
-    score.add_argument("--split", choices=SPLITS, default="validation")
-    score.set_defaults(call=_score)
+    export_command.add_commands(commands, run=run)
+    score_command.add_commands(commands)
 
     compare = commands.add_parser("compare", help="show several runs in one table")
     compare.add_argument("runs", nargs="+", help=f"each {run}; a folder above runs counts for all of them")
@@ -89,66 +70,9 @@ def _parser() -> argparse.ArgumentParser:
     resume.add_argument("overrides", nargs="*", help=overrides)
     resume.set_defaults(call=_resume)
     sync_command.add_commands(commands, overrides=overrides)
+    worker_command.add_commands(commands, overrides=overrides)
     cache_command.add_commands(commands)
     return parser
-
-
-def _export(options: argparse.Namespace, conf: Path) -> None:
-    folder = find_run(options.run)
-    config = settings_of(folder, options.overrides, conf)
-    facts = export_earlier(reopen(folder, config), target=options.to or folder / MODEL)
-    row = read_result(folder / RESULT) if (folder / RESULT).is_file() else {"kl": float("nan"), "run": str(folder)}
-    for line in export_lines([folder], [{**row, "export": facts}]):
-        _say(line)
-
-
-def _score(options: argparse.Namespace, conf: Path) -> None:
-    folder = find_run(options.run)
-    run = reopen(folder, settings_of(folder, [], conf))
-    evaluator = run.bench.evaluator
-    if options.overrides:
-        evaluator = _on_other_text(run, settings_of(folder, options.overrides, conf))
-    windows = range(len(evaluator.splits[options.split].windows))
-    figures: list[Fitness] = [KL(), Perplexity()]
-    found: dict[str, Any]
-    if options.split == "validation" and not run.tuned:
-        scorer = StagedScorer(evaluator, fitness=KL(), seed=0)
-        found = {**scorer.validate(run.genome), "kl_by_window": scorer.kl_by_window(run.genome)}
-    else:
-        with evaluator.tuned(run.tuned):
-            scored = evaluator.score(run.genome[None], split=options.split, windows=windows, fitness=figures)
-        found = {name: float(values[0]) for name, values in scored.items()}
-    cost = run.problem.cost(run.genome)
-    split = evaluator.splits[options.split]
-    facts = {
-        "split": options.split,
-        "text": split.hash,
-        "tokens": split.tokens,
-        **found,
-        "bits_per_weight": run.problem.bits_per_weight(cost),
-        "size_mb": run.problem.megabytes(cost),
-    }
-    print(json.dumps(facts))  # noqa: T201 - for programs, too
-
-
-def _on_other_text(run: Earlier, config: DictConfig) -> Evaluator:
-    """Return an evaluator of a run's levels, as they were calibrated, on the text that other settings name.
-
-    Raises:
-        EvosweepError: Something else than the text is changed, or the text cannot be used.
-    """
-    for key in WORKBENCH:
-        if key not in ("data", "tokens", "evaluate") and config[key] != run.config[key]:
-            raise EvosweepError(f"{key} cannot be changed for a score: the allocation is one of the run's own levels")
-    tokenizer = run.bench.loaded.tokenizer
-    splits = build(config, "tokens").split(build(config, "data"), tokenizer, progress=shared_progress())
-    return Evaluator(
-        anatomy=run.bench.anatomy,
-        store=run.bench.store,
-        splits=splits,
-        resources=build(config, "evaluate"),
-        units=run.bench.units_of_search,
-    )
 
 
 def _compare(options: argparse.Namespace, conf: Path) -> None:

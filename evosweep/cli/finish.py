@@ -54,6 +54,7 @@ def finish(run: Launch, status: str, began: Sequence[Path]) -> None:
             for line in [
                 *reference(rows),
                 *verdicts(rows),
+                *tail_lines(rows),
                 *task_lines(rows),
                 *samples(rows),
                 SELECTION,
@@ -125,6 +126,18 @@ def samples(rows: Sequence[Row]) -> list[str]:
         lines.append(f"» {prompt}")
         lines += [f"   {name}: {' '.join(text.split())[:SAMPLE]}" for name, text in answers.items()]
     return lines
+
+
+def tail_lines(rows: Sequence[Row]) -> list[str]:
+    """Return in one line how the best job and the uniform allocation treat single tokens."""
+    tails = rows[best_jobs(rows)[0]].get("tails") if rows else None
+    if not tails:
+        return []
+    parts = [
+        f"{name} {100 * figures['flips']['value']:.1f} % and {figures['kl_p99']['value']:.3g}"
+        for name, figures in tails.items()
+    ]
+    return [f"tokens whose likeliest successor changes, and the 99th percentile of KL: {'; '.join(parts)}"]
 
 
 def task_lines(rows: Sequence[Row]) -> list[str]:

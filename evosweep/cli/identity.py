@@ -17,6 +17,7 @@ ELSEWHERE = (
     "report",
     "tasks",
     "export",
+    "workers",
     "hydra",
 )  # changes no figure but by chance
 SHOWN_BY_NAME = ("sampler=", "resume=", "seed=", "name=", "tracking", "storage", "export", "report", "tasks", "hydra")

@@ -18,12 +18,14 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from evosweep import __version__, parallel
+from evosweep.cli.check import OWN
 from evosweep.cli.compose import build, imply_budget, sections
 from evosweep.cli.folders import CLAIM, check_writable
 from evosweep.cli.identity import RunIdentity, overrides_of
 from evosweep.cli.launch import JOBS, MULTIRUN, VARIED
 from evosweep.cli.names import check_name
 from evosweep.cli.progress import JobProgress
+from evosweep.cli.registering import registered_name
 from evosweep.cli.resume import over
 from evosweep.cli.signals import Ending
 from evosweep.core.checks import check_int
@@ -33,9 +35,11 @@ from evosweep.core.results import RESULT, read_result
 from evosweep.pipeline import CONFIG, check, check_together
 from evosweep.pipeline import run as run_pipeline
 from evosweep.search.plan import Plan
+from evosweep.search.sharing import Sharing
 from evosweep.task import Notes, Task
 from evosweep.tracking.console import RichProgress
 from evosweep.tracking.naming import run_params, varied_values
+from evosweep.tracking.study.storage import Memory
 from evosweep.workbench import Materials, Workbench, open_bench
 
 WORKBENCH = ("model", "data", "tokens", "compressor", "transform", "drop", "units", "store", "evaluate")
@@ -123,16 +127,20 @@ def task_of(config: DictConfig, *, folder: Path, resume: bool = False) -> Task:
         made["finish"] = build(config, "finish")
     if "tasks" in config:
         made["tasks"] = build(config, "tasks")
-    exporter = build(config, "export", without=("jobs",))
+    if "workers" in config:
+        made["sharing"] = build(config, "workers")
+    exporter = build(config, "export", without=OWN["export"])
     jobs = config.export.get("jobs", "winner")
     if jobs not in EXPORT_JOBS:
         raise SettingError("export.jobs", allowed=EXPORT_JOBS, got=jobs)
     check_together(made["storage"], made["tracking"], exporter)
     check_storage(made["storage"])
+    check_shared(made["storage"], made.get("sharing", Sharing()))
     return Task(
         seed=seed,
         plan=plan_of(config),
         exporter=exporter,
+        register=registered_name(config, made["tracking"], exporter),
         tracker=made.pop("tracking"),
         folder=folder,
         export_now=MULTIRUN not in os.environ or jobs == "all" or config.tracking.get("model") == "weights",
@@ -169,6 +177,16 @@ def check_storage(storage: Any) -> None:
         if not isinstance(artifacts, str) or not artifacts:
             raise SettingError("storage.artifacts", allowed="a folder, or null", got=artifacts)
         check_writable(Path(artifacts), setting="storage.artifacts")
+
+
+def check_shared(storage: Any, sharing: Sharing) -> None:
+    """Raise SettingError where workers could not reach the storage of a search that is shared."""
+    if sharing.parts is not None and isinstance(storage, Memory):
+        raise SettingError(
+            "storage",
+            allowed="one that other processes reach, as workers.parts is set: journal, database or grpc",
+            got="memory",
+        )
 
 
 def _prefix() -> str:
@@ -217,3 +235,5 @@ def quiet_libraries(*, verbose: object = False) -> None:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     for name in ("mlflow", "alembic", "httpx", "huggingface_hub", "datasets", "fsspec"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    # A traceback for every failure of its database, which it raises, too: the tracker says in one line what is missing.
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)

@@ -10,11 +10,23 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
+from safetensors import SafetensorError
 
 from evosweep.cli import messages
 from evosweep.cli.check import check_config
 from evosweep.cli.compose import with_path
-from evosweep.cli.launch import JOBS, MULTIRUN
+from evosweep.cli.disk import disk_error
+from evosweep.cli.launch import JOBS
+from evosweep.cli.launchers import (
+    MAIN,
+    failures,
+    forget_failure,
+    is_worker,
+    keep_failure,
+    number_of_job,
+    passed_over,
+    run_jobs,
+)
 from evosweep.cli.multirun import Refused, Summary
 from evosweep.cli.resume import let_go
 from evosweep.cli.signals import TERMINATED, Terminated, terminable
@@ -24,8 +36,7 @@ from evosweep.core.redact import redact
 PACKAGE = Path(__file__).parents[1]
 CHECKOUT = PACKAGE.parent / "conf"
 CONF = CHECKOUT if (CHECKOUT / "config.yaml").is_file() else PACKAGE / "conf"
-MAIN = "EVOSWEEP_MAIN"  # environment: process of the command; a launcher's workers have another
-SUBCOMMANDS = ("export", "score", "compare", "resume", "sync", "cache")
+SUBCOMMANDS = ("export", "score", "compare", "resume", "sync", "worker", "cache")
 BAD_INPUT = 2
 INTERRUPTED = 130
 
@@ -35,17 +46,39 @@ _failures: list[tuple[str, int | None]] = []  # why jobs failed, and their numbe
 @hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")
 def job(config: DictConfig) -> Any:
     """Run one job; bad input is kept, to be printed as one line at the end."""
+    if passed_over():
+        return None
+    forget_failure()
     try:
         check_config(config, CONF)
         from evosweep.cli.job import run  # noqa: PLC0415 - heavy; a misspelt setting is answered without it
 
         return run(config)
-    except (EvosweepError, OmegaConfBaseException) as error:
-        named = messages.of(error, conf=CONF)
-        if os.environ.get(MAIN) != str(os.getpid()):  # a launcher's worker: its parent reports it
-            raise named from error
-        _failures.append((str(named), HydraConfig.get().job.num if MULTIRUN in os.environ else None))
+    except (EvosweepError, OmegaConfBaseException, OSError, SafetensorError) as error:
+        named = _named(error, Path(HydraConfig.get().runtime.output_dir))
+        if named is None:
+            keep_failure(error)
+            raise
+        if is_worker():  # the command that started it reads that
+            keep_failure(str(named))
+        else:
+            _failures.append((str(named), number_of_job()))
         return None
+    except Exception as error:
+        keep_failure(error)
+        raise
+
+
+def _named(error: Exception, folder: Path | None = None) -> EvosweepError | None:
+    """Return an error of the user's, or of a disk, as one line; None for a bug of evosweep.
+
+    Args:
+        error: The error.
+        folder: Of the run that ended by it, if one did.
+    """
+    if isinstance(error, OSError | SafetensorError):
+        return disk_error(error, folder)
+    return messages.of(error, conf=CONF)
 
 
 def main() -> None:
@@ -86,7 +119,7 @@ def _run_jobs() -> int:
     unexpected = True
     count = ""
     try:
-        job()
+        run_jobs(job, folder=Summary.place, again=_again)
         unexpected = False
     except KeyboardInterrupt as error:
         code = TERMINATED if isinstance(error, Terminated) else INTERRUPTED
@@ -102,6 +135,8 @@ def _run_jobs() -> int:
         unexpected = False
     finally:
         count = os.environ.get(JOBS, "?")
+        if not code:
+            _add_failures()
         status = "KILLED" if code else "FAILED" if _failures or unexpected else "FINISHED"
         _end(status)
     if code:
@@ -116,9 +151,20 @@ def _of_the_user(error: Exception) -> str | None:
     group_is_no_name = isinstance(error, ValueError) and "Config group override" in str(error)  # Hydra's own
     if group_is_no_name or isinstance(error, EvosweepError | HydraException | OmegaConfBaseException):
         return str(messages.of(error, conf=CONF))
-    if type(error).__name__ in ("TerminatedWorkerError", "BrokenProcessPool"):
-        return "a worker of the launcher was killed, perhaps out of memory; jobs without a result did not run"
     return None
+
+
+def _again(folder: Path) -> None:
+    """Prepare Hydra to run the command once more, going on with the multirun in a folder."""
+    let_go()
+    sys.argv = [*(text for text in sys.argv if not text.lstrip("+").startswith("resume=")), f"resume='{folder}'"]
+
+
+def _add_failures() -> None:
+    """Add to the failures what jobs of a multirun left in their folders,."""
+    folder = Summary.place()
+    known = {number for _, number in _failures}
+    _failures.extend(found for found in (failures(folder) if folder else []) if found[1] not in known)
 
 
 def _end(status: str) -> None:
@@ -148,8 +194,11 @@ def _one_line(call: Any) -> int:
         except KeyboardInterrupt as error:
             print("interrupted", file=sys.stderr)  # noqa: T201
             return TERMINATED if isinstance(error, Terminated) else INTERRUPTED
-        except (EvosweepError, HydraException, OmegaConfBaseException) as error:
-            _print_errors([(str(messages.of(error, conf=CONF)), None)])
+        except (EvosweepError, HydraException, OmegaConfBaseException, OSError, SafetensorError) as error:
+            named = _named(error)
+            if named is None:
+                raise
+            _print_errors([(str(named), None)])
             return BAD_INPUT
         finally:
             let_go()

@@ -11,18 +11,23 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
-from evosweep.cli.check import check_config, choices
+from evosweep.cli.check import OWN, check_config, choices
 from evosweep.cli.compose import build
 from evosweep.cli.folders import CLAIM
 from evosweep.cli.job import bench_of, shared_progress
+from evosweep.cli.registering import registered_name
 from evosweep.core.allocation import Allocation
+from evosweep.core.allocation_text import load_genome
 from evosweep.core.errors import EvosweepError, did_you_mean
 from evosweep.core.files import remove_empty_folders
 from evosweep.core.problem import Genome, Problem
 from evosweep.core.results import RESULT, read_result, write_result
+from evosweep.core.run_record import command_of
+from evosweep.exporters.card import with_figures
 from evosweep.finish.base import Finished, load_tuned, save_tuned
 from evosweep.models.patch import replaced_parameters
 from evosweep.pipeline import ALLOCATION, CONFIG
+from evosweep.result_row import uniform_row
 from evosweep.workbench import Workbench
 
 
@@ -53,6 +58,20 @@ def settings_of(folder: Path, overrides: Sequence[str], conf: Path) -> DictConfi
     """
     config = OmegaConf.load(folder / CONFIG)
     assert isinstance(config, DictConfig)
+    return changed(config, overrides, conf)
+
+
+def changed(config: DictConfig, overrides: Sequence[str], conf: Path) -> DictConfig:
+    """Return resolved settings, changed as typed, as ``settings_of`` does.
+
+    Args:
+        config: The settings; changed.
+        overrides: As typed.
+        conf: Folder of the configuration's files.
+
+    Raises:
+        EvosweepError: An override names no choice or no setting.
+    """
     changes = [
         (parsed.get_key_element().lstrip("+"), parsed)
         for parsed in OverridesParser.create().parse_overrides(list(overrides))
@@ -82,8 +101,8 @@ def _choice(group: str, choice: str, conf: Path, *, keep: Any) -> DictConfig:
     with initialize_config_dir(str(conf), version_base="1.3"):
         made = compose("config", overrides=[f"{group}={choice}"])[group]
     section = OmegaConf.create(OmegaConf.to_container(made, resolve=False))
-    if group == "export" and isinstance(keep, DictConfig) and "jobs" in keep:
-        section.jobs = keep.jobs
+    if group == "export" and isinstance(keep, DictConfig):
+        section.update({key: keep[key] for key in OWN["export"] if key in keep})
     assert isinstance(section, DictConfig)
     return section
 
@@ -96,8 +115,13 @@ def _keys(value: Any, path: str) -> Any:
             yield from _keys(item, full)
 
 
-def reopen(folder: Path, config: DictConfig) -> Earlier:
+def reopen(folder: Path, config: DictConfig, *, allocation: Path | None = None) -> Earlier:
     """Return a run's allocation on its model and store; the store is found again, or built again if it was cleaned.
+
+    Args:
+        folder: Of the run.
+        config: Its settings.
+        allocation: File of another allocation of the same levels; None: the run's own.
 
     Raises:
         EvosweepError: The run's settings give another store than the one that it chose from.
@@ -106,6 +130,8 @@ def reopen(folder: Path, config: DictConfig) -> Earlier:
     bench = bench_of(config)
     _check_store(folder, bench)
     problem = bench.problem(build(config, "budget"))
+    if allocation is not None:
+        return Earlier(folder, config, bench, problem, load_genome(allocation, problem))
     genome = problem.encode(Allocation.load(folder / ALLOCATION))
     return Earlier(folder, config, bench, problem, genome, load_tuned(folder))
 
@@ -122,13 +148,30 @@ def _check_store(folder: Path, bench: Workbench) -> None:
         )
 
 
-def export_earlier(run: Earlier, *, target: Path) -> dict[str, Any]:
-    """Export a run's allocation; record it in the run's ``result.json``, if there is one, and where it is tracked."""
-    exporter = build(run.config, "export", without=("jobs",))
+def exporter_of(run: Earlier) -> Any:
+    """Return the exporter that a run's settings name, checked against its levels.
+
+    Raises:
+        EvosweepError: It is none, or cannot hold the levels, or what it writes cannot be registered.
+    """
+    exporter = build(run.config, "export", without=OWN["export"])
     if not exporter.enabled:
         raise EvosweepError("export must be one that writes a model: export=packed, export=dense ...")
     exporter.check(run.bench.compressor, run.bench.drop, run.bench.anatomy, run.bench.units)
-    exporter.check_problem(run.problem.only(run.genome), run.bench.anatomy)
+    exporter.check_problem(run.problem, run.bench.anatomy, run.genome)
+    registered_name(run.config, build(run.config, "tracking"), exporter)
+    return exporter
+
+
+def export_earlier(run: Earlier, *, target: Path, name: str = "") -> dict[str, Any]:
+    """Export a run's allocation; record it in the run's ``result.json``, if there is one, and where it is tracked.
+
+    Args:
+        run: The run, with the settings of the export.
+        target: Folder to write.
+        name: Of the export, where the run has several; empty: it is the run's only one.
+    """
+    exporter = exporter_of(run)
     row = read_result(run.folder / RESULT) if (run.folder / RESULT).is_file() else {}
     finished = _finished(run, row)
     try:
@@ -142,8 +185,14 @@ def export_earlier(run: Earlier, *, target: Path) -> dict[str, Any]:
             )
     finally:
         remove_empty_folders(target, stop=run.folder)
+    register = run.config.export.get("register")
+    facts |= {"register": register} if register else {}
     if row:
-        row = {**row, "export": facts, "finish": dict(finished.facts)} if finished.facts else {**row, "export": facts}
+        row.setdefault("uniform", uniform_row(run.bench, run.problem))
+        facts = with_figures(facts, row, command=command_of(run.folder / CONFIG))
+        row = {**row, "export": facts, **({"finish": dict(finished.facts)} if finished.facts else {})}
+        if name:
+            row["exports"] = {**row.get("exports", {}), name: facts}
         write_result(run.folder, row)
         _track(run.config, row)
     return facts

@@ -26,6 +26,7 @@ FREE = (
     "report",
     "tracking",
     "evaluate",
+    "workers",
     *(f"search.{key}" for key in ("generations", "tokens", "patience", "final")),
 )  # settings that may differ when a search goes on
 _held: list[FileLock] = []  # locks of the folders that this process works in, until it ends

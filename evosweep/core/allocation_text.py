@@ -5,9 +5,13 @@ A line a unit or a tied layer, ``model.layers.0.self_attn.q_proj: 3``; the value
 - the name of a level, ``3bit``;
 - the level's number, ``3`` for 3 bits or ``0.5`` for a sparsity;
 - on sparsity ladders a whole number of steps from the uniform level, ``+2`` or ``2`` for two levels sparser, ``-1`` for
-  one level denser.
+  one level denser;
+- a ggml type, ``Q2_K`` or as gptq-gguf-toolkit writes it ``2.5625 (2.5625-Q2_K.pth)``: the level of that name, else the
+  width that is nearest to the type's.
 
-Or a line a block, in which what is dropped is named: ``attn+mlp``, ``attn``, ``mlp`` or ``none``.
+Or a line a block, in which what is dropped is named: ``attn+mlp``, ``attn``, ``mlp`` or ``none``. Lines that begin with
+``#`` are comments. Layers may have their names in GGUF files, ``blk.0.attn_q.weight``; tensors of such a list that are
+no units (norms, embeddings) are passed over. A GGUF file is a list of its own types.
 """
 
 from pathlib import Path
@@ -17,20 +21,25 @@ import numpy as np
 from evosweep.core.allocation import Allocation
 from evosweep.core.checks import check_choice
 from evosweep.core.errors import EvosweepError, did_you_mean
+from evosweep.core.ggml_names import BLOCK, ggml_type, layer_names, level_of_type, read_types
 from evosweep.core.problem import Genome, Problem
 from evosweep.core.unit import Unit
 
+GGUF = ".gguf"
+COMMENT = "#"
 DROPS = ("attn+mlp", "attn", "mlp", "none")
-STYLES = ("level", "bits")
+STYLES = ("level", "bits", "steps")
 Lines = list[tuple[int, str]]  # number in the file, and text, of every line that is not empty
 
 
 def load_genome(path: Path, problem: Problem) -> Genome:
-    """Return the allocation of a file, ``allocation.json`` or text, as a genome of a problem.
+    """Return the allocation of a file, ``allocation.json``, text or GGUF, as a genome of a problem.
 
     Raises:
         EvosweepError: The file cannot be read or is no allocation of this problem; the message names file and line.
     """
+    if path.suffix == GGUF and path.is_file():
+        return _parse_units(_lines_of_gguf(path, problem), problem, str(path))
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
@@ -53,12 +62,13 @@ def parse_genome(text: str, problem: Problem, *, source: str = "allocation") -> 
     Raises:
         EvosweepError: A line is none of the forms, or names what the problem does not have.
     """
-    lines = [(number, line.strip()) for number, line in enumerate(text.splitlines(), start=1) if line.strip()]
+    every = [(number, line.strip()) for number, line in enumerate(text.splitlines(), start=1)]
+    lines = [(number, line) for number, line in every if line and not line.startswith(COMMENT)]
     if not lines:
         raise EvosweepError(f"{source} is empty: it must hold a line a unit ('unit: level') or a line a block")
     if all(line in DROPS for _, line in lines):
         return _parse_drops(lines, problem, source)
-    return _parse_units(lines, problem, source)
+    return _parse_units(_with_layers(lines, problem), problem, source)
 
 
 def format_genome(genome: Genome, problem: Problem, *, style: str = "level") -> str:
@@ -67,12 +77,17 @@ def format_genome(genome: Genome, problem: Problem, *, style: str = "level") -> 
     Args:
         genome: Shape (units,).
         problem: Units and ladders.
-        style: ``level``: names of levels; ``bits``: their numbers (bits of a width), as EvoPress writes them.
+        style: ``level``: names of levels; ``bits``: their numbers (bits of a width), as EvoPress writes them;
+            ``steps``: levels below the uniform one, as EvoPress writes sparsities.
 
     Raises:
         EvosweepError: A level has no number, or two levels of a unit have the same one.
     """
     check_choice("style", style, STYLES)
+    if style == "steps":
+        steps = (problem.uniform() - genome).tolist()
+        pairs = zip(problem.units, steps, strict=True)
+        return "".join(f"{layer.name}: {step}\n" for unit, step in pairs for layer in unit.layers)
     lines = []
     for unit, index in zip(problem.units, genome.tolist(), strict=True):
         value = unit.levels[index].name
@@ -100,6 +115,23 @@ def format_drops(genome: Genome, problem: Problem) -> str:
             if index == 0:
                 blocks[block] |= names
     return "".join(f"{'+'.join(sorted(blocks.get(b, ()))) or 'none'}\n" for b in range(max(blocks) + 1))
+
+
+def _lines_of_gguf(path: Path, problem: Problem) -> Lines:
+    """Return a line for every layer of the problem, with its type in a GGUF file."""
+    layers = [layer.name for unit in problem.units if not unit.only_drops for layer in unit.layers]
+    return list(enumerate((f"{layer}: {kind}" for layer, kind in read_types(path, layers).items()), start=1))
+
+
+def _with_layers(lines: Lines, problem: Problem) -> Lines:
+    """Return the lines of a list of GGUF names with those of layers instead; other lists as they are."""
+    if not any(line.startswith(BLOCK) for _, line in lines):
+        return lines
+    layer_of = layer_names(layer.name for unit in problem.units for layer in unit.layers)
+    split = [(number, *line.partition(":")) for number, line in lines]
+    return [
+        (number, f"{layer_of[name.strip()]}:{value}") for number, name, _, value in split if name.strip() in layer_of
+    ]
 
 
 def _parse_units(lines: Lines, problem: Problem, source: str) -> Genome:
@@ -137,6 +169,9 @@ def _level(unit: Unit, value: str, *, uniform: int) -> int | None:
     """Return the index of the level that a value names; None if there is none."""
     if value in unit.level_names:
         return unit.level_names.index(value)
+    kind = ggml_type(value)
+    if kind:
+        return level_of_type(unit, kind)
     try:
         number = float(value)
     except ValueError:

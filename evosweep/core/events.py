@@ -10,7 +10,7 @@ from evosweep.core.problem import Genome, Problem
 T = TypeVar("T")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Candidate:
     """One scored genome of a generation.
 
@@ -29,7 +29,7 @@ class Candidate:
     duplicate_of: int | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class StageRecord:
     """Spread of one stage's scores.
 
@@ -45,7 +45,7 @@ class StageRecord:
     parent: float | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class GenerationRecord:
     """The outcome of one generation.
 
@@ -152,6 +152,7 @@ class SearchResult:
     export: Mapping[str, Any] = field(default_factory=dict)
     continuations: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     tasks: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    tails: Mapping[str, Mapping[str, Mapping[str, float]]] = field(default_factory=dict)
 
     @property
     def cost(self) -> int:

@@ -43,3 +43,11 @@ def is_finished(folder: Path) -> bool:
     if not (folder / RESULT).is_file():
         return False
     return RunRecord.read(folder).finished or not (folder / RUN_RECORD).is_file()
+
+
+def command_of(config: Path) -> str:
+    """Return the command in the first line of a run's ``config.yaml``; empty where a run began from Python."""
+    if not config.is_file():
+        return ""
+    first, *_ = config.read_text(encoding="utf-8").splitlines()
+    return first.lstrip("# ")

@@ -17,18 +17,20 @@ from evosweep.core.errors import ExportError, SettingError
 from evosweep.core.events import Progress, Silent
 from evosweep.core.files import new_folder
 from evosweep.core.problem import Genome, Problem
-from evosweep.core.ties import Expansion, loose
+from evosweep.core.ties import Expansion, bits_to_tie, loose
 from evosweep.core.unit import Level, Unit
 from evosweep.evaluate.population import Evaluator
+from evosweep.exporters.card import write_card
 from evosweep.models.activations import NONE
 from evosweep.models.anatomy import Anatomy
-from evosweep.models.dropping import Drop, DropEffect, dropped_parameters, removed
+from evosweep.models.dropping import Drop, DropEffect, dropped_parameters, merged, removed
 from evosweep.models.fusion import fused_layers
 from evosweep.models.load import LoadedModel
 from evosweep.models.slots import Slot
 from evosweep.store.units import Units
 
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 1e-2, torch.float16: 1e-3}
+DIFFERS = ".differs"  # behind the name of a folder that turned out to be another model
 ROUNDED_TOLERANCE = 0.05  # where inputs are rounded: the last bit of one may decide which of two values it becomes
 
 
@@ -61,8 +63,9 @@ class Winner:
 
     @cached_property
     def dropped(self) -> list[DropEffect]:
-        """Effects of the units that are dropped."""
-        return [effect for index, effect in self.evaluator.drops.items() if self.genome[index] == 0]
+        """Effects of the units that are dropped; a block without any of its sub-blocks is dropped as a whole."""
+        effects = [effect for index, effect in self.evaluator.drops.items() if self.genome[index] == 0]
+        return merged(self.evaluator.anatomy, effects)
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
@@ -125,6 +128,10 @@ class Exporter:
     """Python code that makes a ``model`` of a ``folder``."""
     contents: ClassVar[str]
     """What is written, in a few words."""
+    tolerance: ClassVar[Mapping[torch.dtype, float]] = TOLERANCE
+    """Share of the largest logit by which a reloaded model's may differ, by the type of the model."""
+    runs: ClassVar[bool] = True
+    """Whether what is written is a model."""
     needs_ties: ClassVar[bool] = False
     """Whether engines that read the format fuse layers, so that these must share a level (``units.tie=fused``)."""
 
@@ -142,7 +149,7 @@ class Exporter:
             units: What is a unit beside the layers of the blocks.
         """
 
-    def check_problem(self, problem: Problem, anatomy: Anatomy) -> None:
+    def check_problem(self, problem: Problem, anatomy: Anatomy, genome: Genome | None = None) -> None:
         """Raise SettingError, before the search, where the format cannot hold an allocation of the problem.
 
         A format overrides ``refusal`` and ``ties``, not this.
@@ -150,8 +157,10 @@ class Exporter:
         Args:
             problem: As it will be searched: units, tied or not, with the names and costs of their levels.
             anatomy: The model.
+            genome: The one allocation that is asked about, after a search; None: any.
         """
-        for layer in (layer for unit in problem.units for layer in unit.layers):
+        asked = problem if genome is None else problem.only(genome)
+        for layer in (layer for unit in asked.units for layer in unit.layers):
             refusals = {level.name: self.refusal(layer, level, anatomy) for level in layer.levels}
             fitting = [name for name, refusal in refusals.items() if not refusal]
             for name, refusal in refusals.items():
@@ -163,7 +172,7 @@ class Exporter:
                         got=f"{name} of {layer.name}",
                         allowed=f"of a format that holds it: {refusal}{nearest}",
                     )
-        untied = loose(problem.units, self.ties(anatomy))
+        untied = loose(asked.units, self.ties(anatomy))
         if untied:
             layers = ", ".join(name.rpartition(".")[2] for name in untied[0])
             raise SettingError(
@@ -171,7 +180,7 @@ class Exporter:
                 owner=self,
                 got=f"{layers} of block {anatomy.slot(untied[0][0]).block} with a level each",
                 allowed="used with tied layers, as engines load these as one matrix of one width",
-                hint="units.tie=fused ties them",
+                hint=_how_to_tie(problem, untied, genome),
             )
 
     def refusal(self, layer: Unit, level: Level, anatomy: Anatomy) -> str:
@@ -233,8 +242,8 @@ class Exporter:
             makes a ``model`` of a ``folder``, ``how_to_load``: the same in one line with this folder.
 
         Raises:
-            ExportError: No room on the disk, or the reloaded model gives other logits than were scored; nothing is
-                left then.
+            ExportError: No room on the disk, or the reloaded model gives other logits than were scored; it is kept
+                beside ``folder`` then.
         """
         winner = Winner(genome, problem, evaluator)
         expected = self.expected_bytes(winner)
@@ -244,8 +253,10 @@ class Exporter:
             self.write(winner, loaded, temporary)
             loaded.tokenizer.save_pretrained(temporary)
             problem.save(problem.decode(genome), temporary / "allocation.json", problem=problem.fingerprint)
-            (temporary / "README.md").write_text(self._readme(winner, loaded), encoding="utf-8")
-            difference = self._difference(winner, temporary)
+            body = self._readme(winner, loaded)
+            write_card(temporary, body, genome=genome, problem=problem, store=evaluator.store.key, loaded=loaded)
+            with kept_aside(temporary, folder):
+                difference = self._difference(winner, temporary)
         size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
         return {
             "path": str(folder),
@@ -280,7 +291,7 @@ class Exporter:
             with evaluator.exact_inputs():
                 scored = evaluator.logits(winner.genome, tokens)
                 logits = reloaded(input_ids=tokens, use_cache=False).logits[0].float()
-            difference = _check_close(logits, scored, TOLERANCE[anatomy.dtype])
+            difference = _check_close(logits, scored, self.tolerance[anatomy.dtype])
             if evaluator.resources.activations != NONE:
                 scored = evaluator.logits(winner.genome, tokens)
                 with evaluator.rounded_inputs({unit: reloaded.get_submodule(path) for unit, path in paths.items()}):
@@ -289,12 +300,40 @@ class Exporter:
         return difference
 
 
+def _how_to_tie(problem: Problem, untied: Sequence[Sequence[str]], genome: Genome | None) -> str:
+    """Return what makes untied layers share a level, and of a finished allocation by how much that enlarges it."""
+    if genome is None:
+        return "units.tie=fused ties them"
+    more = bits_to_tie(problem.units, untied, genome) / 8e6
+    return f"search with units.tie=fused (this allocation grows by {more:.3g} MB if each set takes its dearest level)"
+
+
 def _nearest(layer: Unit, name: str, fitting: Sequence[str]) -> str:
     """Return which level of a layer is nearest in cost to one that a format does not hold, of those that it does."""
     cost = {level.name: level.cost for level in layer.levels}
     return (
         f"; the nearest that fits is {min(fitting, key=lambda other: abs(cost[other] - cost[name]))}" if fitting else ""
     )
+
+
+@contextmanager
+def kept_aside(made: Path, folder: Path) -> Iterator[None]:
+    """Keep what was made beside the folder that it was for, where it turns out not to compute what was scored.
+
+    Args:
+        made: What was made, in a temporary folder.
+        folder: What it would have become.
+
+    Raises:
+        ExportError: As the body raises it, with where the files are.
+    """
+    try:
+        yield
+    except ExportError as error:
+        aside = folder.with_name(f"{folder.name}{DIFFERS}")
+        shutil.rmtree(aside, ignore_errors=True)
+        made.rename(aside)
+        raise ExportError(f"{error}; it is in {aside}, not in {folder}: please report it with its command") from error
 
 
 def _check_close(logits: torch.Tensor, scored: torch.Tensor, tolerance: float) -> float:
@@ -313,7 +352,7 @@ def _check_close(logits: torch.Tensor, scored: torch.Tensor, tolerance: float) -
     if not difference <= tolerance * max(scale, 1.0):
         raise ExportError(
             f"the exported model does not give the logits that were scored: they differ by {difference:.3g} "
-            f"(largest logit {scale:.3g}); nothing was kept"
+            f"(largest logit {scale:.3g})"
         )
     return difference
 

@@ -10,9 +10,10 @@ from typing import Any
 
 import torch
 
+from evosweep.compressors.as_is import AsIs
 from evosweep.compressors.base import Compressor
 from evosweep.compressors.floating import FloatingPoint
-from evosweep.compressors.formats import grouped_int
+from evosweep.compressors.formats import grouped_int, plain
 from evosweep.compressors.formats.float_blocks import ELEMENTS
 from evosweep.compressors.formats.grouped_int import unpack
 from evosweep.compressors.integer import IntegerLevels
@@ -46,13 +47,15 @@ class Scheme:
 Tensors = dict[str, torch.Tensor]
 
 
-def compressed(stored: Stored, dtype: torch.dtype) -> tuple[Scheme, Tensors]:
-    """Return a level's scheme, and its tensors by their names in the layer's module.
+def compressed(stored: Stored, dtype: torch.dtype) -> tuple[Scheme | None, Tensors]:
+    """Return a level's scheme, None for a weight that stays as it is, and its tensors by their names in the module.
 
     Args:
         stored: The level, of a compressor that ``unfit`` has nothing against.
         dtype: Type of the model, in which scales of integers are kept.
     """
+    if stored.format == plain.__name__:
+        return None, {"weight": stored.tensors()["weight"].to(dtype)}
     if stored.format == grouped_int.__name__:
         return _integers(stored.tensors(), stored.meta, dtype)
     return WRITERS[str(stored.meta["element"]), str(stored.meta["scale"])](stored.tensors(), stored.meta)
@@ -65,7 +68,9 @@ def unfit(compressor: Compressor) -> str:
     if isinstance(compressor, FloatingPoint):
         unknown = [name for name in compressor.formats if name not in FLOATS]
         return f"it holds no {unknown[0]}: compressor.formats=[{','.join(FLOATS[:1])}]" if unknown else ""
-    return "" if isinstance(compressor, IntegerLevels) else "it holds bit-widths and small floats: compressor=gptq"
+    return (
+        "" if isinstance(compressor, IntegerLevels | AsIs) else "it holds bit-widths and small floats: compressor=gptq"
+    )
 
 
 def integer_parts(compressor: Compressor) -> list[IntegerLevels]:

@@ -35,6 +35,7 @@ from evosweep.store.units import Units
 
 OTHERS = ("dense", "packed", "none")
 ENGINES = ("vllm", "transformers")
+BY_HEAD = "query_key_value"  # last part of the name of a layer that holds the three head by head
 WORD = 32  # bits of the words that zeros are packed into
 TENSORS = "model.safetensors"
 CONFIG = "config.json"
@@ -83,16 +84,17 @@ class CompressedTensors(Exporter):
             anatomy: The model.
             units: What is a unit beside the layers of the blocks.
         """
-        hint = unfit(compressor) or self._refused(compressor, anatomy)
-        integers = integer_parts(compressor)
+        compressors = [compressor, *([units.head] if units is not None and units.head is not None else [])]
+        hint = next((text for made in compressors if (text := unfit(made) or self._refused(made, anatomy))), "")
+        integers = [part for made in compressors for part in integer_parts(made)]
         if hint:
             pass
         elif anatomy.dtype is torch.bfloat16 and any(not part.coarse_scales for part in integers):
             hint = "it keeps scales in the model's type, bfloat16: compressor.coarse_scales=true, or model.dtype"
         elif drop.granularity == "sublayers":
             hint = "it cannot hold a block without its attention or MLP: drop=blocks"
-        elif units is not None and units.any:
-            hint = "it leaves embedding and head as they are: units=none"
+        elif units is not None and units.embedding is not None:
+            hint = "it leaves the embedding as it is: units.embedding=null"
         elif any(slot.layout != "linear" for slot in anatomy.slots):
             hint = "it has no layout for this model's transposed layers"
         if hint:
@@ -111,12 +113,12 @@ class CompressedTensors(Exporter):
             return (
                 f"fused layers share the one scale that {shared[0]} has a layer, and ours have each its own: fp8, mxfp4"
             )
-        for layer in [anatomy.slot(name) for names in fused_layers(anatomy) for name in names]:
+        for name, outputs in _pieces(anatomy):
             for width in (width for part in asymmetric for width in part.bits):
-                if layer.shape[0] * width % WORD:
+                if outputs * width % WORD:
                     return (
-                        f"{layer.name} has {layer.shape[0]} outputs, whose zeros of {width} bits do not fill whole "
-                        "words, as layers that vLLM fuses need: compressor.symmetric=true"
+                        f"{name} has {outputs} outputs in a piece that vLLM moves, and zeros of {width} bits do not "
+                        "fill whole words there: compressor.symmetric=true"
                     )
         return ""
 
@@ -139,7 +141,8 @@ class CompressedTensors(Exporter):
             for path, (_, index) in winner.layers().items():
                 scheme, values = _level(winner, index)
                 tensors |= {f"{path}.{name}": value for name, value in values.items()}
-                groups.setdefault(scheme, []).append(path)
+                if scheme is not None:
+                    groups.setdefault(scheme, []).append(path)
             saved = {name: value.cpu().contiguous() for name, value in tensors.items()}
             save_file(saved, folder / TENSORS, metadata={"format": "pt"})
             written = {path for paths in groups.values() for path in paths}
@@ -154,7 +157,7 @@ class CompressedTensors(Exporter):
                 model.generation_config.save_pretrained(folder)
 
     def _readme(self, winner: Winner, loaded: LoadedModel) -> str:
-        serving = "vLLM serves it: `vllm serve .` in this folder.\n" if self.engine == "vllm" else ""
+        serving = "\nvLLM serves it: `vllm serve .` in this folder.\n" if self.engine == "vllm" else ""
         return super()._readme(winner, loaded) + serving
 
     def reload(self, folder: Path, *, dtype: torch.dtype) -> torch.nn.Module:
@@ -195,6 +198,17 @@ def load_compressed(folder: str | Path, *, dtype: torch.dtype | None = None) -> 
     return model
 
 
+def _pieces(anatomy: Anatomy) -> list[tuple[str, int]]:
+    """Return the layers whose outputs vLLM moves as pieces, and a piece's outputs: zeros are packed along these.
+
+    A fused layer's are one piece. Of one that holds query, key and value head by head, each head's are.
+    """
+    fused = [(name, anatomy.slot(name).shape[0]) for names in fused_layers(anatomy) for name in names]
+    config: Any = anatomy.model.config
+    by_head = [slot for slot in anatomy.slots if slot.name.endswith(BY_HEAD)]
+    return fused + [(slot.name, config.hidden_size // config.num_attention_heads) for slot in by_head]
+
+
 def _groups(folder: Path) -> list[dict[str, Any]]:
     config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     return list(config["quantization_config"]["config_groups"].values())
@@ -205,8 +219,8 @@ def _plain(folder: Path) -> bool:
     return all(group["format"] == PACKED and group["weights"]["symmetric"] for group in _groups(folder))
 
 
-def _level(winner: Winner, index: int) -> tuple[Scheme, Tensors]:
-    """Return the scheme and tensors of the level that a layer has."""
+def _level(winner: Winner, index: int) -> tuple[Scheme | None, Tensors]:
+    """Return the scheme of the level that a layer has, None if it is not compressed, and its tensors."""
     unit = winner.problem.units[index]
     stored = winner.evaluator.store.payload(unit.name, unit.levels[int(winner.genome[index])].name)
     return compressed(stored, winner.evaluator.anatomy.dtype)

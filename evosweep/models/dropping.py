@@ -6,7 +6,7 @@ run at all), and what a model on disk looks like without them (``removed``, ``dr
 """
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +24,8 @@ from evosweep.models.patch import replaced_forward
 from evosweep.models.slots import Slot
 
 GRANULARITIES = ("sublayers", "blocks", "pairs")
+PROBE = 4  # tokens that a block without its sub-blocks is tried on
+NOT_BY_BLOCK = ("architectures", "bos_token_id", "eos_token_id", "pad_token_id")  # lists, whatever their length
 DROPPED = "dropped"
 KEPT = "kept"
 
@@ -274,6 +276,35 @@ def removed(anatomy: Anatomy, effects: Iterable[DropEffect]) -> Iterator[None]:
         yield
 
 
+def merged(anatomy: Anatomy, effects: Iterable[DropEffect]) -> list[DropEffect]:
+    """Return effects in which a block that loses all its sub-blocks is dropped as a whole, where it then does nothing.
+
+    That is tried on a few tokens: a block may scale the residual stream, or add a bias behind its sub-blocks.
+
+    Args:
+        anatomy: The model.
+        effects: What is dropped.
+    """
+    effects = list(effects)
+    gone = {effect.writer for effect in effects if effect.writer is not None}
+    writers: dict[int, list[str]] = {}
+    for option in droppables(anatomy, "sublayers") if gone else ():
+        writers.setdefault(option.blocks[0], []).append(str(option.effect.writer))
+    empty = {block for block, names in writers.items() if gone.issuperset(names) and _passes(anatomy, block, names)}
+    kept = [effect for effect in effects if effect.whole or effect.blocks[0] not in empty]
+    return [*kept, *(DropEffect((block,), whole=True) for block in sorted(empty))]
+
+
+@torch.no_grad()
+def _passes(anatomy: Anatomy, block: int, writers: Sequence[str]) -> bool:
+    """Return whether a block returns its input where its sub-blocks write nothing."""
+    given = anatomy.embed(torch.arange(PROBE)[None].to(anatomy.device))
+    with ExitStack() as stack:
+        for name in writers:
+            stack.enter_context(silenced(anatomy.slot(name).module))
+        return torch.equal(anatomy.run_block(block, given), given)
+
+
 def dropped_parameters(anatomy: Anatomy, effects: Iterable[DropEffect]) -> set[int]:
     """Return the ids of all parameters in dropped sub-blocks."""
     dropped = {effect for effect in effects if not effect.whole}
@@ -300,7 +331,11 @@ def without_blocks(anatomy: Anatomy, gone: Collection[int]) -> Iterator[None]:
     parent, _, name = anatomy.block_path.rpartition(".")
     around = model.get_submodule(parent)
     # one entry a block, as layer_types
-    lists = {key: value for key, value in vars(config).items() if isinstance(value, list) and len(value) == count}
+    lists = {
+        key: value
+        for key, value in vars(config).items()
+        if isinstance(value, list) and len(value) == count and key not in NOT_BY_BLOCK
+    }
     setattr(around, name, nn.ModuleList([anatomy.blocks[index] for index in kept]))
     config.num_hidden_layers = len(kept)
     for key, value in lists.items():

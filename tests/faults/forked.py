@@ -17,9 +17,16 @@ FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["evosweep.cli.job", "evosweep.tracking.mlflow_tracker.tracker", "evosweep.cli.finish"])
 
 
-def fork(folder: Path, *arguments: str, cache: Path) -> ForkServerProcess:
-    """Start a command in a folder, with this cache; what it prints goes to ``<cache>.out`` and ``.err`` beside it."""
-    process = FORKS.Process(target=_work, args=(folder, cache, arguments))
+def fork(folder: Path, *arguments: str, cache: Path, printed: str | None = None) -> ForkServerProcess:
+    """Start a command in a folder.
+
+    Args:
+        folder: Where it works.
+        arguments: Of the command.
+        cache: Folder of its cache.
+        printed: Name, beside the cache, of the files ``.out`` and ``.err`` with what it prints; None: the cache's.
+    """
+    process = FORKS.Process(target=_work, args=(folder, cache, printed or cache.name, arguments))
     process.start()
     return process
 
@@ -34,10 +41,10 @@ def killed_when(condition: Callable[[], object], process: ForkServerProcess) -> 
     return process.exitcode == -9
 
 
-def _work(folder: Path, cache: Path, arguments: tuple[str, ...]) -> None:
+def _work(folder: Path, cache: Path, printed: str, arguments: tuple[str, ...]) -> None:
     os.chdir(folder)
     os.environ["EVOSWEEP_CACHE"] = str(cache)
-    sys.stdout = cache.with_suffix(".out").open("w")
-    sys.stderr = cache.with_suffix(".err").open("w")
+    sys.stdout = cache.with_name(f"{printed}.out").open("w")
+    sys.stderr = cache.with_name(f"{printed}.err").open("w")
     torch.set_num_threads(1)
     sys.exit(evosweep(*arguments))

@@ -5,13 +5,17 @@ import multiprocessing
 import os
 import shutil
 import signal
+import socket
 import time
 from collections.abc import Iterable, Sequence
 from functools import partial
+from multiprocessing.process import BaseProcess
+from multiprocessing.queues import SimpleQueue
 from pathlib import Path
 
 import pytest
 
+from evosweep import parallel
 from evosweep.cli.cache_command import entries
 from evosweep.compressors.adaquant import AdaQuant
 from evosweep.compressors.entropy import EntropyCoded
@@ -146,6 +150,12 @@ def test_every_way_of_calibrating_goes_on(deep, tmp_path, monkeypatch, builder: 
     assert build(plan, calibration, tmp_path / "cache", monkeypatch, builder=builder)[0] == whole
 
 
+def reached(cache: Path, process: BaseProcess) -> None:
+    """Wait until a process has finished three blocks of a store."""
+    while process.is_alive() and not list(cache.glob("stores/*.partial/2.json")):
+        time.sleep(0.001)
+
+
 def test_a_build_that_is_killed_goes_on(deep, tmp_path, monkeypatch) -> None:
     anatomy, calibration = deep
     plan = plan_store(anatomy, AdaQuant(bits=[2, 3, 4], group=16, steps=40))
@@ -153,8 +163,7 @@ def test_a_build_that_is_killed_goes_on(deep, tmp_path, monkeypatch) -> None:
     make = partial(build, plan, calibration, tmp_path / "cache", monkeypatch)
     process = multiprocessing.get_context("fork").Process(target=make)
     process.start()
-    while process.is_alive() and not list((tmp_path / "cache").glob("stores/*.partial/2.json")):
-        time.sleep(0.001)
+    reached(tmp_path / "cache", process)
     os.kill(process.pid, signal.SIGKILL)
     process.join()
     (begun,) = (tmp_path / "cache" / "stores").glob("*.partial")
@@ -166,6 +175,61 @@ def test_a_build_that_is_killed_goes_on(deep, tmp_path, monkeypatch) -> None:
     (store,) = (path for path in (tmp_path / "cache" / "stores").iterdir() if path.is_dir())
     for name in ("store/block_000.safetensors", "store/block_001.safetensors", "store/block_002.safetensors"):
         assert (store / Path(name).name).stat().st_mtime_ns == kept[name]  # not written again
+
+
+def test_who_waits_for_a_store_goes_on_where_its_builder_was_killed(deep, tmp_path, monkeypatch) -> None:
+    anatomy, calibration = deep
+    plan = plan_store(anatomy, AdaQuant(bits=[2, 3, 4], group=16, steps=40))
+    whole, _ = build(plan, calibration, tmp_path / "whole", monkeypatch)
+    forks = multiprocessing.get_context("fork")
+    said: SimpleQueue = forks.SimpleQueue()
+
+    def make() -> None:
+        said.put(build(plan, calibration, tmp_path / "cache", monkeypatch)[1])
+
+    builder = forks.Process(target=make)
+    builder.start()
+    reached(tmp_path / "cache", builder)
+    waiting = forks.Process(target=make)
+    waiting.start()
+    os.kill(builder.pid, signal.SIGKILL)
+    builder.join()
+    waiting.join()
+    assert waiting.exitcode == 0
+    assert any("blocks are there already" in line for line in said.get())
+    (store,) = (path for path in (tmp_path / "cache" / "stores").iterdir() if path.is_dir())
+    assert bytes_of(store) == whole
+
+
+def test_two_processes_that_share_a_build_go_on_together(deep, tmp_path, monkeypatch) -> None:
+    anatomy, calibration = deep
+    plan = plan_store(anatomy, GPTQ(bits=[2, 3, 4], group=16), Drop(granularity="blocks"))
+
+    def member(rank: int, port: int, cache: Path, progress: Heard) -> None:
+        meeting = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "localhost", "MASTER_PORT": port}
+        os.environ.update({key: str(value) for key, value in meeting.items()})
+        parallel.join()
+        build(plan, calibration, cache, monkeypatch, progress=progress)
+
+    def both(name: str, progress: Heard) -> list[int | None]:
+        with socket.socket() as free:
+            free.bind(("localhost", 0))
+            port = free.getsockname()[1]
+        forks = multiprocessing.get_context("fork")
+        processes = [forks.Process(target=member, args=(rank, port, tmp_path / name, progress)) for rank in range(2)]
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join()
+        return [process.exitcode for process in processes]
+
+    assert both("whole", Heard()) == [0, 0]
+    assert 0 not in both("cache", Stops())
+    assert list((tmp_path / "cache").glob("stores/*.partial/2.json"))
+    assert both("cache", Heard()) == [0, 0]
+    (whole,) = (tmp_path / "whole" / "stores").glob("*/")
+    (again,) = (tmp_path / "cache" / "stores").glob("*/")
+    assert bytes_of(again) == bytes_of(whole)
 
 
 def test_a_damaged_block_is_made_again(begun, tmp_path, monkeypatch) -> None:

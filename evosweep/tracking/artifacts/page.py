@@ -2,11 +2,21 @@
 
 import base64
 import html
+from collections.abc import Mapping
 from pathlib import Path
 
 from evosweep.core.events import SearchResult
 from evosweep.tracking.describe import selection
 
+TAILS = {
+    "kl": "mean KL",
+    "kl_p50": "KL, median token",
+    "kl_p90": "KL, 90th percentile",
+    "kl_p99": "KL, 99th percentile",
+    "kl_p99.9": "KL, 99.9th percentile",
+    "flips": "tokens whose most probable successor changes",
+    "rms_shift": "RMS change of the right token's probability",
+}
 ORDER = ("allocation", "convergence", "stages", "additivity")
 STYLE = (
     "body{font:15px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#222}"
@@ -27,6 +37,7 @@ class ReportPage:
             _table(result),
             f"<p>{html.escape(selection(result))}</p>",
             *(f"<h2>{path.stem.replace('_', ' ')}</h2>{_image(path)}" for path in _figures(folder)),
+            *_tails(result),
             *_tasks(result),
             *_continuations(result),
             "<h2>Load it</h2>",
@@ -76,6 +87,25 @@ def _table(result: SearchResult) -> str:
     return "<table>" + "".join(f"<tr>{line}</tr>" for line in lines) + "</table>"
 
 
+def _tails(result: SearchResult) -> list[str]:
+    """Return a table of what the mean KL hides, with 95 % intervals."""
+    if not result.tails:
+        return []
+    head = "".join(f"<th>{cell}</th>" for cell in ("", "found", "uniform"))
+    lines = []
+    for name, label in TAILS.items():
+        cells = [_interval(result.tails[which][name], share=name == "flips") for which in ("found", "uniform")]
+        lines.append(f"<tr><td>{label}</td>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
+    note = "On validation text; in brackets 95 % intervals of a bootstrap over windows."
+    return ["<h2>More than the mean</h2>", f"<p>{note}</p>", f"<table><tr>{head}</tr>{''.join(lines)}</table>"]
+
+
+def _interval(figures: Mapping[str, float], *, share: bool) -> str:
+    """Return a figure with its interval, a share in percent."""
+    shown = [f"{100 * value:.1f} %" if share else f"{value:.4f}" for value in figures.values()]
+    return shown[0] if len(shown) == 1 else f"{shown[0]} ({shown[1]} to {shown[2]})"
+
+
 def _tasks(result: SearchResult) -> list[str]:
     """Return a table of accuracies with standard errors, in percent."""
     if not result.tasks:
@@ -113,7 +143,8 @@ def _image(path: Path) -> str:
 
 def _loading(result: SearchResult, run: Path) -> str:
     if result.export:
-        return f"folder = '{run}/model'\n\n{result.export['load']}"
+        load = result.export.get("load")
+        return f"folder = '{run}/model'\n\n{load}" if load else f"# {result.export['how_to_load']}"
     return f"# not exported; the allocation is in {run}/allocation.json:\n# sampler.start={run}/allocation.json"
 
 

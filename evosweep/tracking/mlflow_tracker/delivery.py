@@ -176,6 +176,7 @@ def _model(client: MlflowClient, run: str, content: Content, _: Logged) -> None:
         folder=Path(content["path"]),
         load=content["load"],
         params=content["params"],
+        register=content.get("register"),
     )
 
 

@@ -16,6 +16,12 @@ def result_figures(row: Mapping[str, Any]) -> dict[str, float]:
     return {key: writes.rounded(float(row[key])) for key in shown if row.get(key) is not None}
 
 
+def tail_figures(tails: Mapping[str, Mapping[str, Mapping[str, float]]]) -> dict[str, float]:
+    """Return the winner's percentiles of KL, flips and RMS shift on validation text."""
+    found = tails.get("found", {})
+    return {f"val/{name}": writes.rounded(figures["value"]) for name, figures in found.items() if name != KL}
+
+
 def task_figures(tasks: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
     """Return the accuracies of the winner, the uniform allocation and the dense model, and the winner's mean share."""
     values = {

@@ -8,7 +8,16 @@ from pathlib import Path
 import mlflow
 from mlflow import MlflowClient
 from mlflow.entities import LoggedModelOutput
+from mlflow.models import ModelSignature
+from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
 
+QUOTE = "'"
+EXAMPLE = (["The capital of France is"], {"max_new_tokens": 32})
+SIGNATURE = ModelSignature(
+    inputs=Schema([ColSpec("string")]),
+    outputs=Schema([ColSpec("string")]),
+    params=ParamSchema([ParamSpec("max_new_tokens", "long", 32)]),
+)
 CODE = '''\
 """A compressed language model: give it prompts, get their continuations."""
 
@@ -42,7 +51,14 @@ mlflow.models.set_model(Winner())
 
 
 def log_winner(
-    client: MlflowClient, *, run: str, name: str, folder: Path, load: str, params: Mapping[str, str]
+    client: MlflowClient,
+    *,
+    run: str,
+    name: str,
+    folder: Path,
+    load: str,
+    params: Mapping[str, str],
+    register: str | None = None,
 ) -> None:
     """Log the exported winner as the model of a run.
 
@@ -53,6 +69,7 @@ def log_winner(
         folder: The exported weights.
         load: Code that loads them.
         params: Shown with the model.
+        register: Name under which it becomes a version of a registered model; None: it is not registered.
     """
     load = "\n".join(f"        {line}" if line else "" for line in load.splitlines())
     experiment = client.get_run(run).info.experiment_id
@@ -71,11 +88,32 @@ def log_winner(
             str(saved),
             python_model=str(code),
             artifacts={"model": str(folder)},
+            input_example=EXAMPLE,
+            signature=SIGNATURE,
             pip_requirements=[f"{package}=={version(package)}" for package in ("mlflow", "torch", "transformers")],
         )
         client.log_model_artifacts(made.model_id, str(saved))
     client.finalize_logged_model(made.model_id, "READY")
     client.log_outputs(run, [LoggedModelOutput(made.model_id, step=0)])
+    if register is not None:
+        _register(client, register, run=run, model_id=made.model_id, params=params)
+
+
+def _register(client: MlflowClient, name: str, *, run: str, model_id: str, params: Mapping[str, str]) -> None:
+    """Make a logged model a version of a registered model, which is created if there is none of that name.
+
+    Args:
+        client: Of the store.
+        name: Of the registered model.
+        run: The run that found it.
+        model_id: Of the logged model.
+        params: Become the version's tags.
+    """
+    if not client.search_registered_models(f"name = '{name.replace(QUOTE, QUOTE * 2)}'"):
+        client.create_registered_model(name)
+    client.create_model_version(
+        name, source=f"models:/{model_id}", run_id=run, model_id=model_id, tags={k: str(v) for k, v in params.items()}
+    )
 
 
 def _allowed(name: str) -> str:

@@ -6,7 +6,7 @@ from evosweep.core.events import SearchResult
 from evosweep.core.files import json_safe
 from evosweep.tracking.describe import describe
 from evosweep.tracking.mlflow_tracker import view, writes
-from evosweep.tracking.mlflow_tracker.figures import result_figures, task_figures
+from evosweep.tracking.mlflow_tracker.figures import result_figures, tail_figures, task_figures
 from evosweep.tracking.mlflow_tracker.spool import Write
 
 
@@ -17,7 +17,14 @@ def result_writes(result: SearchResult) -> list[Write]:
     tags |= {f"export.{key}": value for key, value in result.export.items()}
     files = {"allocation.json": {**row, "allocation": dict(result.allocation)}, "result.json": row}
     return [
-        *writes.metrics({**result_figures(row), **task_figures(result.tasks), **writes.finish_figures(result.finish)}),
+        *writes.metrics(
+            {
+                **result_figures(row),
+                **tail_figures(result.tails),
+                **task_figures(result.tasks),
+                **writes.finish_figures(result.finish),
+            }
+        ),
         writes.tags(tags),
         *(
             writes.text(json.dumps(json_safe(value), indent=1, ensure_ascii=False), name)

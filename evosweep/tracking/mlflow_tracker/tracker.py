@@ -302,8 +302,9 @@ class MlflowTracker:
         self._put(writes.folder(report))
         self._put(writes.table(layer_table(result), "allocation_table.json"))
         model = run / "model"
-        if self.model == "weights" and model.is_dir() and "load" in result.export:
-            self._put(writes.model(result, name=self._name, path=model))
+        wanted = self.model == "weights" or result.export.get("register")
+        if wanted and model.is_dir() and "load" in result.export:
+            self._put(writes.model(result.row(), result.export, name=self._name, path=model))
 
     def exported(self, run_id: str, row: Mapping[str, Any]) -> None:
         """Add an export to a run that is over; ``row`` is the run's result with the new ``export`` in it."""

@@ -16,8 +16,8 @@ import numpy.typing as npt
 from mlflow.tracking.context.registry import resolve_tags
 from PIL import Image
 
-from evosweep.core.events import SearchResult
 from evosweep.core.files import json_safe
+from evosweep.core.metrics import METRICS
 from evosweep.core.redact import redact
 from evosweep.tracking.base import TextInput
 from evosweep.tracking.mlflow_tracker.continued import process_tags
@@ -154,21 +154,23 @@ def inputs(texts: Sequence[TextInput]) -> Write:
     return Write("inputs", {"texts": made})
 
 
-def model(result: SearchResult, *, name: str, path: Path) -> Write:
+def model(figures: Mapping[str, Any], export: Mapping[str, Any], *, name: str, path: Path) -> Write:
     """Return a write of the exported winner as a model.
 
     Args:
-        result: Of the search; its export says how the weights are loaded.
+        figures: Of the search.
+        export: How the weights are loaded, and under which name they are registered, if they are.
         name: Of the model.
         path: Folder of the weights.
     """
-    known = {key: rounded(value) if isinstance(value, float) else value for key, value in result.row().items()}
+    known = {key: rounded(value) if isinstance(value, float) else value for key, value in figures.items()}
     return Write(
         "model",
         {
             "name": name,
             "path": str(path.absolute()),
-            "load": str(result.export["load"]),
+            "load": str(export["load"]),
+            "register": export.get("register"),
             "params": {key: str(value) for key, value in known.items()},
         },
     )
@@ -180,10 +182,14 @@ def finish_figures(facts: Mapping[str, Any]) -> dict[str, float]:
 
 
 def exported(row: Mapping[str, Any]) -> list[Write]:
-    """Return the writes of an export: a tag for each fact of ``row["export"]``, and ``row`` as the run's result."""
+    """Return the writes of an export: a tag a fact of ``row["export"]``, ``row`` as the run's result, the model."""
     facts = tags({f"export.{key}": value for key, value in row["export"].items()})
     result = text(json.dumps(json_safe(dict(row)), indent=1, ensure_ascii=False), "result.json")
-    return [facts, *metrics(finish_figures(row.get("finish", {}))), result]
+    figures = {name: row[name] for name in METRICS if name in row}
+    export = row["export"]
+    name = str(row.get("run", "winner"))
+    models = [model(figures, export, name=name, path=Path(export["path"]))] if export.get("register") else []
+    return [facts, *metrics(finish_figures(row.get("finish", {}))), result, *models]
 
 
 def end(status: str) -> Write:
