@@ -5,16 +5,14 @@ writes files, runs and studies. It broadcasts orders (build the store together, 
 answer one after the other until it leaves. So nothing but the leader decides what happens next: not a clock, a signal,
 a cached file or a sampler's storage that another process would see at another moment.
 
-Every wait is a loop over short sleeps, so that signals arrive, and ends when another process has failed or left, or
-after ``EVOSWEEP_RANKS_TIMEOUT`` seconds.
+Every wait is a loop over short sleeps, so that signals arrive; it ends when another process has failed or left.
 """
 
 import json
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
@@ -22,13 +20,9 @@ import torch
 from safetensors.torch import load, save
 from torch import distributed
 
-from evosweep.core.errors import EvosweepError, SettingError, StoreError
+from evosweep.core import rendezvous
+from evosweep.core.errors import EvosweepError, StoreError
 
-TIMEOUT = "EVOSWEEP_RANKS_TIMEOUT"  # environment: seconds that a process waits for what another one owes it
-DEFAULT_TIMEOUT = 1800.0
-RENDEZVOUS = ("RANK", "MASTER_ADDR", "MASTER_PORT")  # set by torchrun, beside WORLD_SIZE
-HOW = "start with torchrun --nproc-per-node N -m evosweep ..., or unset WORLD_SIZE"
-UNBOUNDED = timedelta(days=365)  # gloo's own limit on waiting for an order: the leader may be busy alone for long
 SPIN = 0.05  # seconds of waiting without a pause
 PAUSE = 5e-4  # seconds between two looks after that
 LOOK = 1.0  # seconds between two looks at whether another process failed
@@ -37,7 +31,7 @@ LENGTH = 8  # bytes of a message's length in front of it
 END = "end"
 FAREWELL = 3.0  # seconds that a leader waits until the others have seen that it failed
 LEFT = "left"  # key of the rendezvous' store: how many have seen it
-FAILED = "failed"  # key of the rendezvous' store: why the command failed; empty where its leader has said so
+FAILED = "failed"  # key of the rendezvous' store: why a process failed; the leader prints its reason itself
 Tensors = Mapping[str, torch.Tensor]
 Message = tuple[dict[str, Any], dict[str, torch.Tensor]]
 Handler = Callable[[Mapping[str, Any], Tensors], Message | None]
@@ -48,7 +42,7 @@ class RanksError(EvosweepError):
 
 
 class Over(Exception):
-    """Raised in a process that follows, when the command is over and its leader has said why."""
+    """Raised in a process that follows, when the command is over and its leader has reported why."""
 
 
 @dataclass
@@ -73,7 +67,7 @@ class _Group:
     control: Any = None
     leads: bool = False
     owed: bool = False
-    lost: bool = field(default=False)
+    lost: bool = False
 
 
 _groups: list[_Group] = []  # none, or the one
@@ -86,64 +80,34 @@ def join() -> None:
         EvosweepError: The environment asks for several processes and does not say where they meet, or they do not
             meet in time.
     """
-    size = _size()
+    size = rendezvous.processes()
     if size == 1 or _groups:
         return
-    missing = [name for name in RENDEZVOUS if not os.environ.get(name)]
-    if missing:
-        raise EvosweepError(f"WORLD_SIZE={size} is set and {' and '.join(missing)} not: {HOW}")
-    timeout = _timeout()
+    where = rendezvous.meeting_point()
+    timeout = rendezvous.timeout()
     cuda = torch.cuda.is_available()
     if cuda:
-        torch.cuda.set_device(_local_rank())
+        torch.cuda.set_device(rendezvous.local_rank(torch.cuda.device_count()))
     limit = timedelta(seconds=timeout)
     try:
-        store, rank, size = next(iter(distributed.rendezvous("env://", timeout=limit)))
+        store, rank, size = next(iter(torch.distributed.rendezvous("env://", timeout=limit)))  # type: ignore[attr-defined]
         store.set_timeout(limit)
         distributed.init_process_group(
             "cpu:gloo,cuda:nccl" if cuda else "gloo",  # sums are taken where the model is
-            store=distributed.PrefixStore("group", store),
+            store=distributed.PrefixStore("group", store),  # type: ignore[attr-defined]
             rank=rank,
             world_size=size,
             timeout=limit,
         )
-        control = distributed.new_group(backend="gloo", timeout=UNBOUNDED)
+        control = distributed.new_group(backend="gloo", timeout=timedelta(seconds=rendezvous.LONGEST))
     except (RuntimeError, ValueError, OSError) as error:
-        where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise EvosweepError(
-            f"the {size} processes did not meet at {where} within {timeout:g} s ({TIMEOUT}): {reason}; {HOW}"
+            f"the {size} processes did not meet at {where} within {timeout:g} s ({rendezvous.TIMEOUT}): {reason}; "
+            f"{rendezvous.HOW}"
         ) from error
-    _groups.append(_Group(rank, size, timeout, distributed.PrefixStore("evosweep", store), control))
-
-
-def _size() -> int:
-    """Return how many processes the environment asks for."""
-    text = os.environ.get("WORLD_SIZE") or "1"
-    if not text.strip().isdecimal() or int(text) < 1:
-        raise EvosweepError(f"WORLD_SIZE must be a number of processes, got {text!r}: {HOW}")
-    return int(text)
-
-
-def _local_rank() -> int:
-    """Return the CUDA device of this process."""
-    text = os.environ.get("LOCAL_RANK", "0")
-    count = torch.cuda.device_count()
-    if not text.isdecimal() or int(text) >= count:
-        raise EvosweepError(f"LOCAL_RANK must be below the {count} CUDA devices of this host, got {text!r}: {HOW}")
-    return int(text)
-
-
-def _timeout() -> float:
-    """Return how long a process waits for another, in seconds."""
-    text = os.environ.get(TIMEOUT) or str(DEFAULT_TIMEOUT)
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = 0.0
-    if not 0 < seconds < UNBOUNDED.total_seconds():
-        raise SettingError(f"environment variable {TIMEOUT}", allowed="a number of seconds above 0", got=text)
-    return seconds
+    mine = distributed.PrefixStore("evosweep", store)  # type: ignore[attr-defined]
+    _groups.append(_Group(rank, size, timeout, mine, control))
 
 
 def is_leader() -> bool:
@@ -162,9 +126,8 @@ def rank() -> int:
 
 
 def on_this_host() -> int:
-    """Return how many of the processes run on this host, and so share its memory; torchrun says so."""
-    text = os.environ.get("LOCAL_WORLD_SIZE", "")
-    return min(int(text), count()) if text.isdecimal() and int(text) > 0 else count()
+    """Return how many of the processes run on this host, and so share its memory."""
+    return rendezvous.on_this_host(count())
 
 
 def lead() -> None:
@@ -189,8 +152,8 @@ def ask(name: str, facts: Mapping[str, Any] | None = None, tensors: Tensors | No
     Raises:
         RanksError: Another process failed or left.
     """
-    group = _groups[0]
     answers()
+    group = _groups[0]
     if group.lost:
         raise RanksError("the processes are out of step since an earlier error; start the command again")
     group.owed = name != END
@@ -222,7 +185,12 @@ def answers() -> list[Message]:
 def asked(name: str, facts: Mapping[str, Any] | None = None, tensors: Tensors | None = None) -> Iterator[list[Message]]:
     """Order something of the others while this process does the same; yield a list that holds their answers at the end.
 
-    Arguments and errors as of ``ask`` and ``answers``; an error of this process itself comes first.
+    An error of this process itself comes first.
+
+    Args:
+        name: As for ``ask``, and so are the others.
+        facts: As JSON.
+        tensors: By name.
     """
     found: list[Message] = []
     ask(name, facts, tensors)
@@ -248,10 +216,7 @@ def together(name: str) -> Iterator[None]:
 
 
 def follow(handlers: Mapping[str, Handler]) -> None:
-    """Do what the leader orders until the command is over.
-
-    Args:
-        handlers: What to do, by an order's name: facts and tensors to the answer's facts and tensors.
+    """Do what the leader orders until the command is over, with a handler for every order's name.
 
     Raises:
         RanksError: The leader is gone and left no reason.
@@ -320,29 +285,28 @@ def shard_rows(rows: Any) -> Any:
 
 def all_reduce_sum(*tensors: torch.Tensor) -> None:
     """Replace each tensor, in place, by its sum over all processes."""
-    for tensor in tensors:
-        _reduce(tensor, distributed.ReduceOp.SUM)
+    _reduce(tensors, distributed.ReduceOp.SUM)
 
 
 def all_reduce_max(tensor: torch.Tensor) -> None:
     """Replace a tensor, in place, by its largest values over all processes."""
-    _reduce(tensor, distributed.ReduceOp.MAX)
+    _reduce([tensor], distributed.ReduceOp.MAX)
 
 
-def _reduce(tensor: torch.Tensor, operation: Any) -> None:
+def _reduce(tensors: Sequence[torch.Tensor], operation: Any) -> None:
     for group in _groups:
         with _in_step(group):
-            work = distributed.all_reduce(tensor, op=operation, async_op=True)
-            _wait(group, work, limit=group.timeout, watch=range(group.size))
+            for tensor in tensors:
+                work = distributed.all_reduce(tensor, op=operation, async_op=True)
+                _wait(group, work, limit=group.timeout, watch=range(group.size))
 
 
 def broadcast_bool(value: bool) -> bool:
     """Return the leader's ``value`` in every process."""
-    if not _groups:
-        return value
     answer = torch.tensor([int(value)])
-    with _in_step(_groups[0]):
-        _broadcast(_groups[0], answer)
+    for group in _groups:
+        with _in_step(group):
+            _broadcast(group, answer)
     return bool(answer)
 
 
@@ -384,7 +348,7 @@ def _wait(group: _Group, work: Any, *, limit: float | None = None, watch: Sequen
                 looked = now
                 _check_others(group, watch)
                 if limit is not None and now - began > limit:
-                    raise RanksError(f"another process did not answer within {limit:g} s ({TIMEOUT})")
+                    raise RanksError(f"another process did not answer within {limit:g} s ({rendezvous.TIMEOUT})")
             time.sleep(0 if now - began < SPIN else PAUSE)
         work.wait()
     except (RuntimeError, ValueError) as error:  # of torch: the connection is gone
@@ -396,7 +360,7 @@ def _wait(group: _Group, work: Any, *, limit: float | None = None, watch: Sequen
 
 
 def _check_others(group: _Group, others: Sequence[int]) -> None:
-    """Raise the error of another process that failed; Over where the leader has said it or will."""
+    """Raise the error of another process that failed; Over where the leader reports it."""
     try:
         for other in others:
             if other != group.rank and group.store.check([f"{FAILED}/{other}"]):

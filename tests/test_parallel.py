@@ -18,7 +18,7 @@ import pytest
 from evosweep.cli.main import main
 from evosweep.core.results import read_result
 from evosweep.evaluate.population import Evaluator
-from evosweep.evaluate.shared import _assembled, _computed, shares
+from evosweep.evaluate.shared import Wanted, _assembled, _computed, shares
 from evosweep.fitness.kl import KL
 from evosweep.fitness.perplexity import Perplexity
 from tests.cli import TINY, evosweep, workplace, write_corpus
@@ -26,6 +26,7 @@ from tests.faults.processes import lines, only_run, outcome
 
 RUN = [*TINY, "tracking=none", "export=none", "report=none", "model.device=cpu", "search.generations=4"]
 SEARCH = ["sampler=evopress_ilp_scaled", "search.racing=0.2", "search.final=true", "units=quantized"]
+TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 PATIENCE = 120.0
 WARM = ["evosweep.cli.job", "evosweep.cli.follow", "tests.test_parallel"]
 
@@ -180,9 +181,9 @@ def test_shares_put_together_are_the_whole(evaluator: Evaluator) -> None:
     fitness = [KL(), Perplexity()]
     windows = [5, 0, 3, 2, 6]
     whole = evaluator.token_losses(genomes, split="search", windows=windows, fitness=fitness, length=24)
-    facts = {"split": "search", "windows": windows, "length": 24}
+    wanted = Wanted("search", windows, fitness, 24)
     dealt = shares(len(genomes), len(windows), 3)
-    found = [_computed(evaluator, genomes, parts, facts, fitness) for parts in dealt]
+    found = [_computed(evaluator, genomes, parts, wanted) for parts in dealt]
     put_together = _assembled(found, dealt, (len(genomes), len(windows)), fitness)
     for one in fitness:
         assert np.array_equal(put_together[one.name], whole[one.name])
@@ -202,8 +203,7 @@ def test_torchrun_builds_what_one_process_builds(tmp_path: Path) -> None:
         assert evosweep(*arguments) == 0
     write_corpus(folders["two"])
     done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "evosweep"]
-        + arguments,
+        [sys.executable, *TORCHRUN, "-m", "evosweep", *arguments],
         cwd=folders["two"],
         env={**os.environ, "EVOSWEEP_CACHE": str(folders["two"] / "cache"), "OMP_NUM_THREADS": "1"},
         capture_output=True,
@@ -254,8 +254,8 @@ def test_a_leader_that_is_killed_or_a_process_that_hangs_ends_the_other(alone: P
     second.wait_for(lambda: [*alone.glob("runs/hung/*/search_state.jsonl")])
     os.kill(second.all[1].pid, signal.SIGSTOP)
     second.all[0].join(PATIENCE)
-    os.kill(second.all[1].pid, signal.SIGCONT)
-    assert second.codes() == [2, 0], second.errors()
+    second.all[1].kill()  # as torchrun does
+    assert second.codes() == [2, -signal.SIGKILL], second.errors()
     assert second.errors().count("error: ") == 1
     assert "another process did not answer within 4 s (EVOSWEEP_RANKS_TIMEOUT)" in second.errors()
 

@@ -72,7 +72,7 @@ def hawq_v2(
 
     def of(draw: int) -> list[float]:
         if draw not in ahead:
-            together = orders[draw : draw + (parallel.count() if evaluator.shared else 1)]
+            together = orders[draw : draw + (1 if evaluator.sharing is None else parallel.count())]
             ahead.update(enumerate(_passes(evaluator, [slot.name for slot in mine], together), start=draw))
         return ahead.pop(draw)
 

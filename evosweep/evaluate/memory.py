@@ -157,3 +157,13 @@ def chunks(rows: int, shape: tuple[int, ...], *, tokens_at_once: int) -> list[tu
         for start in range(0, shape[0], some_windows)
         for row in range(0, rows, some_rows)
     ]
+
+
+def halves(rows: slice, span: slice) -> list[tuple[slice, slice]] | None:
+    """Return a chunk of ``chunks`` as two, fewer rows each or else fewer windows; None for one row on one window."""
+    for part, whole, by_rows in ((rows, span, True), (span, rows, False)):
+        if part.stop - part.start > 1:
+            middle = (part.start + part.stop) // 2
+            both = slice(part.start, middle), slice(middle, part.stop)
+            return [(half, whole) if by_rows else (whole, half) for half in both]
+    return None

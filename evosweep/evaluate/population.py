@@ -23,10 +23,10 @@ from evosweep.data.tokens import TokenSplit
 from evosweep.evaluate.block_units import units_by_block, wanted_levels
 from evosweep.evaluate.heads import Heads, Targets, finite, made_targets
 from evosweep.evaluate.level_weights import LevelWeights, bytes_of
-from evosweep.evaluate.memory import Resources, chunks, per_token, plan_memory
+from evosweep.evaluate.memory import Resources, chunks, halves, per_token, plan_memory
 from evosweep.evaluate.outer import OuterUnits
 from evosweep.evaluate.routing import distinct_rows, groups_of
-from evosweep.evaluate.shared import Sharing
+from evosweep.evaluate.shared import Sharing, Wanted
 from evosweep.fitness.base import Fitness, Outputs
 from evosweep.models.activations import NONE, RoundedInputs
 from evosweep.models.anatomy import Anatomy
@@ -89,13 +89,16 @@ class Evaluator:
         self._targets: ByteLRU[dict[str, torch.Tensor]] = ByteLRU(
             limit=self.plan.targets, size=lambda tensors: sum(map(bytes_of, tensors.values()))
         )
-        self._sharing = Sharing(self) if shared and parallel.leads() else None
+        self.sharing = Sharing(self) if shared and parallel.leads() else None
         self.tuned_values: Mapping[str, torch.Tensor] = {}
         self.validated: dict[bytes | None, dict[str, float]] = {}
         self.validated_windows: dict[bytes | None, list[float]] = {}
-        asked = self.resources.activations
         columns = {unit.name: unit.columns for unit in store.units if not unit.gates and not unit.outer}
-        self._inputs = None if asked == NONE else RoundedInputs.of(asked, columns, owner=self.resources)
+        self.inputs = (
+            None
+            if self.resources.activations == NONE
+            else RoundedInputs.of(self.resources.activations, columns, owner=self.resources)
+        )
         self._compiled = self.resources.compiles(anatomy.device)
         self._heads = Heads(
             anatomy, self.levels, unit=self._outer.head, compiled=self._compiled, limit=self.plan.targets
@@ -143,28 +146,24 @@ class Evaluator:
             ModelError: The dense model's loss is NaN or infinite.
             EvosweepError: One candidate on one window does not fit the device's memory, or another process failed.
         """
-        losses = self.own_losses if self._sharing is None else self._sharing.losses
-        return losses(genomes, split=split, windows=windows, fitness=fitness, length=length)
+        wanted = Wanted(split, windows, fitness, length)
+        return self.own_losses(genomes, wanted) if self.sharing is None else self.sharing.losses(genomes, wanted)
 
-    def own_losses(
-        self,
-        genomes: Genomes | None,
-        *,
-        split: str,
-        windows: Sequence[int],
-        fitness: Sequence[Fitness],
-        length: int | None = None,
-    ) -> dict[str, npt.NDArray[np.float32]]:
-        """Return what ``token_losses`` does, computed by this process alone; arguments as there."""
-        chosen = self.splits[split].windows[np.asarray(windows, dtype=np.int64), :length]
+    def own_losses(self, genomes: Genomes | None, wanted: Wanted) -> dict[str, npt.NDArray[np.float32]]:
+        """Return what ``token_losses`` does, computed by this process alone."""
+        split = wanted.split
+        fitness = wanted.fitness
+        windows = [int(window) for window in wanted.windows]
+        chosen = self.splits[split].windows[windows, : wanted.length]
         genomes = None if genomes is None else self.expand(genomes)
         if genomes is not None and self._gates.gating.any():  # so that they share rows
             genomes = np.stack([np.where(self._gates.alive(genome), genome, 0) for genome in genomes])
-        with torch.inference_mode(), tf32(allowed=self.resources.tf32), self._fused():
+        fused = fused_rotary(self.anatomy.blocks) if self._compiled else nullcontext()
+        with torch.inference_mode(), tf32(allowed=self.resources.tf32), fused:
             if genomes is None:
-                alone = [self._dense(split, int(window), fitness, chosen.shape[1], losses=True) for window in windows]
+                alone = [self._dense(split, window, fitness, chosen.shape[1], losses=True) for window in windows]
                 return {one.name: finite([found[one.name]["loss"] for found in alone], self.anatomy) for one in fitness}
-            dense = [self._targets_by_head(genomes, split, int(window), fitness, chosen.shape[1]) for window in windows]
+            dense = [self._targets_by_head(genomes, split, window, fitness, chosen.shape[1]) for window in windows]
             return self._in_chunks(genomes, chosen, fitness, dense)
 
     def logits(self, genome: Genome | None, tokens: torch.Tensor) -> torch.Tensor:
@@ -193,35 +192,18 @@ class Evaluator:
         return self.levels.weight((unit, level))
 
     def rounded_inputs(self, layers: Mapping[str, torch.nn.Module]) -> AbstractContextManager[None]:
-        """Return a context in which layers are given what ``evaluate.activations`` says.
-
-        Args:
-            layers: The module of each unit, by the unit's name.
-        """
-        return nullcontext() if self._inputs is None else self._inputs.of_layers(layers)
-
-    @property
-    def shared(self) -> bool:
-        """Whether other processes score with this one."""
-        return self._sharing is not None
-
-    @property
-    def exact(self) -> bool:
-        """Whether layers are given their inputs as they are."""
-        return self._inputs is None
+        """Return a context in which layers, modules by their unit's name, get what ``evaluate.activations`` says."""
+        return nullcontext() if self.inputs is None else self.inputs.of_layers(layers)
 
     @contextmanager
     def exact_inputs(self) -> Iterator[None]:
         """Give layers their inputs as they are while the context lasts, whatever ``evaluate.activations`` says."""
-        before = self._inputs
-        self._inputs = None
+        before = self.inputs
+        self.inputs = None
         try:
             yield
         finally:
-            self._inputs = before
-
-    def _fused(self) -> AbstractContextManager[None]:
-        return fused_rotary(self.anatomy.blocks) if self._compiled else nullcontext()
+            self.inputs = before
 
     def _in_chunks(
         self,
@@ -249,9 +231,8 @@ class Evaluator:
         self, rows: slice, span: slice, seq_len: int, error: torch.OutOfMemoryError
     ) -> list[tuple[slice, slice]]:
         """Return a chunk that did not fit as two halves; later chunks are made smaller from the start."""
-        longer, other, cuts_rows = (rows, span, True) if rows.stop - rows.start > 1 else (span, rows, False)
-        size = longer.stop - longer.start
-        if size == 1:
+        parts = halves(rows, span)
+        if parts is None:
             raise EvosweepError(
                 f"one candidate on one window of {seq_len} tokens does not fit the device's memory; "
                 "lower evaluate.memory_gb or tokens.seq_len"
@@ -259,9 +240,7 @@ class Evaluator:
         torch.cuda.empty_cache()
         self._tokens_at_once = max(seq_len, self._tokens_at_once // 2)
         logger.warning("out of memory; from now on %d tokens at once", self._tokens_at_once)
-        middle = longer.start + size // 2
-        halves = slice(longer.start, middle), slice(middle, longer.stop)
-        return [(half, other) if cuts_rows else (other, half) for half in halves]
+        return parts
 
     def _losses(
         self,
@@ -283,10 +262,7 @@ class Evaluator:
         return losses
 
     def _embedded(self, genomes: Genomes | None, tokens: torch.Tensor) -> tuple[torch.Tensor, npt.NDArray[np.int64]]:
-        """Return the first block's input (distinct embedding levels, windows, seq_len, hidden), each genome's row.
-
-        Arguments as for ``_hidden``.
-        """
+        """Return the first block's input (distinct embedding levels, windows, seq_len, hidden), each genome's row."""
         unit = self._outer.embedding
         if genomes is None or unit is None:
             states = self.anatomy.embed(tokens)[None]
@@ -403,8 +379,6 @@ class Evaluator:
         outputs: Callable[[], Outputs] | None = None,
     ) -> dict[str, dict[str, torch.Tensor]]:
         """Return each fitness's targets on the first tokens of one window, and with ``losses`` the dense ``loss``.
-
-        The dense model runs at most once, and not at all where all targets are kept from an earlier call.
 
         Args:
             split: Name of the token split.

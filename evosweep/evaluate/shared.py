@@ -6,7 +6,8 @@ is averaged, so a mean does not depend on how many processes there are.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -41,45 +42,47 @@ def shares(candidates: int, windows: int, processes: int) -> list[list[tuple[sli
     return dealt
 
 
+@dataclass(frozen=True)
+class Wanted:
+    """What is computed of genomes: arguments of ``Evaluator.token_losses``."""
+
+    split: str
+    windows: Sequence[int]
+    fitness: Sequence[Fitness]
+    length: int | None = None
+
+
 @dataclass
 class Sharing:
     """The losses of a population, computed by all processes; made in the leader.
 
     Attributes:
         evaluator: Computes this process's share.
-        told: Tuned parameters that the other processes have.
+        sent: Tuned parameters that the other processes have.
     """
 
     evaluator: Any
-    told: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    sent: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
-    def losses(
-        self,
-        genomes: Genomes | None,
-        *,
-        split: str,
-        windows: Sequence[int],
-        fitness: Sequence[Fitness],
-        length: int | None,
-    ) -> Losses:
-        """Return the loss of each genome on each token; arguments and result as of ``Evaluator.token_losses``."""
-        if self.evaluator.tuned_values is not self.told:
+    def losses(self, genomes: Genomes | None, wanted: Wanted) -> Losses:
+        """Return the loss of each genome on each token, as ``Evaluator.token_losses`` does."""
+        if self.evaluator.tuned_values is not self.sent:
             parallel.ask(TUNED, tensors={k: v.detach().cpu() for k, v in self.evaluator.tuned_values.items()})
-            self.told = self.evaluator.tuned_values
+            self.sent = self.evaluator.tuned_values
         facts = {
-            "split": split,
-            "windows": [int(window) for window in windows],
-            "fitness": [one.name for one in fitness],
-            "length": length,
-            "exact": self.evaluator.exact,
+            "split": wanted.split,
+            "windows": [int(window) for window in wanted.windows],
+            "fitness": [one.name for one in wanted.fitness],
+            "length": wanted.length,
+            "exact": self.evaluator.inputs is None,
         }
         tensors = {} if genomes is None else {"genomes": torch.from_numpy(np.ascontiguousarray(genomes))}
         candidates = 1 if genomes is None else len(genomes)
-        dealt = shares(candidates, len(windows), parallel.count())
+        dealt = shares(candidates, len(wanted.windows), parallel.count())
         with parallel.asked(LOSSES, facts, tensors) as answers:
-            own = _computed(self.evaluator, genomes, dealt[0], facts, fitness)
+            own = _computed(self.evaluator, genomes, dealt[0], wanted)
         found = [own, *({k: v.numpy() for k, v in tensors.items()} for _, tensors in answers)]
-        return _assembled(found, dealt, (candidates, len(windows)), fitness)
+        return _assembled(found, dealt, (candidates, len(wanted.windows)), wanted.fitness)
 
 
 def answer_losses(
@@ -102,32 +105,25 @@ def answer_losses(
     genomes = tensors["genomes"].numpy() if "genomes" in tensors else None
     candidates = 1 if genomes is None else len(genomes)
     parts = shares(candidates, len(facts["windows"]), parallel.count())[parallel.rank()]
-    fitness = [known[name] for name in facts["fitness"]]
-    if facts["exact"]:
-        with evaluator.exact_inputs():
-            found = _computed(evaluator, genomes, parts, facts, fitness)
-    else:
-        found = _computed(evaluator, genomes, parts, facts, fitness)
+    wanted = Wanted(facts["split"], facts["windows"], [known[name] for name in facts["fitness"]], facts["length"])
+    with evaluator.exact_inputs() if facts["exact"] else nullcontext():
+        found = _computed(evaluator, genomes, parts, wanted)
     return {}, {name: torch.from_numpy(np.ascontiguousarray(values)) for name, values in found.items()}
 
 
-def _computed(
-    evaluator: Any,
-    genomes: Genomes | None,
-    parts: Sequence[tuple[slice, slice]],
-    facts: Mapping[str, Any],
-    fitness: Sequence[Fitness],
-) -> Losses:
-    """Return the losses of one process's parts, by the part's number and the fitness's name."""
+def _computed(evaluator: Any, genomes: Genomes | None, parts: Sequence[tuple[slice, slice]], wanted: Wanted) -> Losses:
+    """Return the losses of one process's parts, by the part's number and the fitness's name.
+
+    Args:
+        evaluator: Computes them.
+        genomes: All candidates; None is the dense model.
+        parts: Candidates and windows.
+        wanted: All windows, and what to compute.
+    """
     found = {}
     for number, (rows, span) in enumerate(parts):
-        losses = evaluator.own_losses(
-            None if genomes is None else genomes[rows],
-            split=facts["split"],
-            windows=facts["windows"][span],
-            fitness=fitness,
-            length=facts["length"],
-        )
+        some = replace(wanted, windows=wanted.windows[span])
+        losses = evaluator.own_losses(None if genomes is None else genomes[rows], some)
         found.update({f"{number}/{name}": values for name, values in losses.items()})
     return found
 
