@@ -17,32 +17,14 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 ROOT = Path(__file__).parents[1]
-WORDS = [
-    "the",
-    "layer",
-    "that",
-    "matters",
-    "most",
-    "is",
-    "not",
-    "always",
-    "the",
-    "first",
-    "one",
-    "but",
-    "it",
-    "often",
-    "helps",
-    "to",
-    "look",
-    "there",
-]
+WORDS = ["the", "layer", "that", "matters", "most", "is", "not", "always", "first"]
 LOOK = 0.1  # seconds between looks at the process
 SETTLED = 0.1  # share of the generations that caches may fill in
 TINY = [
@@ -70,8 +52,8 @@ def watch(process: int, state: Path) -> dict[str, float] | None:
     """Return a look at a process: generations written, resident bytes, open files and threads; None once it is over."""
     try:
         resident = int(Path(f"/proc/{process}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-        files = len(os.listdir(f"/proc/{process}/fd"))
-        threads = len(os.listdir(f"/proc/{process}/task"))
+        files = sum(1 for _ in Path(f"/proc/{process}/fd").iterdir())
+        threads = sum(1 for _ in Path(f"/proc/{process}/task").iterdir())
     except (FileNotFoundError, ProcessLookupError, IndexError):
         return None
     return {
@@ -138,14 +120,20 @@ def figures(folder: Path, looks: list[dict[str, float]]) -> dict[str, Any]:
         "memory_kb_a_generation": float(
             1000 * np.polyfit(np.linspace(SETTLED * count, count, len(memory)), memory, 1)[0]
         ),
-        "files_open": [min(look["fds"] for look in searching), max(look["fds"] for look in searching)],
-        "threads": [min(look["tasks"] for look in searching), max(look["tasks"] for look in searching)],
+        "files_open": [_range(part, "fds") for part in np.array_split(np.array(searching), 2)],
+        "threads": [_range(part, "tasks") for part in np.array_split(np.array(searching), 2)],
         "ms_a_generation_first_tenth": float(1000 * seconds[tenth : 2 * tenth].mean()),
         "ms_a_generation_last_tenth": float(1000 * seconds[-tenth:].mean()),
         "ms_by_tenths": [round(float(1000 * part.mean()), 2) for part in np.array_split(seconds, 10)],
         "memory_mb_by_tenths": [round(float(part.mean()), 1) for part in np.array_split(memory, 10)],
         "megabytes": {path.name: round(path.stat().st_size / 1e6, 2) for path in files if path.stat().st_size > 1e6},
     }
+
+
+def _range(looks: Iterable[dict[str, float]], what: str) -> list[float]:
+    """Return the least and the most of something."""
+    found = [look[what] for look in looks]
+    return [min(found), max(found)]
 
 
 def main() -> None:
@@ -166,7 +154,8 @@ def main() -> None:
     found["seconds"] = round(time.perf_counter() - began, 1)
     found["memory_growth"] = found["memory_mb_at_the_end"] / found["memory_mb_after_a_tenth"] - 1
     print(json.dumps(found, indent=1))
-    sys.exit(int(found["memory_growth"] > options.most_growth or found["files_open"][0] != found["files_open"][1]))
+    more_files = found["files_open"][1][1] > found["files_open"][0][1]
+    sys.exit(int(found["memory_growth"] > options.most_growth or more_files))
 
 
 if __name__ == "__main__":

@@ -194,5 +194,5 @@ def export(
     """
     made = FORMATS[check_choice("exporter", exporter, FORMATS)]() if isinstance(exporter, str) else exporter
     made.check(bench.compressor, bench.drop, bench.anatomy, bench.units)
-    made.check_problem(result.problem.only(result.problem.encode(result.allocation)), bench.anatomy)
+    made.check_problem(result.problem, bench.anatomy, result.problem.encode(result.allocation))
     return export_result(result, bench, made, Path(folder))

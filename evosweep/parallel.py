@@ -35,6 +35,8 @@ LOOK = 1.0  # seconds between two looks at whether another process failed
 FACTS = "facts"  # name of the JSON among an order's tensors
 LENGTH = 8  # bytes of a message's length in front of it
 END = "end"
+FAREWELL = 3.0  # seconds that a leader waits until the others have seen that it failed
+LEFT = "left"  # key of the rendezvous' store: how many have seen it
 FAILED = "failed"  # key of the rendezvous' store: why the command failed; empty where its leader has said so
 Tensors = Mapping[str, torch.Tensor]
 Message = tuple[dict[str, Any], dict[str, torch.Tensor]]
@@ -45,7 +47,7 @@ class RanksError(EvosweepError):
     """Another process failed, left or did not answer in time."""
 
 
-class Over(Exception):  # noqa: N818 - not an error
+class Over(Exception):
     """Raised in a process that follows, when the command is over and its leader has said why."""
 
 
@@ -160,9 +162,9 @@ def rank() -> int:
 
 
 def on_this_host() -> int:
-    """Return how many of the processes run on this host, and so share its memory."""
+    """Return how many of the processes run on this host, and so share its memory; torchrun says so."""
     text = os.environ.get("LOCAL_WORLD_SIZE", "")
-    return int(text) if _groups and text.isdecimal() and int(text) > 0 else count()
+    return min(int(text), count()) if text.isdecimal() and int(text) > 0 else count()
 
 
 def lead() -> None:
@@ -287,10 +289,13 @@ def leave() -> None:
     group = _groups[0]
     if group.leads:
         with suppress(Exception):
-            if group.owed:
-                group.store.set(f"{FAILED}/0", "")
-            elif not group.lost:
+            if not group.owed and not group.lost:
                 ask(END)
+            else:
+                group.store.set(f"{FAILED}/0", "")
+                deadline = time.monotonic() + FAREWELL  # the store may go with this process
+                while group.store.add(LEFT, 0) < group.size - 1 and time.monotonic() < deadline:
+                    time.sleep(PAUSE)
     _groups.clear()
     if not group.lost:
         with suppress(Exception):
@@ -395,13 +400,12 @@ def _check_others(group: _Group, others: Sequence[int]) -> None:
     try:
         for other in others:
             if other != group.rank and group.store.check([f"{FAILED}/{other}"]):
-                reason = group.store.get(f"{FAILED}/{other}").decode()
                 if other == 0 or group.rank:
+                    group.store.add(LEFT, 1)
                     raise Over
-                raise RanksError(f"process {other} of {group.size}: {reason}")
-    except (RuntimeError, ValueError) as error:  # the store went with the process that kept it
-        if group.rank:
-            raise Over from error
+                raise RanksError(f"process {other} of {group.size}: {group.store.get(f'{FAILED}/{other}').decode()}")
+    except (RuntimeError, ValueError):
+        return  # the store went with the process that kept it
 
 
 @contextmanager

@@ -237,6 +237,7 @@ def _recorder(task: Task, bench: Workbench, draft: Draft) -> StudyRecorder:
         name=name,
         record=task.storage.record,
         artifacts=task.storage.artifact_store(),
+        light=True,
     )
 
 

@@ -44,12 +44,13 @@ class Exporter(Protocol):
             units: What is a unit beside the layers of the blocks.
         """
 
-    def check_problem(self, problem: Problem, anatomy: Anatomy) -> None:
+    def check_problem(self, problem: Problem, anatomy: Anatomy, genome: Any = None) -> None:
         """Raise SettingError where some allocation of the problem cannot be written.
 
         Args:
             problem: As it will be searched.
             anatomy: The model.
+            genome: The one allocation that is asked about, after a search; None: any.
         """
 
     def export(

@@ -52,17 +52,18 @@ class Processes:
     Python is started once for all of them, and forks.
     """
 
-    def __init__(self, folder: Path, count: int, *arguments: str, **environment: str) -> None:
+    def __init__(
+        self, folder: Path, count: int, *arguments: str, last: dict[str, str] | None = None, **environment: str
+    ) -> None:
         context = get_context("forkserver")
         context.set_forkserver_preload(WARM)
         self.folder = folder
         meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(count)}
         common = {**meeting, "OMP_NUM_THREADS": "1", "EVOSWEEP_CACHE": str(folder / "cache"), **environment}
+        own = [{**common, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(count)]
+        own[-1] |= last or {}
         self.all = [
-            context.Process(
-                target=command,
-                args=(folder, f"rank{rank}", list(arguments), {**common, "RANK": str(rank), "LOCAL_RANK": str(rank)}),
-            )
+            context.Process(target=command, args=(folder, f"rank{rank}", list(arguments), own[rank]))
             for rank in range(count)
         ]
         for process in self.all:
@@ -96,7 +97,7 @@ def run() -> Iterator[Any]:
     """Return a function that starts a command in several processes; none of them outlives the test."""
     started: list[Processes] = []
 
-    def start(*args: Any, **environment: str) -> Processes:
+    def start(*args: Any, **environment: Any) -> Processes:
         started.append(Processes(*args, **environment))
         return started[-1]
 
@@ -242,6 +243,32 @@ def test_a_killed_process_ends_all_with_one_line_and_one_process_goes_on(alone: 
     assert outcome(only_run(alone, "killed")) == outcome(only_run(alone, "one"))
 
 
+def test_a_leader_that_is_killed_or_a_process_that_hangs_ends_the_other(alone: Path, run: Any) -> None:
+    arguments = [*RUN, *SEARCH, "search.generations=400"]
+    first = run(alone, 2, *arguments, "name=headless")
+    first.wait_for(lambda: [*alone.glob("runs/headless/*/search_state.jsonl")])
+    first.all[0].kill()
+    assert first.codes() == [-signal.SIGKILL, 2], first.errors()
+    assert "another process of the 2 has ended" in first.errors()
+    second = run(alone, 2, *arguments, "name=hung", EVOSWEEP_RANKS_TIMEOUT="4")
+    second.wait_for(lambda: [*alone.glob("runs/hung/*/search_state.jsonl")])
+    os.kill(second.all[1].pid, signal.SIGSTOP)
+    second.all[0].join(PATIENCE)
+    os.kill(second.all[1].pid, signal.SIGCONT)
+    assert second.codes() == [2, 0], second.errors()
+    assert second.errors().count("error: ") == 1
+    assert "another process did not answer within 4 s (EVOSWEEP_RANKS_TIMEOUT)" in second.errors()
+
+
+def test_the_error_of_another_process_is_the_leaders(alone: Path, run: Any) -> None:
+    elsewhere = {"EVOSWEEP_CACHE": str(alone / "no-store-here")}  # as on a second host without the first one's disk
+    processes = run(alone, 2, *RUN, *SEARCH, "name=apart", last=elsewhere)
+    assert processes.codes() == [2, 0], processes.errors()
+    (error,) = [line for line in processes.errors().splitlines() if line.startswith("error: ")]
+    assert error.startswith("error: process 1 of 2: ")
+    assert "no-store-here" in error
+
+
 def test_a_signal_ends_all_and_they_go_on_later(alone: Path, run: Any) -> None:
     arguments = [*RUN, *SEARCH, "name=stopped", "search.generations=40"]
     processes = run(alone, 2, *arguments)
@@ -258,7 +285,7 @@ def test_a_signal_ends_all_and_they_go_on_later(alone: Path, run: Any) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["model=hf", "model.path=nowhere"], "model.path"),
+        (["data.path=nowhere.jsonl"], "data.path"),
         (["tokens.calibration=64"], "for 2 processes"),  # more processes than windows
         (["sampler=uniform", "fitness=nothing"], "nothing"),
     ],

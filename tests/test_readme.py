@@ -165,7 +165,7 @@ def composed(arguments: list[str]) -> None:
         line
         for page in PAGES
         for text in blocks(page, "sh")
-        for line in text.splitlines()
+        for line in text.replace("\\\n", " ").splitlines()
         if "-m evosweep " in line and page != README
     ],
 )

@@ -16,7 +16,17 @@ from evosweep.cli import messages
 from evosweep.cli.check import check_config
 from evosweep.cli.compose import with_path
 from evosweep.cli.disk import disk_error
-from evosweep.cli.launch import JOBS, MULTIRUN
+from evosweep.cli.launch import JOBS
+from evosweep.cli.launchers import (
+    MAIN,
+    failures,
+    forget_failure,
+    is_worker,
+    keep_failure,
+    number_of_job,
+    passed_over,
+    run_jobs,
+)
 from evosweep.cli.multirun import Refused, Summary
 from evosweep.cli.resume import let_go
 from evosweep.cli.signals import TERMINATED, Terminated, terminable
@@ -26,7 +36,6 @@ from evosweep.core.redact import redact
 PACKAGE = Path(__file__).parents[1]
 CHECKOUT = PACKAGE.parent / "conf"
 CONF = CHECKOUT if (CHECKOUT / "config.yaml").is_file() else PACKAGE / "conf"
-MAIN = "EVOSWEEP_MAIN"  # environment: process of the command; a launcher's workers have another
 SUBCOMMANDS = ("export", "score", "compare", "resume", "sync", "worker", "cache")
 BAD_INPUT = 2
 INTERRUPTED = 130
@@ -37,6 +46,9 @@ _failures: list[tuple[str, int | None]] = []  # why jobs failed, and their numbe
 @hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")
 def job(config: DictConfig) -> Any:
     """Run one job; bad input is kept, to be printed as one line at the end."""
+    if passed_over():
+        return None
+    forget_failure()
     try:
         check_config(config, CONF)
         from evosweep.cli.job import run  # noqa: PLC0415 - heavy; a misspelt setting is answered without it
@@ -45,11 +57,16 @@ def job(config: DictConfig) -> Any:
     except (EvosweepError, OmegaConfBaseException, OSError, SafetensorError) as error:
         named = _named(error, Path(HydraConfig.get().runtime.output_dir))
         if named is None:
+            keep_failure(error)
             raise
-        if os.environ.get(MAIN) != str(os.getpid()):  # a launcher's worker: its parent reports it
-            raise named from error
-        _failures.append((str(named), HydraConfig.get().job.num if MULTIRUN in os.environ else None))
+        if is_worker():  # the command that started it reads that
+            keep_failure(str(named))
+        else:
+            _failures.append((str(named), number_of_job()))
         return None
+    except Exception as error:
+        keep_failure(error)
+        raise
 
 
 def _named(error: Exception, folder: Path | None = None) -> EvosweepError | None:
@@ -73,6 +90,7 @@ def main() -> None:
     if os.environ.get("WORLD_SIZE", "1") == "1":
         code = _command(arguments)
     else:
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # a lost connection is answered in one line
         from evosweep.cli.follow import one_of_several  # noqa: PLC0415 - heavy
 
         code = one_of_several(lambda: _command(arguments))
@@ -101,7 +119,7 @@ def _run_jobs() -> int:
     unexpected = True
     count = ""
     try:
-        job()
+        run_jobs(job, folder=Summary.place, again=_again)
         unexpected = False
     except KeyboardInterrupt as error:
         code = TERMINATED if isinstance(error, Terminated) else INTERRUPTED
@@ -117,6 +135,8 @@ def _run_jobs() -> int:
         unexpected = False
     finally:
         count = os.environ.get(JOBS, "?")
+        if not code:
+            _add_failures()
         status = "KILLED" if code else "FAILED" if _failures or unexpected else "FINISHED"
         _end(status)
     if code:
@@ -131,9 +151,20 @@ def _of_the_user(error: Exception) -> str | None:
     group_is_no_name = isinstance(error, ValueError) and "Config group override" in str(error)  # Hydra's own
     if group_is_no_name or isinstance(error, EvosweepError | HydraException | OmegaConfBaseException):
         return str(messages.of(error, conf=CONF))
-    if type(error).__name__ in ("TerminatedWorkerError", "BrokenProcessPool"):
-        return "a worker of the launcher was killed, perhaps out of memory; jobs without a result did not run"
     return None
+
+
+def _again(folder: Path) -> None:
+    """Prepare Hydra to run the command once more, going on with the multirun in a folder."""
+    let_go()
+    sys.argv = [*(text for text in sys.argv if not text.lstrip("+").startswith("resume=")), f"resume='{folder}'"]
+
+
+def _add_failures() -> None:
+    """Add to the failures what jobs of a multirun left in their folders,."""
+    folder = Summary.place()
+    known = {number for _, number in _failures}
+    _failures.extend(found for found in (failures(folder) if folder else []) if found[1] not in known)
 
 
 def _end(status: str) -> None:

@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from evosweep.cli.check import check_hydra
 from evosweep.cli.folders import CLAIM, claim, release
 from evosweep.cli.launch import JOBS, MULTIRUN, VARIED, Launch
+from evosweep.cli.launchers import FAILED, ONLY
 from evosweep.cli.names import check_name
 from evosweep.cli.resume import LAUNCH, earlier_folder, hold, multirun_of, typed, write_launch
 from evosweep.core.errors import EvosweepError
@@ -50,8 +51,12 @@ class Summary(Callback):
         os.environ[VARIED] = json.dumps(varied)
         if count is not None:
             os.environ[JOBS] = str(count)
+        told = {MULTIRUN: launch.multirun, VARIED: json.dumps(varied)}
+        told |= {JOBS: os.environ.get(JOBS, "?"), ONLY: os.environ.get(ONLY, "null")}
         with read_write(config), open_dict(config):
             config.hydra.overrides.hydra.append(f"hydra.sweep.dir={_quoted(str(launch.folder))}")
+            for name, value in told.items():  # a launcher's workers may have another environment, or an earlier one
+                config.hydra.overrides.hydra.append(f"++hydra.job.env_set.{name}={_quoted(value)}")
 
     def end(self, status: str) -> None:
         """Show the comparison and where files are; remove the folders if no job got as far as a search."""
@@ -75,6 +80,12 @@ class Summary(Callback):
             os.environ.pop(VARIED, None)
             Summary.active = None
             Summary.finished = self
+
+    @classmethod
+    def place(cls) -> Path | None:
+        """Return the folder of the multirun that runs; None for a single run, or where none has begun."""
+        launch = None if cls.active is None else cls.active.launch
+        return None if launch is None or launch.multirun is None else launch.folder
 
     def _begin(self, config: DictConfig, mode: str) -> Launch:
         setting = f"hydra.{mode}.dir"
@@ -112,6 +123,8 @@ class Summary(Callback):
 def _leave_nothing(folder: Path) -> None:
     for name in ("multirun.yaml", LAUNCH, f".{CLAIM}.lock"):  # the first is Hydra's own
         (folder / name).unlink(missing_ok=True)
+    for path in folder.glob(f"*/{FAILED}"):
+        path.unlink()
     release([*(path for path in folder.iterdir() if path.is_dir()), folder])
 
 

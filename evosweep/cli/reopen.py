@@ -158,7 +158,7 @@ def exporter_of(run: Earlier) -> Any:
     if not exporter.enabled:
         raise EvosweepError("export must be one that writes a model: export=packed, export=dense ...")
     exporter.check(run.bench.compressor, run.bench.drop, run.bench.anatomy, run.bench.units)
-    exporter.check_problem(run.problem.only(run.genome), run.bench.anatomy)
+    exporter.check_problem(run.problem, run.bench.anatomy, run.genome)
     registered_name(run.config, build(run.config, "tracking"), exporter)
     return exporter
 

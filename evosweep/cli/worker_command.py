@@ -174,14 +174,17 @@ def _join(joined: Joined, patience: float) -> Served:
     """
     progress = shared_progress()
     config = joined.config
-    queue = StudyQueue(storage=joined.storage, study=joined.study)
     bench = bench_of(config)
     problem = bench.problem(build(config, "budget"))
     fitness = build(config, "fitness")
     mine = shared_identity(bench, fitness, problem=problem, seed=config.seed)
+    try:
+        queue = StudyQueue(storage=joined.storage, study=joined.study)
+    except KeyError as error:
+        raise _over(joined.study) from error
     search = queue.search
     if search is None:
-        raise EvosweepError(f"the search of study {joined.study!r} is over")
+        raise _over(joined.study)
     check_same(mine, search["identity"], whose=f"study {joined.study!r}")
     scorer = build(config, "scorer")(evaluator=bench.evaluator, fitness=fitness, seed=config.seed)
     worker = f"{socket.gethostname()}-{os.getpid()}"
@@ -190,13 +193,16 @@ def _join(joined: Joined, patience: float) -> Served:
     progress.say(f"{worker} helps with {joined.study}")
     if others + 2 > search["parts"]:
         progress.say(
-            f"{others + 2} processes share stages of {search['parts']} parts: some of them wait; a larger "
-            "workers.parts would use them"
+            f"{others + 2} processes share the scoring, but a stage has {search['parts']} parts at most: some will wait"
         )
     try:
         return serve(queue, scorer, problem=problem, worker=worker, lease=search["lease"], patience=patience)
     finally:
         queue.leave(worker)
+
+
+def _over(study: str) -> EvosweepError:
+    return EvosweepError(f"the search of study {study!r} is over; there is nothing left to score")
 
 
 def _ended(served: Served) -> str:

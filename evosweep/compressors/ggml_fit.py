@@ -6,6 +6,7 @@ minimize Σ importance · error² have a closed form. Where scales are whole mul
 are then improved in turn, with the codes that they really give.
 """
 
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -13,9 +14,12 @@ import torch
 
 from evosweep.compressors.formats.ggml_layout import Blocks, BlockType
 
+HALVES = 256  # of units, on each side of zero, beyond which the outermost value is the nearest
 SMALLEST = 2.0**-24  # of fp16
 LARGEST = 65504.0
-ENTRIES_AT_ONCE = 2**22
+FEW = 32
+ENTRIES_AT_ONCE = {"cpu": 2**17}  # that a core's cache holds
+ENTRIES_ON_DEVICE = 2**24
 
 
 @dataclass(frozen=True)
@@ -40,9 +44,9 @@ def fit_blocks(weight: torch.Tensor, importance: torch.Tensor, kind: BlockType, 
         kind: The type.
         settings: How hard scales are searched.
     """
-    rows, columns = weight.shape
+    columns = weight.shape[1]
     weights = _usable(importance, kind.block).view(-1, kind.block)
-    step = max(1, ENTRIES_AT_ONCE // columns)
+    step = max(1, ENTRIES_AT_ONCE.get(weight.device.type, ENTRIES_ON_DEVICE) // columns)
     made = [
         _fit(some.reshape(-1, kind.block), weights.repeat(len(some), 1), kind, settings) for some in weight.split(step)
     ]
@@ -60,9 +64,17 @@ def nearest_codes(values: torch.Tensor, scale: torch.Tensor, added: torch.Tensor
         kind: The type.
     """
     if kind.values is not None:
-        table = torch.tensor(kind.values, dtype=torch.float32, device=values.device)
-        return torch.bucketize(values / scale, (table[1:] + table[:-1]) / 2).float()
+        halves = (values / scale).mul_(2).floor_().clamp_(-HALVES, HALVES - 1).add_(HALVES)
+        return _codes_of_halves(kind.values, values.device)[halves.long()]
     return ((values - added) / scale + float(kind.zero or 0)).round_().clamp_(0, kind.top)
+
+
+@functools.cache
+def _codes_of_halves(values: tuple[int, ...], device: torch.device) -> torch.Tensor:
+    """Return the code of the nearest value of every half unit from −HALVES on: borders lie on whole halves."""
+    centre = (torch.arange(-HALVES, HALVES, device=device) + 0.5) / 2
+    table = torch.tensor(values, dtype=torch.float32, device=device)
+    return (centre[:, None] - table).abs().argmin(dim=1).float()
 
 
 def _usable(importance: torch.Tensor, block: int) -> torch.Tensor:
@@ -102,10 +114,10 @@ def _fit_parts(parts: torch.Tensor, weights: torch.Tensor, kind: BlockType, sett
     scale = torch.full_like(best, SMALLEST)
     added = torch.zeros_like(best)
     for trial, start in _trials(parts, kind, settings.steps):
-        codes = nearest_codes(parts, trial[:, :, None], start[:, :, None], kind)
-        found, shift = (_line if kind.minima else _slope)(parts, weights, _units(codes, kind), kind)
-        off = parts - found[:, :, None] * _units(codes, kind) - shift[:, :, None]
-        error = (weights * off.square()).sum(dim=2)
+        units = _units(nearest_codes(parts, trial[:, :, None], start[:, :, None], kind), kind)
+        found, shift = (_line if kind.minima else _slope)(parts, weights, units, kind)
+        off = units.mul_(-found[:, :, None]).add_(parts).sub_(shift[:, :, None])
+        error = (weights * off.square_()).sum(dim=2)
         better = error < best
         best = torch.where(better, error, best)
         scale = torch.where(better, found, scale)
@@ -117,22 +129,24 @@ def _trials(parts: torch.Tensor, kind: BlockType, steps: int) -> Iterator[Parts]
     """Yield scales to try: the range of a part, widened a little or shrunk, on the codes of the type."""
     shares = torch.linspace(1.1 if kind.top < 8 else 1.03, 0.5 if kind.top < 16 else 0.75, steps).tolist()
     if kind.minima:
-        low, high = parts.amin(dim=2), parts.amax(dim=2)
+        low = parts.amin(dim=2)
+        high = parts.amax(dim=2)
         if kind.scales is not None:
             low = low.clamp(max=0)
         whole = (high - low).clamp(min=SMALLEST)
         for share in shares:
-            for place in (0.0, 0.5, 1.0):  # what is cut off: above, at both ends, below
-                yield share * whole / kind.top, low + place * (1 - share) * whole
+            for cut in (0.0, 0.5, 1.0):  # what is cut off: above, at both ends, below
+                yield share * whole / kind.top, low + cut * (1 - share) * whole
         return
     extreme = parts.gather(2, parts.abs().argmax(dim=2, keepdim=True))[:, :, 0]
     extreme = torch.where(extreme.abs() < SMALLEST, SMALLEST, extreme)
-    low, high = (kind.values[0], kind.values[-1]) if kind.values else (-float(kind.zero or 0), float(kind.top))
-    high = high if kind.values else kind.top - float(kind.zero or 0)
+    zero = float(kind.zero or 0)
+    ends = (float(kind.values[0]), float(kind.values[-1])) if kind.values else (-zero, kind.top - zero)
     zeros = torch.zeros_like(extreme)
     for share in shares:
-        yield share * extreme / low, zeros
-        yield share * extreme / high, zeros
+        yield share * extreme / ends[0], zeros
+        if kind.top < FEW:  # one more code below zero than above is worth little where there are many
+            yield share * extreme / ends[1], zeros
 
 
 def _slope(parts: torch.Tensor, weights: torch.Tensor, units: torch.Tensor, kind: BlockType) -> Parts:

@@ -39,6 +39,8 @@ class GPTQ(IntegerLevels):
         group: Columns that share scale and zero; null means a whole row.
         symmetric: Whether the zero is the middle code.
         coarse_scales: Whether scales are rounded to bfloat16, too.
+        group_bits: Bits that a group is counted with beside its codes; null: 16 for its scale, and a width for its
+            zero if asymmetric. Formats that keep more count more: 32 for ``export=mlx``.
         damping: Share of the Hessian's mean diagonal that is added to its diagonal.
         column_block: Columns between two updates of the columns that follow.
         order: Of the columns: ``given``, or by ``activation``, those with the largest inputs first (GPTQ's
@@ -61,6 +63,7 @@ class GPTQ(IntegerLevels):
         group: int | None = 64,
         symmetric: bool = False,
         coarse_scales: bool = False,
+        group_bits: int | None = None,
         damping: float = 0.01,
         column_block: int = 64,
         order: str = "given",
@@ -70,7 +73,14 @@ class GPTQ(IntegerLevels):
         grid_steps: int = 11,
     ) -> None:
         search = GridSettings(grid=grid, norm=grid_norm, least=grid_least, steps=grid_steps)
-        super().__init__(bits=bits, group=group, symmetric=symmetric, coarse_scales=coarse_scales, search=search)
+        super().__init__(
+            bits=bits,
+            group=group,
+            symmetric=symmetric,
+            coarse_scales=coarse_scales,
+            group_bits=group_bits,
+            search=search,
+        )
         self.order = check_choice("order", order, ORDERS)
         self.damping = check_number("damping", damping, low=0, high=1, exclusive=True)
         self.column_block = check_int("column_block", column_block, low=1)

@@ -15,6 +15,7 @@ from evosweep.core.errors import SettingError
 from evosweep.core.unit import Nominal
 
 WIDTHS = range(2, 9)
+SCALE_BITS = grouped_int.SCALE_BITS
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,8 @@ class IntegerLevels:
         group: Columns that share scale and zero; null means a whole row.
         symmetric: Whether the zero is the middle code (and so costs nothing).
         coarse_scales: Whether scales are rounded to bfloat16, too, for formats that keep them in the model's type.
+        group_bits: Bits that a group is counted with beside its codes; null: 16 for its scale, and a width for its
+            zero if asymmetric. Formats that keep more count more: 32 for ``export=mlx``.
         search: How grids are found.
     """
 
@@ -46,6 +49,7 @@ class IntegerLevels:
         group: int | None = 64,
         symmetric: bool = False,
         coarse_scales: bool = False,
+        group_bits: int | None = None,
         search: GridSettings | None = None,
     ) -> None:
         self.bits = check_widths(bits)
@@ -53,6 +57,7 @@ class IntegerLevels:
         self.group = None if group is None else check_int("group", group, low=1)
         self.symmetric = check_bool("symmetric", symmetric)
         self.coarse_scales = check_bool("coarse_scales", coarse_scales)
+        self.group_bits = None if group_bits is None else check_int("group_bits", group_bits, low=SCALE_BITS)
 
     def group_of(self, columns: int) -> int:
         """Return the group size for a layer with so many input features."""
@@ -68,16 +73,22 @@ class IntegerLevels:
         return {name: self._levels(*shape) for name, shape in shapes.items()}
 
     def _levels(self, rows: int, columns: int) -> list[LevelSpec]:
-        group = self.group_of(columns)
         return [
             LevelSpec(
                 name=f"{width}bit",
-                cost=grouped_int.bits(rows=rows, columns=columns, width=width, group=group, symmetric=self.symmetric),
+                cost=self._cost(rows, columns, width),
                 nominal=Nominal("bits", float(width)),
                 spec=IntegerSpec(width),
             )
             for width in self.bits
         ]
+
+    def _cost(self, rows: int, columns: int, width: int) -> int:
+        """Return the bits of a level."""
+        group = self.group_of(columns)
+        if self.group_bits is not None:
+            return rows * columns * width + rows * (columns // group) * self.group_bits
+        return grouped_int.bits(rows=rows, columns=columns, width=width, group=group, symmetric=self.symmetric)
 
     def payload(
         self,
@@ -111,6 +122,7 @@ class IntegerLevels:
             "group": self.group,
             "symmetric": self.symmetric,
             "coarse_scales": self.coarse_scales,
+            **({} if self.group_bits is None else {"group_bits": self.group_bits}),
             **self.search.describe(),
         }
 

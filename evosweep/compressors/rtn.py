@@ -19,6 +19,8 @@ class RoundToNearest(IntegerLevels):
         group: Columns that share scale and zero; null means a whole row.
         symmetric: Whether the zero is the middle code.
         coarse_scales: Whether scales are rounded to bfloat16, too.
+        group_bits: Bits that a group is counted with beside its codes; null: 16 for its scale, and a width for its
+            zero if asymmetric. Formats that keep more count more: 32 for ``export=mlx``.
         grid: ``minmax``, a group's range; or ``mse``, the part of the range at which Σ|w − ŵ|^norm is least.
         grid_norm: Exponent of that error, at least 1.
         grid_least: Smallest part of the range that is tried.
@@ -34,13 +36,21 @@ class RoundToNearest(IntegerLevels):
         group: int | None = 64,
         symmetric: bool = False,
         coarse_scales: bool = False,
+        group_bits: int | None = None,
         grid: str = "minmax",
         grid_norm: float = 2.4,
         grid_least: float = 0.5,
         grid_steps: int = 11,
     ) -> None:
         search = GridSettings(grid=grid, norm=grid_norm, least=grid_least, steps=grid_steps)
-        super().__init__(bits=bits, group=group, symmetric=symmetric, coarse_scales=coarse_scales, search=search)
+        super().__init__(
+            bits=bits,
+            group=group,
+            symmetric=symmetric,
+            coarse_scales=coarse_scales,
+            group_bits=group_bits,
+            search=search,
+        )
 
     def compress(
         self, weights: Mapping[str, torch.Tensor], statistics: Statistics, plans: Plans

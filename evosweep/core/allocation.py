@@ -12,11 +12,15 @@ from evosweep.core.files import digest, write_json
 class Allocation(Mapping[str, str]):
     """An immutable, hashable map of unit name to level name."""
 
-    __slots__ = ("_items", "_levels")
+    __slots__ = ("_levels",)
 
     def __init__(self, levels: Mapping[str, str]) -> None:
         self._levels = dict(levels)
-        self._items = tuple(sorted(self._levels.items()))
+
+    @property
+    def _items(self) -> tuple[tuple[str, str], ...]:
+        """Its levels by name of the unit; not kept, since a search keeps an allocation a generation."""
+        return tuple(sorted(self._levels.items()))
 
     def __getitem__(self, unit: str) -> str:
         return self._levels[unit]
@@ -31,7 +35,7 @@ class Allocation(Mapping[str, str]):
         return hash(self._items)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Allocation) and self._items == other._items
+        return isinstance(other, Allocation) and self._levels == other._levels
 
     def __repr__(self) -> str:
         return f"Allocation({len(self)} units, {digest(self._items, length=8)})"

@@ -10,7 +10,7 @@ from evosweep.core.problem import Genome, Problem
 T = TypeVar("T")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Candidate:
     """One scored genome of a generation.
 
@@ -29,7 +29,7 @@ class Candidate:
     duplicate_of: int | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class StageRecord:
     """Spread of one stage's scores.
 
@@ -45,7 +45,7 @@ class StageRecord:
     parent: float | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class GenerationRecord:
     """The outcome of one generation.
 

@@ -98,6 +98,25 @@ def loose(units: Sequence[Unit], ties: Iterable[Sequence[str]]) -> list[Names]:
     return found
 
 
+def bits_to_tie(units: Sequence[Unit], ties: Iterable[Sequence[str]], genome: Indices) -> int:
+    """Return by how many bits a genome grows where the layers of each tie all take the dearest level that one has.
+
+    Args:
+        units: Of a problem.
+        ties: Names of layers that must share a level.
+        genome: Level of each unit, shape (units,).
+    """
+    chosen = {
+        layer.name: unit.level_names[level] for unit, level in zip(units, genome, strict=True) for layer in unit.layers
+    }
+    costs = {layer.name: {level.name: level.cost for level in layer.levels} for unit in units for layer in unit.layers}
+    total = 0
+    for names in ties:
+        now = sum(costs[name][chosen[name]] for name in names)
+        total += max(sum(costs[name].get(chosen[other], 0) for name in names) for other in names) - now
+    return total
+
+
 def contracted(units: Sequence[Unit], allocation: Mapping[str, str]) -> Mapping[str, str]:
     """Return an allocation in which tied layers that are named one by one are their unit.
 

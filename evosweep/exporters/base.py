@@ -17,7 +17,7 @@ from evosweep.core.errors import ExportError, SettingError
 from evosweep.core.events import Progress, Silent
 from evosweep.core.files import new_folder
 from evosweep.core.problem import Genome, Problem
-from evosweep.core.ties import Expansion, loose
+from evosweep.core.ties import Expansion, bits_to_tie, loose
 from evosweep.core.unit import Level, Unit
 from evosweep.evaluate.population import Evaluator
 from evosweep.exporters.card import write_card
@@ -128,6 +128,8 @@ class Exporter:
     """Python code that makes a ``model`` of a ``folder``."""
     contents: ClassVar[str]
     """What is written, in a few words."""
+    tolerance: ClassVar[Mapping[torch.dtype, float]] = TOLERANCE
+    """Share of the largest logit by which a reloaded model's may differ, by the type of the model."""
     runs: ClassVar[bool] = True
     """Whether what is written is a model."""
     needs_ties: ClassVar[bool] = False
@@ -147,7 +149,7 @@ class Exporter:
             units: What is a unit beside the layers of the blocks.
         """
 
-    def check_problem(self, problem: Problem, anatomy: Anatomy) -> None:
+    def check_problem(self, problem: Problem, anatomy: Anatomy, genome: Genome | None = None) -> None:
         """Raise SettingError, before the search, where the format cannot hold an allocation of the problem.
 
         A format overrides ``refusal`` and ``ties``, not this.
@@ -155,8 +157,10 @@ class Exporter:
         Args:
             problem: As it will be searched: units, tied or not, with the names and costs of their levels.
             anatomy: The model.
+            genome: The one allocation that is asked about, after a search; None: any.
         """
-        for layer in (layer for unit in problem.units for layer in unit.layers):
+        asked = problem if genome is None else problem.only(genome)
+        for layer in (layer for unit in asked.units for layer in unit.layers):
             refusals = {level.name: self.refusal(layer, level, anatomy) for level in layer.levels}
             fitting = [name for name, refusal in refusals.items() if not refusal]
             for name, refusal in refusals.items():
@@ -168,7 +172,7 @@ class Exporter:
                         got=f"{name} of {layer.name}",
                         allowed=f"of a format that holds it: {refusal}{nearest}",
                     )
-        untied = loose(problem.units, self.ties(anatomy))
+        untied = loose(asked.units, self.ties(anatomy))
         if untied:
             layers = ", ".join(name.rpartition(".")[2] for name in untied[0])
             raise SettingError(
@@ -176,7 +180,7 @@ class Exporter:
                 owner=self,
                 got=f"{layers} of block {anatomy.slot(untied[0][0]).block} with a level each",
                 allowed="used with tied layers, as engines load these as one matrix of one width",
-                hint="units.tie=fused ties them",
+                hint=_how_to_tie(problem, untied, genome),
             )
 
     def refusal(self, layer: Unit, level: Level, anatomy: Anatomy) -> str:
@@ -287,13 +291,21 @@ class Exporter:
             with evaluator.exact_inputs():
                 scored = evaluator.logits(winner.genome, tokens)
                 logits = reloaded(input_ids=tokens, use_cache=False).logits[0].float()
-            difference = _check_close(logits, scored, TOLERANCE[anatomy.dtype])
+            difference = _check_close(logits, scored, self.tolerance[anatomy.dtype])
             if evaluator.resources.activations != NONE:
                 scored = evaluator.logits(winner.genome, tokens)
                 with evaluator.rounded_inputs({unit: reloaded.get_submodule(path) for unit, path in paths.items()}):
                     logits = reloaded(input_ids=tokens, use_cache=False).logits[0].float()
                 difference = _check_close(logits, scored, ROUNDED_TOLERANCE)
         return difference
+
+
+def _how_to_tie(problem: Problem, untied: Sequence[Sequence[str]], genome: Genome | None) -> str:
+    """Return what makes untied layers share a level, and of a finished allocation by how much that enlarges it."""
+    if genome is None:
+        return "units.tie=fused ties them"
+    more = bits_to_tie(problem.units, untied, genome) / 8e6
+    return f"search with units.tie=fused (this allocation grows by {more:.3g} MB if each set takes its dearest level)"
 
 
 def _nearest(layer: Unit, name: str, fitting: Sequence[str]) -> str:

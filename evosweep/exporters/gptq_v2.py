@@ -38,6 +38,16 @@ class GPTQTensors(IntegerExporter):
             return "its scales are read in the model's type, bfloat16: compressor.coarse_scales=true, or model.dtype"
         return ""
 
+    def group_bits(self, width: int, dtype: torch.dtype) -> int:
+        """Return the bits of a scale and a zero, which symmetric layers have as well.
+
+        Args:
+            width: Bits a code.
+            dtype: Not read.
+        """
+        del dtype
+        return 16 + width
+
     def tensors_of(self, layer: IntegerLayer, dtype: torch.dtype) -> Tensors:
         """Return ``qweight``, ``qzeros`` and ``scales``.
 
@@ -77,6 +87,7 @@ class GPTQv2(GPTQTensors):
     engine_loading = "from gptqmodel import GPTQModel\n\nmodel = GPTQModel.load(folder)"
     name = "gptq"
     widths = (2, 3, 4, 8)
+    column_bits = 32
 
     def tensors_of(self, layer: IntegerLayer, dtype: torch.dtype) -> Tensors:
         """Return the tensors of ``GPTQTensors``, and ``g_idx``: columns are in groups by their own position.

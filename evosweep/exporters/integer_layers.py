@@ -29,6 +29,7 @@ from evosweep.store.units import Units
 
 TENSORS = "model.safetensors"
 CONFIG = "config.json"
+CLOSE = 0.01  # share by which files may be larger than what was counted without a word about it
 WHOLE = 16.0  # bits of a level that is the layer as it is
 
 Tensors = dict[str, torch.Tensor]
@@ -109,6 +110,8 @@ class IntegerExporter(Exporter):
     """Whether the format holds integers of embedding and head."""
     engine_loading: ClassVar[str]
     """Python code that makes a ``model`` of a ``folder`` with the engine that the format is for."""
+    column_bits: ClassVar[int] = 0
+    """What a column takes beside its codes."""
     half_only: ClassVar[bool] = False
     """Whether the engine runs models in 16 bits alone, so that the config of a float32 one must say float16."""
     metadata: ClassVar[str] = "pt"
@@ -210,19 +213,44 @@ class IntegerExporter(Exporter):
         """
         raise NotImplementedError
 
+    def engine_config(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        """Return what else the engine reads of a model's ``config.json``, under names of its own."""
+        del config
+        return {}
+
     def shapes_of(self, config: Mapping[str, Any]) -> dict[str, Shape]:
         """Return how each layer is written, by path, as a ``config.json`` says it."""
         raise NotImplementedError
 
+    def group_bits(self, width: int, dtype: torch.dtype) -> int:
+        """Return what a group of columns takes in a row beside its codes: its scale, and its zero or bias.
+
+        Args:
+            width: Bits a code.
+            dtype: Type of the model.
+        """
+        raise NotImplementedError
+
     def expected_bytes(self, winner: Winner) -> int:
         """Return the bytes of all tensors in this format, whose zeros may take more than the budget counts."""
+        dtype = winner.evaluator.anatomy.dtype
         with winner.in_place():
-            tensors = winner.others()
-            layers = [self._written(winner, index)[0] for _, index in winner.layers().values()]
-        return sum(value.nbytes for found in (tensors, *layers) for value in found.values())
+            fixed = sum(value.nbytes for value in winner.others().values())
+            stored = [_stored(winner, index) for _, index in winner.layers().values()]
+        bits = 0
+        for level in stored:
+            if level.format == plain.__name__:
+                bits += 8 * sum(value.nbytes for value in level.tensors().values())
+                continue
+            rows, columns, width, group = (int(level.meta[key]) for key in ("rows", "columns", "width", "group"))
+            groups = rows * columns // group
+            bits += rows * columns * width + groups * self.group_bits(width, dtype) + columns * self.column_bits
+        return fixed + bits // 8
 
     def _readme(self, winner: Winner, loaded: LoadedModel) -> str:
-        return f"{super()._readme(winner, loaded)}\nIts engine loads it with\n\n```python\n{self.engine_loading}\n```\n"
+        text = f"{super()._readme(winner, loaded)}\nIts engine loads it with\n\n```python\n{self.engine_loading}\n```\n"
+        more = self.expected_bytes(winner) / winner.packed_bytes - 1
+        return f"{text}\n{_size_note(more)}" if more > CLOSE else text
 
     def write(self, winner: Winner, loaded: LoadedModel, folder: Path) -> None:
         """Write ``model.safetensors`` and the config with its quantization.
@@ -244,18 +272,17 @@ class IntegerExporter(Exporter):
             save_file(values, folder / TENSORS, metadata={"format": self.metadata})
             linear = [path for path, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
             whole = [path for path in linear if path not in shapes]
-            own = self.config_of(shapes, whole, winner.evaluator.anatomy.block_path)
+            config = {**model.config.to_dict(), "architectures": [type(model).__name__]}
+            own = self.config_of(shapes, whole, winner.evaluator.anatomy.block_path) | self.engine_config(config)
             if self.half_only and winner.evaluator.anatomy.dtype is torch.float32:
                 own["dtype"] = "float16"
-            named = {**model.config.to_dict(), "architectures": [type(model).__name__]}
-            write_json(folder / CONFIG, {**named, **own})
+            write_json(folder / CONFIG, {**config, **own})
             if model.can_generate():
                 model.generation_config.save_pretrained(folder)
 
     def _written(self, winner: Winner, index: int) -> tuple[Tensors, Shape | None]:
         """Return the tensors of the level that a unit has, and its shape; none where it is the layer as it is."""
-        unit = winner.problem.units[index]
-        stored = winner.evaluator.store.payload(unit.name, unit.levels[int(winner.genome[index])].name)
+        stored = _stored(winner, index)
         if stored.format == plain.__name__:
             return stored.tensors(), None
         layer = IntegerLayer.of(stored)
@@ -289,6 +316,20 @@ def commonest(shapes: Mapping[str, Shape]) -> Shape:
     """Return the shape that most layers have; one of 4 bits where there is no layer."""
     found = Counter(shapes.values()).most_common(1)
     return found[0][0] if found else Shape(4, 128, symmetric=True)
+
+
+def _stored(winner: Winner, index: int) -> Stored:
+    """Return the level that a unit has."""
+    unit = winner.problem.units[index]
+    return winner.evaluator.store.payload(unit.name, unit.levels[int(winner.genome[index])].name)
+
+
+def _size_note(more: float) -> str:
+    """Return what a README says where the files are larger than what the budget counted, by a share of that."""
+    return (
+        f"The weights take {more:.1%} more than the budget counted: this format keeps more a group of columns. "
+        "`compressor.group_bits` counts it.\n"
+    )
 
 
 def _fill(model: Any, tensors: Tensors, layers: Mapping[str, tuple[Shape, IntegerExporter]]) -> None:

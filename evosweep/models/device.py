@@ -9,6 +9,7 @@ import psutil
 import torch
 from torch import nn
 
+from evosweep import parallel
 from evosweep.core.errors import SettingError
 
 
@@ -23,6 +24,10 @@ def pick_device(setting: str, device: str) -> torch.device:
         SettingError: Another kind of device, or one that this machine does not have.
     """
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    several = parallel.on_this_host() > 1
+    if several and count and device not in ("auto", "cpu", "cuda"):
+        hint = "each of several processes takes the device of its LOCAL_RANK"
+        raise SettingError(setting, allowed=["auto", "cpu", "cuda"], got=device, hint=hint)
     if device == "auto":
         return torch.device("cuda", torch.cuda.current_device()) if count else torch.device("cpu")
     allowed = ["auto", "cpu", *(["cuda"] if count else []), *(f"cuda:{index}" for index in range(count))]
@@ -40,9 +45,12 @@ def moved(array: npt.NDArray[Any], device: torch.device) -> torch.Tensor:
 
 
 def free_bytes(device: torch.device) -> int:
-    """Return the bytes of a device's memory that are free, torch's own unused reserve included."""
+    """Return the bytes of a device's memory that are free, torch's own unused reserve included.
+
+    Processes that share the work on one host get equal parts of its memory.
+    """
     if device.type != "cuda":
-        return int(psutil.virtual_memory().available)
+        return int(psutil.virtual_memory().available) // parallel.on_this_host()
     held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return int(torch.cuda.mem_get_info(device)[0] + held)
 

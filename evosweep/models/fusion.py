@@ -10,6 +10,7 @@ FUSED: tuple[tuple[str, ...], ...] = (
     ("query", "key", "value"),
     ("wq", "wk", "wv"),
     ("w1", "w3"),
+    ("c_fc_0", "c_fc_1"),
     ("q_a_proj", "kv_a_proj_with_mqa"),
     ("in_proj_qkv", "in_proj_z"),
     ("in_proj_b", "in_proj_a"),

@@ -219,11 +219,12 @@ class _Search:
         """Return the record of a generation that began at ``began`` and was scored ``scored`` seconds later."""
         problem = self.sampler.problem
         winner = selection.winner
+        records = self.state.records
         now = time.monotonic()
         cost = problem.cost(winner.genome)
         return GenerationRecord(
             generation=generation,
-            elite=problem.decode(winner.genome),
+            elite=problem.decode(winner.genome) if changed or not records else records[-1].elite,
             elite_slot=winner.slot if winner.slot >= 0 else None,
             cost=cost,
             bits_per_weight=problem.bits_per_weight(cost),

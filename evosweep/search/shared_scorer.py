@@ -3,6 +3,7 @@
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from evosweep.search.sharing import (
     Entry,
     Leases,
     Part,
+    Pause,
     Sharing,
     WorkQueue,
     beating,
@@ -29,8 +31,6 @@ from evosweep.search.sharing import (
 
 LEADER = "leader"  # the process that searches
 TRIES = 4  # claims of a part that may be lost before the leader scores it beside the queue
-FIRST_PAUSE = 0.01  # seconds between two looks at the queue; longer with every look that finds nothing
-LONGEST_PAUSE = 0.2
 CLOSED_EVERY = 1.0  # seconds between two looks at whether the search is over
 
 
@@ -55,7 +55,9 @@ class SharedScorer:
     progress: Progress = field(default_factory=Silent)
     _kept: dict[str, Entry] = field(init=False)  # what an earlier process of this search left, by the part's key
     _leases: Leases = field(init=False)
-    _idle_said: int = field(default=0, init=False)
+    _generation: int | None = field(default=None, init=False)  # that is being scored
+    _most: int = field(default=0, init=False)  # parts of its largest stage
+    _idle_said: int = field(default=0, init=False)  # processes at which idle ones were mentioned
 
     def __post_init__(self) -> None:
         self._leases = Leases(self.sharing.lease)
@@ -122,7 +124,7 @@ class SharedScorer:
 
     def _call(self, call: str, arguments: Mapping[str, Any], genomes: Genomes) -> npt.NDArray[Any]:
         parts = cut(call, arguments, genomes, problem=self.problem, parts=self.sharing.parts or 1)
-        self._say_idle(len(parts))
+        self._watch_idle(arguments.get("generation"), len(parts))
         return joined(self._results(parts))
 
     def _results(self, parts: Sequence[Part]) -> list[Mapping[str, Any]]:
@@ -130,22 +132,21 @@ class SharedScorer:
         tickets = {self._ticket(part): part for part in parts}
         tries = dict.fromkeys((part.key for part in parts), 1)
         found: dict[str, Mapping[str, Any]] = {}
-        pause = FIRST_PAUSE
+        pause = Pause()
         while True:
-            entries = {entry.ticket: entry for entry in self.queue.unfinished()}
+            entries = {entry.ticket: entry for entry in self.queue.unfinished() if entry.state != DONE}
             for ticket in [ticket for ticket in tickets if ticket not in entries]:
                 self._collect(ticket, tickets, found, tries)
             if not tickets:
                 return [found[part.key] for part in parts]
             mine = [entry for ticket, entry in entries.items() if ticket in tickets]
             if self._score_one(mine):
-                pause = FIRST_PAUSE
+                pause = Pause()
                 continue
             running = [entry for entry in mine if entry.state == RUNNING]
             for entry in self._leases.expired(running, now=time.monotonic()):
                 self.queue.void(entry.ticket, f"no sign of life for {self.sharing.lease:g} s")
-            time.sleep(pause)
-            pause = min(1.5 * pause, LONGEST_PAUSE)
+            pause.wait()
 
     def _ticket(self, part: Part) -> int:
         """Return the ticket of a part: the one that an earlier process left, or a new one."""
@@ -180,19 +181,28 @@ class SharedScorer:
     def _score_one(self, entries: Sequence[Entry]) -> bool:
         """Score one of the parts that wait; return whether there was one."""
         for entry in entries:
-            if entry.state == WAITING and self.queue.claim(entry.ticket, LEADER):
-                self.queue.finish(entry.ticket, dump_array(entry.part.run(self.scorer, self.problem)))
+            if entry.state == WAITING and self.queue.claim(entry.ticket):
+                with beating(partial(self.queue.beat, entry.ticket, LEADER), every=self.sharing.lease / BEATS):
+                    result = dump_array(entry.part.run(self.scorer, self.problem))
+                self.queue.finish(entry.ticket, result)
                 return True
         return False
 
-    def _say_idle(self, parts: int) -> None:
-        """Say once that there are more processes than a call has parts."""
+    def _watch_idle(self, generation: int | None, parts: int) -> None:
+        """Say once, after a generation, that there were more processes than its largest stage had parts."""
+        if generation == self._generation:
+            self._most = max(self._most, parts)
+            return
+        most = self._most if self._generation else 0  # of the generation that is over; the start is a few candidates
+        self._generation = generation
+        self._most = parts
         processes = len(self.queue.workers()) + 1
-        if processes > max(parts, self._idle_said):
+        if most and processes > max(most, self._idle_said):
             self._idle_said = processes
+            few = "workers.parts" if most == self.sharing.parts else "search.offspring"
             self.progress.say(
-                f"{processes} processes share {parts} parts of candidates: {processes - parts} of them wait in this "
-                "stage; more search.offspring, or workers.parts, would use them"
+                f"{processes} processes share the scoring, but a stage has {most} parts at most: the others wait; "
+                f"raise {few} to use them"
             )
 
 
@@ -225,26 +235,24 @@ def serve(queue: WorkQueue, scorer: Scorer, *, problem: Problem, worker: str, le
         patience: Seconds without any work after which the worker ends.
     """
     served = Served()
-    worked = looked = time.monotonic()
-    pause = FIRST_PAUSE
+    looked = time.monotonic()
+    pause = Pause()
     while not served.ended:
-        entry = next((e for e in queue.unfinished() if e.state == WAITING and queue.claim(e.ticket, worker)), None)
-        now = time.monotonic()
+        entry = next((e for e in queue.unfinished() if e.state == WAITING and queue.claim(e.ticket)), None)
         if entry is not None:
-            _serve_one(queue, scorer, entry, problem=problem, lease=lease, served=served)
-            worked = time.monotonic()
-            pause = FIRST_PAUSE
+            _serve_one(queue, scorer, entry, problem=problem, worker=worker, lease=lease, served=served)
+            pause = Pause()
             continue
+        now = time.monotonic()
         if now - looked >= CLOSED_EVERY:
             looked = now
-            served.ended = "finished" if queue.closed() else "idle" if now - worked >= patience else ""
-        time.sleep(pause)
-        pause = min(1.5 * pause, LONGEST_PAUSE)
+            served.ended = "finished" if queue.closed() else "idle" if now - pause.began >= patience else ""
+        pause.wait()
     return served
 
 
 def _serve_one(
-    queue: WorkQueue, scorer: Scorer, entry: Entry, *, problem: Problem, lease: float, served: Served
+    queue: WorkQueue, scorer: Scorer, entry: Entry, *, problem: Problem, worker: str, lease: float, served: Served
 ) -> None:
     """Score a claimed part, or give it back where that fails.
 
@@ -253,11 +261,12 @@ def _serve_one(
         scorer: Scores it.
         entry: The part.
         problem: Units and levels.
+        worker: Name of this process.
         lease: Seconds.
         served: Counts; changed.
     """
     try:
-        with beating(lambda count: queue.beat(entry.ticket, count), every=lease / BEATS):
+        with beating(partial(queue.beat, entry.ticket, worker), every=lease / BEATS):
             result = dump_array(entry.part.run(scorer, problem))
     except BaseException as error:
         queue.void(entry.ticket, "it was stopped" if isinstance(error, KeyboardInterrupt) else type(error).__name__)

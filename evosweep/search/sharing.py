@@ -7,11 +7,13 @@ what the first holder may still deliver is refused by the queue.
 """
 
 import base64
+import itertools
+import logging
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import pairwise
 from typing import Any, Protocol
 
 import numpy as np
@@ -23,11 +25,15 @@ from evosweep.core.genomes import genome_from_text, genome_to_text
 from evosweep.core.problem import Problem
 from evosweep.search.protocols import Genomes, Scorer
 
+logger = logging.getLogger(__name__)
 WAITING = "waiting"  # nobody has claimed it
 RUNNING = "running"  # a process scores it
 DONE = "done"  # its result is there
 VOID = "void"  # its holder has lost it, or given it back
 BEATS = 5  # signs of life during a lease
+SHORTEST_PAUSE = 0.01  # seconds
+LONGEST_PAUSE = 0.5
+PAUSE_SHARE = 0.05
 LONGEST_LEASE = 86400.0
 
 
@@ -106,7 +112,7 @@ def cut(call: str, arguments: Mapping[str, Any], genomes: Genomes, *, problem: P
     """
     texts = [genome_to_text(problem, genome) for genome in genomes]
     bounds = np.linspace(0, len(texts), min(parts, len(texts)) + 1).round().astype(int)
-    return [Part(call, arguments, tuple(texts[start:stop])) for start, stop in pairwise(bounds)]
+    return [Part(call, arguments, tuple(texts[start:stop])) for start, stop in itertools.pairwise(bounds)]
 
 
 def dump_array(values: npt.NDArray[Any]) -> dict[str, Any]:
@@ -160,7 +166,7 @@ class WorkQueue(Protocol):
         """Add a part that waits; return its ticket."""
 
     def unfinished(self) -> list[Entry]:
-        """Return the entries that wait or run, in the order in which they were published."""
+        """Return the entries that wait, run or have just been done, in the order in which they were published."""
 
     def known(self) -> list[Entry]:
         """Return all entries."""
@@ -168,11 +174,17 @@ class WorkQueue(Protocol):
     def entry(self, ticket: int) -> Entry:
         """Return one entry."""
 
-    def claim(self, ticket: int, holder: str) -> bool:
+    def claim(self, ticket: int) -> bool:
         """Take a part that waits; return False if another process has it."""
 
-    def beat(self, ticket: int, beat: int) -> bool:
-        """Write a sign of life; return False if the part is not the caller's any more."""
+    def beat(self, ticket: int, holder: str, beat: int) -> bool:
+        """Write a sign of life, the holder's name at first; return False if the part is not the caller's any more.
+
+        Args:
+            ticket: Of the part.
+            holder: Name of the process that scores it.
+            beat: 0, 1, 2 ...
+        """
 
     def finish(self, ticket: int, result: Mapping[str, Any]) -> bool:
         """Deliver a result; return False if it comes too late, and is dropped."""
@@ -220,18 +232,23 @@ class Leases:
 
 @contextmanager
 def beating(beat: Callable[[int], bool], *, every: float) -> Iterator[None]:
-    """Show a sign of life every so many seconds, in a thread of its own, until the block ends or a beat is refused."""
+    """Show a sign of life at once and every so many seconds, in a thread of its own, until the block ends.
+
+    Args:
+        beat: Called with 0, 1, 2 ...; when it returns False there are no more.
+        every: Seconds.
+    """
     over = threading.Event()
 
     def work() -> None:
-        count = 0
-        while not over.wait(every):
-            count += 1
+        for count in itertools.count():
             try:
                 if not beat(count):
                     return
             except Exception:  # a storage that is away now may answer the next beat
-                continue
+                logger.debug("a sign of life was not written", exc_info=True)
+            if over.wait(every):
+                return
 
     thread = threading.Thread(target=work, daemon=True)
     thread.start()
@@ -240,6 +257,17 @@ def beating(beat: Callable[[int], bool], *, every: float) -> Iterator[None]:
     finally:
         over.set()
         thread.join()
+
+
+@dataclass
+class Pause:
+    """The pauses between looks at a queue: short at first, then a share of the time in which nothing was found."""
+
+    began: float = field(default_factory=time.monotonic)
+
+    def wait(self) -> None:
+        """Wait for a while."""
+        time.sleep(min(LONGEST_PAUSE, max(SHORTEST_PAUSE, PAUSE_SHARE * (time.monotonic() - self.began))))
 
 
 def joined(results: Sequence[Mapping[str, Any]]) -> npt.NDArray[Any]:

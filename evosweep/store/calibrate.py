@@ -145,9 +145,9 @@ class Walk:
     def _measure_model(self, tokens: torch.Tensor, batch_tokens: int) -> None:
         """Measure what the compressor needs of the whole dense model, or take what was kept of it.
 
-        A process group measures it again: only its leader is sure to have read what was kept.
+        Several processes measure it again: only their leader is sure to have read what was kept.
         """
-        alone = not torch.distributed.is_initialized()
+        alone = parallel.count() == 1
         kept = self.unfinished.statistics() if alone else {}
         for name in sorted(self.plan.needs):
             module = statistic_module(name)

@@ -1,4 +1,4 @@
-"""Writes the logits that transformers gives with auto-round: auto_round_logits.py <model> <tokens.npy> <logits.npy>."""
+"""Writes the logits that transformers gives with auto-round: auto_round_logits.py <tokens.npy> <model folder>."""
 
 import json
 import sys
@@ -8,13 +8,15 @@ import torch
 import transformers
 
 
-def main(folder: str, tokens: str, logits: str) -> None:
+def main(tokens: str, folder: str) -> None:
     """Loads a model as a user does, and writes its logits of tokens (batch, seq_len), calculated in fp32."""
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, device_map="cpu")
     packed = {path: module.bits for path, module in model.named_modules() if hasattr(module, "qweight")}
     kinds = sorted({type(model.get_submodule(path)).__module__ for path in packed})
     with torch.inference_mode():
-        np.save(logits, torch.nn.Module.float(model)(input_ids=torch.from_numpy(np.load(tokens))).logits.numpy())
+        np.save(
+            f"{folder}.npy", torch.nn.Module.float(model)(input_ids=torch.from_numpy(np.load(tokens))).logits.numpy()
+        )
     sys.stdout.write(json.dumps({"layers": packed, "kinds": kinds, "dtype": str(model.dtype)}) + "\n")
 
 

@@ -1,4 +1,4 @@
-"""Writes the logits that GPTQModel gives: gptqmodel_logits.py <model> <tokens.npy> <logits.npy>."""
+"""Writes the logits that GPTQModel gives: gptqmodel_logits.py <tokens.npy> <model folder>."""
 
 import json
 import os
@@ -22,7 +22,7 @@ sys.modules |= STAND_INS
 from gptqmodel import BACKEND, GPTQModel  # noqa: E402
 
 
-def main(folder: str, tokens: str, logits: str) -> None:
+def main(tokens: str, folder: str) -> None:
     """Loads a model as a user does, and writes its logits of tokens (batch, seq_len), calculated in fp32."""
     model = GPTQModel.load(folder, device="cpu", backend=BACKEND.TORCH, dtype=torch.float16).model
     packed = {path: module.bits for path, module in model.named_modules() if hasattr(module, "qweight")}
@@ -30,7 +30,7 @@ def main(folder: str, tokens: str, logits: str) -> None:
     dtype = str(model.dtype)
     with torch.inference_mode():
         given = torch.from_numpy(np.load(tokens))
-        np.save(logits, torch.nn.Module.float(model)(input_ids=given).logits.float().numpy())
+        np.save(f"{folder}.npy", torch.nn.Module.float(model)(input_ids=given).logits.float().numpy())
     sys.stdout.write("\n" + json.dumps({"layers": packed, "kinds": kinds, "dtype": dtype}) + "\n")
 
 

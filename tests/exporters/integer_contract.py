@@ -18,10 +18,9 @@ from tests.engines.environment import run_engine
 
 def logits_of(engine: str, folder: Path, tokens: np.ndarray) -> tuple[torch.Tensor, dict]:
     """Return the logits that an engine gives for tokens (batch, seq_len), and what else its script prints."""
-    given, found = folder.parent / "tokens.npy", folder.parent / "logits.npy"
-    np.save(given, tokens)
-    facts = run_engine(engine, f"{engine}_logits", folder, given, found)
-    return torch.from_numpy(np.load(found)), facts
+    np.save(folder.parent / "tokens.npy", tokens)
+    facts = run_engine(engine, f"{engine}_logits", folder.parent / "tokens.npy", folder)
+    return torch.from_numpy(np.load(f"{folder}.npy")), facts
 
 
 def assert_scored(logits: torch.Tensor, tokens: np.ndarray, evaluator: Evaluator, genome: np.ndarray) -> None:

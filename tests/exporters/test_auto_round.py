@@ -12,6 +12,7 @@ from evosweep.core.budget import Budget
 from evosweep.core.errors import SettingError
 from evosweep.evaluate.population import Evaluator
 from evosweep.exporters.auto_round import AutoRound
+from evosweep.exporters.base import Winner
 from evosweep.exporters.bit_stream import unpack_words
 from evosweep.exporters.integer_layers import IntegerLayer
 from evosweep.models.anatomy import Anatomy
@@ -41,7 +42,7 @@ class AutoRoundContract(IntegerContract):
         assert facts["layers"] == {unit.name: self.widths[genome[index]] for index, unit in enumerate(store.units)}
 
     def test_codes_zeros_scales_and_size_are_those_of_the_store(
-        self, exported, genome, store, problem, tmp_path
+        self, exported, genome, store, problem, evaluator, tmp_path
     ) -> None:
         tensors = load_file(tmp_path / "model" / "model.safetensors")
         counted = 0
@@ -54,6 +55,7 @@ class AutoRoundContract(IntegerContract):
             counted += unit.levels[genome[index]].cost
             counted += layer.zeros.numel() * layer.width if self.symmetric else 0
         assert 8 * tensor_bytes(tmp_path / "model") == counted + problem.fixed_bits
+        assert self.make().expected_bytes(Winner(genome, problem, evaluator)) == tensor_bytes(tmp_path / "model")
 
 
 class TestAsymmetric(AutoRoundContract):

@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 
 from evosweep.compressors.rtn import RoundToNearest
@@ -48,3 +49,13 @@ def test_ties_that_an_engine_needs_are_named(anatomy) -> None:
         EvenBits().check_problem(problem(anatomy, [2, 4], tie=["self_attn.[qkv]_proj"]), anatomy)
     EvenBits().check_problem(problem(anatomy, [4]), anatomy)  # nothing to choose
     PackedSafetensors().check_problem(problem(anatomy, [2, 3, 4]), anatomy)
+
+
+def test_a_finished_mixture_is_told_what_its_ties_take(anatomy) -> None:
+    untied = problem(anatomy, [2, 4])
+    genome = np.zeros(len(untied.units), dtype=np.int64)
+    EvenBits().check_problem(untied, anatomy, genome)
+    genome[0] = 1  # q_proj in 4 bits: k_proj and v_proj take 2 bits a weight more, and 2 a group's zero
+    more = sum(unit.levels[1].cost - unit.levels[0].cost for unit in untied.units[1:3]) / 8e6
+    with pytest.raises(SettingError, match=rf"units\.tie=fused \(this allocation grows by {more:.3g} MB if each set"):
+        EvenBits().check_problem(untied, anatomy, genome)

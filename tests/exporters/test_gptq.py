@@ -10,6 +10,7 @@ from evosweep.compressors.several import Several
 from evosweep.core.budget import Budget
 from evosweep.core.errors import SettingError
 from evosweep.evaluate.population import Evaluator
+from evosweep.exporters.base import Winner
 from evosweep.exporters.bit_stream import unpack_words
 from evosweep.exporters.gptq_v2 import GPTQv2
 from evosweep.exporters.integer_layers import IntegerLayer
@@ -36,7 +37,9 @@ class GPTQContract(IntegerContract):
         assert_scored(logits, tokens, evaluator, genome)
         assert facts["layers"] == {unit.name: self.widths[genome[index]] for index, unit in enumerate(store.units)}
 
-    def test_zeros_are_raw_and_groups_are_by_position(self, exported, genome, store, problem, tmp_path) -> None:
+    def test_zeros_are_raw_and_groups_are_by_position(
+        self, exported, genome, store, problem, evaluator, tmp_path
+    ) -> None:
         tensors = load_file(tmp_path / "model" / "model.safetensors")
         counted, zeros = 0, []
         for index, unit in enumerate(store.units):
@@ -50,6 +53,7 @@ class GPTQContract(IntegerContract):
             counted += unit.levels[genome[index]].cost + 32 * columns
             counted += layer.zeros.numel() * layer.width if self.symmetric else 0
         assert 8 * tensor_bytes(tmp_path / "model") == counted + problem.fixed_bits
+        assert self.make().expected_bytes(Winner(genome, problem, evaluator)) == tensor_bytes(tmp_path / "model")
         assert self.symmetric or any((found == 0).any() for found in zeros)  # what the first version cannot hold
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import requests
 
-PATIENCE = 60.0
+PATIENCE = 180.0
 HOP = {"connection", "keep-alive", "transfer-encoding", "content-length", "server", "date"}
 
 
@@ -26,23 +26,53 @@ def free_port() -> int:
         return int(found.getsockname()[1])
 
 
-@contextmanager
-def mlflow_server(folder: Path) -> Iterator[int]:
-    """Run ``mlflow server`` on a database and artifacts in a folder; yield its port."""
-    port = free_port()
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    stores = ["--backend-store-uri", f"sqlite:///{folder}/server.db", "--artifacts-destination", str(folder / "kept")]
-    with (folder / "server.log").open("w") as log:
-        process = subprocess.Popen([*command, *stores], stdout=log, stderr=log, cwd=folder, start_new_session=True)
-    try:
+class Server:
+    """``mlflow server`` on a database and artifacts in a folder, which can be ended and started again.
+
+    Attributes:
+        port: That it listens on, each time the same.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.port = free_port()
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self, *, wait: bool = True) -> None:
+        """Start the server; with ``wait``, until it answers."""
+        address = ["--host", "127.0.0.1", "--port", str(self.port), "--workers", "1"]
+        stores = ["--backend-store-uri", f"sqlite:///{self.folder}/server.db"]
+        stores += ["--artifacts-destination", str(self.folder / "kept")]
+        log_path = self.folder / "server.log"
+        with log_path.open("a") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "mlflow", "server", *address, *stores],
+                stdout=log,
+                stderr=log,
+                cwd=self.folder,
+                start_new_session=True,
+            )
         deadline = time.monotonic() + PATIENCE
-        while not _healthy(port):
-            assert process.poll() is None and time.monotonic() < deadline, (folder / "server.log").read_text()[-2000:]
+        while wait and not _healthy(self.port):
+            assert self._process.poll() is None and time.monotonic() < deadline, log_path.read_text()[-2000:]
             time.sleep(0.1)
-        yield port
+
+    def kill(self) -> None:
+        """End the server and its worker at once."""
+        assert self._process is not None
+        os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait(PATIENCE)
+
+
+@contextmanager
+def mlflow_server(folder: Path) -> Iterator[Server]:
+    """Run ``mlflow server`` on a database and artifacts in a folder."""
+    server = Server(folder)
+    server.start()
+    try:
+        yield server
     finally:
-        os.killpg(process.pid, signal.SIGKILL)  # its worker, too; nothing of it is needed
-        process.wait(PATIENCE)
+        server.kill()
 
 
 def _healthy(port: int) -> bool:
@@ -103,23 +133,36 @@ class Proxy:
         if isinstance(mode, int):
             self._send(request, mode, {"Content-Type": "text/plain"}, b"told to fail")
             return
-        upstream = http.client.HTTPConnection("127.0.0.1", self.target, timeout=PATIENCE)
-        headers = {key: value for key, value in request.headers.items() if key.lower() not in HOP | {"host"}}
-        upstream.request(request.command, request.path, body, {**headers, "Host": f"127.0.0.1:{self.target}"})
-        answer = upstream.getresponse()
-        content = answer.read()
-        upstream.close()
+        try:
+            status, headers, content = self._forward(request, body)
+        except (OSError, http.client.HTTPException):  # the server itself is away
+            self._send(request, 502, {"Content-Type": "text/plain"}, b"the server does not answer")
+            return
         if mode == "lose":
             request.close_connection = True
             return
-        kept = {key: value for key, value in answer.getheaders() if key.lower() not in HOP}
-        self._send(request, answer.status, kept, content)
+        self._send(request, status, headers, content)
+
+    def _forward(self, request: BaseHTTPRequestHandler, body: bytes) -> tuple[int, dict[str, str], bytes]:
+        """Pass a request on; return the answer's status, headers and content."""
+        upstream = http.client.HTTPConnection("127.0.0.1", self.target, timeout=PATIENCE)
+        headers = {key: value for key, value in request.headers.items() if key.lower() not in HOP | {"host"}}
+        try:
+            upstream.request(request.command, request.path, body, {**headers, "Host": f"127.0.0.1:{self.target}"})
+            answer = upstream.getresponse()
+            kept = {key: value for key, value in answer.getheaders() if key.lower() not in HOP}
+            return answer.status, kept, answer.read()
+        finally:
+            upstream.close()
 
     @staticmethod
     def _send(request: BaseHTTPRequestHandler, status: int, headers: dict[str, str], content: bytes) -> None:
-        request.send_response(status)
-        for key, value in headers.items():
-            request.send_header(key, value)
-        request.send_header("Content-Length", str(len(content)))
-        request.end_headers()
-        request.wfile.write(content)
+        try:
+            request.send_response(status)
+            for key, value in headers.items():
+                request.send_header(key, value)
+            request.send_header("Content-Length", str(len(content)))
+            request.end_headers()
+            request.wfile.write(content)
+        except OSError:  # the client has given up waiting
+            request.close_connection = True

@@ -1,6 +1,7 @@
 """A run that is killed in any of its phases goes on, by ``resume=auto``, to what it would have found undisturbed."""
 
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -88,6 +89,38 @@ def test_a_run_that_is_killed_goes_on_to_what_it_would_have_found(folder: Path, 
     assert exported(run) == exported(whole)
     assert json.loads((run / "run.json").read_text())["finished"]
     assert not [*cache.glob("stores/*.partial"), *cache.glob("columns/*.steps"), *run.glob(".model.partial")]
+
+
+def test_a_run_that_was_killed_before_its_last_word_says_everything_once(folder: Path) -> None:
+    cache = folder / "cache_last"
+    process = fork(folder, *RUN, "name=last", cache=cache)
+    process.join(PATIENCE)
+    assert process.exitcode == 0
+    run = only_run(folder, "last")
+    record = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps({**record, "finished": False}))  # all that was not written yet
+    again = fork(folder, *RUN, "name=last", "resume=auto", cache=cache)
+    again.join(PATIENCE)
+    assert again.exitcode == 0 and outcome(only_run(folder, "last")) == outcome(only_run(folder, "whole"))
+    assert logged(folder, "last") == logged(folder, "whole") and trials(folder, "last") == trials(folder, "whole")
+
+
+@pytest.mark.parametrize("phase", ["store", "measurement"])
+def test_a_scheduler_s_signal_keeps_what_is_done(folder: Path, phase: str) -> None:
+    reached, said = PHASES[phase]
+    name = f"stopped_{phase}"
+    cache = folder / f"cache_{name}"
+    process = fork(folder, *RUN, f"name={name}", cache=cache)
+    while process.is_alive() and not reached(folder, cache, name):
+        time.sleep(0.001)
+    process.terminate()
+    process.join(PATIENCE)
+    assert process.exitcode == 143
+    again = fork(folder, *RUN, f"name={name}", "resume=auto", cache=cache)
+    again.join(PATIENCE)
+    run = only_run(folder, name)
+    assert again.exitcode == 0 and outcome(run) == outcome(only_run(folder, "whole"))
+    assert said in (run / "run.log").read_text()
 
 
 def test_a_finished_run_is_not_taken_up_again(folder: Path) -> None:

@@ -13,7 +13,7 @@ from evosweep.tracking.mlflow_tracker import tracker
 from evosweep.tracking.mlflow_tracker.writes import Series
 from tests.cli import TINY, evosweep, workplace
 from tests.faults.processes import only_run
-from tests.faults.server import Proxy, mlflow_server
+from tests.faults.server import Proxy, Server, mlflow_server
 
 GENERATIONS = 4
 SEARCH = [*TINY, f"search.generations={GENERATIONS}", "report=none"]
@@ -21,9 +21,14 @@ SECRET = "sw0rdfish"
 
 
 @pytest.fixture(scope="module")
-def port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
-    with mlflow_server(tmp_path_factory.mktemp("server")) as port:
-        yield port
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with mlflow_server(tmp_path_factory.mktemp("server")) as server:
+        yield server
+
+
+@pytest.fixture
+def port(server: Server) -> int:
+    return server.port
 
 
 @pytest.fixture(scope="module")
@@ -123,11 +128,12 @@ def test_a_server_that_comes_after_the_start_has_everything_in_the_end(
     no_secret(folder, said.out, said.err)
 
 
+@pytest.mark.parametrize("fault", [403, 500])
 def test_what_a_server_never_took_is_delivered_by_sync(
-    port: int, folder: Path, proxy: Proxy, monkeypatch, capfd
+    fault: int, port: int, folder: Path, proxy: Proxy, monkeypatch, capfd
 ) -> None:
-    name = "gone"
-    proxy.mode = 500
+    name = f"gone_{fault}"
+    proxy.mode = fault
     monkeypatch.setattr(tracker, "LAST", 1.0)
     assert searched(proxy, name) == 2
     run = only_run(folder, name)
@@ -158,3 +164,41 @@ def test_slow_answers_do_not_slow_the_search(port: int, folder: Path, proxy: Pro
     proxy.delay = 0.0
     assert evosweep("sync", str(run), f"tracking.uri={proxy.uri}") == 0
     whole(port, folder, "slow")
+
+
+def test_a_server_that_is_killed_and_started_again_has_everything_in_the_end(
+    server: Server, folder: Path, proxy: Proxy, monkeypatch, capfd
+) -> None:
+    at_generation(monkeypatch, 1, server.kill)
+    at_generation(monkeypatch, 3, lambda: server.start(wait=False))
+    monkeypatch.setattr(tracker, "LAST", 120.0)  # it takes its time to start, here where others compute as well
+    assert searched(proxy, "outage") == 0
+    whole(server.port, folder, "outage")
+    said = capfd.readouterr()
+    assert "Traceback" not in said.out + said.err
+    no_secret(folder, said.out, said.err)
+
+
+def test_a_multirun_that_a_server_never_took_is_delivered_whole(
+    port: int, folder: Path, proxy: Proxy, monkeypatch, capfd
+) -> None:
+    monkeypatch.setattr(tracker, "LAST", 1.0)
+    proxy.mode = 500
+    uri = proxy.uri.replace("http://", f"http://me:{SECRET}@")
+    settings = ["search.generations=1", "export=none", "name=multi", f"tracking.uri={uri}"]
+    assert evosweep("-m", *SEARCH, *settings, "seed=0,1") == 2
+    (top,) = folder.glob("runs/multi/*")
+    errors = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error:")]
+    jobs = [f"evosweep sync {top / str(number)} (job {number + 1} of 2)" for number in range(2)]
+    assert sorted(line.partition("deliver them: ")[2] for line in errors[:2]) == jobs
+    assert len(errors) == 3 and errors[2].endswith(f"to deliver it: evosweep sync {top}")
+    proxy.mode = "pass"
+    assert evosweep("sync", str(top), f"tracking.uri={proxy.uri}") == 0
+    assert not list(top.rglob("tracking_unsent.jsonl"))
+    client = MlflowClient(tracking_uri=f"http://127.0.0.1:{port}")
+    runs = client.search_runs([client.get_experiment_by_name("multi").experiment_id])
+    (parent,) = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
+    children = [run for run in runs if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
+    assert len(runs) == 3 and len(children) == 2
+    assert {run.info.status for run in children} == {"FINISHED"} and parent.info.status == "FAILED"
+    assert {item.path for item in client.list_artifacts(parent.info.run_id)} >= {"summary.json", "comparison.json"}

@@ -116,15 +116,15 @@ def test_a_part_is_claimed_once_and_ends_once(storage: BaseStorage) -> None:
     queue = queue_of(storage)
     ticket = queue.publish(Part("score", PLACE, ("01",)))
     assert [entry.state for entry in queue.unfinished()] == [WAITING]
-    assert queue.claim(ticket, "first") and not queue.claim(ticket, "second")
-    assert queue.beat(ticket, 7)
+    assert queue.claim(ticket) and not queue.claim(ticket)
+    assert queue.beat(ticket, "first", 0) and queue.beat(ticket, "first", 7)
     (entry,) = queue.unfinished()
     assert (entry.state, entry.holder, entry.beat) == (RUNNING, "first", 7)
-    assert queue.void(ticket, "silent") and not queue.beat(ticket, 8)
-    assert not queue.finish(ticket, {"late": 1}) and not queue.claim(ticket, "third")
+    assert queue.void(ticket, "silent") and not queue.beat(ticket, "first", 8)
+    assert not queue.finish(ticket, {"late": 1}) and not queue.claim(ticket)
     assert (queue.entry(ticket).state, queue.entry(ticket).result) == (VOID, None)
     other = queue.publish(Part("score", PLACE, ("02",)))
-    assert queue.claim(other, "first") and queue.finish(other, {"value": 1})
+    assert queue.claim(other) and queue.finish(other, {"value": 1})
     assert not queue.void(other, "silent") and queue.unfinished() == []
     assert (queue.entry(other).state, queue.entry(other).result) == (DONE, {"value": 1})
 
@@ -166,8 +166,9 @@ def test_threads_share_parts_and_none_is_scored_twice(storage: BaseStorage, prob
     assert scored == Counter({genome.tobytes(): 5 for genome in genomes})
 
 
-def work(path: str, number: int) -> None:
+def work(path: str, number: int, ready) -> None:
     queue = StudyQueue(storage=Journal(path=path).open(), study="s")
+    ready.release()
     options = {"lease": 20.0, "patience": 60.0}
     serve(queue, Sum(), problem=make_problem(), worker=f"w{number}", **options)
 
@@ -176,9 +177,12 @@ def test_processes_share_parts_on_a_journal(tmp_path: Path, problem: Problem) ->
     path = str(tmp_path / "parts.journal")
     queue = queue_of(Journal(path=path).open())
     context = multiprocessing.get_context("fork")
-    processes = [context.Process(target=work, args=(path, number)) for number in range(WORKERS)]
+    ready = context.Semaphore(0)
+    processes = [context.Process(target=work, args=(path, number, ready)) for number in range(WORKERS)]
     for process in processes:
         process.start()
+    for _ in processes:
+        assert ready.acquire(timeout=60)
     genomes = genomes_of(problem, 30)
     leader = shared(queue, problem, Sum(), parts=30)
     assert (leader.score(genomes, **PLACE) == Sum().score(genomes, **PLACE)).all()
@@ -198,7 +202,7 @@ def test_what_a_dead_worker_held_is_scored_by_others_and_its_late_result_is_drop
     genomes = genomes_of(problem, 4)
     (part, *_) = cut("score", PLACE, genomes, problem=problem, parts=4)
     ticket = queue.publish(part)
-    assert queue.claim(ticket, "dead")
+    assert queue.claim(ticket)
     scorer = Sum()
     leader = shared(queue, problem, scorer, lease=0.2)
     assert (leader.score(genomes, **PLACE) == Sum().score(genomes, **PLACE)).all()
@@ -213,8 +217,8 @@ def test_a_new_leader_takes_results_over_and_scores_only_what_is_missing(
     genomes = genomes_of(problem, 4)
     first, second, third, _ = cut("score", PLACE, genomes, problem=problem, parts=4)
     done, held, waiting = queue.publish(first), queue.publish(second), queue.publish(third)
-    assert queue.claim(done, "w") and queue.finish(done, dump_array(first.run(Sum(), problem)))
-    assert queue.claim(held, "leader")  # the leader that was killed
+    assert queue.claim(done) and queue.finish(done, dump_array(first.run(Sum(), problem)))
+    assert queue.claim(held) and queue.beat(held, "leader", 0)  # the leader that was killed
     scorer = Sum()
     leader = shared(queue, problem, scorer)
     assert (leader.score(genomes, **PLACE) == Sum().score(genomes, **PLACE)).all()
@@ -251,4 +255,4 @@ def test_beats_go_on_while_a_storage_is_away_and_end_when_refused() -> None:
 
     with beating(beat, every=0.005):
         assert enough.wait(30)
-    assert seen == [1, 2, 3, 4]
+    assert seen == [0, 1, 2, 3, 4]

@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import shutil
 import signal
+import socket
 import time
 from collections.abc import Iterable, Sequence
 from functools import partial
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from evosweep import parallel
 from evosweep.cli.cache_command import entries
 from evosweep.compressors.adaquant import AdaQuant
 from evosweep.compressors.entropy import EntropyCoded
@@ -197,6 +199,37 @@ def test_who_waits_for_a_store_goes_on_where_its_builder_was_killed(deep, tmp_pa
     assert any("blocks are there already" in line for line in said.get())
     (store,) = (path for path in (tmp_path / "cache" / "stores").iterdir() if path.is_dir())
     assert bytes_of(store) == whole
+
+
+def test_two_processes_that_share_a_build_go_on_together(deep, tmp_path, monkeypatch) -> None:
+    anatomy, calibration = deep
+    plan = plan_store(anatomy, GPTQ(bits=[2, 3, 4], group=16), Drop(granularity="blocks"))
+
+    def member(rank: int, port: int, cache: Path, progress: Heard) -> None:
+        meeting = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "localhost", "MASTER_PORT": port}
+        os.environ.update({key: str(value) for key, value in meeting.items()})
+        parallel.join()
+        build(plan, calibration, cache, monkeypatch, progress=progress)
+
+    def both(name: str, progress: Heard) -> list[int | None]:
+        with socket.socket() as free:
+            free.bind(("localhost", 0))
+            port = free.getsockname()[1]
+        forks = multiprocessing.get_context("fork")
+        processes = [forks.Process(target=member, args=(rank, port, tmp_path / name, progress)) for rank in range(2)]
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join()
+        return [process.exitcode for process in processes]
+
+    assert both("whole", Heard()) == [0, 0]
+    assert 0 not in both("cache", Stops())
+    assert list((tmp_path / "cache").glob("stores/*.partial/2.json"))
+    assert both("cache", Heard()) == [0, 0]
+    (whole,) = (tmp_path / "whole" / "stores").glob("*/")
+    (again,) = (tmp_path / "cache" / "stores").glob("*/")
+    assert bytes_of(again) == bytes_of(whole)
 
 
 def test_a_damaged_block_is_made_again(begun, tmp_path, monkeypatch) -> None:

@@ -254,3 +254,14 @@ def test_a_full_disk_for_pictures_leaves_the_study_whole(tmp_path: Path, problem
         recorder.on_event(record_of(problem, generation, [Candidate(0, problem.uniform(), {0: 1.0})], 0))
     assert len(recorder.study.trials) == 2
     assert recorder.missing == "the study has no pictures from generation 0 on: OSError: No space left on device"
+
+
+def test_a_light_recorder_keeps_in_memory_what_no_reader_of_the_file_misses(problem: Problem, tmp_path) -> None:
+    journal = Journal(path=str(tmp_path / "x.journal"))
+    recorder = StudyRecorder(storage=journal.open(), name="s", light=True)
+    recorder.on_event(SearchStarted(name="s", problem=problem, seed=0, facts={}))
+    recorder.on_event(record_of(problem, 0, [Candidate(0, problem.uniform(), {0: 1.5})], 0))
+    (kept,) = recorder.study.trials
+    (written,) = optuna.load_study(study_name="s", storage=journal.open()).trials
+    assert kept.user_attrs == {} and kept.intermediate_values == {} and kept.number == 0
+    assert written.user_attrs["generation"] == 0 and written.intermediate_values == {0: 1.5}

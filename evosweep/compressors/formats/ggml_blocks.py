@@ -52,7 +52,8 @@ def decode(
         parts: None; this format holds no other payload.
     """
     del parts
-    kind, rows, columns = meta["type"], int(meta["rows"]), int(meta["columns"])
+    kind = meta["type"]
+    rows, columns = (int(meta[key]) for key in ("rows", "columns"))
     stored = tensors["blocks"]
     if kind in PLAIN:
         return stored.contiguous().view(PLAIN[kind]).view(rows, columns).float()

@@ -25,6 +25,7 @@ from evosweep.tracking.base import TrackingError
 from evosweep.tracking.behind import one_line
 from evosweep.tracking.palette import level_styles
 from evosweep.tracking.study.dashboard import add_to_dashboard
+from evosweep.tracking.study.storage import lighten
 
 SPANS = 16  # most parameters over the depth of a model
 RUN = "mlflow_run"  # attribute of the study and of elites
@@ -55,6 +56,8 @@ class StudyRecorder:
         name: Name of the study; one that is there is gone on with, and trials that it has are not added again.
         record: ``compact``, ``elites`` or ``all``, as in ``storage.Journal``.
         artifacts: Where elites' pictures are kept; none keeps none.
+        light: Whether nobody reads the trials from this storage object, so that a journal need not keep in memory what
+            its file holds of them.
     """
 
     def __init__(
@@ -64,6 +67,7 @@ class StudyRecorder:
         name: str,
         record: str = "compact",
         artifacts: FileSystemArtifactStore | None = None,
+        light: bool = False,
     ) -> None:
         try:
             self.study = optuna.create_study(
@@ -73,6 +77,7 @@ class StudyRecorder:
             raise TrackingError(f"the study {name!r} cannot be written: {one_line(error)}") from error
         self.record = record
         self.artifacts = artifacts
+        self.light = light
         self.winner: int | None = None  # number of the last elite's trial; in the end, of the exported winner's
         self.missing = ""
         self._elites: dict[int, int] = {}  # generation to the number of its elite's trial
@@ -81,6 +86,7 @@ class StudyRecorder:
         self._parent: Genome | None = None
         known = self.study.get_trials(deepcopy=False)
         self._kept = [trial.number for trial in known if trial.state is not TrialState.COMPLETE]  # not yet met again
+        self._exported = {trial.number: trial for trial in known if trial.state is TrialState.COMPLETE}
         self._next = self._first_new = len(known)  # numbers of trials that are added
         self._elite = 0  # number of the last elite's trial
         self._numbers: dict[bytes, int] = {}  # trial in which a genome ran first
@@ -144,6 +150,8 @@ class StudyRecorder:
                 if number >= self._first_new
             ]
         )
+        if self.light:
+            lighten(self.study, (number for number in own if number >= self._first_new))
         self._elites[record.generation] = self.winner = self._elite
         self._parent = elite
 
@@ -179,13 +187,24 @@ class StudyRecorder:
             user_attrs=attributes,
             system_attrs=self._picture(record),
         )
-        self.study.add_trial(trial)
-        self.winner = self._next
-        self._next += 1
+        self.winner = self._exported_before(trial)
+        if self.winner is None:
+            self.study.add_trial(trial)
+            self.winner = self._next
+            self._next += 1
         self.study.set_user_attr("winner", dict(result.allocation))
         self.study.set_user_attr("result", json_safe(result.row()))
         self.study.set_user_attr("stopped", result.stopped)
         add_to_dashboard(self.study, result)
+
+    def _exported_before(self, trial: FrozenTrial) -> int | None:
+        """Return the number of a winner's trial that was added before the run was killed; None where there is none."""
+        keys = ("generation", level_codes.LEVELS, RUN)
+
+        def same(other: FrozenTrial) -> bool:
+            return all(other.user_attrs.get(key) == trial.user_attrs.get(key) for key in keys)
+
+        return next((number for number, other in self._exported.items() if same(other)), None)
 
     def _trial(
         self, candidate: Candidate, record: GenerationRecord, numbers: Mapping[int, int], *, won: bool

@@ -3,17 +3,19 @@
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+import optuna
 from optuna.artifacts import FileSystemArtifactStore
 from optuna.storages import BaseStorage, InMemoryStorage, JournalStorage
-from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
+from optuna.storages.journal import JournalFileBackend
 
 from evosweep.core.checks import check_choice
 from evosweep.core.errors import SettingError
+from evosweep.tracking.study.journal_lock import OwnedLock
 
 RECORD = ("compact", "elites", "all")
 CHUNK = 2**16  # bytes read at once
@@ -58,8 +60,7 @@ class Journal:
         """
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            # The open lock works on every file system and platform, the default symlink lock does not.
-            lock = JournalFileOpenLock(str(self.path))
+            lock = OwnedLock(str(self.path))
             if self.path.is_file():
                 with _held(lock):
                     cut = cut_torn_line(self.path)
@@ -98,6 +99,24 @@ class Memory:
 
     def artifact_store(self) -> None:
         """Return nothing: pictures are kept in folders."""
+
+
+def lighten(study: optuna.Study, numbers: Iterable[int]) -> None:
+    """Drop from a journal's copy in memory what its file holds of finished trials, by far the most of a long search.
+
+    A journal storage keeps all that it has written; nothing here reads it again.
+
+    Args:
+        study: Whose trials these are; in any storage but a journal, nothing changes.
+        numbers: Of the trials.
+    """
+    storage = study._storage
+    if not isinstance(storage, JournalStorage):
+        return
+    for number in numbers:
+        trial = storage.get_trial(storage.get_trial_id_from_study_id_trial_number(study._study_id, number))
+        trial.user_attrs = {}
+        trial.intermediate_values = {}
 
 
 def open_artifacts(folder: str | None, *, owner: object) -> FileSystemArtifactStore | None:
@@ -166,7 +185,7 @@ def _is_json(line: bytes) -> bool:
 
 
 @contextmanager
-def _held(lock: JournalFileOpenLock) -> Iterator[None]:
+def _held(lock: OwnedLock) -> Iterator[None]:
     lock.acquire()
     try:
         yield

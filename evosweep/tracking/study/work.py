@@ -5,6 +5,7 @@ COMPLETE and FAIL are final, and a storage refuses to change such a trial. Those
 """
 
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 from optuna.exceptions import DuplicatedStudyError, UpdateFinishedTrialError
@@ -51,9 +52,16 @@ class StudyQueue:
 
     @property
     def search(self) -> Mapping[str, Any] | None:
-        """What the search has written about itself; None before that."""
-        found: Mapping[str, Any] | None = self.storage.get_study_user_attrs(self._study).get(SEARCH)
+        """What the search has written about itself; None before that, and when it is over."""
+        found: Mapping[str, Any] | None = self._attributes().get(SEARCH)
         return found
+
+    def _attributes(self) -> dict[str, Any]:
+        """Return the attributes of the study; none of a closed queue."""
+        try:
+            return self.storage.get_study_user_attrs(self._study)
+        except KeyError:
+            return {}
 
     def describe(self, search: Mapping[str, Any]) -> None:
         """Write what a worker must know of the search, JSON values."""
@@ -83,22 +91,22 @@ class StudyQueue:
         """Return one entry."""
         return _entry(self.storage.get_trial(ticket))
 
-    def claim(self, ticket: int, holder: str) -> bool:
+    def claim(self, ticket: int) -> bool:
         """Take a part that waits; return False if another process has it."""
         try:
-            if not self.storage.set_trial_state_values(ticket, TrialState.RUNNING):
-                return False
-            self.storage.set_trial_user_attr(ticket, HOLDER, holder)
+            return self.storage.set_trial_state_values(ticket, TrialState.RUNNING)
         except (UpdateFinishedTrialError, KeyError):
             return False
-        return True
 
-    def beat(self, ticket: int, beat: int) -> bool:
-        """Write a sign of life; return False if the part is not the caller's any more."""
-        return self._written(ticket, BEAT, beat)
+    def beat(self, ticket: int, holder: str, beat: int) -> bool:
+        """Write a sign of life, the holder's name at first; return False if the part is not the caller's any more."""
+        return self._written(ticket, BEAT if beat else HOLDER, beat or holder)
 
     def finish(self, ticket: int, result: Mapping[str, Any]) -> bool:
-        """Deliver a result; return False if it comes too late, and is dropped."""
+        """Deliver a result; return False if it comes too late, and is dropped.
+
+        The part is done when the result is there; that its trial is complete follows a moment later.
+        """
         return self._written(ticket, RESULT, dict(result)) and self._ended(ticket, TrialState.COMPLETE)
 
     def void(self, ticket: int, reason: str) -> bool:
@@ -119,18 +127,20 @@ class StudyQueue:
             return False
 
     def join(self, worker: str) -> None:
-        """Add a worker to those that have joined."""
-        self.storage.set_study_user_attr(self._study, WORKER + worker, True)
+        """Add a worker to those that have joined; does nothing where the search is over."""
+        with suppress(KeyError):
+            self.storage.set_study_user_attr(self._study, WORKER + worker, True)
 
     def leave(self, worker: str) -> None:
         """Remove a worker; does nothing where the search is over."""
         if not self.closed():
-            self.storage.set_study_user_attr(self._study, WORKER + worker, False)
+            with suppress(KeyError):
+                self.storage.set_study_user_attr(self._study, WORKER + worker, False)
 
     def workers(self) -> list[str]:
         """Return the names of the workers that have joined and not left."""
-        attributes = self.storage.get_study_user_attrs(self._study)
-        return [key.removeprefix(WORKER) for key, here in attributes.items() if key.startswith(WORKER) and here]
+        found = self._attributes().items()
+        return [key.removeprefix(WORKER) for key, here in found if key.startswith(WORKER) and here]
 
     def closed(self) -> bool:
         """Return whether the search is over: its parts are removed then."""
@@ -147,10 +157,11 @@ class StudyQueue:
 
 def _entry(trial: FrozenTrial) -> Entry:
     attributes = trial.user_attrs
+    state = STATES.get(trial.state, VOID)
     return Entry(
         ticket=trial._trial_id,
         part=Part.load(attributes[PART]),
-        state=STATES.get(trial.state, VOID),
+        state=DONE if state == RUNNING and RESULT in attributes else state,
         holder=attributes.get(HOLDER, ""),
         beat=attributes.get(BEAT, 0),
         result=attributes.get(RESULT),

@@ -13,7 +13,7 @@ import transformers
 from evosweep.compressors.as_is import AsIs
 from evosweep.compressors.base import Compressor, LevelSpec
 from evosweep.compressors.formats.ggml_layout import TYPES
-from evosweep.compressors.gguf import GGUF
+from evosweep.compressors.ggml_types import GgmlTypes
 from evosweep.compressors.integer import IntegerLevels
 from evosweep.compressors.several import Several
 from evosweep.core.checks import check_choice
@@ -52,8 +52,9 @@ class GgufFile(Exporter):
 
     contents = "a GGUF for llama.cpp"
     loading = (
-        "from transformers import AutoModelForCausalLM\n\n"
-        f'model = AutoModelForCausalLM.from_pretrained(folder, gguf_file="{FILE}")'
+        "from transformers import AutoConfig, AutoModelForCausalLM\n\n"
+        "config = AutoConfig.from_pretrained(folder)\n"
+        f'model = AutoModelForCausalLM.from_pretrained(folder, gguf_file="{FILE}", config=config)'
     )
 
     def __post_init__(self) -> None:
@@ -80,6 +81,8 @@ class GgufFile(Exporter):
             self._refuse(f"it knows {', '.join(FAMILIES)} models, not {config.model_type}")
         if kinds - {"default"}:
             self._refuse(f"it does not carry rotary embeddings of the type {', '.join(sorted(kinds))} over")
+        if config.model_type == "mistral" and getattr(config, "sliding_window", None):
+            self._refuse("llama.cpp has no sliding window in this family")
         if drop.granularity == "sublayers" or (drop.granularity != "none" and family is not None and family.numbered):
             self._refuse("llama.cpp has no such blocks: drop=blocks for other families, drop=none for this one")
         if any(slot.layout != "linear" for slot in anatomy.slots):
@@ -102,7 +105,7 @@ class GgufFile(Exporter):
         return winner.packed_bytes
 
     def write(self, winner: Winner, loaded: LoadedModel, folder: Path) -> None:
-        """Write ``model.gguf``.
+        """Write ``model.gguf``, and the config by which transformers reads it.
 
         Args:
             winner: The allocation.
@@ -115,6 +118,7 @@ class GgufFile(Exporter):
         family = FAMILIES[config.model_type]
         writer = gguf.GGUFWriter(folder / FILE, family.arch)
         with winner.in_place():
+            _readable(model.config).save_pretrained(folder)
             _add_settings(writer, config, family, name=loaded.name)
             rows = len(model.get_input_embeddings().weight)
             add_tokenizer(writer, loaded, folder, pre=self.pre_tokenizer, vocabulary=rows)
@@ -132,10 +136,20 @@ class GgufFile(Exporter):
 
     def reload(self, folder: Path, *, dtype: torch.dtype) -> torch.nn.Module:
         """Return the model through transformers, which reads GGUF by ggml's own Python package."""
+        config = transformers.AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
         model: torch.nn.Module = transformers.AutoModelForCausalLM.from_pretrained(
-            str(folder), gguf_file=FILE, dtype=dtype, trust_remote_code=False
+            str(folder), gguf_file=FILE, config=config, dtype=dtype, trust_remote_code=False
         )
         return model
+
+
+def _readable(config: Any) -> Any:
+    """Return the config by which transformers reads the file: its reader knows Mistral's files as Llama's only."""
+    if config.model_type != "mistral":
+        return config
+    return transformers.LlamaConfig(
+        **{**config.to_dict(), "model_type": "llama", "architectures": ["LlamaForCausalLM"]}
+    )
 
 
 def _add(writer: gguf.GGUFWriter, tensor: Stored) -> None:
@@ -181,7 +195,11 @@ def _misfits(compressor: Compressor, shapes: Mapping[str, tuple[int, int]]) -> I
         compressor: Makes the levels.
         shapes: (out, in) by unit name.
     """
-    if isinstance(compressor, GGUF | AsIs):
+    if isinstance(compressor, AsIs):
+        return
+    if isinstance(compressor, GgmlTypes):
+        unread = [kind for kind in compressor.types if not hasattr(gguf.GGMLQuantizationType, kind)]
+        yield from (f"the installed gguf cannot read {kind} back: leave it out of compressor.types" for kind in unread)
         return
     if isinstance(compressor, Several):
         for part in compressor.parts.values():

@@ -2,18 +2,18 @@
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
 from evosweep.compressors.base import LevelSpec, Plans
 from evosweep.compressors.column_order import ORDERS, ColumnOrder
-from evosweep.compressors.compensate import ColumnRules, Factor, factorize, spans_of, stack_transposed, sweep
+from evosweep.compressors.compensate import factorize, parts_of, stack_transposed
 from evosweep.compressors.formats import ggml_blocks
-from evosweep.compressors.formats.ggml_layout import TYPES, Blocks, BlockType, pack
-from evosweep.compressors.ggml_fit import FitSettings, fit_blocks, nearest_codes
-from evosweep.compressors.grid import GridTable
+from evosweep.compressors.formats.ggml_layout import IQ4_VALUES, TYPES, pack
+from evosweep.compressors.ggml_columns import ColumnLoop, Made
+from evosweep.compressors.ggml_fit import FitSettings, fit_blocks
 from evosweep.compressors.payload import Payload
 from evosweep.compressors.statistics import SECOND_MOMENT, SECOND_MOMENT_DIAGONAL, Statistics
 from evosweep.core.checks import check_bool, check_choice, check_int, check_number
@@ -46,7 +46,7 @@ class GgmlSpec:
     kind: str
 
 
-class GGUF:
+class GgmlTypes:
     """Quantization to the block types of ggml, steered by the inputs' second moment.
 
     Args:
@@ -146,27 +146,22 @@ class GGUF:
         Raises:
             StoreError: The second moment stays singular whatever the damping.
         """
-        gram = statistics.second_moment if self.compensate else None
-        order = ColumnOrder.by_activation(gram) if gram is not None and self.order == "activation" else None
-        factor = None
-        if gram is not None:
-            factor = factorize(gram if order is None else order.moment(gram), damping=self.damping)
-        made: dict[str, dict[str, Payload]] = {}
-        for name, weight in weights.items():
-            square = self._importance(weight, statistics)
-            made[name] = {}
-            for level in plans[name]:
-                kind = level.spec.kind
-                if kind in ggml_blocks.PLAIN:
-                    made[name][level.name] = ggml_blocks.encode(weight.float(), kind)
-                    continue
-                blocks = fit_blocks(weight.float(), square, TYPES[kind], self.fit)
-                error = None
-                if gram is not None and factor is not None:
-                    blocks, error = self._compensated(weight, blocks, TYPES[kind], gram, factor, order)
-                stored = pack(blocks, kind).view(len(weight), -1)
-                payload = ggml_blocks.encode(stored, kind)
-                made[name][level.name] = Payload(payload.format, payload.tensors, payload.meta, error=error)
+        jobs = [(name, level) for name in weights for level in plans[name]]
+        found: list[Made] = []
+        for name, level in jobs:
+            kind = TYPES.get(level.spec.kind)
+            square = self._importance(weights[name], statistics)
+            found.append((None if kind is None else fit_blocks(weights[name].float(), square, kind, self.fit), None))
+        if self.compensate:
+            found = self._compensated(
+                [weights[name] for name, _ in jobs], [level for _, level in jobs], found, statistics
+            )
+        made: dict[str, dict[str, Payload]] = {name: {} for name in weights}
+        for (name, level), (blocks, error) in zip(jobs, found, strict=True):
+            kind_name = level.spec.kind
+            weight = weights[name].float()
+            stored = weight if blocks is None else pack(blocks, kind_name).view(len(weight), -1)
+            made[name][level.name] = replace(ggml_blocks.encode(stored, kind_name), error=error)
         return made
 
     def _importance(self, weight: torch.Tensor, statistics: Statistics) -> torch.Tensor:
@@ -176,40 +171,41 @@ class GGUF:
 
     def _compensated(
         self,
-        weight: torch.Tensor,
-        blocks: Blocks,
-        kind: BlockType,
-        gram: torch.Tensor,
-        factor: Factor,
-        order: ColumnOrder | None,
-    ) -> tuple[Blocks, float]:
-        """Return blocks with codes chosen column by column, and the layer's output error.
+        weights: Sequence[torch.Tensor],
+        levels: Sequence[LevelSpec],
+        found: Sequence[Made],
+        statistics: Statistics,
+    ) -> list[Made]:
+        """Return blocks with codes chosen column by column, and the layers' output errors.
 
         Args:
-            weight: Shape (out, in).
-            blocks: With the scales that stay.
-            kind: Their type.
-            gram: Second moment of the inputs.
-            factor: Its factor, columns in ``order``.
-            order: Of the columns; None: as given.
+            weights: Of every job, shape (out, in).
+            levels: Of every job.
+            found: Blocks with the scales that stay; None where there are none.
+            statistics: The shared input's second moment.
         """
-        scale, added = (values.view(len(weight), -1).T.contiguous() for values in blocks.grid(kind))
-        work = stack_transposed([weight], gram)
-        columns = torch.arange(len(work), device=work.device) if order is None else order.columns
-        work = work[columns]
-        codes = torch.empty(work.shape, dtype=torch.uint8, device=work.device)
-
-        def rules(span: slice) -> ColumnRules:
-            places = columns[span] // kind.part
-            if kind.values is not None:
-                return ColumnRules(ValueColumns(scale, kind, places), codes[span])
-            top = torch.full((len(weight),), float(kind.top), device=work.device)
-            return ColumnRules(GridTable(scale, float(kind.zero or 0) - added / scale, top, places), codes[span])
-
-        spans = spans_of(len(work), edges=len(work), block=self.column_block)
-        error = float(sweep(work, factor, spans=spans, rules=rules).sum())
-        placed = ColumnOrder(columns).back(codes).T.reshape(-1, kind.block)
-        return Blocks(placed, blocks.d, blocks.m, blocks.scales, blocks.minima), error
+        gram = statistics.second_moment
+        order = ColumnOrder(torch.arange(len(gram), device=gram.device))
+        if self.order == "activation":
+            order = ColumnOrder.by_activation(gram)
+        factor = factorize(order.moment(gram), damping=self.damping)
+        made = list(found)
+        for table in (None, IQ4_VALUES):
+            chosen = [
+                job
+                for job, (level, (blocks, _)) in enumerate(zip(levels, found, strict=True))
+                if blocks is not None and TYPES[level.spec.kind].values == table
+            ]
+            for part in parts_of([weights[job] for job in chosen]) if chosen else ():
+                some = chosen[part]
+                kinds = [TYPES[levels[job].spec.kind] for job in some]
+                grids = [blocks for blocks, _ in (found[job] for job in some) if blocks is not None]
+                work = stack_transposed([weights[job] for job in some], gram)
+                loop = ColumnLoop(work, grids, kinds, order=order)
+                made_here = loop.run(factor, column_block=self.column_block)
+                for job, outcome in zip(some, made_here, strict=True):
+                    made[job] = outcome
+        return made
 
     def describe(self) -> dict[str, Any]:
         """Return the settings that decide payloads."""
@@ -224,43 +220,8 @@ def held(name: str, columns: int) -> str | None:
         name: Of the type.
         columns: Inputs of the layer.
     """
-    found: str | None = name
-    while found in TYPES and columns % TYPES[found].block:
-        found = FALLBACKS.get(found)
-    return found
-
-
-@dataclass(frozen=True)
-class ValueColumns:
-    """The grids of a span of columns whose codes stand for values of a table.
-
-    Attributes:
-        scales: Shape (parts, rows).
-        kind: The type.
-        parts: Part of each column, shape (columns,).
-    """
-
-    scales: torch.Tensor
-    kind: BlockType
-    parts: torch.Tensor
-
-    def at(self, column: int) -> "ValueGrid":
-        """Return the grid of a column, by its index in the span."""
-        return ValueGrid(self.scales[self.parts[column]], self.kind)
-
-
-@dataclass(frozen=True)
-class ValueGrid:
-    """The values of a type's table, times each row's scale."""
-
-    scale: torch.Tensor
-    kind: BlockType
-
-    def codes(self, weight: torch.Tensor) -> torch.Tensor:
-        """Return the codes of the nearest values, fp32, shape (rows,)."""
-        return nearest_codes(weight, self.scale, torch.zeros_like(self.scale), self.kind)
-
-    def values(self, codes: torch.Tensor) -> torch.Tensor:
-        """Return the weights that codes stand for, fp32, shape (rows,)."""
-        table = torch.tensor(self.kind.values, dtype=torch.float32, device=codes.device)
-        return self.scale * table[codes.long()]
+    while name in TYPES and columns % TYPES[name].block:
+        if name not in FALLBACKS:
+            return None
+        name = FALLBACKS[name]
+    return name
