@@ -52,7 +52,7 @@ def add_commands(commands: Any) -> None:
         "overrides",
         nargs="*",
         metavar="run | allocation=<file> | setting=value",
-        help="a run and what to change, as data=text data.path=other.txt for other text or tasks=core to ask questions; "
+        help="a run and what to change, as data=text data.path=other.txt for other text or tasks=core for tasks; "
         "or no run, but allocation=<allocation.json, list or GGUF file> with the settings of a run's command",
     )
     score.add_argument("--split", choices=SPLITS, default="validation")
