@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from evosweep.compressors.floating import FloatingPoint
-from evosweep.compressors.gguf import GGUF
+from evosweep.compressors.ggml_types import GgmlTypes
 from evosweep.compressors.gptq import GPTQ
 from evosweep.core.allocation_text import load_genome
 from evosweep.core.budget import Budget
@@ -177,7 +177,7 @@ class TestRecipe:
 
 def test_levels_that_are_ggml_types_keep_them(anatomy, splits, loaded, tmp_path) -> None:
     store = StoreBuilder().open(
-        plan_store(anatomy, GGUF(types=["Q4_0", "Q8_0"])), splits["calibration"], model_name="tiny"
+        plan_store(anatomy, GgmlTypes(types=["Q4_0", "Q8_0"])), splits["calibration"], model_name="tiny"
     )
     problem = Budget(bits_per_weight=9).problem(store.units)
     genome = np.arange(len(problem.units)) % 2
