@@ -14,6 +14,7 @@ from evosweep.core.results import read_result
 from evosweep.evaluate.scorer import StagedScorer
 from evosweep.exporters.packed import load
 from tests.cli import TINY, evosweep, workplace, write_corpus
+from tests.evaluate.tasks.test_tasks import FILE
 
 
 @pytest.fixture(scope="module")
@@ -136,6 +137,17 @@ def test_a_score_is_the_one_that_the_run_had(finished: Path, capsys) -> None:
     scored = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
     row = read_result(run / "result.json")
     assert scored["kl"] == pytest.approx(row["kl"]) and scored["bits_per_weight"] == row["bits_per_weight"]
+
+
+def test_tasks_are_asked_of_an_earlier_run(finished: Path, capsys) -> None:
+    run = run_of(finished, "first")
+    (finished / "own.jsonl").write_bytes(FILE)
+    capsys.readouterr()
+    assert evosweep("score", str(run), "tasks=core", "tasks.names=[]", "tasks.files=[own.jsonl]") == 0
+    scored = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
+    assert scored["tasks"]["own"]["questions"] == 3
+    assert scored["tasks"]["own"]["accuracy"] * 3 == pytest.approx(scored["tasks"]["own"]["correct"].count("1"))
+    assert scored["kl"] == pytest.approx(read_result(run / "result.json")["kl"])  # on the run's own text
 
 
 def test_other_text_scores_otherwise(finished: Path, capsys) -> None:

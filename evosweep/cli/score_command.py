@@ -21,6 +21,7 @@ from evosweep.core.errors import EvosweepError
 from evosweep.core.problem import Genome, Problem
 from evosweep.evaluate.population import Evaluator
 from evosweep.evaluate.scorer import StagedScorer
+from evosweep.evaluate.tasks.tasks import Tasks
 from evosweep.fitness.base import Fitness
 from evosweep.fitness.kl import KL
 from evosweep.fitness.perplexity import Perplexity
@@ -32,12 +33,14 @@ TEXT = ("data", "tokens", "evaluate")
 
 @dataclass(frozen=True)
 class _Scored:
-    """What is scored: an allocation, the levels it is of, and the text."""
+    """What is scored: an allocation, the levels it is of, the text, and tasks if any are asked."""
 
     genome: Genome
     problem: Problem
     evaluator: Evaluator
     tuned: Any
+    tokenizer: Any
+    tasks: Tasks | None
 
 
 def add_commands(commands: Any) -> None:
@@ -49,8 +52,8 @@ def add_commands(commands: Any) -> None:
         "overrides",
         nargs="*",
         metavar="run | allocation=<file> | setting=value",
-        help="a run and the settings of its text to change, as data=text data.path=other.txt; or no run, and "
-        "allocation=<allocation.json, list or GGUF file> with the settings of a run's command",
+        help="a run and what to change, as data=text data.path=other.txt for other text or tasks=core for tasks; "
+        "or no run, but allocation=<allocation.json, list or GGUF file> with the settings of a run's command",
     )
     score.add_argument("--split", choices=SPLITS, default="validation")
     score.set_defaults(call=_score)
@@ -77,9 +80,11 @@ def _of_run(run: str, overrides: Sequence[str], conf: Path, file: Path | None) -
     folder = find_winner(run) if file is None else find_run(run)
     opened = reopen(folder, settings_of(folder, [], conf), allocation=file)
     evaluator = opened.bench.evaluator
-    if overrides:
-        evaluator = _on_other_text(opened, settings_of(folder, overrides, conf))
-    return _Scored(opened.genome, opened.problem, evaluator, opened.tuned)
+    config = settings_of(folder, overrides, conf)
+    if not all(_about_tasks(text) for text in overrides):
+        evaluator = _on_other_text(opened, config)
+    tokenizer = opened.bench.loaded.tokenizer
+    return _Scored(opened.genome, opened.problem, evaluator, opened.tuned, tokenizer, _tasks(config, overrides))
 
 
 def _of_settings(overrides: Sequence[str], conf: Path, file: Path) -> _Scored:
@@ -92,7 +97,17 @@ def _of_settings(overrides: Sequence[str], conf: Path, file: Path) -> _Scored:
     imply_budget(config, list(overrides))
     bench = bench_of(config)
     problem = bench.problem(build(config, "budget"))
-    return _Scored(load_genome(file, problem), problem, bench.evaluator, {})
+    genome = load_genome(file, problem)
+    return _Scored(genome, problem, bench.evaluator, {}, bench.loaded.tokenizer, _tasks(config, overrides))
+
+
+def _about_tasks(override: str) -> bool:
+    return override.lstrip("+").partition("=")[0].partition(".")[0] == "tasks"
+
+
+def _tasks(config: DictConfig, overrides: Sequence[str]) -> Tasks | None:
+    """Return the tasks that were typed, ``tasks=core``; None: none are asked, whatever the run's settings."""
+    return build(config, "tasks") if any(_about_tasks(text) for text in overrides) else None
 
 
 def _on_other_text(run: Earlier, config: DictConfig) -> Evaluator:
@@ -130,6 +145,10 @@ def _figures(scored: _Scored, name: str) -> dict[str, Any]:
                 scored.genome[None], split=name, windows=range(len(split.windows)), fitness=figures
             )
         found = {key: float(value[0]) for key, value in values.items()}
+    if scored.tasks is not None and scored.tasks.enabled:
+        with evaluator.tuned(scored.tuned):
+            asked = scored.tasks.ask(evaluator, scored.genome, tokenizer=scored.tokenizer, progress=shared_progress())
+        found["tasks"] = {task: accuracy.row() for task, accuracy in asked.items()}
     cost = scored.problem.cost(scored.genome)
     return {
         "split": name,

@@ -11,14 +11,19 @@ import pytest
 import yaml
 
 from evosweep.compressors.floating import FloatingPoint
+from evosweep.compressors.ggml_types import GgmlTypes
 from evosweep.compressors.gptq import GPTQ
 from evosweep.core.allocation_text import load_genome
+from evosweep.core.budget import Budget
 from evosweep.core.errors import ExportError, SettingError
+from evosweep.evaluate.population import Evaluator
 from evosweep.exporters.recipe import ROUNDS_AGAIN, Recipe
 from evosweep.exporters.recipes.listing import Listing, Setting, fitted
 from evosweep.exporters.recipes.tools import TOOLS
 from evosweep.models.anatomy import Anatomy
 from evosweep.models.dropping import Drop
+from evosweep.store.build import StoreBuilder
+from evosweep.store.store_plan import plan_store
 from evosweep.testing.problems import make_problem
 from tests.models.test_anatomy import FAMILIES, small
 
@@ -168,6 +173,26 @@ class TestRecipe:
                 ast.parse(block)
             else:
                 assert all(shlex.split(line, comments=True) for line in block.splitlines())
+
+
+def test_levels_that_are_ggml_types_keep_them(anatomy, splits, loaded, tmp_path) -> None:
+    store = StoreBuilder().open(
+        plan_store(anatomy, GgmlTypes(types=["Q4_0", "Q8_0"])), splits["calibration"], model_name="tiny"
+    )
+    problem = Budget(bits_per_weight=9).problem(store.units)
+    genome = np.arange(len(problem.units)) % 2
+    Recipe().export(
+        genome,
+        problem=problem,
+        evaluator=Evaluator(anatomy=anatomy, store=store, splits=splits),
+        loaded=loaded,
+        folder=tmp_path / "recipes",
+    )
+    lines = (tmp_path / "recipes" / "tensor-types.txt").read_text().splitlines()
+    assert lines[:2] == [r"blk\.0\.attn_q\.weight=q4_0", r"blk\.0\.attn_k\.weight=q8_0"]
+    toolkit = load_genome(tmp_path / "recipes" / "gptq_gguf_toolkit.txt", problem)
+    assert toolkit.tolist() == genome.tolist()
+    assert "- GPTQModel: Q4_0 of" in (tmp_path / "recipes" / "README.md").read_text()
 
 
 def test_the_nearest_width_is_wider_where_two_are_as_near() -> None:
