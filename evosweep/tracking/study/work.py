@@ -99,7 +99,13 @@ class StudyQueue:
             return False
 
     def beat(self, ticket: int, holder: str, beat: int) -> bool:
-        """Write a sign of life, the holder's name at first; return False if the part is not the caller's any more."""
+        """Write a sign of life, the holder's name at first; return False if the part is not the caller's any more.
+
+        Args:
+            ticket: Of the part.
+            holder: Name of the process that scores it.
+            beat: 0, 1, 2 ...
+        """
         return self._written(ticket, BEAT if beat else HOLDER, beat or holder)
 
     def finish(self, ticket: int, result: Mapping[str, Any]) -> bool:
