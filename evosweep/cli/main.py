@@ -76,7 +76,7 @@ def _named(error: Exception, folder: Path | None = None) -> EvosweepError | None
         error: The error.
         folder: Of the run that ended by it, if one did.
     """
-    if isinstance(error, OSError | SafetensorError):
+    if isinstance(error, OSError | SafetensorError) and not isinstance(error, HydraException):
         return disk_error(error, folder)
     return messages.of(error, conf=CONF)
 
