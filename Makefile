@@ -1,6 +1,6 @@
 # make quickstart   environment, then the main job: four allocators on SmolLM2, some minutes on two cores
 # make test         environment with the dev extra, then linters, types and tests
-# make engines      llama.cpp, vLLM, MLX, auto-round, each in an environment of its own, for the tests that load exports
+# make engines      llama.cpp, vLLM, MLX, auto-round, GPTQModel, each in an environment of its own, for the tests that load exports
 # make lint         formatting, linters and types alone
 # make format       formats the code and mends what the linter can mend
 # make docs         the documentation as a website in site/; a warning is an error
