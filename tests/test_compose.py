@@ -70,6 +70,8 @@ def test_every_module_of_a_plug_in_package_has_a_choice() -> None:
             "float_scales",
             "error_factors",
             "grid",
+            "ggml_columns",
+            "ggml_fit",
             "grid_search",
             "integer",
             "kernels",
@@ -82,7 +84,15 @@ def test_every_module_of_a_plug_in_package_has_a_choice() -> None:
             "straight_through",
         },
         "samplers": {"base", "level_codes", "ranked_trials"},
-        "exporters": {"base", "card", "compressed_layers"},
+        "exporters": {
+            "base",
+            "bit_stream",
+            "card",
+            "compressed_layers",
+            "gguf_tensors",
+            "gguf_tokenizer",
+            "integer_layers",
+        },
         "data": {"documents", "sections", "table_rows", "tokens"},
     }.items():
         for path in (package / folder).glob("*.py"):

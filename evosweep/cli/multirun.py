@@ -54,14 +54,14 @@ class Summary(Callback):
         os.environ[VARIED] = json.dumps(varied)
         if count is not None:
             os.environ[JOBS] = str(count)
-        environment = {MULTIRUN: launch.multirun, VARIED: json.dumps(varied)}
-        environment |= {JOBS: os.environ.get(JOBS, "?"), ONLY: os.environ.get(ONLY, "null")}
+        passed_on = {MULTIRUN: launch.multirun, VARIED: json.dumps(varied)}
+        passed_on |= {JOBS: os.environ.get(JOBS, "?"), ONLY: os.environ.get(ONLY, "null")}
         with read_write(config), open_dict(config):
             config.hydra.overrides.hydra.append(f"hydra.sweep.dir={_quoted(str(launch.folder))}")
             for (
                 name,
                 value,
-            ) in environment.items():  # a launcher's workers may have another environment, or an earlier one
+            ) in passed_on.items():  # a launcher's workers may have another environment, or an earlier one
                 config.hydra.overrides.hydra.append(f"++hydra.job.env_set.{name}={_quoted(value)}")
 
     def on_job_start(self, config: DictConfig, **_: Any) -> None:
