@@ -58,10 +58,7 @@ class Summary(Callback):
         passed_on |= {JOBS: os.environ.get(JOBS, "?"), ONLY: os.environ.get(ONLY, "null")}
         with read_write(config), open_dict(config):
             config.hydra.overrides.hydra.append(f"hydra.sweep.dir={_quoted(str(launch.folder))}")
-            for (
-                name,
-                value,
-            ) in passed_on.items():  # a launcher's workers may have another environment, or an earlier one
+            for name, value in passed_on.items():  # a launcher's workers may have another, or an earlier, environment
                 config.hydra.overrides.hydra.append(f"++hydra.job.env_set.{name}={_quoted(value)}")
 
     def on_job_start(self, config: DictConfig, **_: Any) -> None:
