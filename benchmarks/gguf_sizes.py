@@ -1,5 +1,7 @@
 """What our levels of ggml's types are worth: llama-quantize's mixtures, rounded by ggml and by us, at the same bytes.
 
+The way "searched" gives every layer a type of its own instead, in a search whose budget is the mixture's bits.
+
     python -m tests.engines.install llama
     python benchmarks/gguf_sizes.py --mixtures Q2_K Q3_K_M Q4_K_M
 
@@ -12,6 +14,8 @@ model's next-token distributions, on Wikipedia that calibration has not seen.
 
 import argparse
 import json
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -28,6 +32,7 @@ from evosweep.compressors.formats.ggml_layout import TYPES
 from evosweep.compressors.ggml_types import GgmlSpec, GgmlTypes
 from evosweep.compressors.statistics import SECOND_MOMENT, SECOND_MOMENT_DIAGONAL, Statistics
 from evosweep.core.events import Silent
+from evosweep.core.results import read_result
 from evosweep.core.unit import Nominal
 from evosweep.data.tokens import Windows
 from evosweep.data.wikipedia import Wikipedia
@@ -137,6 +142,44 @@ def by_us(
     return made
 
 
+def searched(bits_per_weight: float, options: argparse.Namespace, seed: int) -> dict[str, float]:
+    """Return KL and bits a weight that a search over ggml's types finds within a mixture's bits.
+
+    Args:
+        bits_per_weight: Of the mixture.
+        options: Of the benchmark.
+        seed: Of the search.
+    """
+    settings = {
+        "model.dtype": "float32",
+        "compressor": "gguf",
+        "compressor.steps": options.steps,
+        "compressor.types": "[Q2_K,Q3_K,IQ4_NL,Q4_K,Q5_0,Q5_K,Q6_K,Q8_0]",
+        "budget": "bits_per_weight",
+        "budget.bits_per_weight": bits_per_weight,
+        "tokens.seq_len": 256,
+        "tokens.calibration": options.calibration,
+        "tokens.validation": options.validation,
+        "sampler": "evopress_ilp_scaled",
+        "evaluate.sensitivity_tokens": 256,
+        "search.generations": 3,
+        "search.offspring": 32,
+        "search.final": 2048,
+        "search.stages": "[{survivors: 4, tokens: 256}, {survivors: 1, tokens: 2048}]",
+        "seed": seed,
+        "tracking": "none",
+        "report": "none",
+        "storage": "memory",
+        "export": "none",
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "evosweep", *(f"{name}={value}" for name, value in settings.items())]
+        subprocess.run(command, cwd=folder, check=True, stdout=subprocess.DEVNULL)
+        (path,) = Path(folder).glob("runs/*/*/result.json")
+        row = read_result(path)
+    return {"kl": row["kl"], "bits_per_weight": row["bits_per_weight"], "uniform_kl": row["uniform"]["kl"]}
+
+
 @contextmanager
 def replaced(slots: Sequence[Slot], weights: Mapping[str, torch.Tensor]) -> Iterator[None]:
     """Put weights into the model while the context lasts."""
@@ -168,7 +211,8 @@ def main() -> None:
     parser.add_argument("--calibration", type=int, default=8192, help="tokens")
     parser.add_argument("--validation", type=int, default=2048, help="tokens")
     parser.add_argument("--steps", type=int, default=16, help="ranges that we try for each scale")
-    parser.add_argument("--ways", nargs="+", default=["ggml", "plain", "compensated"])
+    parser.add_argument("--ways", nargs="+", default=["ggml", "plain", "compensated", "searched"])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="of searches")
     options = parser.parse_args()
     loaded = WheelGguf(
         name="smollm2-135m",
@@ -188,7 +232,13 @@ def main() -> None:
     for mixture in options.mixtures:
         kinds = {slot.name: kind_of(mixture, slot, len(anatomy.blocks)) for slot in slots}
         bits = sum(ggml_blocks.bits(rows=s.shape[0], columns=s.shape[1], kind=kinds[s.name]) for s in slots)
+        weights_count = sum(slot.shape[0] * slot.shape[1] for slot in slots)
         for way in options.ways:
+            if way == "searched":
+                for seed in options.seeds:
+                    row = {"mixture": mixture, "by": way, "seed": seed, **searched(bits / weights_count, options, seed)}
+                    print(json.dumps(row), flush=True)
+                continue
             if way == "ggml":
                 weights = by_ggml(slots, kinds, grams)
             else:
