@@ -1,6 +1,5 @@
 """Makes the flat row of ``result.json``: what a run found, and what compares it with others."""
 
-from dataclasses import asdict
 from typing import Any
 
 from evosweep.core.events import SearchResult
@@ -117,6 +116,7 @@ def plain_row(task: Task, bench: Workbench, draft: Draft, notes: Notes, result: 
         notes: What is recorded beside the figures.
         result: Of the search.
     """
+    source = bench.loaded.source
     width = 8 * bench.anatomy.dtype.itemsize
     dense_bits = width * int(result.problem.numels.sum())
     return {
@@ -130,7 +130,7 @@ def plain_row(task: Task, bench: Workbench, draft: Draft, notes: Notes, result: 
         "selected_by": f"{task.fitness.name} on search tokens; validation never selects",
         "dense_bits_per_weight": float(width),
         "dense_size_mb": (dense_bits + bench.store.fixed_bits) / 8e6,
-        "source": None if bench.loaded.source is None else asdict(bench.loaded.source),
+        "source": None if source is None else {"name": source.name, "size_mb": source.size_mb},
         "mlflow_run": task.tracker.run_id,
         "mlflow_link": task.tracker.link,
         "export": {},

@@ -152,7 +152,11 @@ CASES = {
     ),
     "a tie of nothing": (["units.tie=[self_attn.qproj]"], "units.tie must be", "did you mean 'self_attn.q_proj'"),
     "a tie misspelled": (["units.tie=fusd"], "units.tie must be one of none, fused", "did you mean 'fused'"),
-    "launcher": (["hydra/launcher=jobleb"], "hydra/launcher must be one of basic, joblib, got", "mean 'joblib'"),
+    "launcher": (
+        ["hydra/launcher=jobleb"],
+        "hydra/launcher must be one of basic, joblib, submitit_local, submitit_slurm, got",
+        "mean 'joblib'",
+    ),
     "what is recorded": (["storage.record=elite"], "storage.record must be one of", "did you mean 'elites'"),
     "in a multirun": (["-m", "seed=0,x"], "seed must be an integer", "'x'"),
 }

@@ -14,6 +14,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from mlflow import MlflowClient
 
+from evosweep.cli.main import SUBCOMMANDS
 from evosweep.core.events import Silent
 from evosweep.core.results import read_result
 from evosweep.models.load import Random
@@ -170,7 +171,8 @@ def composed(arguments: list[str]) -> None:
     ],
 )
 def test_commands_of_the_documentation_compose(command: str) -> None:
-    composed(shlex.split(command.split("-m evosweep ", 1)[1]))
+    arguments = shlex.split(command.split("-m evosweep ", 1)[1], comments=True)
+    composed([text for text in arguments[1:] if "=" in text] if arguments[0] in SUBCOMMANDS else arguments)
 
 
 def test_the_python_of_readme_is_the_example() -> None:

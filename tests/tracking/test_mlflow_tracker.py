@@ -274,7 +274,7 @@ def test_a_server_that_stays_away_costs_neither_the_search_nor_the_figures(
     for event in events(problem, generations=5):
         tracker.on_event(event)
     assert time.monotonic() - began < 5
-    monkeypatch.setattr(tracker._outbox, "flush", lambda _: Outbox.flush(tracker._outbox, 0.2))
+    monkeypatch.setattr(tracker._outbox, "flush", lambda _, **how: Outbox.flush(tracker._outbox, 0.2, **how))
     tracker.close("FINISHED")
     assert "did not take" in tracker.missing and "tracking_unsent.jsonl" in tracker.missing
     assert "secret" not in tracker.missing and "\n" not in tracker.missing
