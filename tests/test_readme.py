@@ -172,6 +172,7 @@ def composed(arguments: list[str]) -> None:
 )
 def test_commands_of_the_documentation_compose(command: str) -> None:
     arguments = shlex.split(command.split("-m evosweep ", 1)[1], comments=True)
+    arguments = [text for text in arguments if "$" not in text]  # of the shell
     composed([text for text in arguments[1:] if "=" in text] if arguments[0] in SUBCOMMANDS else arguments)
 
 
