@@ -177,7 +177,7 @@ def searched(bits_per_weight: float, options: argparse.Namespace, seed: int) -> 
         subprocess.run(command, cwd=folder, check=True, stdout=subprocess.DEVNULL)
         (path,) = Path(folder).glob("runs/*/*/result.json")
         row = read_result(path)
-    return {"kl": row["kl"], "bits_per_weight": row["bits_per_weight"], "uniform_kl": row["uniform"]["kl"]}
+    return {"kl": row["kl"], "bits_per_weight": row["bits_per_weight"]}
 
 
 @contextmanager
