@@ -10,9 +10,12 @@ import subprocess
 import sys
 import sysconfig
 import venv
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from tests.engines.environment import REQUIREMENTS, engine_folder
+
+AT_ONCE = 3
 
 
 def install(name: str) -> Path:
@@ -37,9 +40,11 @@ def install(name: str) -> Path:
 
 def main() -> None:
     """Makes the environments that are named, or all."""
-    for name in sys.argv[1:] or sorted(path.stem for path in REQUIREMENTS.glob("*.txt")):
-        sys.stdout.write(f"{name}: {install(name)}\n")
-        sys.stdout.flush()
+    names = sys.argv[1:] or sorted(path.stem for path in REQUIREMENTS.glob("*.txt"))
+    with ThreadPoolExecutor(AT_ONCE) as pool:  # pip mostly waits for the index and the disk
+        for name, folder in zip(names, pool.map(install, names), strict=True):
+            sys.stdout.write(f"{name}: {folder}\n")
+            sys.stdout.flush()
 
 
 if __name__ == "__main__":
