@@ -216,7 +216,7 @@ def together(name: str) -> Iterator[None]:
 
 
 def follow(handlers: Mapping[str, Handler]) -> None:
-    """Do what the leader orders until the command is over, with a handler for every order's name.
+    """Answer the leader's orders, each by the handler of its name, until the command is over.
 
     Raises:
         RanksError: The leader is gone and left no reason.
@@ -248,7 +248,7 @@ def _answer(group: _Group, handler: Handler, facts: Mapping[str, Any], tensors: 
 
 
 def leave() -> None:
-    """Leave the group, as every process does when it ends; the leader sends the others home."""
+    """Leave the group of processes; the leader first lets the others know that the command is over."""
     if not _groups:
         return
     group = _groups[0]

@@ -26,7 +26,7 @@ from evosweep.finish.base import save_tuned
 from evosweep.models.activations import is_static, no_ranges
 from evosweep.models.checkpoint import check_length
 from evosweep.models.patch import replaced_parameters
-from evosweep.result_row import comparable_row, continuations_of, plain_row, tails_of, tasks_of, uniform_row
+from evosweep.result_row import comparable_row, continuations_of, plain_row, tails_of, tasks_of
 from evosweep.samplers.base import PopulationSampler
 from evosweep.search.loop import end_search, run_search
 from evosweep.search.state import SearchState
@@ -154,7 +154,6 @@ def _finished(task: Task, bench: Workbench, result: SearchResult, row: dict[str,
     result = replace(result, finish=done.facts)
     if task.exporter.enabled:
         write_result(task.folder, row)
-        row["uniform"] = uniform_row(bench, result.problem)
         facts = export(result, bench, task.exporter, task.folder / MODEL, tuned=done.tuned)
         facts = with_figures(facts, row, command=command_of(task.folder / CONFIG))
         result = replace(result, export={**facts, **({"register": task.register} if task.register else {})})

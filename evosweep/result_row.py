@@ -94,13 +94,14 @@ def comparable_row(task: Task, bench: Workbench, result: SearchResult) -> dict[s
         "search_loss": loss,
         "search_loss_tokens": scorer.final_tokens(limit),
         "continuations": {prompt: dict(texts) for prompt, texts in result.continuations.items()},
+        "uniform": uniform_row(bench, result.problem),
         "tails": {name: dict(figures) for name, figures in result.tails.items()},
         "tasks": {name: dict(figures) for name, figures in result.tasks.items()},
     }
 
 
 def uniform_row(bench: Workbench, problem: Problem) -> dict[str, float]:
-    """Return validation figures and true bits of the uniform allocation, which an export's card compares with."""
+    """Return validation figures and true bits of the uniform allocation."""
     genome = problem.uniform()
     figures = StagedScorer(bench.evaluator, fitness=KL(), seed=0).validate(genome)
     return {**figures, "bits_per_weight": problem.bits_per_weight(problem.cost(genome))}

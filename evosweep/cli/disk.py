@@ -17,7 +17,7 @@ _NUMBER = re.compile(r"os error (\d+)")
 
 
 def disk_error(error: OSError | SafetensorError, folder: Path | None = None) -> EvosweepError | None:
-    """Return the error of a disk as one line; None for an error that is no disk's.
+    """Return a one-line error for a disk that is full or not writable, or None for any other error.
 
     Args:
         error: As raised by Python, or by safetensors, which names the system's number in its text.

@@ -20,7 +20,7 @@ SEVERAL = "models"  # folder of a run's exports, where there are several
 
 
 def add_commands(commands: Any, *, run: str) -> None:
-    """Add the subcommand to a parser's.
+    """Add ``evosweep export`` to the command line's subcommands.
 
     Args:
         commands: Subparsers.
@@ -85,7 +85,7 @@ def _choice(name: str) -> list[str]:
 
 
 def _formats(overrides: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Return the formats that ``export=a,b`` names, and the other overrides; no format at all is the run's own."""
+    """Split overrides into the formats of ``export=a,b`` (none typed: ``[""]``) and the rest."""
     key = "export="
     names = [name.strip() for text in overrides if text.startswith(key) for name in text[len(key) :].split(",")]
     if len(set(names)) < len(names):

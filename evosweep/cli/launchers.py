@@ -1,4 +1,4 @@
-"""Multiruns whose jobs a launcher runs in processes of their own: one that fails or is killed does not stop the others.
+"""Runs multiruns whose launcher starts jobs in other processes, so that one that fails does not stop the others.
 
 A job's failure is kept in its folder, where the command that started it reads it, whichever launcher was between.
 """
@@ -34,7 +34,7 @@ def number_of_job() -> int | None:
 
 
 def passed_over() -> bool:
-    """Return whether this job is not to be run this time."""
+    """Return whether this job is left out of this attempt."""
     only = json.loads(os.environ.get(ONLY, "null"))
     return only is not None and number_of_job() not in only
 
@@ -55,7 +55,7 @@ def keep_failure(error: BaseException | str) -> None:
 
 
 def forget_failure() -> None:
-    """Remove what an earlier try of this job failed of."""
+    """Remove the error that an earlier attempt at this job left in its folder."""
     if number_of_job() is not None:
         (Path(HydraConfig.get().runtime.output_dir) / FAILED).unlink(missing_ok=True)
 

@@ -70,7 +70,7 @@ def job(config: DictConfig) -> Any:
 
 
 def _named(error: Exception, folder: Path | None = None) -> EvosweepError | None:
-    """Return an error of the user's, or of a disk, as one line; None for a bug of evosweep.
+    """Return the one-line error for something that a user can mend (a setting, a disk), or None for a bug.
 
     Args:
         error: The error.

@@ -44,7 +44,7 @@ class _Scored:
 
 
 def add_commands(commands: Any) -> None:
-    """Add the subcommand to a parser's."""
+    """Add ``evosweep score`` to the command line's subcommands."""
     score = commands.add_parser(
         "score", help="measure an allocation on a split, or on other text: a run's, or a file's without any run"
     )

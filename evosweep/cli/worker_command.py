@@ -35,7 +35,7 @@ PATIENCE = 600.0
 
 @dataclass(frozen=True)
 class Joined:
-    """A search that this process joins."""
+    """Study, settings and storage of the search that a worker joins."""
 
     study: str
     config: DictConfig
@@ -72,7 +72,7 @@ def _work(options: argparse.Namespace, conf: Path) -> None:
 
 
 def _of_folder(folder: Path, settings: Sequence[str], conf: Path, *, patience: float) -> Joined:
-    """Return the search of a run's folder, as soon as it has begun.
+    """Wait until the run of a folder searches; return its study, settings and storage.
 
     Args:
         folder: Of the run.
@@ -110,7 +110,7 @@ def _of_folder(folder: Path, settings: Sequence[str], conf: Path, *, patience: f
 
 
 def _of_storage(settings: Sequence[str], conf: Path) -> Joined:
-    """Return the search that a storage holds.
+    """Return study, settings and storage of the search that a storage holds.
 
     Raises:
         EvosweepError: It holds none that is shared, or several and none of them is named.
@@ -145,7 +145,7 @@ def _existing(storage: Any) -> Any:
 
 
 def _study(named: str | None, names: Sequence[str]) -> str:
-    """Return the study to join: the one that was named, or the only one that is shared."""
+    """Return the name of the study to join: the one that was typed, or the only one that waits for workers."""
     shared = [name.removesuffix(SUFFIX) for name in names if name.endswith(SUFFIX)]
     if named in shared:
         return str(named)

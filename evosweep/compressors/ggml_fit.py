@@ -24,7 +24,7 @@ ENTRIES_ON_DEVICE = 2**24
 
 @dataclass(frozen=True)
 class FitSettings:
-    """How hard scales are searched.
+    """Settings of the search for scales.
 
     Attributes:
         steps: Ranges that are tried of each part.
@@ -193,7 +193,7 @@ def _multiples(scale: torch.Tensor, d: torch.Tensor, low: int, high: int) -> tor
 
 
 def _quantized(scale: torch.Tensor, least: torch.Tensor, kind: BlockType) -> Blocks:
-    """Return blocks, still without codes, whose largest scale is the largest multiple of d."""
+    """Return blocks with their parts' scales rounded to multiples of ``d``, the largest to the largest multiple."""
     assert kind.scales is not None
     low, high = kind.scales
     extreme = scale.gather(1, scale.abs().argmax(dim=1, keepdim=True))[:, 0]
@@ -261,7 +261,7 @@ def _take(one: Blocks, other: Blocks, where: torch.Tensor) -> Blocks:
 
 
 def _refitted(parts: torch.Tensor, weights: torch.Tensor, grid: Blocks, kind: BlockType) -> Blocks:
-    """Return a grid with the ``d`` (and ``m``) that are best for the codes and multiples that it has."""
+    """Return blocks whose fp16 scale ``d`` (and minimum ``m``) minimize the weighted error of their present codes."""
     assert grid.scales is not None
     scale, added = (values[:, :, None] for values in grid.grid(kind))
     units = _units(nearest_codes(parts, scale, added, kind), kind) * grid.scales[:, :, None]

@@ -1,4 +1,4 @@
-"""Levels that are types of ggml: what llama.cpp loads as it is, at the size that its files have."""
+"""Makes levels of ggml's block types, whose bytes llama.cpp loads unchanged."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -37,7 +37,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class GgmlSpec:
-    """A level.
+    """Which block type a level is.
 
     Attributes:
         kind: Name of the type.

@@ -84,7 +84,7 @@ class IntegerLevels:
         ]
 
     def _cost(self, rows: int, columns: int, width: int) -> int:
-        """Return the bits of a level."""
+        """Return how many bits a level takes, codes and groups."""
         group = self.group_of(columns)
         if self.group_bits is not None:
             return rows * columns * width + rows * (columns // group) * self.group_bits

@@ -125,3 +125,10 @@ class Several:
         """Return the settings that decide payloads."""
         parts = {part: identity(compressor) for part, compressor in self.parts.items()}
         return {"parts": parts, "dominated": self.dominated, "dominated_within": self.dominated_within}
+
+
+def single(compressor: Compressor) -> list[Compressor]:
+    """Return the compressors that one consists of: those inside a ``Several``, or itself."""
+    if isinstance(compressor, Several):
+        return [found for part in compressor.parts.values() for found in single(part)]
+    return [compressor]

@@ -27,6 +27,7 @@ from evosweep.models.dropping import Drop, DropEffect, dropped_parameters, merge
 from evosweep.models.fusion import fused_layers
 from evosweep.models.load import LoadedModel
 from evosweep.models.slots import Slot
+from evosweep.store.manifest import Stored
 from evosweep.store.units import Units
 
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 1e-2, torch.float16: 1e-3}
@@ -60,6 +61,11 @@ class Winner:
         indices = {unit.name: index for index, unit in enumerate(self.problem.units)}
         units = {slot: indices[slot.name] for slot in self.evaluator.anatomy.all_slots if slot.name in indices}
         return {slot: index for slot, index in units.items() if index not in self.evaluator.drops}
+
+    def stored(self, index: int) -> Stored:
+        """Return the level that a unit has, as the store keeps it."""
+        unit = self.problem.units[index]
+        return self.evaluator.store.payload(unit.name, unit.levels[int(self.genome[index])].name)
 
     @cached_property
     def dropped(self) -> list[DropEffect]:

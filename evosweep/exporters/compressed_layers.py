@@ -17,7 +17,7 @@ from evosweep.compressors.formats import grouped_int, plain
 from evosweep.compressors.formats.float_blocks import ELEMENTS
 from evosweep.compressors.formats.grouped_int import unpack
 from evosweep.compressors.integer import IntegerLevels
-from evosweep.compressors.several import Several
+from evosweep.compressors.several import single
 from evosweep.store.manifest import Stored
 
 PACKED = "pack-quantized"
@@ -63,28 +63,21 @@ def compressed(stored: Stored, dtype: torch.dtype) -> tuple[Scheme | None, Tenso
 
 def unfit(compressor: Compressor) -> str:
     """Return which levels of a compressor compressed-tensors does not hold, in a few words; nothing if it holds all."""
-    if isinstance(compressor, Several):
-        return next((text for part in compressor.parts.values() if (text := unfit(part))), "")
-    if isinstance(compressor, FloatingPoint):
-        unknown = [name for name in compressor.formats if name not in FLOATS]
-        return f"it holds no {unknown[0]}: compressor.formats=[{','.join(FLOATS[:1])}]" if unknown else ""
-    return (
-        "" if isinstance(compressor, IntegerLevels | AsIs) else "it holds bit-widths and small floats: compressor=gptq"
-    )
+    for part in single(compressor):
+        if not isinstance(part, IntegerLevels | AsIs | FloatingPoint):
+            return "it holds bit-widths and small floats: compressor=gptq"
+    unknown = [name for name in float_formats(compressor) if name not in FLOATS]
+    return f"it holds no {unknown[0]}: compressor.formats=[{','.join(FLOATS[:1])}]" if unknown else ""
 
 
 def integer_parts(compressor: Compressor) -> list[IntegerLevels]:
     """Return the compressors of integers that a compressor is or has."""
-    if isinstance(compressor, Several):
-        return [found for part in compressor.parts.values() for found in integer_parts(part)]
-    return [compressor] if isinstance(compressor, IntegerLevels) else []
+    return [part for part in single(compressor) if isinstance(part, IntegerLevels)]
 
 
 def float_formats(compressor: Compressor) -> list[str]:
     """Return the number formats that a compressor offers, or its parts."""
-    if isinstance(compressor, Several):
-        return [name for part in compressor.parts.values() for name in float_formats(part)]
-    return list(compressor.formats) if isinstance(compressor, FloatingPoint) else []
+    return [name for part in single(compressor) if isinstance(part, FloatingPoint) for name in part.formats]
 
 
 def quantization_config(groups: Mapping[Scheme, Sequence[str]], *, ignore: Sequence[str]) -> dict[str, Any]:

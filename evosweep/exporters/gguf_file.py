@@ -15,7 +15,7 @@ from evosweep.compressors.base import Compressor, LevelSpec
 from evosweep.compressors.formats.ggml_layout import TYPES
 from evosweep.compressors.ggml_types import GgmlTypes
 from evosweep.compressors.integer import IntegerLevels
-from evosweep.compressors.several import Several
+from evosweep.compressors.several import single
 from evosweep.core.checks import check_choice
 from evosweep.core.errors import SettingError
 from evosweep.exporters.base import Exporter, Winner
@@ -195,21 +195,18 @@ def _misfits(compressor: Compressor, shapes: Mapping[str, tuple[int, int]]) -> I
         compressor: Makes the levels.
         shapes: (out, in) by unit name.
     """
-    if isinstance(compressor, AsIs):
-        return
-    if isinstance(compressor, GgmlTypes):
-        unread = [kind for kind in compressor.types if not hasattr(gguf.GGMLQuantizationType, kind)]
-        yield from (f"the installed gguf cannot read {kind} back: leave it out of compressor.types" for kind in unread)
-        return
-    if isinstance(compressor, Several):
-        for part in compressor.parts.values():
-            yield from _misfits(part, shapes)
-        return
-    for unit, levels in compressor.plan(shapes).items():
-        for level in levels:
-            wrong = _misfit(compressor, level, shapes[unit][1])
-            if wrong:
-                yield f"no type of ggml holds {unit} at {level.name}: {wrong}; or export.type=f32"
+    for part in single(compressor):
+        if isinstance(part, GgmlTypes):
+            unread = [kind for kind in part.types if not hasattr(gguf.GGMLQuantizationType, kind)]
+            yield from (
+                f"the installed gguf cannot read {kind} back: leave it out of compressor.types" for kind in unread
+            )
+        elif not isinstance(part, AsIs):
+            for unit, levels in part.plan(shapes).items():
+                for level in levels:
+                    wrong = _misfit(part, level, shapes[unit][1])
+                    if wrong:
+                        yield f"no type of ggml holds {unit} at {level.name}: {wrong}; or export.type=f32"
 
 
 def _misfit(compressor: Compressor, level: LevelSpec, columns: int) -> str:

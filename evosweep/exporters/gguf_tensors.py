@@ -93,8 +93,7 @@ class Tensors:
                 yield self.of_numbers(name, value)
 
     def _payload(self, index: int) -> Payload:
-        unit = self.winner.problem.units[index]
-        stored = self.winner.evaluator.store.payload(unit.name, unit.levels[int(self.winner.genome[index])].name)
+        stored = self.winner.stored(index)
         return stored.layout.assemble(stored.tensors())
 
     def of_payload(self, name: str, payload: Payload) -> Stored:

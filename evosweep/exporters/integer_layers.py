@@ -15,11 +15,12 @@ from evosweep.compressors.as_is import AsIs
 from evosweep.compressors.base import Compressor
 from evosweep.compressors.formats import grouped_int, plain
 from evosweep.compressors.integer import IntegerLevels
-from evosweep.compressors.several import Several
+from evosweep.compressors.several import single
 from evosweep.core.errors import SettingError
 from evosweep.core.files import write_json
 from evosweep.core.unit import Level, Unit
 from evosweep.exporters.base import Exporter, Winner
+from evosweep.exporters.compressed_layers import integer_parts
 from evosweep.models.anatomy import Anatomy
 from evosweep.models.dropping import Drop
 from evosweep.models.load import LoadedModel
@@ -129,7 +130,7 @@ class IntegerExporter(Exporter):
         outer = {} if units is None else units.compressors(anatomy)
         makers = {**{slot.name: compressor for slot in anatomy.slots}, **outer}
         hint = ""
-        if not all(_integers_only(maker) for maker in makers.values()):
+        if not all(isinstance(part, IntegerLevels | AsIs) for maker in makers.values() for part in single(maker)):
             hint = "it holds bit-widths in groups, and layers as they are: compressor=gptq"
         elif drop.granularity == "sublayers":
             hint = "it cannot hold a block without its attention or MLP: drop=blocks"
@@ -137,11 +138,11 @@ class IntegerExporter(Exporter):
             hint = "it leaves embedding and head as they are: units=none"
         elif any(slot.layout != "linear" for slot in anatomy.slots):
             hint = "it has no layout for this model's transposed or fused layers"
-        hint = hint or self.unheld(anatomy, [part for maker in makers.values() for part in _parts(maker)])
+        hint = hint or self.unheld(anatomy, [part for maker in makers.values() for part in integer_parts(maker)])
         if hint:
             raise SettingError("", owner=self, allowed=("dense", "packed", "none"), got=self.name, hint=hint)
         for slot in anatomy.all_slots:
-            for part in _parts(makers[slot.name]) if slot.name in makers else []:
+            for part in integer_parts(makers[slot.name]) if slot.name in makers else []:
                 self._check_group(slot.name, slot.shape[1], part.group_of(slot.shape[1]))
 
     def unheld(self, anatomy: Anatomy, parts: list[IntegerLevels]) -> str:
@@ -236,7 +237,7 @@ class IntegerExporter(Exporter):
         dtype = winner.evaluator.anatomy.dtype
         with winner.in_place():
             fixed = sum(value.nbytes for value in winner.others().values())
-            stored = [_stored(winner, index) for _, index in winner.layers().values()]
+            stored = [winner.stored(index) for _, index in winner.layers().values()]
         bits = 0
         for level in stored:
             if level.format == plain.__name__:
@@ -282,7 +283,7 @@ class IntegerExporter(Exporter):
 
     def _written(self, winner: Winner, index: int) -> tuple[Tensors, Shape | None]:
         """Return the tensors of the level that a unit has, and its shape; none where it is the layer as it is."""
-        stored = _stored(winner, index)
+        stored = winner.stored(index)
         if stored.format == plain.__name__:
             return stored.tensors(), None
         layer = IntegerLayer.of(stored)
@@ -318,12 +319,6 @@ def commonest(shapes: Mapping[str, Shape]) -> Shape:
     return found[0][0] if found else Shape(4, 128, symmetric=True)
 
 
-def _stored(winner: Winner, index: int) -> Stored:
-    """Return the level that a unit has."""
-    unit = winner.problem.units[index]
-    return winner.evaluator.store.payload(unit.name, unit.levels[int(winner.genome[index])].name)
-
-
 def _size_note(more: float) -> str:
     """Return what a README says where the files are larger than what the budget counted, by a share of that."""
     return (
@@ -350,16 +345,3 @@ def _fill(model: Any, tensors: Tensors, layers: Mapping[str, tuple[Shape, Intege
             owner, _, leaf = name.rpartition(".")
             if name in state and not (owner in layers and leaf == "weight"):
                 state[name].copy_(value)
-
-
-def _parts(compressor: Compressor) -> list[IntegerLevels]:
-    """Return the compressors of integers that a compressor is or has."""
-    if isinstance(compressor, Several):
-        return [found for part in compressor.parts.values() for found in _parts(part)]
-    return [compressor] if isinstance(compressor, IntegerLevels) else []
-
-
-def _integers_only(compressor: Compressor) -> bool:
-    if isinstance(compressor, Several):
-        return all(_integers_only(part) for part in compressor.parts.values())
-    return isinstance(compressor, IntegerLevels | AsIs)

@@ -221,6 +221,4 @@ def _plain(folder: Path) -> bool:
 
 def _level(winner: Winner, index: int) -> tuple[Scheme | None, Tensors]:
     """Return the scheme of the level that a layer has, None if it is not compressed, and its tensors."""
-    unit = winner.problem.units[index]
-    stored = winner.evaluator.store.payload(unit.name, unit.levels[int(winner.genome[index])].name)
-    return compressed(stored, winner.evaluator.anatomy.dtype)
+    return compressed(winner.stored(index), winner.evaluator.anatomy.dtype)

@@ -153,5 +153,5 @@ def _payload(winner: Winner, index: int) -> tuple[dict[str, Any], dict[str, torc
     """Return the index's entry and the tensors of the level that a unit has."""
     unit = winner.problem.units[index]
     level = unit.levels[int(winner.genome[index])].name
-    stored = winner.evaluator.store.payload(unit.name, level)
+    stored = winner.stored(index)
     return {"level": level, **stored.layout.to_json()}, stored.tensors()

@@ -208,7 +208,7 @@ class SharedScorer:
 
 @dataclass
 class Served:
-    """What a worker did.
+    """How many parts and candidates a worker scored, and why it ended.
 
     Attributes:
         parts: That it scored.

@@ -49,7 +49,7 @@ def stored_setting(winner: Winner, index: int, columns: int) -> Setting:
     named = _named(level.name, columns)
     if named is not None:
         return named
-    stored = winner.evaluator.store.payload(unit.name, level.name)
+    stored = winner.stored(index)
     kind = stored.format.rpartition(".")[2]
     meta: Any = stored.meta
     if kind == INTEGERS:

@@ -100,7 +100,7 @@ def log_winner(
 
 
 def _register(client: MlflowClient, name: str, *, run: str, model_id: str, params: Mapping[str, str]) -> None:
-    """Make a logged model a version of a registered model, which is created if there is none of that name.
+    """Register a logged model in MLflow's registry as a new version of a name, which is created if it is new.
 
     Args:
         client: Of the store.

@@ -123,6 +123,14 @@ def test_the_library_holds_what_it_names() -> None:
     assert len(found["winogrande"][0]) == 2 and len(found["lambada"][0][0].choices) == 1
 
 
+def test_the_page_names_each_task_with_its_licence() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "how-to" / "tasks.md").read_text(encoding="utf-8")
+    rows = [line.strip("| ").split(" | ") for line in page.splitlines() if line.startswith("| `")]
+    assert {name.strip("`"): licence for name, _, licence in rows} == {
+        name: task.licence for name, task in LIBRARY.items()
+    }
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with workplace(tmp_path_factory.mktemp("tasks")) as folder:
