@@ -82,7 +82,8 @@ class Winner:
     def layers(self) -> dict[str, tuple[Slot, int]]:
         """Return (slot, unit index) of all weights of units that are not dropped, by path while ``in_place``."""
         paths = {id(module): path for path, module in self.evaluator.anatomy.model.named_modules()}
-        return {paths[id(slot.module)]: (slot, index) for slot, index in self.slots.items() if id(slot.module) in paths}
+        here = {slot: index for slot, index in self.slots.items() if id(slot.module) in paths}
+        return {slot.path_at(paths[id(slot.module)]): (slot, index) for slot, index in here.items()}
 
     def others(self, *, without: Collection[int] = ()) -> dict[str, torch.Tensor]:
         """Return the tensors of the model that belong to no unit, by name, tied ones once.

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from evosweep.core.errors import ModelError
+from evosweep.models.experts import find_mixtures, is_router
 from evosweep.models.head import Head
 from evosweep.models.patch import replaced_forward
 from evosweep.models.slots import LinearSlot, OuterSlot, Slot, outer_slots, slot_kind
@@ -150,27 +151,36 @@ class Anatomy:
 
     def _probe(self) -> list[Slot]:
         inputs: dict[str, torch.Tensor] = {}
+        mixtures = find_mixtures(self.model, self.block_path)
         kinds: dict[str, tuple[type[LinearSlot], nn.Module]] = {}
         for name, module in self.model.named_modules():
             kind = slot_kind(module)
-            if name.startswith(self.block_path + ".") and kind is not None:
+            if name.startswith(self.block_path + ".") and kind is not None and not is_router(name, module, mixtures):
                 kinds[name] = kind, module
-        if not kinds:
+        if not kinds and not mixtures:
             known = sorted({type(module).__name__ for module in self.blocks.modules()})
             raise ModelError(f"the blocks of this model have no linear layer that we know, only {', '.join(known)}")
         returned: list[Any] = []
         with ExitStack() as stack:
             for name, (_, module) in kinds.items():
                 stack.callback(module.register_forward_pre_hook(partial(_remember, inputs, name)).remove)
+            for name, mixture in mixtures.items():
+                mark = partial(_remember, inputs, name)
+                stack.callback(mixture.module.register_forward_pre_hook(mark).remove)
             stack.callback(self.blocks[0].register_forward_hook(lambda _m, _a, out: returned.append(out)).remove)
             tokens = torch.zeros((1, PROBE_TOKENS), dtype=torch.long, device=self.device)
             self.base(input_ids=tokens, use_cache=False)
         self._returns_tuple = isinstance(returned[0], tuple)
         self._rest = (None,) * (len(returned[0]) - 1) if self._returns_tuple else ()
-        return [
-            kinds[name][0](name=name, block=self._block_of(name), module=kinds[name][1], group=_group(name, inputs))
-            for name in inputs
-        ]
+        layers = {name: given for name, given in inputs.items() if name in kinds}
+        slots: list[Slot] = []
+        for name in inputs:
+            if name in mixtures:
+                slots += mixtures[name].slots
+            else:
+                kind, module = kinds[name]
+                slots.append(kind(name=name, block=self._block_of(name), module=module, group=_group(name, layers)))
+        return slots
 
     def _block_of(self, name: str) -> int:
         return int(name.removeprefix(self.block_path + ".").split(".")[0])
@@ -178,7 +188,7 @@ class Anatomy:
 
 def _remember(inputs: dict[str, torch.Tensor], name: str, module: nn.Module, args: Sequence[Any]) -> None:
     del module
-    inputs.setdefault(name, args[0])
+    inputs.setdefault(name, args[0] if args else torch.empty(0))
 
 
 def _group(name: str, inputs: Mapping[str, torch.Tensor]) -> str:

@@ -21,6 +21,7 @@ from evosweep.data.tokens import TokenSplit
 from evosweep.models.anatomy import Anatomy
 from evosweep.models.attention import attention_received
 from evosweep.models.load import weights_hash
+from evosweep.models.slots import ExpertSlot
 from evosweep.store.calibrate import Calibration, Walk
 from evosweep.store.manifest import LevelStore
 from evosweep.store.manifest_rows import SCHEMA, Manifest
@@ -29,6 +30,7 @@ from evosweep.store.unfinished import UnfinishedStore
 from evosweep.store.weighting import WEIGHTINGS
 
 DISK_MARGIN = 1.05
+EXPERTS = 1  # raise when the levels of experts change: older stores of mixtures then are not reused
 FEW_TOKENS = 8  # that the attention of every block is tried on before any work
 
 
@@ -110,6 +112,7 @@ class StoreBuilder:
             "token_weighting": self.settings.token_weighting,
             "layer_errors": self.settings.layer_errors,
             **({"units": plan.outer.describe()} if plan.outer.any else {}),
+            **({"experts": EXPERTS} if any(isinstance(slot, ExpertSlot) for slot in plan.anatomy.slots) else {}),
             **({"input_ranges": True} if self.settings.input_ranges else {}),  # stores without them stay where they are
         }
 

@@ -26,7 +26,7 @@ from evosweep.store.manifest_rows import ManifestLevel, ManifestUnit
 from evosweep.store.outliers import outlier_ratios
 from evosweep.store.payload_files import shared_tensors, stored_once
 from evosweep.store.statistics.base import statistic_module
-from evosweep.store.statistics.walk import measure_inputs
+from evosweep.store.statistics.walk import ROUTED_SHARE, ROUTED_TOKENS, measure_inputs
 from evosweep.store.store_plan import StorePlan, in_model_order, planned_unit
 from evosweep.store.unfinished import UnfinishedStore
 from evosweep.store.weighting import WEIGHTINGS
@@ -269,6 +269,7 @@ class Walk:
             file: Name of its file; None is that of its block.
         """
         moment = measured.get(SECOND_MOMENT)
+        share = float(measured.get(ROUTED_SHARE, 1.0))  # errors are means over all tokens, and an expert gets some
         whole = 0.0 if moment is None else layer_error(weight, moment)
         levels = []
         for spec in self.plan.levels[slot.name]:
@@ -276,10 +277,12 @@ class Walk:
                 payload = payloads[spec.name]
                 error, relative = (payload.error, None) if moment is None else _errors(payload, weight, moment, whole)
                 planned = ManifestLevel.planned(spec)
+                error = None if error is None else share * error
                 levels.append(replace(planned, error=error, relative_error=relative, payload=payload.layout()))
         row = planned_unit(slot, self.plan.levels[slot.name])
         shared = shared_tensors(slot.name, payloads)
-        columns = dict(ratios)
+        columns = {**row.columns, **ratios}
+        columns |= {name: float(measured[name]) for name in (ROUTED_TOKENS, ROUTED_SHARE) if name in measured}
         if self.settings.input_ranges and INPUT_RANGE in measured:
             columns[INPUT_RANGE] = float(measured[INPUT_RANGE])
         name = file or file_of(slot.block)

@@ -9,10 +9,12 @@ from evosweep.core.errors import SettingError
 from evosweep.core.unit import Unit
 from evosweep.models.anatomy import Anatomy
 from evosweep.models.dropping import Drop, Droppable
-from evosweep.models.slots import OuterSlot, Slot
+from evosweep.models.slots import ExpertSlot, OuterSlot, Slot
 from evosweep.store.manifest_rows import ManifestLevel, ManifestUnit
 from evosweep.store.statistics.base import check_needs
 from evosweep.store.units import Units
+
+ACTIVE_SHARE = "active_share"  # column of the manifest: share of a mixture's experts that each token goes to
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,8 @@ class StorePlan:
         needs: Statistics that the compressor reads.
         rows: All units, in the order in which the model computes them.
         outer: What is a unit beside the layers of the blocks.
-        fixed_bits: Bits of all parameters that belong to no unit, tied ones once, in the model's type.
+        fixed_bits: Bits of all parameters and saved buffers that belong to no unit, tied ones once, as the model has
+            them.
     """
 
     anatomy: Anatomy
@@ -100,6 +103,7 @@ def planned_unit(slot: Slot, levels: Sequence[LevelSpec]) -> ManifestUnit:
         shape=slot.shape,
         group=slot.group,
         outer=isinstance(slot, OuterSlot),
+        columns={ACTIVE_SHARE: slot.share} if isinstance(slot, ExpertSlot) else {},
     )
 
 
@@ -117,8 +121,7 @@ def shapes_of(anatomy: Anatomy) -> dict[str, tuple[int, int]]:
 def _fixed_bits(anatomy: Anatomy, levels: Plans, dropped: Sequence[Droppable]) -> int:
     in_units = {id(slot.parameter) for slot in anatomy.all_slots if slot.name in levels}
     in_units |= {id(parameter) for part in dropped for parameter in part.parameters}
-    return sum(
-        parameter.numel() * parameter.element_size() * 8
-        for parameter in anatomy.model.parameters()
-        if id(parameter) not in in_units
-    )
+    saved = anatomy.model.state_dict(keep_vars=True)
+    buffers = [tensor for name, tensor in anatomy.model.named_buffers() if name in saved]
+    others = [parameter for parameter in anatomy.model.parameters() if id(parameter) not in in_units]
+    return sum(tensor.numel() * tensor.element_size() * 8 for tensor in [*others, *buffers])

@@ -10,12 +10,16 @@ from evosweep.core.errors import SettingError
 from evosweep.core.ties import matching, tied
 from evosweep.core.unit import Unit
 from evosweep.models.anatomy import Anatomy
+from evosweep.models.experts import alike_experts
 from evosweep.models.fusion import fused_layers
 from evosweep.store.statistics.base import check_needs, statistic_module
 
 NONE = "none"
 FUSED = "fused"
 TIES = (NONE, FUSED)
+BLOCK = "block"
+EXPERTS = (BLOCK, "each")
+MOST_UNITS = 20_000
 
 
 @dataclass(frozen=True)
@@ -29,20 +33,24 @@ class Units:
         tie: Which layers are one unit with one level: ``none``, ``fused`` (those that serving engines run as one
             product: query, key and value; gate and up), or patterns as for ``core.ties.matching``; among patterns,
             ``fused`` stands for those layers.
+        experts: What is a unit of a mixture of experts: ``block``, the matrices of all experts of a block that do the
+            same; ``each``, every expert's matrix.
 
     Raises:
-        SettingError: ``tie`` is none of these.
+        SettingError: ``tie`` or ``experts`` is none of these.
     """
 
     embedding: Compressor | None = None
     head: Compressor | None = None
     tie: str | Sequence[str] = NONE
+    experts: str = BLOCK
 
     def __post_init__(self) -> None:
         if not isinstance(self.tie, str) and not _texts(self.tie):
             raise SettingError("tie", owner=self, allowed="none, fused, or a list of patterns", got=self.tie)
         if isinstance(self.tie, str):
             check_choice("tie", self.tie, TIES)
+        check_choice("experts", self.experts, EXPERTS)
 
     def tied(self, units: Sequence[Unit], anatomy: Anatomy, *, common: bool = False) -> tuple[Unit, ...]:
         """Return a store's units with ``tie`` applied.
@@ -59,10 +67,20 @@ class Units:
         try:
             ties = matching(units, [pattern for pattern in wanted if pattern not in TIES])
             ties += fused_layers(anatomy) if FUSED in wanted else []
-            return tied(units, ties, common=common)
+            ties += alike_experts(anatomy) if self.experts == BLOCK else []
+            made = tied(units, ties, common=common)
         except SettingError as error:
             error.owner = self
             raise
+        if len(made) > MOST_UNITS:
+            raise SettingError(
+                "experts",
+                owner=self,
+                allowed=f"{BLOCK} here, or fewer than {MOST_UNITS} units",
+                got=self.experts,
+                hint=f"this model would have {len(made)} units",
+            )
+        return made
 
     @property
     def any(self) -> bool:
