@@ -43,11 +43,14 @@ class BlockUnits:
         return np.array(found, dtype=np.int64)
 
     @contextmanager
-    def experts_at(self, levels: Mapping[int, npt.NDArray[np.int64]], weight: Weight) -> Iterator[None]:
+    def experts_at(
+        self, levels: Mapping[int, npt.NDArray[np.int64]], runs: npt.NDArray[np.bool_], weight: Weight
+    ) -> Iterator[None]:
         """Multiply the tokens of each row with the experts' weights of its own levels while the context lasts.
 
         Args:
             levels: Level of each row, by index of the unit.
+            runs: Which rows run.
             weight: Weight (out, in) by (unit, level).
         """
         modules: dict[nn.Module, dict[tuple[str, int], int]] = {}
@@ -55,7 +58,7 @@ class BlockUnits:
             modules.setdefault(slot.module, {})[slot.attribute, slot.expert] = index
         with ExitStack() as stack:
             for module, units in modules.items():
-                rows = {key: levels[index] for key, index in units.items()}
+                rows = {key: levels[index][runs] for key, index in units.items()}
                 stack.enter_context(experts_by_row(module, rows, partial(_weight_of, units, weight)))
             yield
 

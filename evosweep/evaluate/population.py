@@ -331,9 +331,7 @@ class Evaluator:
                 for (slot, index), groups in zip(units.slots.items(), groups_by_slot, strict=True):
                     weights = {level: self.levels.weight((index, level)) for level in groups.levels}
                     replacements.enter_context(slot.forward_by_row(groups, weights))
-            if units.experts:
-                here = {index: levels[index][runs] for index in units.experts.values()}
-                replacements.enter_context(units.experts_at(here, self.levels.weight))
+            replacements.enter_context(units.experts_at(levels, runs, self.levels.weight))
             for slot, index in units.writers.items():
                 gone = np.flatnonzero(levels[index][runs] == 0)
                 if len(gone):

@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 from torch import nn
 
-from evosweep.models.mixture import DOWN, is_swapped, up_attribute
+from evosweep.models.mixture import attributes, count, is_swapped, up_attribute
 from evosweep.models.slots import ExpertSlot, Slot
 
 ROUTERS = ("gate", "router")  # parts of the names of modules that weigh or choose experts
@@ -38,7 +38,7 @@ class Mixture:
     @property
     def experts(self) -> int:
         """Number of experts."""
-        return len(getattr(self.module, DOWN))
+        return count(self.module)
 
     @property
     def slots(self) -> list[Slot]:
@@ -54,7 +54,7 @@ class Mixture:
                 swapped=is_swapped(self.module),
                 share=self.active / self.experts,
             )
-            for attribute in (str(up_attribute(self.module)), DOWN)
+            for attribute in attributes(self.module)
             for expert in range(self.experts)
         ]
 

@@ -6,9 +6,10 @@ and by the levels that the token's row has of that expert, so that each weight i
 row routes its own tokens; token t of a batch belongs to row t // (tokens / rows).
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
@@ -24,11 +25,13 @@ DOWN = "down_proj"
 UP = ("gate_up_proj", "up_proj")
 BATCHED = "Llama4TextExperts"  # given all tokens for every expert, those that it does not get as zeros
 Levels = Mapping[tuple[str, int], npt.NDArray[np.int64]]
+"""Level of each row, shape (rows,), by attribute and expert."""
 Weight = Callable[[str, int, int], torch.Tensor]
+"""Weight (out, in) by attribute, expert and level."""
 
 
 class Seen(Protocol):
-    """Signature of a function that is told what each expert's matrix is given."""
+    """Signature of a function that is given the inputs of each expert's matrix."""
 
     def __call__(self, attribute: str, expert: int, inputs: torch.Tensor, tokens: torch.Tensor | None) -> None:
         """Take some inputs.
@@ -45,13 +48,19 @@ def up_attribute(module: nn.Module) -> str | None:
     """Return the name of the parameter with the experts' first matrices; None where a module is no fused mixture."""
     down = getattr(module, DOWN, None)
     names = [name for name in UP if getattr(getattr(module, name, None), "ndim", 0) == 3]
-    known = hasattr(module, "is_transposed") or type(module).__name__ == BATCHED
+    known = hasattr(module, "is_transposed") or _is_batched(module)
     fused = known and isinstance(down, nn.Parameter) and down.ndim == 3
     return names[0] if fused and names else None
 
 
-def _is_batched(module: nn.Module) -> bool:
-    return type(module).__name__ == BATCHED
+def attributes(module: nn.Module) -> tuple[str, str]:
+    """Return the names of the parameters with the experts' first and second matrices of a fused mixture."""
+    return str(up_attribute(module)), DOWN
+
+
+def count(module: nn.Module) -> int:
+    """Return the number of experts of a fused mixture."""
+    return len(getattr(module, DOWN))
 
 
 def is_swapped(module: nn.Module) -> bool:
@@ -59,95 +68,186 @@ def is_swapped(module: nn.Module) -> bool:
     return bool(getattr(module, "is_transposed", True))
 
 
-def matrix(module: nn.Module, attribute: str, expert: int) -> torch.Tensor:
-    """Return one expert's matrix as an (out, in) view.
-
-    Args:
-        module: A fused mixture.
-        attribute: Name of the parameter.
-        expert: Index of the expert.
-    """
-    whole: torch.Tensor = getattr(module, attribute)
-    return whole[expert].T if is_swapped(module) else whole[expert]
+def _is_batched(module: nn.Module) -> bool:
+    return type(module).__name__ == BATCHED
 
 
 @dataclass(frozen=True)
-class _Run:
-    """Multiplies pairs of a token and an expert with that expert's two matrices.
+class _Dense:
+    """The matrices of a fused mixture as they are, for all rows.
 
     Attributes:
-        module: The fused mixture.
-        weight: Weight (out, in) by attribute, expert and level.
-        seen: Told what each matrix is given; None: nobody.
+        module: The mixture.
+    """
+
+    module: nn.Module
+
+    def weight(self, attribute: str, expert: int, level: int) -> torch.Tensor:
+        """Return one expert's matrix as an (out, in) view.
+
+        Args:
+            attribute: Name of the parameter.
+            expert: Index of the expert.
+            level: Not read.
+        """
+        del level
+        whole: torch.Tensor = getattr(self.module, attribute)
+        return whole[expert].T if is_swapped(self.module) else whole[expert]
+
+    def levels_of(self, token: torch.Tensor, expert: torch.Tensor, tokens: int) -> torch.Tensor:
+        """Return the level of the first and the second matrix of each pair, shape (2, pairs).
+
+        Args:
+            token: Index of each pair's token.
+            expert: Index of each pair's expert.
+            tokens: Number of tokens.
+        """
+        del token, tokens
+        return expert.new_zeros((2, len(expert)))
+
+
+@dataclass(frozen=True)
+class _ByRow(_Dense):
+    """The matrices that each row of a population has.
+
+    Attributes:
+        levels: Level of each row; a matrix that is not there stays as it is.
+        weights: Weights of the levels.
+    """
+
+    levels: Levels
+    weights: Weight
+
+    def weight(self, attribute: str, expert: int, level: int) -> torch.Tensor:
+        """Return one expert's matrix (out, in) at a level; arguments as for ``_Dense``."""
+        known = (attribute, expert) in self.levels
+        return (self.weights if known else super().weight)(attribute, expert, level)
+
+    @cached_property
+    def _table(self) -> npt.NDArray[np.int64]:
+        """Level of each row, shape (2, experts, rows)."""
+        none = np.zeros(len(next(iter(self.levels.values()))), dtype=np.int64)
+        experts = range(count(self.module))
+        return np.stack(
+            [[self.levels.get((name, expert), none) for expert in experts] for name in attributes(self.module)]
+        )
+
+    def levels_of(self, token: torch.Tensor, expert: torch.Tensor, tokens: int) -> torch.Tensor:
+        """Return the levels of each pair's matrices; arguments as for ``_Dense``."""
+        row = token // (tokens // self._table.shape[2])
+        return moved(self._table, token.device)[:, expert.clamp(max=self._table.shape[1] - 1), row]
+
+
+@dataclass(frozen=True)
+class _Pairs:
+    """Pairs of a token and an expert that it goes to.
+
+    Attributes:
+        token: Index of each pair's token, shape (pairs,).
+        expert: Index of its expert; one beyond the last expert gives zeros.
+        source: Index of its hidden states in the batch.
+    """
+
+    token: torch.Tensor
+    expert: torch.Tensor
+    source: torch.Tensor
+
+
+@dataclass(frozen=True)
+class _StandIn:
+    """Stands in for the forward of a fused mixture.
+
+    Attributes:
+        module: The mixture.
+        matrices: Its matrices.
+        seen: Given the inputs of each matrix; None: nothing is.
     """
 
     module: Any
-    weight: Weight
+    matrices: _Dense
     seen: Seen | None = None
 
     def __call__(
         self,
         hidden: torch.Tensor,
-        token: torch.Tensor,
-        expert: torch.Tensor,
-        levels: torch.Tensor,
-        *,
-        source: torch.Tensor | None = None,
+        top_k_index: torch.Tensor | None = None,
+        top_k_weights: torch.Tensor | None = None,
+        **named: torch.Tensor,
     ) -> torch.Tensor:
+        """Return the mixture's output, shape as ``hidden``.
+
+        Args:
+            hidden: Hidden states (tokens, hidden); of a batched mixture (experts · tokens, hidden).
+            top_k_index: Experts that each token goes to, shape (tokens, chosen).
+            top_k_weights: Their weights, of the same shape.
+            **named: The same under other names: ``router_indices``, ``routing_weights``.
+        """
+        if _is_batched(self.module):
+            return self._batched(hidden)
+        index = named["router_indices"] if top_k_index is None else top_k_index
+        scores = named["routing_weights"] if top_k_weights is None else top_k_weights
+        tokens, chosen = index.shape
+        token = torch.arange(tokens * chosen, device=hidden.device) // chosen
+        outputs = self.run(hidden, _Pairs(token, index.reshape(-1), token), tokens)
+        weighted = outputs * scores.reshape(-1, 1)
+        return weighted.view(tokens, chosen, -1).sum(dim=1).to(hidden.dtype)
+
+    def _batched(self, hidden: torch.Tensor) -> torch.Tensor:
+        tokens = len(hidden) // count(self.module)
+        given = hidden.ne(0).any(dim=-1).nonzero()[:, 0]  # without a bias, zeros stay zeros
+        outputs = self.run(hidden, _Pairs(given % tokens, given // tokens, given), tokens)
+        return torch.zeros_like(hidden).index_copy_(0, given, outputs)
+
+    def run(self, hidden: torch.Tensor, pairs: _Pairs, tokens: int) -> torch.Tensor:
         """Return the output of each pair, shape (pairs, hidden).
 
         Args:
-            hidden: Hidden states (tokens, hidden).
-            token: Index of each pair's token.
-            expert: Index of each pair's expert; one beyond the last expert gives zeros.
-            levels: Level of each pair's first and second matrix, shape (2, pairs).
-            source: Index of each pair's hidden states, where that is not the token's.
+            hidden: Hidden states.
+            pairs: Which of them meet which expert.
+            tokens: Number of tokens.
         """
-        up = up_attribute(self.module)
-        assert up is not None
-        experts = len(getattr(self.module, up))
-        sizes = [int(size) for size in levels.amax(dim=1) + 1] if levels.numel() else [1, 1]
-        key = (expert * sizes[0] + levels[0]) * sizes[1] + levels[1]
+        experts = count(self.module)
+        levels = self.matrices.levels_of(pairs.token, pairs.expert, tokens)
+        first, second = (levels.amax(dim=1) + 1).tolist() if levels.numel() else (1, 1)
+        key = (pairs.expert * first + levels[0]) * second + levels[1]
         order = key.argsort(stable=True)
-        counts = torch.bincount(key, minlength=experts * sizes[0] * sizes[1]).tolist()
-        by_pair = [
-            (number // (sizes[0] * sizes[1]), number // sizes[1] % sizes[0], number % sizes[1], count)
-            for number, count in enumerate(counts[: experts * sizes[0] * sizes[1]])
-            if count
-        ]
-        whose = token[order]
-        given = hidden[whose if source is None else source[order]]
-        inner = self._times(up, _joined(by_pair), given, whose)
-        inner = self._gated(inner)
-        outer = self._times(DOWN, [(number, second, count) for number, _, second, count in by_pair], inner, whose)
+        counts = torch.bincount(key, minlength=experts * first * second).tolist()[: experts * first * second]
+        met = [(number // second, number % second, size) for number, size in enumerate(counts) if size]
+        up, down = attributes(self.module)
+        token = pairs.token[order]
+        stretches = _joined([(number // first, number % first, size) for number, _, size in met])
+        inner = self._gated(self._times(up, stretches, hidden[pairs.source[order]], token))
+        outer = self._times(down, [(number // first, level, size) for number, level, size in met], inner, token)
         if getattr(self.module, "has_post_expert_norm", False):
             outer = self.module.post_expert_norm(outer)
-        found = outer.new_zeros((len(key), outer.shape[-1]))
-        return found.index_copy_(0, order[: len(outer)], outer)
+        return outer.new_zeros((len(key), outer.shape[-1])).index_copy_(0, order[: len(outer)], outer)
 
     def _times(
-        self, attribute: str, parts: list[tuple[int, int, int]], inputs: torch.Tensor, whose: torch.Tensor
+        self, attribute: str, stretches: Sequence[tuple[int, int, int]], inputs: torch.Tensor, token: torch.Tensor
     ) -> torch.Tensor:
         """Return sorted inputs times their matrices.
 
         Args:
             attribute: Which matrices.
-            parts: Expert, level and number of inputs of each stretch of inputs.
+            stretches: Expert, level and length of each stretch of inputs.
             inputs: Shape (pairs, in).
-            whose: Index of each input's token.
+            token: Index of each input's token.
         """
         bias = getattr(self.module, f"{attribute}_bias", None)
         done = []
         start = 0
-        for expert, level, count in parts:
-            stretch = slice(start, start + count)
+        for expert, level, size in stretches:
+            stretch = slice(start, start + size)
+            start += size
             if self.seen is not None:
-                self.seen(attribute, expert, inputs[stretch], whose[stretch])
+                self.seen(attribute, expert, inputs[stretch], token[stretch])
+            # Where blocks visit the device one by one, replaced ones stay on the host.
+            weight = self.matrices.weight(attribute, expert, level).to(inputs.device)
             offset = None if bias is None else bias[expert].to(inputs.device)
-            weight = self.weight(attribute, expert, level).to(inputs.device)  # its block may only visit the device
             done.append(functional.linear(inputs[stretch], weight, offset))
-            start += count
-        return torch.cat(done) if done else inputs.new_zeros((0, matrix(self.module, attribute, 0).shape[0]))
+        if not done:
+            return inputs.new_zeros((0, len(self.matrices.weight(attribute, 0, 0))))
+        return torch.cat(done)
 
     def _gated(self, inner: torch.Tensor) -> torch.Tensor:
         """Return the activation of the first matrices' outputs."""
@@ -159,12 +259,12 @@ class _Run:
         return gated
 
 
-def _joined(parts: list[tuple[int, int, int, int]]) -> list[tuple[int, int, int]]:
-    """Return stretches of pairs with those joined that differ in the level of the second matrix alone."""
+def _joined(stretches: Sequence[tuple[int, int, int]]) -> list[tuple[int, int, int]]:
+    """Return stretches (expert, level, length) with neighbours of the same expert and level joined."""
     found: list[tuple[int, int, int]] = []
-    for expert, level, _, count in parts:
+    for expert, level, size in stretches:
         before = found.pop()[2] if found and found[-1][:2] == (expert, level) else 0
-        found.append((expert, level, before + count))
+        found.append((expert, level, before + size))
     return found
 
 
@@ -174,27 +274,10 @@ def experts_by_row(module: nn.Module, levels: Levels, weight: Weight) -> Iterato
 
     Args:
         module: The fused mixture.
-        levels: Level of each row, shape (rows,), by attribute and expert; a matrix that is not there stays as it is.
-        weight: Weight (out, in) by attribute, expert and level.
+        levels: Level of each row; a matrix that is not there stays as it is.
+        weight: Weights of the levels.
     """
-    rows = len(next(iter(levels.values())))
-    experts = len(getattr(module, DOWN))
-    names = (up_attribute(module), DOWN)
-    device = getattr(module, DOWN).device
-    none = np.zeros(rows, dtype=np.int64)
-    tables = np.stack([[levels.get((str(name), expert), none) for expert in range(experts)] for name in names])
-    by_device: dict[torch.device, torch.Tensor] = {device: moved(tables, device)}
-
-    def of(attribute: str, expert: int, level: int) -> torch.Tensor:
-        if (attribute, expert) in levels:
-            return weight(attribute, expert, level)
-        return matrix(module, attribute, expert)
-
-    def levels_of(token: torch.Tensor, expert: torch.Tensor, tokens: int) -> torch.Tensor:
-        table = by_device.setdefault(token.device, by_device[device].to(token.device))
-        return table[:, expert.clamp(max=experts - 1), token // (tokens // rows)]
-
-    with replaced_forward(module, _forward(module, _Run(module, of), levels_of)):
+    with replaced_forward(module, _StandIn(module, _ByRow(module, levels, weight))):
         yield
 
 
@@ -207,65 +290,42 @@ def watched_experts(module: nn.Module, seen: Seen, *, every: int) -> Iterator[No
 
     Args:
         module: The fused mixture.
-        seen: Told what the matrices are given.
+        seen: Given the inputs of each matrix.
         every: How many tokens lie between two that all experts are shown.
     """
-    experts = len(getattr(module, DOWN))
-    passed = 0
-
-    def of(attribute: str, expert: int, level: int) -> torch.Tensor:
-        del level
-        return matrix(module, attribute, expert)
-
-    def levels_of(token: torch.Tensor, expert: torch.Tensor, tokens: int) -> torch.Tensor:
-        del token, tokens
-        return expert.new_zeros((2, len(expert)))
-
-    def sampled(attribute: str, expert: int, inputs: torch.Tensor, tokens: torch.Tensor | None) -> None:
-        del tokens
-        seen(attribute, expert, inputs, None)
-
-    forward = _forward(module, _Run(module, of, seen), levels_of)
-
-    def shown(hidden: torch.Tensor, *rest: torch.Tensor) -> torch.Tensor:
-        nonlocal passed
-        plain = hidden.unflatten(0, (experts, -1)).sum(dim=0) if _is_batched(module) else hidden
-        chosen = torch.arange(-passed % every, len(plain), every, device=hidden.device)
-        passed += len(plain)
-        token = chosen.repeat(experts)
-        expert = torch.arange(experts, device=hidden.device).repeat_interleave(len(chosen))
-        _Run(module, of, sampled)(plain, token, expert, levels_of(token, expert, 0))
-        return forward(hidden, *rest)
-
-    with replaced_forward(module, shown):
+    with replaced_forward(module, _Watched(_StandIn(module, _Dense(module), seen), seen, every)):
         yield
 
 
-def _forward(
-    module: nn.Module, run: _Run, levels_of: Callable[[torch.Tensor, torch.Tensor, int], torch.Tensor]
-) -> Callable[..., torch.Tensor]:
-    """Return what stands in for a mixture's forward.
+@dataclass
+class _Watched:
+    """The forward of a mixture that shows its experts every so many tokens, and then runs as ever.
 
-    Args:
-        module: The fused mixture.
-        run: Multiplies.
-        levels_of: From tokens, experts and the number of tokens to the levels of each pair's two matrices.
+    Attributes:
+        forward: Stands in for the mixture's forward.
+        seen: Given the inputs of each matrix.
+        every: How many tokens lie between two that all experts are shown.
+        passed: Number of tokens so far.
     """
 
-    def routed(hidden: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor) -> torch.Tensor:
-        tokens, chosen = top_k_index.shape
-        expert = top_k_index.reshape(-1)
-        token = torch.arange(tokens * chosen, device=hidden.device) // chosen
-        outputs = run(hidden, token, expert, levels_of(token, expert, tokens))
-        weighted = outputs * top_k_weights.reshape(-1, 1)
-        return weighted.view(tokens, chosen, -1).sum(dim=1).to(hidden.dtype)
+    forward: _StandIn
+    seen: Seen
+    every: int
+    passed: int = 0
 
-    def batched(hidden: torch.Tensor) -> torch.Tensor:
-        tokens = len(hidden) // len(getattr(module, DOWN))
-        given = hidden.ne(0).any(dim=-1).nonzero()[:, 0]  # without a bias, zeros stay zeros
-        token = given % tokens
-        expert = given // tokens
-        outputs = run(hidden, token, expert, levels_of(token, expert, tokens), source=given)
-        return torch.zeros_like(hidden).index_copy_(0, given, outputs)
+    def __call__(self, hidden: torch.Tensor, *rest: torch.Tensor, **named: torch.Tensor) -> torch.Tensor:
+        """Return the mixture's output; arguments as for ``_StandIn``."""
+        module = self.forward.module
+        experts = count(module)
+        plain = hidden.unflatten(0, (experts, -1)).sum(dim=0) if _is_batched(module) else hidden
+        chosen = torch.arange(-self.passed % self.every, len(plain), self.every, device=hidden.device)
+        self.passed += len(plain)
+        token = chosen.repeat(experts)
+        expert = torch.arange(experts, device=hidden.device).repeat_interleave(len(chosen))
+        _StandIn(module, _Dense(module), self._unrouted).run(plain, _Pairs(token, expert, token), len(plain))
+        return self.forward(hidden, *rest, **named)
 
-    return batched if _is_batched(module) else routed
+    def _unrouted(self, attribute: str, expert: int, inputs: torch.Tensor, tokens: torch.Tensor | None) -> None:
+        """Pass on inputs that the router did not send; arguments as for ``Seen``."""
+        del tokens
+        self.seen(attribute, expert, inputs, None)

@@ -13,7 +13,7 @@ from torch.utils.hooks import RemovableHandle
 from transformers.pytorch_utils import Conv1D
 
 from evosweep.core.errors import ModelError
-from evosweep.models.mixture import DOWN, experts_by_row, is_swapped, up_attribute
+from evosweep.models.mixture import attributes, experts_by_row, is_swapped, up_attribute
 from evosweep.models.patch import replaced_forward, replaced_parameter
 
 
@@ -284,7 +284,7 @@ def _expert_at(model: nn.Module, path: str) -> ExpertSlot | None:
         module = model.get_submodule(mixture)
     except AttributeError:
         return None
-    if not number.isdecimal() or attribute not in (up_attribute(module), DOWN):
+    if not number.isdecimal() or up_attribute(module) is None or attribute not in attributes(module):
         return None
     return ExpertSlot(path, 0, module, path, attribute=attribute, expert=int(number), swapped=is_swapped(module))
 
