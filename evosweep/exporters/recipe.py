@@ -44,6 +44,7 @@ class Recipe(Exporter):
     contents = "recipes for other quantizers"
     loading = ""
     runs = False
+    text_only = False
 
     def __post_init__(self) -> None:
         super().__post_init__()

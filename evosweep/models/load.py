@@ -26,6 +26,7 @@ from evosweep.models.anatomy import find_blocks
 from evosweep.models.checkpoint import check_folder
 from evosweep.models.device import free_bytes, let_visit, pick_device
 from evosweep.models.pretrained import ADAPTERS, REFUSE, adapter_base, is_adapter, merged, pretrained
+from evosweep.models.towers import has_towers, towers
 from evosweep.models.verify import first_line
 
 BYTES = 256  # tokens of the byte tokenizer
@@ -175,6 +176,8 @@ class HuggingFace(_Source):
             )
         if adapts:
             model = merged(model, folder)
+        if has_towers(model):
+            progress.say(towers(model))
         return replace(self._ready(Path(self.path).name, model, tokenizer), processor=processor)
 
 
