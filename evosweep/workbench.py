@@ -259,9 +259,9 @@ def _loaded(source: ModelSource, progress: Progress) -> LoadedModel:
 
 def _check_vocabulary(loaded: LoadedModel, splits: Mapping[str, TokenSplit]) -> None:
     """Raise ModelError where the tokenizer makes tokens that the model does not know."""
-    count = getattr(loaded.model.config, "vocab_size", None)
+    count = len(loaded.model.get_input_embeddings().weight)  # type: ignore[operator]
     largest = max(int(split.windows.max()) for split in splits.values())
-    if isinstance(count, int) and largest >= count:
+    if largest >= count:
         raise ModelError(
             f"model has a vocabulary of {count} tokens, but its tokenizer makes token {largest} of the text"
         )
