@@ -293,10 +293,10 @@ class Evaluator:
     ) -> tuple[torch.Tensor, npt.NDArray[np.int64]]:
         """Return what ``_hidden`` does, with the model's parameters as they are; arguments as there."""
         anatomy = self.anatomy
-        if anatomy.whole_because and genomes is None:
-            return anatomy.run_whole(tokens)[None], np.zeros(1, dtype=np.int64)
         if anatomy.whole_because:
-            return self._replaced.through_model(genomes, tokens)
+            if genomes is not None:
+                return self._replaced.through_model(genomes, tokens)
+            return anatomy.run_whole(tokens)[None], np.zeros(1, dtype=np.int64)
         states, rows = self._embedded(genomes, tokens)
         for block, units in enumerate(self._blocks):
             if genomes is not None and block + 1 < len(self._blocks):

@@ -118,7 +118,7 @@ class Anatomy:
         return _first(self.blocks[index](hidden.to(self.device), *arguments, **keywords))
 
     def run_whole(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Return final hidden states (batch, seq_len, hidden) for token ids (batch, seq_len), by the model's forward."""
+        """Return final hidden states (batch, seq_len, hidden) of the model's own forward, for token ids (batch, seq_len)."""
         return _first(self.base(input_ids=tokens, use_cache=False))
 
     def prepare(self, seq_len: int, tokens: torch.Tensor | None = None) -> None:

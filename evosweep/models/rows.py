@@ -37,18 +37,18 @@ def own_forward_by_row(
     """
     own = module.forward
 
-    def at(level: int, inputs: torch.Tensor, more: tuple[Any, ...], keywords: dict[str, Any]) -> torch.Tensor:
-        with replaced_parameter(module, "weight", weights[level]):
-            found: torch.Tensor = own(inputs, *more, **keywords)
-        return found
-
     def forward(inputs: torch.Tensor, *more: Any, **keywords: Any) -> torch.Tensor:
+        def at(level: int, rows: torch.Tensor) -> torch.Tensor:
+            with replaced_parameter(module, "weight", weights[level]):
+                found: torch.Tensor = own(rows, *more, **keywords)
+            return found
+
         if len(groups.levels) == 1:
-            return at(groups.levels[0], inputs, more, keywords)
+            return at(groups.levels[0], inputs)
         by_row = inputs.reshape(groups.rows, -1, *inputs.shape[1:])
         parts = []
         for level, rows in zip(groups.levels, groups.members, strict=True):
-            found = at(level, by_row.index_select(0, rows).flatten(0, 1), more, keywords)
+            found = at(level, by_row.index_select(0, rows).flatten(0, 1))
             parts.append((rows, found.unflatten(0, (len(rows), -1))))
         outputs = parts[0][1].new_empty((groups.rows, *parts[0][1].shape[1:]))
         for rows, part in parts:

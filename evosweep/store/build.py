@@ -188,7 +188,7 @@ class StoreBuilder:
         try:
             for block in range(len(anatomy.blocks)):
                 attention_received(anatomy, block, hidden, tokens)
-                hidden = anatomy.run_block(block, hidden, tokens)
+                hidden = None if hidden is None else anatomy.run_block(block, hidden, tokens)
         except ModelError as error:
             others = [name for name, weighting in WEIGHTINGS.items() if weighting.importance is None]
             raise SettingError(

@@ -44,13 +44,17 @@ def measure_inputs(
     """
     inputs = _Inputs(anatomy, block, needs, weighting)
     reads = weighting.importance is not None
-    batches = list(zip(hidden or repeat(None), tokens or repeat(None), strict=False))
-    received = [attention_received(anatomy, block, batch, ids) if reads else None for batch, ids in batches]
+    shapes = [batch.shape for batch in hidden or tokens or ()]
+    batches = list(zip(shapes, hidden or repeat(None), tokens or repeat(None), strict=False))
+    received = [attention_received(anatomy, block, batch, ids) if reads else None for _, batch, ids in batches]
     with inputs.hooked():
-        for (batch, ids), attention in zip(batches, received, strict=True):
-            inputs.expect((ids if batch is None else batch).shape, attention)
+        for (shape, batch, ids), attention in zip(batches, received, strict=True):
+            inputs.expect(shape, attention)
             with suppress(_LastInput):
-                anatomy.run_whole(ids) if batch is None else anatomy.run_block(block, batch, ids)
+                if batch is not None:
+                    anatomy.run_block(block, batch, ids)
+                elif ids is not None:
+                    anatomy.run_whole(ids)
     values = {
         group: {name: measurement.finish() for name, measurement in measurements.items()}
         for group, measurements in inputs.found.items()
