@@ -66,6 +66,21 @@ class Anatomy:
         self.slots = _without(self.slots, self.not_by_row)
         self._contexts.forget()
 
+    @property
+    def notes(self) -> list[str]:
+        """What a user should know of how the model is run, a line each."""
+        name = type(self.model).__name__
+        notes = []
+        if self.whole_because:
+            notes.append(
+                f"{name} is scored and calibrated as a whole, which takes longer: its blocks cannot be run one by one "
+                f"({self.whole_because})"
+            )
+        if self.not_by_row:
+            first, fault = next(iter(self.not_by_row.items()))
+            notes.append(f"{len(self.not_by_row)} layers stay as they are, as {first}: {fault}")
+        return notes
+
     @cached_property
     def head(self) -> Head:
         """The output layer, from final hidden states to logits."""
@@ -118,7 +133,7 @@ class Anatomy:
         return _first(self.blocks[index](hidden.to(self.device), *arguments, **keywords))
 
     def run_whole(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Return final hidden states (batch, seq_len, hidden) of the model's own forward, for token ids (batch, seq_len)."""
+        """Return final hidden states (batch, seq_len, hidden) of token ids (batch, seq_len), by the model's forward."""
         return _first(self.base(input_ids=tokens, use_cache=False))
 
     def prepare(self, seq_len: int, tokens: torch.Tensor | None = None) -> None:

@@ -8,6 +8,7 @@ run at all), and what a model on disk looks like without them (``removed``, ``dr
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from itertools import repeat
 from typing import Any
 
 import numpy as np
@@ -232,7 +233,7 @@ def influence(
         add_up: Sums a tensor in place over all processes that calibrate.
     """
     sums = torch.zeros(2, dtype=torch.float64, device=anatomy.device)
-    for batch, ids in zip(hidden, tokens or [None] * len(hidden), strict=True):
+    for batch, ids in zip(hidden, tokens or repeat(None), strict=False):
         given = batch.to(anatomy.device)
         present = given
         for block in option.blocks:

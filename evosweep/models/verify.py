@@ -42,7 +42,15 @@ class BlockByBlock(Protocol):
 
     def embed(self, tokens: torch.Tensor) -> torch.Tensor: ...
 
-    def run_block(self, index: int, hidden: torch.Tensor, tokens: torch.Tensor | None = None) -> torch.Tensor: ...
+    def run_block(self, index: int, hidden: torch.Tensor, tokens: torch.Tensor | None = None) -> torch.Tensor:
+        """Return the output of one block.
+
+        Args:
+            index: Of the block.
+            hidden: Its input (batch, seq_len, hidden).
+            tokens: Token ids (windows, seq_len).
+        """
+        ...
 
     def run_whole(self, tokens: torch.Tensor) -> torch.Tensor: ...
 
