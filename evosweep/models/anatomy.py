@@ -36,6 +36,7 @@ class Anatomy:
         block_path: Path of the list of blocks in the model.
         blocks: The list of blocks.
         base: The module around the blocks that returns final hidden states.
+        rescaling: Whether the model rescaled its weights in place when it ran, which it does not any more.
         slots: All slots in the blocks, in the order in which they run.
         device: Where the model's first parameter is.
         dtype: Its type.
@@ -50,6 +51,7 @@ class Anatomy:
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
+        self.rescaling = undo_rescaling(model)
         self.block_path, self.blocks = find_blocks(model)
         expected = check_causal(model, next(model.parameters()).device)
         self.base = _base_model(model, self.block_path)
@@ -76,6 +78,8 @@ class Anatomy:
                 f"{name} is scored and calibrated as a whole, which takes longer: its blocks cannot be run one by one "
                 f"({self.whole_because})"
             )
+        if self.rescaling:
+            notes.append(f"{name} runs without the rescaling of its weights that it does in place, and is exported so")
         if self.not_by_row:
             first, fault = next(iter(self.not_by_row.items()))
             notes.append(f"{len(self.not_by_row)} layers stay as they are, as {first}: {fault}")
@@ -119,7 +123,7 @@ class Anatomy:
             tokens: The token ids (batch, seq_len) that were embedded.
             hidden: Output of the last block.
         """
-        return self._through_base(tokens, hidden)[1]
+        return self._as_head(self._through_base(tokens, hidden)[1])
 
     def run_block(self, index: int, hidden: torch.Tensor, tokens: torch.Tensor | None = None) -> torch.Tensor:
         """Return the output of one block for hidden states (batch, seq_len, hidden) on any device.
@@ -134,7 +138,11 @@ class Anatomy:
 
     def run_whole(self, tokens: torch.Tensor) -> torch.Tensor:
         """Return final hidden states (batch, seq_len, hidden) of token ids (batch, seq_len), by the model's forward."""
-        return _first(self.base(input_ids=tokens, use_cache=False))
+        return self._as_head(_first(self.base(input_ids=tokens, use_cache=False)))
+
+    def _as_head(self, final: torch.Tensor) -> torch.Tensor:
+        """Return final hidden states in the head's type: some models' streams are fp32 whatever their weights are."""
+        return final.to(self.head.weight.dtype)
 
     def prepare(self, seq_len: int, tokens: torch.Tensor | None = None) -> None:
         """Record what blocks are given beside hidden states of windows of a length; ``run_block`` does where needed.
@@ -270,6 +278,23 @@ def _base_model(model: nn.Module, block_path: str) -> nn.Module:
     if not called:
         raise ModelError(f"{type(model).__name__} has no base model under its head, so it is no causal language model")
     return called[-1]  # the outermost returns last
+
+
+def undo_rescaling(model: Any) -> bool:
+    """Return whether a model divides weights in place when it runs; it does not any more, and what it did is undone.
+
+    RWKV halves two matrices of every ``rescale_every``-th block, and the stream with them, against overflow in fp16.
+    The weights that are compressed and written must be those that the model is loaded with.
+    """
+    if not getattr(model.config, "rescale_every", 0):
+        return False
+    base = model.base_model
+    if base.layers_are_rescaled:
+        base.train()
+        base._rescale_layers()
+        base.eval()
+    model.config.rescale_every = 0
+    return True
 
 
 def find_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
