@@ -12,6 +12,7 @@ KL_PER_ERROR = "kl_per_error"
 AROUND_UNIFORM = "kl_around_uniform"
 AROUND_TOP = "kl_around_top"
 HAWQ = "hawq_v2"
+FISHER = "fisher"
 LEAST_RISE = 1e-6
 
 COLUMNS: dict[str, list[str]] = {
@@ -20,7 +21,9 @@ COLUMNS: dict[str, list[str]] = {
     "around_uniform": [AROUND_UNIFORM],
     "around_top": [AROUND_TOP],
     "hawq_v2": [HAWQ],
+    "fisher": [FISHER],
 }
+OF_WEIGHTS = ("hawq_v2", "fisher")  # kinds that ask for what a level changes in a weight
 DEFAULT = "around_top"  # the best of them on what was measured, see benchmarks/README.md
 
 
@@ -33,7 +36,7 @@ class Harm:
             ``around_uniform``: the same with all others at the budget's uniform allocation. ``scaled``: layer error x
             KL per layer error, one measurement a unit instead of one a level. ``bare``: layer error alone, what SPDY
             minimizes; it can be worse than uniform. ``hawq_v2``: mean curvature of the loss in a layer's weights x
-            what the level changes in them (HAWQ-V2).
+            what the level changes in them (HAWQ-V2). ``fisher``: that change's KL to second order, from gradients.
 
     Raises:
         SettingError: There is no such kind.
@@ -49,8 +52,8 @@ class Harm:
 
     def check(self, problem: Problem, *, owner: object = None) -> None:
         """Raise a SettingError if units can be dropped: they have no layer error, and no weight of their own."""
-        weightless = self.kind == "hawq_v2" and bool(problem.gating.any())
-        if weightless or (not problem.least and not problem.gated and self.kind in ("scaled", "bare", "hawq_v2")):
+        weightless = self.kind in OF_WEIGHTS and bool(problem.gating.any())
+        if weightless or (not problem.least and not problem.gated and self.kind in ("scaled", "bare", *OF_WEIGHTS)):
             raise SettingError(
                 "harm",
                 owner=owner,

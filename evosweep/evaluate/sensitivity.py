@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from evosweep.allocators.alpha_pruning import HILL
-from evosweep.allocators.harm import AROUND_TOP, AROUND_UNIFORM, HAWQ, KL_PER_ERROR
+from evosweep.allocators.harm import AROUND_TOP, AROUND_UNIFORM, FISHER, HAWQ, KL_PER_ERROR
 from evosweep.allocators.ranking import LOSS_ALONE
 from evosweep.assets.cache_folder import cache_folder, not_writable
 from evosweep.assets.locks import locked
@@ -20,6 +20,7 @@ from evosweep.core.files import digest, write_json
 from evosweep.core.problem import Genome, Problem
 from evosweep.core.seeds import generator
 from evosweep.evaluate.curvature import hawq_v2
+from evosweep.evaluate.gradients import fisher
 from evosweep.evaluate.population import Evaluator
 from evosweep.evaluate.steps import Steps
 from evosweep.fitness.kl import KL
@@ -180,6 +181,7 @@ MEASURES = {
     AROUND_TOP: Measure(around_top, _all_levels),
     HILL: Measure(hill_exponents, lambda *_: 0),
     HAWQ: Measure(hawq_v2, lambda problem, tokens: len(problem.units) * tokens),
+    FISHER: Measure(fisher, lambda problem, tokens: len(problem.units) * tokens),
 }
 
 

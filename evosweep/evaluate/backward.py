@@ -1,0 +1,66 @@
+"""Backward passes of the dense model, in which each layer's gradient is read and thrown away as soon as it is there."""
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from functools import partial
+
+import torch
+
+from evosweep.models.anatomy import Anatomy
+from evosweep.models.slots import Slot
+
+Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+"""From logits (rows, seq_len, vocabulary) in fp32 and token ids (rows, seq_len) to the sum over tokens of a loss."""
+Visit = Callable[[int, torch.Tensor], None]
+"""Called with a slot's index and the gradient (out, in) of its weight."""
+
+
+def sampled_labels(seed: int) -> Loss:
+    """Return −log p(y) at labels y drawn from the model itself: the expected square of its gradient is the Fisher's.
+
+    Args:
+        seed: Chooses the labels.
+    """
+
+    def loss(logits: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+        rng = torch.Generator(ids.device).manual_seed(seed)
+        flat = logits.flatten(0, 1)
+        labels = torch.multinomial(flat.detach().softmax(-1), 1, generator=rng)[:, 0]
+        return torch.nn.functional.cross_entropy(flat, labels, reduction="sum")
+
+    return loss
+
+
+def next_tokens(logits: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+    """Return the sum of −log p of the tokens that come next in the text."""
+    return torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten(), reduction="sum")
+
+
+def visit_gradients(anatomy: Anatomy, slots: Sequence[Slot], ids: torch.Tensor, *, loss: Loss, visit: Visit) -> None:
+    """Call ``visit`` with the gradient of a loss in the weight of each slot, never keeping more than one gradient.
+
+    Args:
+        anatomy: The model, as its weights are now.
+        slots: Whose weights; several may be views of one parameter.
+        ids: Token ids (rows, seq_len).
+        loss: What is differentiated.
+        visit: Reads a gradient.
+    """
+    owners: dict[int, list[int]] = {}
+    for index, slot in enumerate(slots):
+        owners.setdefault(id(slot.parameter), []).append(index)
+
+    def read(indices: Sequence[int], parameter: torch.Tensor) -> None:
+        assert parameter.grad is not None
+        for index in indices:
+            visit(index, slots[index].view(parameter.grad))
+        parameter.grad = None
+
+    with ExitStack() as stack, torch.enable_grad():
+        for indices in owners.values():
+            parameter = slots[indices[0]].parameter
+            stack.callback(parameter.requires_grad_, parameter.requires_grad)
+            parameter.requires_grad_(True)
+            stack.callback(parameter.register_post_accumulate_grad_hook(partial(read, indices)).remove)
+        logits = anatomy.model(input_ids=ids, use_cache=False).logits.float()
+        loss(logits, ids).backward()
