@@ -13,6 +13,8 @@ AROUND_UNIFORM = "kl_around_uniform"
 AROUND_TOP = "kl_around_top"
 HAWQ = "hawq_v2"
 FISHER = "fisher"
+AUTO_QUANTIZE = "auto_quantize"
+AUTO_SCHEME = "auto_scheme"
 LEAST_RISE = 1e-6
 
 COLUMNS: dict[str, list[str]] = {
@@ -22,8 +24,15 @@ COLUMNS: dict[str, list[str]] = {
     "around_top": [AROUND_TOP],
     "hawq_v2": [HAWQ],
     "fisher": [FISHER],
+    "auto_quantize": [AUTO_QUANTIZE],
+    "auto_scheme": [AUTO_SCHEME],
 }
-OF_WEIGHTS = ("hawq_v2", "fisher")  # kinds that ask for what a level changes in a weight
+OF_WEIGHTS = (
+    "hawq_v2",
+    "fisher",
+    "auto_quantize",
+    "auto_scheme",
+)  # kinds that ask for what a level changes in a weight
 DEFAULT = "around_top"  # the best of them on what was measured, see benchmarks/README.md
 
 
@@ -37,6 +46,7 @@ class Harm:
             KL per layer error, one measurement a unit instead of one a level. ``bare``: layer error alone, what SPDY
             minimizes; it can be worse than uniform. ``hawq_v2``: mean curvature of the loss in a layer's weights x
             what the level changes in them (HAWQ-V2). ``fisher``: that change's KL to second order, from gradients.
+            ``auto_quantize``, ``auto_scheme``: what NVIDIA ModelOpt and Intel AutoRound sum over gradients.
 
     Raises:
         SettingError: There is no such kind.

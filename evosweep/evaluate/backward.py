@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
+from typing import Any
 
 import torch
 
@@ -13,6 +14,8 @@ Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 """From logits (rows, seq_len, vocabulary) in fp32 and token ids (rows, seq_len) to the sum over tokens of a loss."""
 Visit = Callable[[int, torch.Tensor], None]
 """Called with a slot's index and the gradient (out, in) of its weight."""
+VisitOutputs = Callable[[int, torch.Tensor, torch.Tensor], None]
+"""Called with a slot's index, its inputs (rows, seq_len, in), and the gradient of its outputs (rows, seq_len, out)."""
 
 
 def sampled_labels(seed: int) -> Loss:
@@ -64,3 +67,40 @@ def visit_gradients(anatomy: Anatomy, slots: Sequence[Slot], ids: torch.Tensor, 
             stack.callback(parameter.register_post_accumulate_grad_hook(partial(read, indices)).remove)
         logits = anatomy.model(input_ids=ids, use_cache=False).logits.float()
         loss(logits, ids).backward()
+
+
+def visit_outputs(
+    anatomy: Anatomy, slots: Sequence[Slot], ids: torch.Tensor, *, loss: Loss, visit: VisitOutputs
+) -> None:
+    """Call ``visit`` with inputs of each slot and the gradient of a loss in its outputs; no weight's gradient is made.
+
+    Args:
+        anatomy: The model, as its weights are now.
+        slots: Linear layers, embedding or head.
+        ids: Token ids (rows, seq_len).
+        loss: What is differentiated.
+        visit: Reads them.
+
+    Raises:
+        ModelError: A slot is one expert of several.
+    """
+    inputs: dict[int, torch.Tensor] = {}
+
+    def watch(index: int, _module: torch.nn.Module, _args: object, output: torch.Tensor) -> None:
+        if output.requires_grad:
+            given = inputs.pop(index)
+            output.register_hook(lambda gradient: visit(index, given, gradient))
+
+    with ExitStack() as stack, torch.enable_grad():
+        model: Any = anatomy.model
+        source = model.get_input_embeddings()
+        stack.callback(source.register_forward_hook(lambda _m, _a, output: output.requires_grad_(True)).remove)
+        for index, slot in enumerate(slots):
+            stack.callback(slot.watch_inputs(partial(_remember, inputs, index)).remove)
+            stack.callback(slot.module.register_forward_hook(partial(watch, index)).remove)
+        logits = anatomy.model(input_ids=ids, use_cache=False).logits.float()
+        loss(logits, ids).backward()
+
+
+def _remember(inputs: dict[int, torch.Tensor], index: int, given: torch.Tensor) -> None:
+    inputs[index] = given.detach()

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from evosweep.allocators.harm import HAWQ
 from evosweep.core.events import Progress
 from evosweep.core.problem import Problem
-from evosweep.evaluate.passes import BACKWARD, Changes, layers_with_gradients, orders_of, run_passes
+from evosweep.evaluate.gradient_scores import Changes
+from evosweep.evaluate.passes import BACKWARD, layers_with_gradients, orders_of, run_passes
 from evosweep.evaluate.population import Evaluator
 from evosweep.evaluate.steps import Steps
 from evosweep.models.slots import Slot

@@ -1,18 +1,17 @@
-"""The scores that are read from backward passes, and the passes themselves, of which each process makes some."""
+"""Backward passes over windows of text: chosen, shared among processes, kept, and their scores summed."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from evosweep import parallel
 from evosweep.core.errors import EvosweepError
 from evosweep.core.events import Progress
 from evosweep.core.problem import Problem
 from evosweep.core.seeds import generator
-from evosweep.evaluate.backward import sampled_labels, visit_gradients
+from evosweep.evaluate.gradient_scores import SCORES
 from evosweep.evaluate.population import Evaluator
 from evosweep.evaluate.steps import Steps
 from evosweep.models.device import moved
@@ -21,81 +20,6 @@ from evosweep.models.slots import Slot
 BACKWARD = 3  # a forward and a backward pass cost as much as so many forward passes
 PASSES = "gradients"  # name of an order
 Numbers = npt.NDArray[np.float64]
-Score = Callable[[Evaluator, Sequence[Slot], torch.Tensor, Mapping[str, Any]], torch.Tensor]
-"""From the evaluator, slots, token ids (rows, seq_len) and the pass's order to numbers, a row a slot."""
-
-
-def squares(evaluator: Evaluator, slots: Sequence[Slot], ids: torch.Tensor, order: Mapping[str, Any]) -> torch.Tensor:
-    """Return the squared norm of the gradient of log p(y) by slot, shape (slots,), at labels y drawn from the model.
-
-    Args:
-        evaluator: Has the dense model.
-        slots: Whose weights the gradient is taken of.
-        ids: Token ids (rows, seq_len).
-        order: Its ``seed`` chooses the labels.
-    """
-    anatomy = evaluator.anatomy
-    found = torch.zeros(len(slots), dtype=torch.float64, device=anatomy.device)
-
-    def add(index: int, gradient: torch.Tensor) -> None:
-        found[index] = gradient.float().square().sum()
-
-    visit_gradients(anatomy, slots, ids, loss=sampled_labels(order["seed"]), visit=add)
-    return found
-
-
-def squared_products(
-    evaluator: Evaluator, slots: Sequence[Slot], ids: torch.Tensor, order: Mapping[str, Any]
-) -> torch.Tensor:
-    """Return (g · ΔW)² for every level of every slot, shape (slots, longest ladder), with g the gradient of log p(y).
-
-    At labels y drawn from the dense model; ΔW is what the level changes in the weight.
-
-    Args:
-        evaluator: Has the dense model and the levels.
-        slots: Whose weights the gradient is taken of.
-        ids: Token ids (rows, seq_len).
-        order: Its ``seed`` chooses the labels.
-    """
-    changes = Changes(evaluator, slots)
-    found = changes.zeros()
-
-    def add(index: int, gradient: torch.Tensor) -> None:
-        for level, change in enumerate(changes.of(index)):
-            found[index, level] = (gradient.float() * change).sum(dtype=torch.float64).square()
-
-    visit_gradients(evaluator.anatomy, slots, ids, loss=sampled_labels(order["seed"]), visit=add)
-    return found
-
-
-class Changes:
-    """What each level changes in the weights of some slots.
-
-    Args:
-        evaluator: Has the dense model and the levels.
-        slots: Layers of the store.
-    """
-
-    def __init__(self, evaluator: Evaluator, slots: Sequence[Slot]) -> None:
-        stored = {unit.name: (index, len(unit.levels)) for index, unit in enumerate(evaluator.store.units)}
-        self.evaluator = evaluator
-        self.slots = slots
-        self.ladders = [stored[slot.name] for slot in slots]
-
-    def zeros(self) -> torch.Tensor:
-        """Return zeros for every level of every slot, shape (slots, longest ladder)."""
-        longest = max(size for _, size in self.ladders)
-        return torch.zeros(len(self.slots), longest, dtype=torch.float64, device=self.evaluator.anatomy.device)
-
-    def of(self, index: int) -> Iterator[torch.Tensor]:
-        """Yield what each level of a slot changes in its dense weight, shape (out, in), fp32, lowest level first."""
-        unit, size = self.ladders[index]
-        dense = self.slots[index].read().detach().float()
-        for level in range(size):
-            yield self.evaluator.weight(unit, level).float() - dense
-
-
-SCORES: Mapping[str, Score] = {"squares": squares, "squared_products": squared_products}
 
 
 def layers_with_gradients(evaluator: Evaluator, problem: Problem) -> list[Slot]:

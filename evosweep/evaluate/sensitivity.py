@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from evosweep.allocators.alpha_pruning import HILL
-from evosweep.allocators.harm import AROUND_TOP, AROUND_UNIFORM, FISHER, HAWQ, KL_PER_ERROR
+from evosweep.allocators.harm import AROUND_TOP, AROUND_UNIFORM, AUTO_QUANTIZE, AUTO_SCHEME, FISHER, HAWQ, KL_PER_ERROR
 from evosweep.allocators.ranking import LOSS_ALONE
 from evosweep.assets.cache_folder import cache_folder, not_writable
 from evosweep.assets.locks import locked
@@ -20,7 +20,7 @@ from evosweep.core.files import digest, write_json
 from evosweep.core.problem import Genome, Problem
 from evosweep.core.seeds import generator
 from evosweep.evaluate.curvature import hawq_v2
-from evosweep.evaluate.gradients import fisher
+from evosweep.evaluate.gradients import auto_quantize, auto_scheme, fisher
 from evosweep.evaluate.population import Evaluator
 from evosweep.evaluate.steps import Steps
 from evosweep.fitness.kl import KL
@@ -170,18 +170,24 @@ def _one_level_a_unit(problem: Problem, tokens: int) -> int:
     return (len(problem.units) + 1) * tokens
 
 
+def _as_one_level(problem: Problem, tokens: int) -> int:
+    return len(problem.units) * tokens
+
+
 def _all_levels(problem: Problem, tokens: int) -> int:
     return (problem.total_levels - len(problem.units) + 1) * tokens
 
 
 MEASURES = {
     KL_PER_ERROR: Measure(kl_per_error, _one_level_a_unit),
-    LOSS_ALONE: Measure(loss_alone, lambda problem, tokens: len(problem.units) * tokens),
+    LOSS_ALONE: Measure(loss_alone, _as_one_level),
     AROUND_UNIFORM: Measure(around_uniform, _all_levels),
     AROUND_TOP: Measure(around_top, _all_levels),
     HILL: Measure(hill_exponents, lambda *_: 0),
-    HAWQ: Measure(hawq_v2, lambda problem, tokens: len(problem.units) * tokens),
-    FISHER: Measure(fisher, lambda problem, tokens: len(problem.units) * tokens),
+    HAWQ: Measure(hawq_v2, _as_one_level),
+    FISHER: Measure(fisher, _as_one_level),
+    AUTO_QUANTIZE: Measure(auto_quantize, _as_one_level),
+    AUTO_SCHEME: Measure(auto_scheme, _as_one_level),
 }
 
 

@@ -4,7 +4,7 @@ import torch
 
 from evosweep.allocators.harm import HAWQ
 from evosweep.core.events import Silent
-from evosweep.evaluate.passes import squares
+from evosweep.evaluate.gradient_scores import squares
 from evosweep.evaluate.population import Evaluator
 from evosweep.evaluate.sensitivity import measure
 from evosweep.models.anatomy import Anatomy

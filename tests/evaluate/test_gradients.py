@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch.func import functional_call, jvp
 
-from evosweep.allocators.harm import FISHER
+from evosweep.allocators.harm import AUTO_QUANTIZE, AUTO_SCHEME, FISHER
 from evosweep.allocators.ilp import ILP
 from evosweep.core.events import Silent
-from evosweep.evaluate.passes import squared_products
+from evosweep.evaluate.gradient_scores import absolute_products, output_squares, squared_products
 from evosweep.evaluate.population import Evaluator
 from evosweep.evaluate.sensitivity import measure
 from evosweep.models.anatomy import Anatomy
@@ -71,15 +71,60 @@ def test_fisher_is_the_second_order_term_of_the_kl(evaluator: Evaluator, double,
     assert found.tolist() == pytest.approx(expected, rel=0.25)  # 400 squares of a Gaussian: 7 % of standard error
 
 
-def test_the_ilp_reads_what_was_measured(evaluator: Evaluator, store, make_store_problem, monkeypatch, tmp_path):
+@pytest.mark.parametrize("place", PLACES)
+def test_an_output_square_is_that_of_float64(evaluator: Evaluator, double, ids, place: int) -> None:
+    """ModelOpt's sum: squared gradient of the text's loss in a layer's outputs x squared change of the outputs."""
+    slot = evaluator.anatomy.slots[place]
+    found = output_squares(evaluator, [slot], ids, {})[0]
+    module = double.get_submodule(slot.name)
+    kept = {}
+    hook = module.register_forward_hook(lambda _m, args, output: kept.update(x=args[0], y=output))
+    logits = double(input_ids=ids, use_cache=False).logits
+    hook.remove()
+    loss = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten(), reduction="sum")
+    (gradient,) = torch.autograd.grad(loss, kept["y"])
+    changed = [kept["x"] @ change(evaluator, place, level).T for level in range(3)]
+    expected = [float((gradient * output).square().sum().detach()) for output in changed]
+    assert found.tolist() == pytest.approx(expected, rel=1e-3)
+
+
+@pytest.mark.parametrize("level", [0, 2])
+def test_an_absolute_product_is_that_of_float64(evaluator: Evaluator, double, ids, level: int) -> None:
+    """AutoScheme's sum, in a model whose layers are all at the level."""
+    slots = evaluator.anatomy.slots
+    before = [slot.read().clone() for slot in slots]
+    found = absolute_products(evaluator, slots, ids, {"level": level})
+    model = copy.deepcopy(double)
+    with torch.no_grad():
+        for place, slot in enumerate(slots):
+            model.get_parameter(f"{slot.name}.weight").copy_(evaluator.weight(place, level))
+    logits = model(input_ids=ids, use_cache=False).logits
+    loss = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten(), reduction="sum")
+    loss.backward()
+    expected = [
+        float((model.get_parameter(f"{slot.name}.weight").grad * change(evaluator, place, level)).abs().sum())
+        for place, slot in enumerate(slots)
+    ]
+    assert found[:, level].tolist() == pytest.approx(expected, rel=1e-3)
+    assert (np.delete(found.numpy(), level, axis=1) == 0).all()
+    for slot, weight in zip(slots, before, strict=True):
+        assert torch.equal(slot.read(), weight)
+
+
+@pytest.mark.parametrize("column", [FISHER, AUTO_QUANTIZE, AUTO_SCHEME])
+def test_the_ilp_reads_what_was_measured(
+    column: str, evaluator: Evaluator, store, make_store_problem, monkeypatch, tmp_path
+) -> None:
     monkeypatch.setenv("EVOSWEEP_CACHE", str(tmp_path))
     problem = make_store_problem(store)
-    columns, tokens = measure(FISHER, evaluator, problem, tokens=64, seed=0, progress=Silent())
+    columns, tokens = measure(column, evaluator, problem, tokens=64, seed=0, progress=Silent())
     assert tokens == 64 * len(problem.units)
     units = [type(unit)(**{**vars(unit), "columns": {**unit.columns, **columns[unit.name]}}) for unit in problem.units]
     measured = type(problem)(units=tuple(units), budget=problem.budget)
-    genome = ILP(harm="fisher").allocate(measured)
-    harms = np.array([[columns[unit.name][f"{FISHER}/{level.name}"] for level in unit.levels] for unit in units])
+    genome = ILP(harm=column).allocate(measured)
+    harms = np.array([[columns[unit.name][f"{column}/{level.name}"] for level in unit.levels] for unit in units])
     assert (harms > 0).all() and measured.feasible(genome)
     rows = np.arange(len(units))
     assert harms[rows, genome].sum() < harms[rows, problem.uniform()].sum()
+    for slot in evaluator.anatomy.slots:
+        assert not slot.parameter.requires_grad and slot.parameter.grad is None
