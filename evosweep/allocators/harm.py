@@ -15,7 +15,10 @@ HAWQ = "hawq_v2"
 FISHER = "fisher"
 AUTO_QUANTIZE = "auto_quantize"
 AUTO_SCHEME = "auto_scheme"
+HIGGS = "higgs"
+HIGGS_DATA = "higgs_data"
 LEAST_RISE = 1e-6
+BROKEN = 1e3  # KL of a level whose KL is no number
 
 COLUMNS: dict[str, list[str]] = {
     "scaled": [KL_PER_ERROR],
@@ -26,6 +29,8 @@ COLUMNS: dict[str, list[str]] = {
     "fisher": [FISHER],
     "auto_quantize": [AUTO_QUANTIZE],
     "auto_scheme": [AUTO_SCHEME],
+    "higgs": [HIGGS],
+    "higgs_data": [HIGGS_DATA],
 }
 OF_WEIGHTS = (
     "hawq_v2",
@@ -47,6 +52,8 @@ class Harm:
             minimizes; it can be worse than uniform. ``hawq_v2``: mean curvature of the loss in a layer's weights x
             what the level changes in them (HAWQ-V2). ``fisher``: that change's KL to second order, from gradients.
             ``auto_quantize``, ``auto_scheme``: what NVIDIA ModelOpt and Intel AutoRound sum over gradients.
+            ``higgs``: HIGGS's linearity model, squared relative error of the weight x the slope that noise shows on
+            random tokens; ``higgs_data``: on text.
 
     Raises:
         SettingError: There is no such kind.
