@@ -12,6 +12,9 @@ KL_PER_ERROR = "kl_per_error"
 AROUND_UNIFORM = "kl_around_uniform"
 AROUND_TOP = "kl_around_top"
 HAWQ = "hawq_v2"
+HAWQ_HUTCHINSON = "hawq_v2_hutchinson"
+HAWQ_TOP = "hawq"
+ORDER = "_order"  # what a curvature's column is called whose numbers are a unit's, not a level's
 FISHER = "fisher"
 AUTO_QUANTIZE = "auto_quantize"
 AUTO_SCHEME = "auto_scheme"
@@ -26,6 +29,8 @@ COLUMNS: dict[str, list[str]] = {
     "around_uniform": [AROUND_UNIFORM],
     "around_top": [AROUND_TOP],
     "hawq_v2": [HAWQ],
+    "hawq_v2_hutchinson": [HAWQ_HUTCHINSON],
+    "hawq": [HAWQ_TOP],
     "fisher": [FISHER],
     "auto_quantize": [AUTO_QUANTIZE],
     "auto_scheme": [AUTO_SCHEME],
@@ -50,7 +55,8 @@ class Harm:
             ``around_uniform``: the same with all others at the budget's uniform allocation. ``scaled``: layer error x
             KL per layer error, one measurement a unit instead of one a level. ``bare``: layer error alone, what SPDY
             minimizes; it can be worse than uniform. ``hawq_v2``: mean curvature of the loss in a layer's weights x
-            what the level changes in them (HAWQ-V2). ``fisher``: that change's KL to second order, from gradients.
+            what the level changes in them (HAWQ-V2); ``hawq_v2_hutchinson``: the same by Hutchinson's estimate;
+            ``hawq``: top eigenvalue instead (HAWQ). ``fisher``: that change's KL to second order, from gradients.
             ``auto_quantize``, ``auto_scheme``: what NVIDIA ModelOpt and Intel AutoRound sum over gradients.
             ``higgs``: HIGGS's linearity model, squared relative error of the weight x the slope that noise shows on
             random tokens; ``higgs_data``: on text.

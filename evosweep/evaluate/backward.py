@@ -14,8 +14,10 @@ Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 """From logits (rows, seq_len, vocabulary) in fp32 and token ids (rows, seq_len) to the sum over tokens of a loss."""
 Visit = Callable[[int, torch.Tensor], None]
 """Called with a slot's index and the gradient (out, in) of its weight."""
-VisitOutputs = Callable[[int, torch.Tensor, torch.Tensor], None]
-"""Called with a slot's index, its inputs (rows, seq_len, in), and the gradient of its outputs (rows, seq_len, out)."""
+Outputs = tuple[torch.Tensor, torch.Tensor]
+"""A layer's inputs (rows, seq_len, in), and the gradient of its outputs (rows, seq_len, out)."""
+VisitOutputs = Callable[[int, Outputs], None]
+"""Called with a slot's index, and what was seen of its outputs."""
 
 
 def sampled_labels(seed: int) -> Loss:
@@ -86,10 +88,10 @@ def visit_outputs(
     """
     inputs: dict[int, torch.Tensor] = {}
 
-    def watch(index: int, _module: torch.nn.Module, _args: object, output: torch.Tensor) -> None:
+    def watch(index: int, output: torch.Tensor) -> None:
         if output.requires_grad:
             given = inputs.pop(index)
-            output.register_hook(lambda gradient: visit(index, given, gradient))
+            output.register_hook(lambda gradient: visit(index, (given, gradient)))
 
     with ExitStack() as stack, torch.enable_grad():
         model: Any = anatomy.model
@@ -97,10 +99,14 @@ def visit_outputs(
         stack.callback(source.register_forward_hook(lambda _m, _a, output: output.requires_grad_(True)).remove)
         for index, slot in enumerate(slots):
             stack.callback(slot.watch_inputs(partial(_remember, inputs, index)).remove)
-            stack.callback(slot.module.register_forward_hook(partial(watch, index)).remove)
+            stack.callback(slot.module.register_forward_hook(partial(_pass_output, partial(watch, index))).remove)
         logits = anatomy.model(input_ids=ids, use_cache=False).logits.float()
         loss(logits, ids).backward()
 
 
 def _remember(inputs: dict[int, torch.Tensor], index: int, given: torch.Tensor) -> None:
     inputs[index] = given.detach()
+
+
+def _pass_output(watch: Callable[[torch.Tensor], None], *module_inputs_output: Any) -> None:
+    watch(module_inputs_output[-1])

@@ -1,19 +1,27 @@
-"""The curvature of the loss in each layer's weights, which HAWQ-V2's estimate of harm needs."""
+"""The curvature of the loss in each layer's weights, which the estimates of harm of HAWQ and HAWQ-V2 need."""
 
 import math
 from collections.abc import Mapping, Sequence
 
-from evosweep.allocators.harm import HAWQ
+import numpy as np
+
+from evosweep.allocators.harm import HAWQ, HAWQ_HUTCHINSON, HAWQ_TOP, ORDER
 from evosweep.core.events import Progress
 from evosweep.core.problem import Problem
+from evosweep.core.seeds import generator
 from evosweep.evaluate.gradient_scores import Changes
+from evosweep.evaluate.hessian import HESSIAN, LONGEST, Curvature, chunks_of, top_eigenvalue
 from evosweep.evaluate.passes import BACKWARD, layers_with_gradients, orders_of, run_passes
 from evosweep.evaluate.population import Evaluator
 from evosweep.evaluate.steps import Steps
+from evosweep.models.device import moved
 from evosweep.models.slots import Slot
 
 PASSES = 32  # number of backward passes, unless that puts more than TOGETHER tokens into one
 TOGETHER = 16384  # most tokens in one backward pass
+ITERATIONS = 6  # of the power iteration: the value converges twice as fast as the vector
+PRODUCT = 3  # a product with the Hessian costs as much as so many forward passes, from a block on average
+LEAST = 32  # tokens of a power iteration, whatever was asked for
 
 
 def hawq_v2(
@@ -52,26 +60,117 @@ def hawq_v2(
         description="measuring curvature",
     )
     traces = (squares[:, 0] / (count * seq_len)).tolist()  # a token
-    return _harms(evaluator, problem, slots, traces)
+    return _harms(HAWQ, evaluator, problem, slots, [trace / _numel(slot) for slot, trace in _pairs(slots, traces)])
+
+
+def hawq_v2_hutchinson(
+    evaluator: Evaluator, problem: Problem, *, tokens: int, seed: int, progress: Progress, steps: Steps | None = None
+) -> dict[str, dict[str, float]]:
+    """Return what ``hawq_v2`` does, the trace by Hutchinson's estimate: the mean of vᵀ H v over vectors v of signs.
+
+    Arguments are as there; a product with the Hessian is counted as nine forward passes, of each chunk of layers from
+    its first block on.
+    """
+    slots = layers_with_gradients(evaluator, problem)
+    length = min(evaluator.splits["search"].windows.shape[1], LONGEST)
+    forwards = HESSIAN * (len(chunks_of(slots)) + 1) / 2
+    count = max(1, int(len(problem.units) * tokens / (forwards * length)))
+    sums = run_passes(
+        evaluator,
+        slots,
+        orders_of(evaluator, windows=count, together=1, seed=seed),
+        score="hutchinson",
+        steps=steps or Steps(),
+        progress=progress,
+        description="measuring traces",
+    )
+    traces = (sums[:, 0] / (count * length)).clip(min=0.0).tolist()
+    means = [trace / _numel(slot) for slot, trace in _pairs(slots, traces)]
+    return _harms(HAWQ_HUTCHINSON, evaluator, problem, slots, means)
+
+
+def hawq_tokens(problem: Problem, tokens: int) -> int:
+    """Return the tokens that ``hawq`` is counted as: ``tokens`` a unit, or what it takes at least.
+
+    Args:
+        problem: Units.
+        tokens: For each unit.
+    """
+    return len(problem.units) * max(tokens, ITERATIONS * PRODUCT * LEAST)
+
+
+def hawq(
+    evaluator: Evaluator, problem: Problem, *, tokens: int, seed: int, progress: Progress, steps: Steps | None = None
+) -> dict[str, dict[str, float]]:
+    """Return ½ · top Hessian eigenvalue · ‖W − Ŵ‖² of every unit at every level (HAWQ, arXiv 1905.03696, eq. 6).
+
+    The Hessian is that of the KL in one layer's weight; its top eigenvalue is found by power iteration on the first
+    tokens of some windows. A step is a block: its layers share one graph.
+
+    Args:
+        evaluator: Has the dense model and the levels.
+        problem: Units.
+        tokens: As many as scoring every unit once on so many would cost, a product with the Hessian counted as three
+            forward passes: six, of half of the blocks on average.
+        seed: Chooses windows and first vectors.
+        progress: Shows how far it is.
+        steps: Keeps what is done; None: nothing.
+
+    Raises:
+        EvosweepError: A unit is not a layer's weight, or some weights are not on the model's device.
+    """
+    slots = layers_with_gradients(evaluator, problem)
+    windows = evaluator.splits["search"].windows
+    each = max(LEAST, tokens // (ITERATIONS * PRODUCT))
+    length = min(each, LONGEST, windows.shape[1])
+    chosen = generator(seed, "curvature").integers(len(windows), size=max(1, each // length))
+    ids = moved(windows[chosen, :length], evaluator.anatomy.device)
+    groups = chunks_of(slots, most=1)
+
+    def of(group: Sequence[int]) -> list[float]:
+        curvature = Curvature(evaluator.anatomy, [slots[index] for index in group], ids)
+        seeds = [int(generator(seed, "eigenvector", slots[index].name).integers(2**31)) for index in group]
+        return [top_eigenvalue(curvature, place, iterations=ITERATIONS, seed=one) for place, one in enumerate(seeds)]
+
+    found = (steps or Steps()).run(groups, of, progress=progress, description="top eigenvalues")
+    order = [index for group in groups for index in group]
+    values = np.zeros(len(slots))
+    values[order] = np.concatenate(found) / ids.numel()
+    return _harms(HAWQ_TOP, evaluator, problem, slots, values.tolist())
+
+
+def _numel(slot: Slot) -> int:
+    rows, columns = slot.shape
+    return rows * columns
+
+
+def _pairs(slots: Sequence[Slot], numbers: Sequence[float]) -> list[tuple[Slot, float]]:
+    return list(zip(slots, numbers, strict=True))
 
 
 def _harms(
-    evaluator: Evaluator, problem: Problem, slots: Sequence[Slot], traces: Sequence[float]
+    column: str, evaluator: Evaluator, problem: Problem, slots: Sequence[Slot], curvatures: Sequence[float]
 ) -> dict[str, dict[str, float]]:
-    """Return the harm of every unit's levels; that of tied layers is the sum of theirs.
+    """Return the harm of every unit's levels, and the unit's curvature a weight, by which HAWQ orders units.
 
     Args:
+        column: Its name, without the level's.
         evaluator: Has the levels.
         problem: Units.
         slots: Of the units' layers, in order.
-        traces: Trace of every layer's Hessian, a token.
+        curvatures: Of every layer, a token; harm is half of it x ‖W − Ŵ‖².
     """
     changes = Changes(evaluator, slots)
     numbers: dict[str, list[float]] = {}
-    for index, (slot, trace) in enumerate(zip(slots, traces, strict=True)):
-        half = 0.5 * trace / slot.read().numel()
-        numbers[slot.name] = [half * float(change.square().sum()) for change in changes.of(index)]
-    return by_level(HAWQ, problem, numbers)
+    for index, (slot, curvature) in enumerate(_pairs(slots, curvatures)):
+        numbers[slot.name] = [0.5 * curvature * float(change.square().sum()) for change in changes.of(index)]
+    harms = by_level(column, problem, numbers)
+    own = {slot.name: curvature for slot, curvature in _pairs(slots, curvatures)}
+    for unit in problem.units:
+        a_weight = [own[layer.name] / (layer.numel if column == HAWQ_TOP else 1) for layer in unit.layers]
+        mean = float(np.average(a_weight, weights=[layer.numel for layer in unit.layers]))
+        harms[unit.name][f"{column}{ORDER}"] = mean
+    return harms
 
 
 def by_level(column: str, problem: Problem, numbers: Mapping[str, Sequence[float]]) -> dict[str, dict[str, float]]:

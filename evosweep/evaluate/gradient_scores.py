@@ -5,7 +5,8 @@ from typing import Any
 
 import torch
 
-from evosweep.evaluate.backward import next_tokens, sampled_labels, visit_gradients, visit_outputs
+from evosweep.evaluate.backward import Outputs, next_tokens, sampled_labels, visit_gradients, visit_outputs
+from evosweep.evaluate.hessian import hutchinson
 from evosweep.evaluate.population import Evaluator
 from evosweep.models.patch import replaced_weights
 from evosweep.models.slots import Slot
@@ -101,7 +102,8 @@ def output_squares(
     changes = Changes(evaluator, slots)
     found = changes.zeros()
 
-    def add(index: int, inputs: torch.Tensor, gradient: torch.Tensor) -> None:
+    def add(index: int, outputs: Outputs) -> None:
+        inputs, gradient = outputs
         squares = gradient.flatten(0, -2).float().square()
         for level, change in enumerate(changes.of(index)):
             changed = (
@@ -111,6 +113,20 @@ def output_squares(
 
     visit_outputs(evaluator.anatomy, slots, ids, loss=next_tokens, visit=add)
     return found
+
+
+def sign_products(
+    evaluator: Evaluator, slots: Sequence[Slot], ids: torch.Tensor, order: Mapping[str, Any]
+) -> torch.Tensor:
+    """Return vᵀ H v by slot, shape (slots,), for one vector v of signs and the Hessian H of the KL.
+
+    Args:
+        evaluator: Has the dense model.
+        slots: The layers.
+        ids: Token ids (rows, seq_len).
+        order: Its ``seed`` chooses the signs.
+    """
+    return hutchinson(evaluator.anatomy, slots, ids, order["seed"])
 
 
 class Changes:
@@ -156,4 +172,5 @@ SCORES: Mapping[str, Score] = {
     "squared_products": squared_products,
     "absolute_products": absolute_products,
     "output_squares": output_squares,
+    "hutchinson": sign_products,
 }

@@ -53,7 +53,16 @@ def higgs(
 def higgs_data(
     evaluator: Evaluator, problem: Problem, *, tokens: int, seed: int, progress: Progress, steps: Steps | None = None
 ) -> dict[str, dict[str, float]]:
-    """Return what ``higgs`` does, α measured on windows of the search split; arguments as there."""
+    """Return what ``higgs`` does, α measured on windows of the search split.
+
+    Args:
+        evaluator: Has the dense model and the levels.
+        problem: Units.
+        tokens: Tokens of text for each unit and noise.
+        seed: Chooses windows and noise.
+        progress: Shows how far it is.
+        steps: Keeps what is done; None: nothing.
+    """
     windows = evaluator.splits["search"].windows
     count = max(1, tokens // windows.shape[1])
     chosen = generator(seed, "sensitivity").choice(len(windows), min(count, len(windows)), replace=False)

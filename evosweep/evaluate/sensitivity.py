@@ -18,6 +18,8 @@ from evosweep.allocators.harm import (
     BROKEN,
     FISHER,
     HAWQ,
+    HAWQ_HUTCHINSON,
+    HAWQ_TOP,
     HIGGS,
     HIGGS_DATA,
     KL_PER_ERROR,
@@ -30,15 +32,15 @@ from evosweep.core.events import Progress
 from evosweep.core.files import digest, write_json
 from evosweep.core.problem import Genome, Problem
 from evosweep.core.seeds import generator
-from evosweep.evaluate.curvature import hawq_v2
+from evosweep.evaluate.curvature import hawq, hawq_tokens, hawq_v2, hawq_v2_hutchinson
 from evosweep.evaluate.gradients import auto_quantize, auto_scheme, fisher
 from evosweep.evaluate.linearity import NOISES, higgs, higgs_data
 from evosweep.evaluate.population import Evaluator
+from evosweep.evaluate.spectra import hill_exponents
 from evosweep.evaluate.steps import Steps
 from evosweep.fitness.kl import KL
 from evosweep.fitness.perplexity import Perplexity
 from evosweep.models.activations import NONE
-from evosweep.models.spectrum import hill_exponent
 
 Columns = dict[str, dict[str, float]]
 """Columns by unit name."""
@@ -141,34 +143,6 @@ def around_top(
     return _rises(AROUND_TOP, base, evaluator, problem, windows=windows, progress=progress, steps=steps)
 
 
-def hill_exponents(
-    evaluator: Evaluator, problem: Problem, *, tokens: int, seed: int, progress: Progress, steps: Steps = ALONE
-) -> Columns:
-    """Return the Hill exponent of the dense weight of every unit that has a weight (drop units have none).
-
-    Of a tied unit it is the mean over its layers, by weights, as over the layers of a block.
-
-    Args:
-        evaluator: Has the model.
-        problem: Units.
-        tokens: Not used: weights alone are measured.
-        seed: Not used.
-        progress: Shows how far it is.
-        steps: Keeps what is done.
-    """
-    del tokens, seed
-    slots = {slot.name: slot for slot in evaluator.anatomy.all_slots}
-    units = {unit.name: unit for unit in problem.units if unit.layers[0].name in slots}
-
-    def exponent(name: str) -> float:
-        layers = units[name].layers
-        exponents = [hill_exponent(slots[layer.name].read()) for layer in layers]
-        return float(np.average(exponents, weights=[layer.numel for layer in layers]))
-
-    found = steps.run(list(units), exponent, progress=progress, description="spectra of the weights")
-    return {name: {HILL: float(value[0])} for name, value in zip(units, found, strict=True)}
-
-
 def _one(problem: Problem) -> int:
     del problem
     return 1
@@ -186,11 +160,13 @@ class Measure:
         measure: Returns the columns.
         tokens: Tokens in all.
         candidates: Candidates of a unit, which share the unit's tokens, each one window at least.
+        version: Raise when this measurement changes; METHOD when all do.
     """
 
     measure: Callable[..., Columns]
     tokens: Callable[[Problem, int], int]
     candidates: Callable[[Problem], int] = _one
+    version: int = 0
 
 
 def _one_level_a_unit(problem: Problem, tokens: int) -> int:
@@ -215,7 +191,9 @@ MEASURES = {
     AROUND_UNIFORM: Measure(around_uniform, _all_levels, _longest),
     AROUND_TOP: Measure(around_top, _all_levels, _longest),
     HILL: Measure(hill_exponents, lambda *_: 0),
-    HAWQ: Measure(hawq_v2, _as_one_level),
+    HAWQ: Measure(hawq_v2, _as_one_level, version=1),
+    HAWQ_HUTCHINSON: Measure(hawq_v2_hutchinson, _as_one_level),
+    HAWQ_TOP: Measure(hawq, hawq_tokens),
     FISHER: Measure(fisher, _as_one_level),
     AUTO_QUANTIZE: Measure(auto_quantize, _as_one_level),
     AUTO_SCHEME: Measure(auto_scheme, _as_one_level),
@@ -250,6 +228,8 @@ def measure(
     address = [METHOD, evaluator.store.key, problem.uniform().tolist(), split.hash, tokens, seed]
     if evaluator.resources.activations != NONE:
         address.append(evaluator.resources.activations)
+    if kind.version:
+        address.append(kind.version)
     ties = [unit.name for unit in problem.units if unit.members]
     if ties:
         address.append(ties)
