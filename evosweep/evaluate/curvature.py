@@ -68,8 +68,17 @@ def hawq_v2_hutchinson(
 ) -> dict[str, dict[str, float]]:
     """Return what ``hawq_v2`` does, the trace by Hutchinson's estimate: the mean of vᵀ H v over vectors v of signs.
 
-    Arguments are as there; a product with the Hessian is counted as nine forward passes, of each chunk of layers from
-    its first block on.
+    Args:
+        evaluator: Has the dense model and the levels.
+        problem: Units.
+        tokens: As many as scoring every unit once on so many would cost, a product with the Hessian counted as nine
+            forward passes, of each chunk of layers from its first block on.
+        seed: Chooses windows and signs.
+        progress: Shows how far it is.
+        steps: Keeps what is done; None: nothing.
+
+    Raises:
+        EvosweepError: A unit is not a layer's weight, or some weights are not on the model's device.
     """
     slots = layers_with_gradients(evaluator, problem)
     length = min(evaluator.splits["search"].windows.shape[1], LONGEST)
@@ -121,16 +130,18 @@ def hawq(
     """
     slots = layers_with_gradients(evaluator, problem)
     windows = evaluator.splits["search"].windows
-    each = max(LEAST, tokens // (ITERATIONS * PRODUCT))
-    length = min(each, LONGEST, windows.shape[1])
-    chosen = generator(seed, "curvature").integers(len(windows), size=max(1, each // length))
+    asked = max(LEAST, tokens // (ITERATIONS * PRODUCT))
+    length = min(asked, LONGEST, windows.shape[1])
+    chosen = generator(seed, "curvature").integers(len(windows), size=max(1, asked // length))
     ids = moved(windows[chosen, :length], evaluator.anatomy.device)
     groups = chunks_of(slots, most=1)
 
     def of(group: Sequence[int]) -> list[float]:
         curvature = Curvature(evaluator.anatomy, [slots[index] for index in group], ids)
         seeds = [int(generator(seed, "eigenvector", slots[index].name).integers(2**31)) for index in group]
-        return [top_eigenvalue(curvature, place, iterations=ITERATIONS, seed=one) for place, one in enumerate(seeds)]
+        return [
+            top_eigenvalue(curvature, position, iterations=ITERATIONS, seed=one) for position, one in enumerate(seeds)
+        ]
 
     found = (steps or Steps()).run(groups, of, progress=progress, description="top eigenvalues")
     order = [index for group in groups for index in group]

@@ -129,10 +129,10 @@ def hutchinson(anatomy: Anatomy, slots: Sequence[Slot], ids: torch.Tensor, seed:
     for indices in chunks_of(slots):
         curvature = Curvature(anatomy, [slots[index] for index in indices], ids)
         rng = torch.Generator(ids.device).manual_seed(seed)
-        signs = {place: _signs(slots[index], rng) for place, index in enumerate(indices)}
+        signs = {position: _signs(slots[index], rng) for position, index in enumerate(indices)}
         products = curvature.product(signs, last=True)
-        for place, index in enumerate(indices):
-            found[index] = (signs[place] * products[place]).sum(dtype=torch.float64)
+        for position, index in enumerate(indices):
+            found[index] = (signs[position] * products[position]).sum(dtype=torch.float64)
     return found
 
 
