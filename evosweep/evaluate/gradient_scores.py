@@ -51,8 +51,9 @@ def squared_products(
     found = changes.zeros()
 
     def add(index: int, gradient: torch.Tensor) -> None:
+        flat = gradient.float().flatten()
         for level, change in enumerate(changes.of(index)):
-            found[index, level] = (gradient.float() * change).sum(dtype=torch.float64).square()
+            found[index, level] = torch.dot(flat, change.flatten()).double().square()
 
     visit_gradients(evaluator.anatomy, slots, ids, loss=sampled_labels(order["seed"]), visit=add)
     return found
@@ -106,10 +107,9 @@ def output_squares(
         inputs, gradient = outputs
         squares = gradient.flatten(0, -2).float().square()
         for level, change in enumerate(changes.of(index)):
-            changed = (
-                change[inputs.flatten()] if inputs.dtype is torch.long else inputs.flatten(0, -2).float() @ change.T
-            )
-            found[index, level] += (squares * changed.square()).sum(dtype=torch.float64)
+            weight = change.to(gradient.dtype)  # multiplied as the model multiplies
+            changed = weight[inputs.flatten()] if inputs.dtype is torch.long else inputs.flatten(0, -2) @ weight.T
+            found[index, level] += (squares * changed.float().square()).sum(dtype=torch.float64)
 
     visit_outputs(evaluator.anatomy, slots, ids, loss=next_tokens, visit=add)
     return found
