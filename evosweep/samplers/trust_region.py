@@ -9,8 +9,8 @@ from evosweep.core.checks import check_int
 from evosweep.core.errors import EvosweepError, SettingError
 from evosweep.core.problem import Genome, Problem
 from evosweep.samplers.evopress import EvoPressSampler
+from evosweep.search.combination import TrustRegion
 from evosweep.search.protocols import Survey
-from evosweep.search.trust_region import TrustRegion
 
 KIND = "trust_region"
 CHANGES = (6, 16, 40, 100, None)

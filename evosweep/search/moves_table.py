@@ -58,8 +58,8 @@ class MoveTable:
     def options(self) -> Indices:
         """Indices of the moves of every unit that has some, shape (those units, most moves of one); -1 past the end."""
         _, first, counts = np.unique(self.units, return_index=True, return_counts=True)
-        places = np.arange(counts.max(initial=0))
-        return np.where(places < counts[:, None], first[:, None] + places, -1)
+        offsets = np.arange(counts.max(initial=0))
+        return np.where(offsets < counts[:, None], first[:, None] + offsets, -1)
 
     def genomes(self, moves: Indices) -> npt.NDArray[np.int64]:
         """Return the base after each of some moves alone, shape (moves, units); it may be above the budget."""

@@ -1,22 +1,13 @@
-"""A search that uses what it measured: single moves are measured, then combined within a bounded number of changes.
-
-Around the incumbent, the effect of every single move on the loss is measured on tokens that all share, so that its
-standard error is known too. The effects are shrunk towards those of similar moves; the best sets of at most 6, 16, 40
-... moves within the budget (the trust regions, within which effects are taken to add up) are proposed beside the
-incumbent, and the best of them is the next incumbent. Pure: who scores is the caller's matter.
-"""
+"""Measures single moves around an incumbent, most where the decision about them is open, and remembers the effects."""
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 
-from evosweep.core.problem import Genome, Problem
-from evosweep.core.seeds import generator
+from evosweep.core.problem import Problem
 from evosweep.search.effects import Estimates, Measured, groups_of, shrunk
-from evosweep.search.moves import fill, repair
 from evosweep.search.moves_table import Floats, Indices, MoveTable, best_moves
 from evosweep.search.protocols import Request
 
@@ -47,7 +38,13 @@ class Knowledge:
         return pairs[:, 0], pairs[:, 1]
 
     def remember(self, table: MoveTable, means: Floats, variances: Floats) -> None:
-        """Keep what is known of a table's moves."""
+        """Keep what is known of a table's moves.
+
+        Args:
+            table: Moves.
+            means: Of their effects, shape (moves,).
+            variances: Of these means, infinite where nothing is known, shape (moves,).
+        """
         for move in np.flatnonzero(np.isfinite(variances)).tolist():
             unit = int(table.units[move])
             key = (unit, int(table.base[unit]), int(table.levels[move]))
@@ -122,7 +119,7 @@ class MoveSurvey:
 
     def tell(self, losses: npt.NDArray[np.float32]) -> None:
         """Receive the losses of the genomes asked for last, shape (genomes, windows, tokens)."""
-        usable = np.isfinite(losses).all(axis=(1, 2))
+        usable: npt.NDArray[np.bool_] = np.isfinite(losses).all(axis=(1, 2))
         self.measured = self.measured.adding(self._asked[usable[1:]], losses[usable])
 
     def combined(self) -> tuple[Floats, Floats]:
@@ -157,81 +154,3 @@ def expected_regret(mean: Floats, variance: Floats) -> Floats:
     z = np.abs(mean) / deviation
     tail = np.array([0.5 * math.erfc(value / math.sqrt(2)) for value in z.tolist()])
     return np.asarray(deviation * (np.exp(-(z**2) / 2) / math.sqrt(2 * math.pi) - z * tail))
-
-
-class TrustRegion:
-    """Proposes combinations of measured moves; ``survey`` measures, ``propose`` combines.
-
-    Args:
-        problem: Units, ladders, budget.
-        seed: Seeds all randomness, together with what it is used for.
-        changes: Most changes of each trust region; None is any number.
-        offspring: Proposals a generation: one for each trust region, the others from drawn effects.
-    """
-
-    def __init__(self, problem: Problem, *, seed: int, changes: Sequence[int | None], offspring: int) -> None:
-        self.problem = problem
-        self.seed = seed
-        self.changes = tuple(changes)
-        self.size = offspring
-        self.knowledge = Knowledge()
-        self.base: Genome | None = None
-        self._survey: MoveSurvey | None = None
-
-    def survey(self, base: Genome, *, windows: int, available: int) -> MoveSurvey:
-        """Return the survey of the moves around a genome.
-
-        Args:
-            base: The incumbent, shape (units,).
-            windows: Windows that a move is measured on, on average.
-            available: Different windows that there are.
-        """
-        if self.base is not None and (self.base != base).any():
-            self.knowledge.drift()
-        self.base = base.copy()
-        table = MoveTable.around(self.problem, base)
-        self._survey = MoveSurvey(self.problem, table, self.knowledge.of(table), windows=windows, available=available)
-        return self._survey
-
-    def propose(self, *, generation: int) -> list[Genome]:
-        """Return the proposals of a generation after its survey, all within the budget, none twice."""
-        survey = self._survey
-        if survey is None:
-            raise RuntimeError("nothing was surveyed")
-        self._survey = None
-        table = survey.table
-        self.knowledge.remember(table, *survey.combined())
-        estimates = survey.estimates()
-        drawn = max(self.size - len(self.changes), 0)
-        noise = generator(self.seed, "effects", generation).standard_normal((drawn, len(table)))
-        effects = np.concatenate(
-            [
-                np.repeat(estimates.mean[None], len(self.changes), axis=0),
-                estimates.mean + noise * np.sqrt(estimates.variance),
-            ]
-        )
-        changes = [self.changes[row % len(self.changes)] for row in range(len(effects))]
-        slack = self.problem.budget - self.problem.cost(table.base)
-        found: dict[bytes, Genome] = {}
-        for row, choice in enumerate(best_moves(table, effects, slack=slack, changes=changes)):
-            genome = self._legal(table.after(choice.moves), generation, row)
-            found.setdefault(genome.tobytes(), genome)
-        return list(found.values())[: self.size]
-
-    def _legal(self, genome: Genome, generation: int, row: int) -> Genome:
-        """Return a genome within the budget; where units gate others, costs of moves do not quite add up."""
-        if not self.problem.feasible(genome):
-            rng = generator(self.seed, "repair", generation, row)
-            repair(self.problem, genome, rng)
-            fill(self.problem, genome, rng)
-        return genome
-
-    def state(self) -> dict[str, Any]:
-        """Return what it knows, as JSON."""
-        return {"base": None if self.base is None else self.base.tolist(), "effects": self.knowledge.state()}
-
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """Continue from what ``state`` returned."""
-        base = state["base"]
-        self.base = None if base is None else np.array(base, dtype=np.int64)
-        self.knowledge.restore(state["effects"])
