@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -13,12 +13,13 @@ from torch import nn
 from evosweep.evaluate.routing import levels_in
 from evosweep.models.anatomy import Anatomy
 from evosweep.models.dropping import DropEffect
-from evosweep.models.mixture import experts_by_row
+from evosweep.models.mixture import Rows, experts_by_row
 from evosweep.models.slots import ExpertSlot, Slot
 from evosweep.store.manifest import LevelStore
 
 Genomes = npt.NDArray[np.int64]
-Weight = Callable[[tuple[int, int]], torch.Tensor]
+Levels = npt.NDArray[np.int64]
+Key = tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -43,23 +44,20 @@ class BlockUnits:
         return np.array(found, dtype=np.int64)
 
     @contextmanager
-    def experts_at(
-        self, levels: Mapping[int, npt.NDArray[np.int64]], runs: npt.NDArray[np.bool_], weight: Weight
-    ) -> Iterator[None]:
+    def experts_at(self, levels: Mapping[int, Levels], weight: Callable[[Key], torch.Tensor]) -> Iterator[None]:
         """Multiply the tokens of each row with the experts' weights of its own levels while the context lasts.
 
         Args:
             levels: Level of each row, by index of the unit.
-            runs: Which rows run.
-            weight: Weight (out, in) by (unit, level).
+            weight: Weight (out, in) by index of the unit, and level; decoded when an expert runs.
         """
-        modules: dict[nn.Module, dict[tuple[str, int], int]] = {}
-        for slot, index in self.experts.items():
-            modules.setdefault(slot.module, {})[slot.attribute, slot.expert] = index
+        mixtures: dict[nn.Module, dict[tuple[str, int], Rows]] = {}
+        for slot, unit in self.experts.items():
+            rows = Rows(levels[unit], lambda level, unit=unit: weight((unit, level)))  # type: ignore[misc]
+            mixtures.setdefault(slot.module, {})[slot.attribute, slot.expert] = rows
         with ExitStack() as stack:
-            for module, units in modules.items():
-                rows = {key: levels[index][runs] for key, index in units.items()}
-                stack.enter_context(experts_by_row(module, rows, partial(_weight_of, units, weight)))
+            for module, rows_of in mixtures.items():
+                stack.enter_context(experts_by_row(module, rows_of))
             yield
 
 
@@ -93,9 +91,3 @@ def wanted_levels(units: BlockUnits, genomes: Genomes) -> list[tuple[int, int]]:
     """Return (unit, level) of all levels that a population has in the slots of a block."""
     layers = [*units.slots.values(), *units.experts.values()]
     return [(index, level) for index in layers for level in levels_in(genomes[:, index])[0]]
-
-
-def _weight_of(
-    units: Mapping[tuple[str, int], int], weight: Weight, attribute: str, expert: int, level: int
-) -> torch.Tensor:
-    return weight((units[attribute, expert], level))

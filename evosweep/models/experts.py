@@ -1,6 +1,6 @@
-"""Finds the mixtures of experts in a model's blocks: every expert's matrix is a slot, routers and gates are none."""
+"""Finds the mixtures of experts in a model's blocks: every expert's matrix is a slot."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -8,8 +8,6 @@ from torch import nn
 
 from evosweep.models.mixture import attributes, count, is_swapped, up_attribute
 from evosweep.models.slots import ExpertSlot, Slot
-
-ROUTERS = ("gate", "router")  # parts of the names of modules that weigh or choose experts
 
 
 class Slots(Protocol):
@@ -81,25 +79,6 @@ def alike_experts(anatomy: Slots) -> list[tuple[str, ...]]:
         if isinstance(slot, ExpertSlot):
             found.setdefault((id(slot.module), slot.attribute), []).append(slot.name)
     return [tuple(names) for names in found.values()]
-
-
-def is_router(path: str, layer: nn.Module, mixtures: Mapping[str, Mixture]) -> bool:
-    """Return whether a linear layer chooses or weighs experts, and so is no unit.
-
-    It stands beside the experts of a mixture, has one output or one for each expert, and its name says so.
-
-    Args:
-        path: Of the layer.
-        layer: A linear layer.
-        mixtures: Of the model, by path.
-    """
-    outputs = getattr(layer, "out_features", None)
-    for mixture in mixtures.values():
-        around = mixture.name.rpartition(".")[0] + "."
-        if path.startswith(around) and outputs in (1, mixture.experts):
-            parts = path.removeprefix(around).split(".")
-            return any(part.endswith(ROUTERS) or part.startswith("router") for part in parts)
-    return False
 
 
 def _active(model: nn.Module, path: str) -> int:

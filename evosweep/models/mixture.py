@@ -24,10 +24,21 @@ from evosweep.models.patch import replaced_forward
 DOWN = "down_proj"
 UP = ("gate_up_proj", "up_proj")
 BATCHED = "Llama4TextExperts"  # given all tokens for every expert, those that it does not get as zeros
-Levels = Mapping[tuple[str, int], npt.NDArray[np.int64]]
-"""Level of each row, shape (rows,), by attribute and expert."""
-Weight = Callable[[str, int, int], torch.Tensor]
-"""Weight (out, in) by attribute, expert and level."""
+Key = tuple[str, int]
+"""Name of the parameter that holds an expert's matrix, and the expert's index."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows of a population at the levels that they have of one expert's matrix.
+
+    Attributes:
+        levels: Level of each row, shape (rows,).
+        weight: Weight (out, in) by level.
+    """
+
+    levels: npt.NDArray[np.int64]
+    weight: Callable[[int], torch.Tensor]
 
 
 class Seen(Protocol):
@@ -111,26 +122,24 @@ class _ByRow(_Dense):
     """The matrices that each row of a population has.
 
     Attributes:
-        levels: Level of each row; a matrix that is not there stays as it is.
-        weights: Weights of the levels.
+        rows: Levels of the rows by matrix; one that is not there stays as it is.
     """
 
-    levels: Levels
-    weights: Weight
+    rows: Mapping[Key, Rows]
 
     def weight(self, attribute: str, expert: int, level: int) -> torch.Tensor:
         """Return one expert's matrix (out, in) at a level; arguments as for ``_Dense``."""
-        known = (attribute, expert) in self.levels
-        return (self.weights if known else super().weight)(attribute, expert, level)
+        rows = self.rows.get((attribute, expert))
+        return super().weight(attribute, expert, level) if rows is None else rows.weight(level)
 
     @cached_property
     def _table(self) -> npt.NDArray[np.int64]:
         """Level of each row, shape (2, experts, rows)."""
-        none = np.zeros(len(next(iter(self.levels.values()))), dtype=np.int64)
-        experts = range(count(self.module))
-        return np.stack(
-            [[self.levels.get((name, expert), none) for expert in experts] for name in attributes(self.module)]
-        )
+        none = np.zeros_like(next(iter(self.rows.values())).levels)
+        table = np.tile(none, (2, count(self.module), 1))
+        for (attribute, expert), rows in self.rows.items():
+            table[attributes(self.module).index(attribute), expert] = rows.levels
+        return table
 
     def levels_of(self, token: torch.Tensor, expert: torch.Tensor, tokens: int) -> torch.Tensor:
         """Return the levels of each pair's matrices; arguments as for ``_Dense``."""
@@ -269,15 +278,19 @@ def _joined(stretches: Sequence[tuple[int, int, int]]) -> list[tuple[int, int, i
 
 
 @contextmanager
-def experts_by_row(module: nn.Module, levels: Levels, weight: Weight) -> Iterator[None]:
+def experts_by_row(module: nn.Module, rows: Mapping[Key, Rows]) -> Iterator[None]:
     """Multiply each row of a batch with the experts' weights of its own levels while the context lasts.
+
+    Contexts of different experts of one mixture may be nested.
 
     Args:
         module: The fused mixture.
-        levels: Level of each row; a matrix that is not there stays as it is.
-        weight: Weights of the levels.
+        rows: Levels of the rows by matrix; one that is not there stays as it is.
     """
-    with replaced_forward(module, _StandIn(module, _ByRow(module, levels, weight))):
+    around = vars(module).get("forward")
+    matrices = around.matrices if isinstance(around, _StandIn) else None
+    others = matrices.rows if isinstance(matrices, _ByRow) else {}
+    with replaced_forward(module, _StandIn(module, _ByRow(module, {**others, **rows}))):
         yield
 
 

@@ -13,7 +13,7 @@ from torch.utils.hooks import RemovableHandle
 from transformers.pytorch_utils import Conv1D
 
 from evosweep.core.errors import ModelError
-from evosweep.models.mixture import attributes, experts_by_row, is_swapped, up_attribute
+from evosweep.models.mixture import Rows, attributes, experts_by_row, is_swapped, up_attribute
 from evosweep.models.patch import replaced_forward, replaced_parameter
 
 
@@ -185,11 +185,10 @@ class ExpertSlot(LinearSlot):
 
     def forward_by_row(self, groups: RowGroups, weights: Mapping[int, torch.Tensor]) -> AbstractContextManager[None]:
         """Return a context in which each row's tokens that go to this expert meet the weight of their row's level."""
-        levels = np.zeros(groups.rows, dtype=np.int64)
-        for level, members in zip(groups.levels, groups.members, strict=True):
+        levels = np.full(groups.rows, groups.levels[0], dtype=np.int64)
+        for level, members in zip(groups.levels[1:], groups.members[1:], strict=True):
             levels[members.cpu().numpy()] = level
-        key = (self.attribute, self.expert)
-        return experts_by_row(self.module, {key: levels}, lambda _attribute, _expert, level: weights[level])
+        return experts_by_row(self.module, {(self.attribute, self.expert): Rows(levels, weights.__getitem__)})
 
     def watch_inputs(self, callback: Callable[[torch.Tensor], None]) -> RemovableHandle:
         """Raise ModelError: the module's inputs are those of all experts; see ``mixture.watched_experts``."""
@@ -299,23 +298,23 @@ def linear_by_row(
         groups: Which rows are at which level.
         weights: Weight (out, in) of each level in ``groups``.
     """
-    main = weights[groups.levels[groups.main]]
+    main = groups.levels[groups.main]
     if len(groups.levels) == 1:
-        return lambda inputs: functional.linear(inputs, main, bias)
+        return lambda inputs: functional.linear(inputs, weights[main], bias)
     rest = [
-        (weights[level], rows)
+        (level, rows)
         for index, (level, rows) in enumerate(zip(groups.levels, groups.members, strict=True))
         if index != groups.main or not groups.cover
     ]
 
     def forward(inputs: torch.Tensor) -> torch.Tensor:
-        by_row = inputs.view(groups.rows, -1, inputs.shape[-1])
+        by_row = inputs.reshape(groups.rows, -1, inputs.shape[-1])  # some models hand over a transposed view
         if groups.cover:
-            outputs = functional.linear(by_row, main, bias)
+            outputs = functional.linear(by_row, weights[main], bias)
         else:
-            outputs = by_row.new_empty((*by_row.shape[:-1], len(main)))
-        for weight, rows in rest:
-            outputs.index_copy_(0, rows, functional.linear(by_row.index_select(0, rows), weight, bias))
+            outputs = by_row.new_empty((*by_row.shape[:-1], len(weights[main])))
+        for level, rows in rest:
+            outputs.index_copy_(0, rows, functional.linear(by_row.index_select(0, rows), weights[level], bias))
         return outputs.view(*inputs.shape[:-1], -1)
 
     return forward

@@ -83,7 +83,9 @@ def test_all_matrices_of_all_experts_are_slots_and_no_router_is(family: str) -> 
     assert sum(slot.read().numel() for slot in experts) == sum(parameter.numel() for parameter in fused.values())
     assert {id(slot.parameter) for slot in experts} == set(fused)
     assert {slot.share for slot in experts} == {0.5}
-    others = [slot.name for slot in anatomy.slots if not isinstance(slot, ExpertSlot)]
+    units = Units().layers(anatomy)
+    assert {slot.name for slot in experts} <= {slot.name for slot in units}
+    others = [slot.name for slot in units if not isinstance(slot, ExpertSlot)]
     assert not [name for name in others if name.endswith(("gate", "router", "router.layer"))]
     routers = [name for name, _ in anatomy.model.named_parameters() if "router" in name or ".gate." in name]
     assert routers
