@@ -25,6 +25,7 @@ from evosweep.store.manifest_rows import ManifestLevel, ManifestUnit
 from evosweep.store.outliers import outlier_ratios
 from evosweep.store.passage import Passage
 from evosweep.store.payload_files import shared_tensors, stored_once
+from evosweep.store.shared_compression import gathered, shared_out
 from evosweep.store.statistics.base import statistic_module
 from evosweep.store.statistics.walk import measure_inputs
 from evosweep.store.store_plan import StorePlan, in_model_order, planned_unit
@@ -185,7 +186,7 @@ class Walk:
             dense = {slot.name: slot.read().to(anatomy.device).float() for slot in slots}
             squares = {slot.name: measured[slot.group][INPUT_SQUARE] for slot in slots}
             ratios = outlier_ratios({name: (weight, squares[name]) for name, weight in dense.items()})
-        for members in _by_group(slots):
+        for members in shared_out(_by_group(slots), processes=parallel.count())[parallel.rank()]:
             statistics = measured[members[0].group]
             payloads = self.compress(members, dense, statistics)
             for slot in members:
@@ -193,6 +194,8 @@ class Walk:
                 rows.append(self.row(slot, dense[slot.name], made, statistics, ratios[slot.name]))
                 tensors.update(stored_once(rows[-1], made))
                 passed_on[slot.name] = self.passed_on(slot, made)
+        if parallel.count() > 1:
+            rows, tensors, passed_on = gathered(slots, rows, tensors, passed_on)
         passage.pass_on(block, slots, passed_on)
         return rows, tensors
 
