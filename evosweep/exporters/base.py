@@ -1,7 +1,6 @@
 """Base class of exporters: writes an allocation, reloads it, and checks its logits."""
 
 import io
-import shutil
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass, replace
@@ -13,7 +12,7 @@ import torch
 
 from evosweep.compressors.base import Compressor
 from evosweep.core.checks import check_bool, check_int
-from evosweep.core.errors import ExportError, SettingError
+from evosweep.core.errors import SettingError
 from evosweep.core.events import Progress, Silent
 from evosweep.core.files import new_folder
 from evosweep.core.problem import Genome, Problem
@@ -21,6 +20,7 @@ from evosweep.core.ties import Expansion, bits_to_tie, loose
 from evosweep.core.unit import Level, Unit
 from evosweep.evaluate.population import Evaluator
 from evosweep.exporters.card import write_card
+from evosweep.exporters.folder import check_room, how_to_load, kept_aside
 from evosweep.exporters.proof import proved
 from evosweep.models.activations import NONE
 from evosweep.models.anatomy import Anatomy
@@ -29,11 +29,11 @@ from evosweep.models.fusion import fused_layers
 from evosweep.models.load import LoadedModel
 from evosweep.models.patch import replaced_parameters, replaced_weights
 from evosweep.models.slots import Slot
+from evosweep.models.towers import CAUSAL, has_towers, loader_name
 from evosweep.store.manifest import Stored
 from evosweep.store.units import Units
 
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 1e-2, torch.float16: 1e-3}
-DIFFERS = ".differs"  # behind the name of a folder that turned out to be another model
 
 
 @dataclass(frozen=True)
@@ -152,6 +152,8 @@ class Exporter:
     """Share of the largest logit by which a reloaded model's may differ, by the type of the model."""
     runs: ClassVar[bool] = True
     """Whether what is written is a model."""
+    text_only: ClassVar[bool] = True
+    """Whether the format holds text models alone, and no towers for images beside the decoder."""
     needs_ties: ClassVar[bool] = False
     """Whether engines that read the format fuse layers, so that these must share a level (``units.tie=fused``)."""
 
@@ -179,6 +181,13 @@ class Exporter:
             anatomy: The model.
             genome: The one allocation that is asked about, after a search; None: any.
         """
+        if self.text_only and has_towers(anatomy.model):
+            raise SettingError(
+                "",
+                owner=self,
+                got=type(anatomy.model).__name__,
+                allowed="of a format that holds the parts beside its text decoder: export=dense or export=packed",
+            )
         asked = problem if genome is None else problem.only(genome)
         for layer in (layer for unit in asked.units for layer in unit.layers):
             refusals = {level.name: self.refusal(layer, level, anatomy) for level in layer.levels}
@@ -267,11 +276,11 @@ class Exporter:
         """
         winner = Winner(genome, problem, evaluator)
         expected = self.expected_bytes(winner)
-        _check_room(folder, expected)
+        check_room(folder, expected)
         (progress or Silent()).say(f"exporting {self.contents}, about {expected / 1e6:.1f} MB, to {folder}")
         with new_folder(folder) as temporary:
             self.write(winner, loaded, temporary)
-            loaded.tokenizer.save_pretrained(temporary)
+            (loaded.processor or loaded.tokenizer).save_pretrained(temporary)
             problem.save(problem.decode(genome), temporary / "allocation.json", problem=problem.fingerprint)
             body = self._readme(winner, loaded)
             write_card(temporary, body, genome=genome, problem=problem, store=evaluator.store.key, loaded=loaded)
@@ -284,8 +293,8 @@ class Exporter:
             "size_mb": round(size / 1e6, 3),
             "max_logit_difference": difference,
             "activations": evaluator.resources.activations,
-            "load": self.loading,
-            "how_to_load": how_to_load(self.loading, folder),
+            "load": self._loading(loaded),
+            "how_to_load": how_to_load(self._loading(loaded), folder),
         }
 
     def _readme(self, winner: Winner, loaded: LoadedModel) -> str:
@@ -294,8 +303,12 @@ class Exporter:
             f"{self.contents.capitalize()}: {self.expected_bytes(winner) / 1e6:.1f} MB, where the dense weights take "
             f"{winner.dense_bytes / 1e6:.1f} MB. `allocation.json` names the level of every unit.\n\n"
             f"{_activations_note(winner.evaluator.resources.activations)}"
-            f'Load it with\n\n```python\nfolder = "."  # this folder\n\n{self.loading}\n```\n'
+            f'Load it with\n\n```python\nfolder = "."  # this folder\n\n{self._loading(loaded)}\n```\n'
         )
+
+    def _loading(self, loaded: LoadedModel) -> str:
+        """Return the code that loads what is written, with the class that holds all parts of the model."""
+        return self.loading.replace(CAUSAL, loader_name(loaded.model))
 
     def _difference(self, winner: Winner, folder: Path) -> float:
         """Return the largest difference between the logits of the reloaded model and of the original one."""
@@ -325,32 +338,6 @@ def _nearest(layer: Unit, name: str, fitting: Sequence[str]) -> str:
     )
 
 
-@contextmanager
-def kept_aside(made: Path, folder: Path) -> Iterator[None]:
-    """Keep what was made beside the folder that it was for, where it turns out not to compute what was scored.
-
-    Args:
-        made: What was made, in a temporary folder.
-        folder: What it would have become.
-
-    Raises:
-        ExportError: As the body raises it, with where the files are.
-    """
-    try:
-        yield
-    except ExportError as error:
-        aside = folder.with_name(f"{folder.name}{DIFFERS}")
-        shutil.rmtree(aside, ignore_errors=True)
-        made.rename(aside)
-        raise ExportError(f"{error}; it is in {aside}, not in {folder}: please report it with its command") from error
-
-
-def how_to_load(loading: str, folder: Path) -> str:
-    """Return an exporter's ``loading`` code in one line, with the folder in it."""
-    lines = [line for line in loading.splitlines() if line.strip()]
-    return "; ".join(lines).replace("(folder", f"({str(folder)!r}")
-
-
 def _activations_note(activations: str) -> str:
     """Return what a README says about activations: a checkpoint holds weights alone."""
     if activations == NONE:
@@ -359,12 +346,3 @@ def _activations_note(activations: str) -> str:
         f"It was scored with the inputs of its compressed layers rounded to {activations}. These files hold weights "
         "alone: that has to be set in the engine that runs them.\n\n"
     )
-
-
-def _check_room(folder: Path, expected: int) -> None:
-    parent = next(path for path in folder.absolute().parents if path.is_dir())
-    free = shutil.disk_usage(parent).free
-    if free < expected:
-        raise ExportError(
-            f"the export takes about {expected / 1e6:.3g} MB in {folder}, where {free / 1e6:.3g} MB are free"
-        )
