@@ -31,9 +31,9 @@ from evosweep.fitness.base import Fitness, Outputs
 from evosweep.models.activations import NONE, RoundedInputs
 from evosweep.models.anatomy import Anatomy
 from evosweep.models.device import moved, tf32
-from evosweep.models.dropping import silenced_rows
 from evosweep.models.fused import compile_norms, fused_rotary
 from evosweep.models.patch import replaced_parameters
+from evosweep.models.sublayers import silenced_rows
 from evosweep.store.manifest import LevelStore
 
 Genomes = npt.NDArray[np.int64]
@@ -331,10 +331,10 @@ class Evaluator:
                 for (slot, index), groups in zip(units.slots.items(), groups_by_slot, strict=True):
                     weights = {level: self.levels.weight((index, level)) for level in groups.levels}
                     replacements.enter_context(slot.forward_by_row(groups, weights))
-            for slot, index in units.writers.items():
+            for module, index in units.writers.items():
                 gone = np.flatnonzero(levels[index][runs] == 0)
                 if len(gone):
-                    replacements.enter_context(silenced_rows(slot.module, gone, len(given)))
+                    replacements.enter_context(silenced_rows(module, gone, len(given)))
             done = self.anatomy.run_block(block, given.flatten(0, 1)).unflatten(0, given.shape[:2])
         return done if rows is None else states.index_copy(0, rows, done)
 
