@@ -17,10 +17,10 @@ from torch.nn import functional
 from evosweep.core.checks import check_choice, check_int
 from evosweep.core.errors import SettingError
 from evosweep.models.anatomy import Anatomy
-from evosweep.models.sublayers import Run, Sublayer, silenced, zeros_in
+from evosweep.models.renumber import rehearse, without_blocks
+from evosweep.models.sublayers import Run, Sublayer, parameter_names, silenced, zeros_in
 
 GRANULARITIES = ("sublayers", "blocks", "pairs")
-NOT_BY_BLOCK = ("architectures", "bos_token_id", "eos_token_id", "pad_token_id")  # lists, whatever their length
 DROPPED = "dropped"
 KEPT = "kept"
 
@@ -59,12 +59,15 @@ class Droppable:
         effect: What dropping it does.
         slots: Names of the slots in it.
         parameters: All its parameters.
+        shared: Another name of one of them, where another part of the model has it too.
     """
 
     name: str
     effect: DropEffect
     slots: tuple[str, ...]
     parameters: tuple[nn.Parameter, ...]
+
+    shared: str = ""
 
     @property
     def blocks(self) -> tuple[int, ...]:
@@ -109,7 +112,44 @@ class Drop:
         stay = {index % count for index in self.keep}
         if self.granularity is None:
             return ()
-        return tuple(option for option in droppables(anatomy, self.granularity) if not stay & set(option.blocks))
+        found = [option for option in droppables(anatomy, self.granularity) if not stay & set(option.blocks)]
+        shared = [option for option in found if option.shared]
+        if shared:
+            raise SettingError(
+                "granularity",
+                owner=self,
+                got=self.granularity,
+                allowed=f"null for this model, whose {shared[0].name} shares parameters with {shared[0].shared}",
+            )
+        if not found and len(stay) < count:
+            raise SettingError(
+                "granularity",
+                owner=self,
+                got=self.granularity,
+                allowed="blocks or pairs for this model, whose blocks have no part that can be missing alone",
+            )
+        return tuple(found)
+
+    def check_export(self, anatomy: Anatomy) -> None:
+        """Raise SettingError where transformers would not build the model again without blocks that may be dropped.
+
+        A few choices are tried, on sketches without memory for the weights: the first block, the last, one in the
+        middle, and every other one.
+        """
+        if self.granularity not in ("blocks", "pairs"):
+            return
+        may_go = [option.blocks for option in self.options(anatomy)]
+        for chosen in ([0], [-1], [len(may_go) // 2], [*range(0, len(may_go), 2)], [*range(1, len(may_go), 2)]):
+            gone = sorted({block for index in chosen if may_go for block in may_go[index]})
+            reason = rehearse(anatomy, gone) if 0 < len(gone) < len(anatomy.blocks) else ""
+            if reason:
+                raise SettingError(
+                    "granularity",
+                    owner=self,
+                    got=self.granularity,
+                    allowed="sublayers, or null, where this model is exported",
+                    hint=f"without {_listed(gone)} {reason}; drop.keep names blocks that stay, export=none does not ask",
+                )
 
     def rows(
         self,
@@ -185,16 +225,24 @@ def droppables(anatomy: Anatomy, granularity: str) -> tuple[Droppable, ...]:
     return tuple(_whole_blocks(anatomy, tuple(blocks[start : start + step])) for start in blocks[::step])
 
 
+def _listed(blocks: Sequence[int]) -> str:
+    return f"block{'s' if len(blocks) > 1 else ''} {', '.join(map(str, blocks))}"
+
+
 def _whole_blocks(anatomy: Anatomy, blocks: tuple[int, ...]) -> Droppable:
     slots = tuple(slot.name for block in blocks for slot in anatomy.slots_of(block))
     parameters = tuple(parameter for block in blocks for parameter in anatomy.blocks[block].parameters())
     name = f"{anatomy.block_path}.{'+'.join(map(str, blocks))}"
-    return Droppable(name, DropEffect(blocks, whole=True), slots, parameters)
+    inside = tuple(f"{anatomy.block_path}.{block}." for block in blocks)
+    owners = parameter_names(anatomy.model)
+    names = (name for parameter in parameters for name in owners[id(parameter)])
+    shared = next((name for name in names if not name.startswith(inside)), "")
+    return Droppable(name, DropEffect(blocks, whole=True), slots, parameters, shared)
 
 
 def _sublayer(found: Sublayer) -> Droppable:
     effect = DropEffect((found.block,), whole=False, writer=found.writer)
-    return Droppable(found.name, effect, found.slots, found.parameters)
+    return Droppable(found.name, effect, found.slots, found.parameters, found.shared)
 
 
 def influence(
@@ -256,6 +304,8 @@ def merged(anatomy: Anatomy, effects: Iterable[DropEffect]) -> list[DropEffect]:
         writers.setdefault(option.blocks[0], []).append(str(option.effect.writer))
     without = {block: names for block, names in writers.items() if gone.issuperset(names)}
     empty = _passing(anatomy, without) if without else set()
+    if empty and rehearse(anatomy, empty | {block for effect in effects if effect.whole for block in effect.blocks}):
+        empty = set()  # they stay as blocks of zeros
     kept = [effect for effect in effects if effect.whole or effect.blocks[0] not in empty]
     return [*kept, *(DropEffect((block,), whole=True) for block in sorted(empty))]
 
@@ -291,34 +341,3 @@ def _gone(anatomy: Anatomy, effects: Iterable[DropEffect]) -> list[nn.Parameter]
     writers = {effect.writer for effect in effects if not effect.whole}
     options = anatomy.sublayers if writers else ()
     return [parameter for option in options if option.writer in writers for parameter in option.parameters]
-
-
-@contextmanager
-def without_blocks(anatomy: Anatomy, gone: Collection[int]) -> Iterator[None]:
-    """Take whole blocks out of the model and its config while the context lasts; the others are numbered anew."""
-    if not gone:
-        yield
-        return
-    model: Any = anatomy.model
-    config = model.config.get_text_config()
-    count = len(anatomy.blocks)
-    kept = [index for index in range(count) if index not in gone]
-    parent, _, name = anatomy.block_path.rpartition(".")
-    around = model.get_submodule(parent)
-    # one entry a block, as layer_types
-    lists = {
-        key: value
-        for key, value in vars(config).items()
-        if isinstance(value, list) and len(value) == count and key not in NOT_BY_BLOCK
-    }
-    setattr(around, name, nn.ModuleList([anatomy.blocks[index] for index in kept]))
-    config.num_hidden_layers = len(kept)
-    for key, value in lists.items():
-        setattr(config, key, [value[index] for index in kept])
-    try:
-        yield
-    finally:
-        setattr(around, name, anatomy.blocks)
-        config.num_hidden_layers = count
-        for key, value in lists.items():
-            setattr(config, key, value)

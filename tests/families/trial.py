@@ -18,7 +18,7 @@ from evosweep.compressors.gptq import GPTQ
 from evosweep.compressors.several import Several
 from evosweep.compressors.sparsegpt import SparseGPT
 from evosweep.compressors.uncompressed import NoCompression
-from evosweep.core.errors import EvosweepError
+from evosweep.core.errors import EvosweepError, ExportError
 from evosweep.core.events import Silent
 from evosweep.data.tokens import TokenSplit
 from evosweep.exporters.dense import DenseSafetensors
@@ -63,6 +63,8 @@ class Row:
         """Keep what a step raises: refusals apart from faults."""
         try:
             yield
+        except ExportError as error:  # too late: what cannot be exported is refused before any work
+            self.faults[name] = str(error)[:120]
         except EvosweepError as error:
             self.refused[name] = str(error)
             if "\n" in str(error):
@@ -311,9 +313,11 @@ def _check_blocks(row: Row, loaded: LoadedModel, folder: Path) -> None:
     genomes = 1 - np.eye(len(bench.store.units), dtype=np.int64)
     windows = bench.splits["search"].windows
     found = bench.evaluator.token_losses(genomes, split="search", windows=range(len(windows)), fitness=[Perplexity()])
-    for block, (genome, losses) in enumerate(zip(genomes, found["ppl"], strict=True)):
+    for genome, losses in zip(genomes, found["ppl"], strict=True):
         with swapped(bench, genome):
             expected = _token_losses(loaded.model, torch.from_numpy(windows))
         row.compare("blocks", torch.from_numpy(losses), expected)
-        with row.step(f"block {block}"):
-            _check_export(row, bench, genome, f"block {block}", DenseSafetensors(), folder / f"block{block}")
+    with row.step("without blocks"):
+        DenseSafetensors().check(bench.compressor, bench.drop, bench.anatomy, bench.units)
+        for block, genome in enumerate(genomes):
+            _check_export(row, bench, genome, "without blocks", DenseSafetensors(), folder / f"block{block}")
