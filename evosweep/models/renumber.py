@@ -32,7 +32,14 @@ COUNTS = ("decoder_layers", "num_decoder_layers")
 """Fields that are the number of blocks, where another one has that meaning by transformers' map of names."""
 ROOT_OF_COUNT = ("scale_depth",)
 """Fields that the model divides by the square root of the number of blocks."""
-NUMBERS = ("layer_idx", "layer_id", "layer_index", "layer_number", "block_idx")  # of modules; they change anyhow
+OWN = (
+    "layer_idx",
+    "layer_id",
+    "layer_index",
+    "layer_number",
+    "block_idx",
+    "training",
+)  # of modules; numbers change anyhow
 SIMPLE = (bool, int, float, str, type(None))
 
 
@@ -121,7 +128,7 @@ def _settings(module: nn.Module) -> dict[str, Any]:
     return {
         key: value
         for key, value in vars(module).items()
-        if key not in NUMBERS
+        if key not in OWN
         and not key.startswith("_")
         and (
             isinstance(value, SIMPLE) or (isinstance(value, list | tuple) and all(isinstance(v, SIMPLE) for v in value))
