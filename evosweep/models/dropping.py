@@ -149,7 +149,7 @@ class Drop:
                     owner=self,
                     got=self.granularity,
                     allowed="sublayers, or null, where this model is exported",
-                    hint=f"without {_listed(gone)} {reason}; drop.keep names blocks that stay, export=none asks nothing",
+                    hint=f"without {_listed(gone)} {reason}; drop.keep names blocks that stay; or export=none",
                 )
 
     def rows(

@@ -1,4 +1,4 @@
-"""Configs of small models: every causal family of transformers with hidden size 64, found from the names of its fields."""
+"""Configs of small models: every family of transformers with hidden size 64, found from the names of its fields."""
 
 import dataclasses
 from typing import Any
@@ -65,6 +65,7 @@ SIZES: dict[str, Any] = {
     "num_nextn_predict_layers": 0,
     "embd_pdrop": 0.0,
 }
+ROPE = {"rope_theta": 10000.0, "rope_type": "default"}
 HYBRID = ["linear_attention", "full_attention", "linear_attention", "full_attention"]
 SLIDING = ["sliding_attention", "full_attention", "sliding_attention", "full_attention"]
 GEMMA3N = {"layer_types": SLIDING, "num_kv_shared_layers": 2, "activation_sparsity_pattern": [0.9, 0.0, 0.0, 0.0]}
@@ -76,16 +77,22 @@ DOTS3 = {
     "num_key_value_heads": 4,
     "layer_types": ["indexed_attention", "sliding_attention"] * 2,
     "mlp_layer_types": ["dense", "sparse", "sparse", "sparse"],
+    "per_layer_config": {
+        1: {"kv_lora_rank": 16, "qk_nope_head_dim": 8},
+        3: {"kv_lora_rank": 16, "qk_nope_head_dim": 8},
+    },
 }
 EXCEPTIONS: dict[str, dict[str, Any]] = {
-    "cohere_compass_text": {"rope_parameters": {"rope_theta": 10000.0, "rope_type": "default"}},
-    "dbrx": {"attn_config": {"kv_n_heads": 2, "rope_theta": 10000.0}},
+    "cohere_compass_text": {"rope_parameters": {"full_attention": {**ROPE, "mrope_section": [2, 3, 3]}}},
+    "dbrx": {"attn_config": {"kv_n_heads": 2, "rope_theta": 10000.0, "clip_qkv": 8.0}},
     "dots3_note_text": DOTS3,
     "gemma3n_text": GEMMA3N,
     "gemma4_text": {"layer_types": SLIDING},
     "gpt_neo": {"attention_types": [[["global", "local"], 2]]},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 2},
-    "longcat_flash": {"zero_expert_num": 2},
+    "gemma4_assistant": {"text_config": {"hidden_size_per_layer_input": 0}},
+    "longcat_flash": {"zero_expert_num": 2, "head_dim": 8},
+    "olmo_hybrid": {"layer_types": HYBRID},
     "mamba2": {"num_heads": 8, "head_dim": 16, "n_groups": 2},
     "nemotron_h": {"n_groups": 2, "mamba_num_heads": 8, "mamba_head_dim": 16},
     "qwen4_exp_text": QWEN4,
@@ -100,12 +107,12 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
     "xmod": {"default_language": "en_XX"},
     "zamba": {
         **{"attn_layer_period": 2, "attn_layer_offset": 1, "attention_hidden_size": 128, "attention_head_dim": 32},
-        **{"num_key_value_heads": 4, "mamba_dt_rank": 4},
+        **{"num_key_value_heads": 4, "mamba_dt_rank": 4, "layers_block_type": ["linear_attention", "hybrid"] * 2},
     },
     "zamba2": {
         **{"layers_block_type": ["linear_attention", "hybrid"] * 2, "num_key_value_heads": 4, "n_mamba_heads": 4},
         **{"mamba_headdim": 32, "attention_hidden_size": 128, "attention_head_dim": 32, "adapter_rank": 8},
-        **{"hybrid_layer_ids": [1, 3], "layer_types": None, "num_query_groups": 4, "kv_channels": 16},
+        **{"num_query_groups": 4, "kv_channels": 16},
     },
     "zaya": {"num_experts_per_tok": 1},
 }
@@ -135,7 +142,6 @@ def _sizes(known: type) -> dict[str, Any]:
         found["num_key_value_heads"] = found["num_attention_heads"]
     if "is_decoder" in names:
         found["is_decoder"] = True
-    found |= EXCEPTIONS.get(getattr(known, "model_type", ""), {})
     for name, kind in getattr(known, "sub_configs", {}).items():
         if kind is transformers.AutoConfig:
             default = getattr(known(), name)
@@ -143,4 +149,14 @@ def _sizes(known: type) -> dict[str, Any]:
                 found[name] = {"model_type": default.model_type, **_sizes(type(default))}
         else:
             found[name] = _sizes(kind)
-    return found
+    return _merged(found, EXCEPTIONS.get(getattr(known, "model_type", ""), {}))
+
+
+def _merged(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """Return values with changes, those of sections inside the sections."""
+    inside = {
+        name: _merged(values[name], change)
+        for name, change in changes.items()
+        if isinstance(change, dict) and isinstance(values.get(name), dict)
+    }
+    return {**values, **changes, **inside}

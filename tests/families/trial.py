@@ -20,6 +20,7 @@ from evosweep.compressors.sparsegpt import SparseGPT
 from evosweep.compressors.uncompressed import NoCompression
 from evosweep.core.errors import EvosweepError, ExportError
 from evosweep.core.events import Silent
+from evosweep.core.problem import Problem
 from evosweep.data.tokens import TokenSplit
 from evosweep.exporters.dense import DenseSafetensors
 from evosweep.exporters.packed import PackedSafetensors
@@ -27,6 +28,7 @@ from evosweep.fitness.perplexity import Perplexity
 from evosweep.models.dropping import Drop, DropEffect, Droppable, droppables, removed
 from evosweep.models.load import HuggingFace, LoadedModel, byte_tokenizer
 from evosweep.models.patch import replaced_weights
+from evosweep.store.units import Units
 from evosweep.workbench import Workbench
 from tests.families.configs import small_config
 
@@ -44,6 +46,7 @@ class Row:
         family: Its model type.
         units: Number of units.
         covered: Share of the weights of its blocks that units hold.
+        whole: Whether it is scored as a whole, as its blocks cannot be run one by one.
         errors: The largest error of each comparison, relative to the largest value.
         refused: Why it was refused, or in part, by step.
         faults: What is wrong, by step: silently, or with an error that is none of ours.
@@ -53,6 +56,7 @@ class Row:
     family: str
     units: int = 0
     covered: float = 0.0
+    whole: bool = False
     errors: dict[str, float] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
     faults: dict[str, str] = field(default_factory=dict)
@@ -95,23 +99,25 @@ class Row:
         return not self.faults and not self.unbuilt
 
 
-def try_family(kind: str, folder: Path) -> Row:
+def try_family(kind: str, folder: Path, *, loader: str = "AutoModelForCausalLM") -> Row:
     """Return what a trial of a family finds.
 
     Args:
         kind: Its model type.
         folder: An empty folder for its checkpoint and exports.
+        loader: Name of the class of transformers that makes the model.
     """
     row = Row(kind)
     try:
-        make_checkpoint(kind, folder / "dense")
+        make_checkpoint(kind, folder / "dense", loader=loader)
     except Exception as error:  # of transformers: the family cannot be built small
         row.unbuilt = f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
         return row
     with row.step("load"):
         loaded = HuggingFace(path=str(folder / "dense"), dtype="float32", device="cpu").load(progress=Silent())
         bench = _bench(loaded, _compressor(), Drop(granularity="sublayers"))
-        row.covered = _covered(bench)
+        row.covered = bench.plan.coverage.share
+        row.whole = bool(bench.anatomy.whole_because)
     if row.refused or row.faults:
         return row
     with row.step("chain"):
@@ -128,36 +134,34 @@ def try_family(kind: str, folder: Path) -> Row:
     return row
 
 
-def make_checkpoint(kind: str, folder: Path) -> None:
-    """Save a random model of a family with a tokenizer of one token a byte."""
+def make_checkpoint(kind: str, folder: Path, *, loader: str = "AutoModelForCausalLM") -> None:
+    """Save a random model of a family with a tokenizer of one token a byte.
+
+    Args:
+        kind: Its model type.
+        folder: Where to.
+        loader: Name of the class of transformers that makes the model.
+    """
     torch.manual_seed(0)
-    model: Any = transformers.AutoModelForCausalLM.from_config(small_config(kind), dtype=torch.float32).eval()
+    model: Any = getattr(transformers, loader).from_config(small_config(kind), dtype=torch.float32).eval()
     draws = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for _, parameter in sorted(model.named_parameters()):
-            parameter += torch.randn(parameter.shape, generator=draws) * SPREAD
+            parameter.add_(torch.randn(parameter.shape, generator=draws), alpha=SPREAD)
     model.tie_weights()
     model.save_pretrained(folder)
     byte_tokenizer().save_pretrained(folder)
 
 
 def _compressor() -> Several:
-    return Several(parts={"quantized": GPTQ(bits=[2, 4], group=16), "sparse": SparseGPT(patterns=["2:4"])})
+    return Several(parts={"quantized": GPTQ(bits=[2, 4], group=4), "sparse": SparseGPT(patterns=["2:4"])})
 
 
 def _bench(loaded: LoadedModel, compressor: Any, drop: Drop) -> Workbench:
     rng = np.random.default_rng(0)
     counts = {"calibration": 6, "search": 3, "validation": 2}
     splits = {name: TokenSplit(name, rng.integers(2, 256, (count, SEQ_LEN)), (name,)) for name, count in counts.items()}
-    return Workbench(loaded=loaded, splits=splits, compressor=compressor, drop=drop)
-
-
-def _covered(bench: Workbench) -> float:
-    blocks = [parameter for parameter in bench.anatomy.blocks.parameters() if parameter.dim() > 1]
-    units = {
-        name: bench.anatomy.slot(name) for name in bench.plan.levels if name in {s.name for s in bench.anatomy.slots}
-    }
-    return sum(slot.read().numel() for slot in units.values()) / sum(parameter.numel() for parameter in blocks)
+    return Workbench(loaded=loaded, splits=splits, compressor=compressor, drop=drop, units=Units(coverage=0.0))
 
 
 @torch.no_grad()
@@ -257,8 +261,6 @@ def _check_export(row: Row, bench: Workbench, genome: np.ndarray, name: str, exp
         exporter: Writes the model.
         folder: Where to.
     """
-    from evosweep.core.problem import Problem
-
     units = bench.store.units
     problem = Problem(
         units=units, budget=sum(unit.levels[-1].cost for unit in units), fixed_bits=bench.store.fixed_bits
@@ -293,7 +295,7 @@ def scrambled(option: Droppable) -> Iterator[None]:
     before = [parameter.detach().clone() for parameter in option.parameters]
     with torch.no_grad():
         for parameter in option.parameters:
-            parameter += torch.randn(parameter.shape, generator=draws)
+            parameter.add_(torch.randn(parameter.shape, generator=draws))
         try:
             yield
         finally:
