@@ -186,11 +186,12 @@ class StoreBuilder:
         """
         if WEIGHTINGS[self.settings.token_weighting].importance is None:
             return
-        hidden = anatomy.embed(torch.zeros((1, FEW_TOKENS), dtype=torch.long, device=anatomy.device))
+        tokens = torch.zeros((1, FEW_TOKENS), dtype=torch.long, device=anatomy.device)
+        hidden = None if anatomy.whole_because else anatomy.embed(tokens)
         try:
             for block in range(len(anatomy.blocks)):
-                attention_received(anatomy, block, hidden)
-                hidden = anatomy.run_block(block, hidden)
+                attention_received(anatomy, block, hidden, tokens)
+                hidden = None if hidden is None else anatomy.run_block(block, hidden, tokens)
         except ModelError as error:
             others = [name for name, weighting in WEIGHTINGS.items() if weighting.importance is None]
             raise SettingError(
