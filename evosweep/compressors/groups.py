@@ -62,9 +62,7 @@ def group_of(group: Group, columns: int, *, within: int = 0, multiple: int = 1) 
     return next((size for size in range(min(SIZES[0], columns), low - 1, -1) if fits(size)), columns)
 
 
-def check_fits(
-    group: Group, shapes: Mapping[str, tuple[int, int]], *, owner: object = None, within: int = 0
-) -> None:
+def check_fits(group: Group, shapes: Mapping[str, tuple[int, int]], *, owner: object = None, within: int = 0) -> None:
     """Raise SettingError where a group setting has no size for some layer.
 
     Args:
