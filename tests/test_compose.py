@@ -94,6 +94,7 @@ def test_every_module_of_a_plug_in_package_has_a_choice() -> None:
             "gguf_tensors",
             "gguf_tokenizer",
             "integer_layers",
+            "proof",
         },
         "data": {"documents", "sections", "table_rows", "tokens"},
     }.items():
