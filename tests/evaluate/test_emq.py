@@ -60,7 +60,7 @@ def test_synflow_is_that_of_float64(evaluator: Evaluator, ids) -> None:
         weight.requires_grad_(True).data.abs_()
     logits = model(input_ids=ids, use_cache=False).logits
     gradients = torch.autograd.grad(logits.mean(), weights)
-    expected = [float((gradient * weight).sum()) for gradient, weight in zip(gradients, weights, strict=True)]
+    expected = [float((gradient * weight).sum().detach()) for gradient, weight in zip(gradients, weights, strict=True)]
     assert found.tolist() == pytest.approx(expected, rel=1e-2, abs=1e-4)
     assert all(torch.equal(slot.read(), weight) for slot, weight in zip(slots, before, strict=True))
 
