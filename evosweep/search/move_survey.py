@@ -1,12 +1,13 @@
 """Measures single moves around an incumbent, most where the decision about them is open, and remembers the effects."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from evosweep.core.problem import Problem
+from evosweep.core.problem import Genome, Problem
 from evosweep.search.effects import Estimates, Measured, groups_of, shrunk
 from evosweep.search.moves_table import Floats, Indices, MoveTable, best_moves
 from evosweep.search.protocols import Request
@@ -119,7 +120,7 @@ class MoveSurvey:
 
     def tell(self, losses: npt.NDArray[np.float32]) -> None:
         """Receive the losses of the genomes asked for last, shape (genomes, windows, tokens)."""
-        usable: npt.NDArray[np.bool_] = np.isfinite(losses).all(axis=(1, 2))
+        usable = np.isfinite(losses.sum(axis=(1, 2), dtype=np.float64))
         self.measured = self.measured.adding(self._asked[usable[1:]], losses[usable])
 
     def combined(self) -> tuple[Floats, Floats]:
@@ -154,3 +155,50 @@ def expected_regret(mean: Floats, variance: Floats) -> Floats:
     z = np.abs(mean) / deviation
     tail = np.array([0.5 * math.erfc(value / math.sqrt(2)) for value in z.tolist()])
     return np.asarray(deviation * (np.exp(-(z**2) / 2) / math.sqrt(2 * math.pi) - z * tail))
+
+
+class Surveyor:
+    """Surveys the moves around one incumbent after the other, and says what is believed of any genome's moves.
+
+    Args:
+        problem: Units, ladders, budget.
+    """
+
+    def __init__(self, problem: Problem) -> None:
+        self.problem = problem
+        self.knowledge = Knowledge()
+        self.base: Genome | None = None
+        self._survey: MoveSurvey | None = None
+
+    def survey(self, base: Genome, *, windows: int, available: int) -> MoveSurvey:
+        """Return the survey of the moves around a genome; ``estimates`` of that genome includes it.
+
+        Args:
+            base: The incumbent, shape (units,).
+            windows: Windows that a move is measured on, on average.
+            available: Different windows that there are.
+        """
+        if self.base is not None and (self.base != base).any():
+            self.knowledge.drift()
+        self.base = base.copy()
+        table = MoveTable.around(self.problem, base)
+        self._survey = MoveSurvey(self.problem, table, self.knowledge.of(table), windows=windows, available=available)
+        return self._survey
+
+    def estimates(self, base: Genome) -> tuple[MoveTable, Estimates]:
+        """Return the moves around a genome and what is believed of them, shrunk towards their kind."""
+        if self._survey is not None:
+            self.knowledge.remember(self._survey.table, *self._survey.combined())
+            self._survey = None
+        table = MoveTable.around(self.problem, base)
+        return table, shrunk(*self.knowledge.of(table), groups_of(self.problem, table), table.directions)
+
+    def state(self) -> dict[str, Any]:
+        """Return what is known, as JSON."""
+        return {"base": None if self.base is None else self.base.tolist(), "effects": self.knowledge.state()}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Continue from what ``state`` returned."""
+        base = state["base"]
+        self.base = None if base is None else np.array(base, dtype=np.int64)
+        self.knowledge.restore(state["effects"])
