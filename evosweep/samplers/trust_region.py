@@ -1,14 +1,12 @@
 """The search that combines measured moves within trust regions, as an Optuna sampler."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from evosweep.allocators.base import Allocator
 from evosweep.core.checks import check_int
 from evosweep.core.errors import SettingError
 from evosweep.core.problem import Genome, Problem
-from evosweep.samplers.evopress import EvoPressSampler, check_kind
+from evosweep.samplers.evopress import EvoPressSampler, Start, check_kind
 from evosweep.search.combination import TrustRegion
 from evosweep.search.protocols import Survey
 
@@ -44,7 +42,7 @@ class TrustRegionSampler(EvoPressSampler):
         changes: Sequence[int | None] = CHANGES,
         probe_tokens: int = 4096,
         offspring: int = 8,
-        start: str | Path | Allocator | None = None,
+        start: Start | Sequence[Start] | None = None,
     ) -> None:
         super().__init__(problem, seed=seed, offspring=offspring, start=start, probe_tokens=probe_tokens)
         if isinstance(changes, str) or not isinstance(changes, Sequence) or not changes:
