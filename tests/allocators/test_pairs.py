@@ -76,7 +76,6 @@ def test_the_allocation_is_the_best_of_all(seed: int) -> None:
 
 def test_interactions_change_the_choice() -> None:
     problem, harms, rho = quadratic(1)
-    alone = {name: 0.0 for name in problem.units[0].columns if name.startswith("kl_pairs") and not name.endswith("all")}
     chosen = Pairs().allocate(problem)
     flat = np.zeros_like(rho)
     model = Interactions.of(problem, "blocks")
