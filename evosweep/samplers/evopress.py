@@ -15,7 +15,7 @@ from evosweep.samplers.base import PopulationSampler
 from evosweep.search.evolution import EvoPress
 from evosweep.search.informed import InformedProposals, is_informed
 from evosweep.search.mutation import Flips, Mutation
-from evosweep.search.protocols import Survey
+from evosweep.search.protocols import Survey, Text
 
 PROPOSALS = ("random", "informed")
 
@@ -100,19 +100,17 @@ class EvoPressSampler(PopulationSampler):
             self.informed = InformedProposals(problem, seed=seed, search=self.search, max_flips=max_flips)
             self.surveys = True
 
-    def survey(self, *, generation: int, parents: Sequence[Genome], seq_len: int, available: int) -> Survey | None:
+    def survey(self, *, generation: int, parents: Sequence[Genome], text: Text) -> Survey | None:
         """Return the measurements around the parent, every ``survey_every`` generations, for informed proposals.
 
         Args:
             generation: 0, 1, 2 ...
             parents: The parents, best first.
-            seq_len: Tokens of a window.
-            available: Windows of the search split.
+            text: What measurements can be made on.
         """
         if self.informed is None or not parents or generation % self.survey_every != 1 % self.survey_every:
             return None
-        windows = max(1, self.probe_tokens // seq_len)
-        return self.informed.surveyor.survey(parents[0], windows=windows, available=available)
+        return self.informed.surveyor.survey(parents[0], tokens=self.probe_tokens, text=text)
 
     def state(self) -> dict[str, Any]:
         """Return what is known of single moves, as JSON; empty where nothing is measured."""

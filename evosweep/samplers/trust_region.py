@@ -8,7 +8,7 @@ from evosweep.core.errors import SettingError
 from evosweep.core.problem import Genome, Problem
 from evosweep.samplers.evopress import EvoPressSampler, Start, check_kind
 from evosweep.search.combination import TrustRegion
-from evosweep.search.protocols import Survey
+from evosweep.search.protocols import Survey, Text
 
 KIND = "trust_region"
 CHANGES = (6, 16, 40, 100, None)
@@ -53,20 +53,18 @@ class TrustRegionSampler(EvoPressSampler):
         self.trust_region = TrustRegion(problem, seed=seed, changes=changes, offspring=offspring)
         self._surveyed: int | None = None
 
-    def survey(self, *, generation: int, parents: Sequence[Genome], seq_len: int, available: int) -> Survey | None:
+    def survey(self, *, generation: int, parents: Sequence[Genome], text: Text) -> Survey | None:
         """Return the measurements around the incumbent; none in generation 0.
 
         Args:
             generation: 0, 1, 2 ...
             parents: The incumbent, if there is one.
-            seq_len: Tokens of a window.
-            available: Windows of the search split.
+            text: What measurements can be made on.
         """
         if generation == 0 or not parents:
             return None
         self._surveyed = generation
-        windows = max(1, self.probe_tokens // seq_len)
-        return self.trust_region.surveyor.survey(parents[0], windows=windows, available=available)
+        return self.trust_region.surveyor.survey(parents[0], tokens=self.probe_tokens, text=text)
 
     def genomes(self, *, generation: int, parents: Sequence[Genome]) -> list[Genome]:
         """Return the start, the combinations of what was surveyed, or EvoPress's offspring where nothing was."""
