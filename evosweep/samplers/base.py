@@ -26,7 +26,7 @@ from evosweep.core.problem import Genome, Problem
 from evosweep.core.seeds import generator
 from evosweep.samplers.ranked_trials import RankedTrials
 from evosweep.search.moves import fill, repair
-from evosweep.search.protocols import Survey
+from evosweep.search.protocols import Survey, Text
 
 BUDGET = "budget_bits"  # name of the constraint: bits above the budget, feasible at 0 and below
 PROBLEM = "problem"  # study attribute: fingerprint of the problem that it was made for
@@ -128,16 +128,15 @@ class PopulationSampler(optuna.samplers.BaseSampler):
             candidates.append(Candidate(slot=slot, genome=genome, parent=parent))
         return candidates
 
-    def survey(self, *, generation: int, parents: Sequence[Genome], seq_len: int, available: int) -> Survey | None:
+    def survey(self, *, generation: int, parents: Sequence[Genome], text: Text) -> Survey | None:
         """Return what is to be measured before a generation is proposed; None: nothing.
 
         Args:
             generation: 0, 1, 2 ...
             parents: As ``genomes`` will receive them.
-            seq_len: Tokens of a window.
-            available: Windows of the search split.
+            text: What measurements can be made on.
         """
-        del generation, parents, seq_len, available
+        del generation, parents, text
         return None
 
     def learn(self, candidates: Sequence[Candidate]) -> None:

@@ -24,7 +24,7 @@ from evosweep.core.events import (
 from evosweep.core.problem import Genome
 from evosweep.search.final import distinct_elites, score_elites
 from evosweep.search.plan import Plan
-from evosweep.search.protocols import Sampler, Scorer
+from evosweep.search.protocols import Sampler, Scorer, Text
 from evosweep.search.selection import Selection, Selector
 from evosweep.search.state import SearchState
 from evosweep.search.survey import run_survey
@@ -215,8 +215,8 @@ class _Search:
         if not self.sampler.surveys:
             return 0
         seq_len = self.scorer.seq_len
-        available = self.scorer.final_tokens(None) // seq_len
-        survey = self.sampler.survey(generation=generation, parents=parents, seq_len=seq_len, available=available)
+        text = Text(windows=self.scorer.final_tokens(None) // seq_len, seq_len=seq_len)
+        survey = self.sampler.survey(generation=generation, parents=parents, text=text)
         return 0 if survey is None else run_survey(survey, self.scorer, generation=generation, note=self.progress.say)
 
     def _record(

@@ -69,10 +69,20 @@ class Request:
     Attributes:
         genomes: Level indices, shape (genomes, units).
         windows: Which of the survey's windows.
+        length: How many tokens of each window, from its start.
     """
 
     genomes: Genomes
     windows: slice
+    length: int
+
+
+@dataclass(frozen=True)
+class Text:
+    """The search text: how many windows it has, and how many tokens each."""
+
+    windows: int
+    seq_len: int
 
 
 class Survey(Protocol):
@@ -115,14 +125,13 @@ class Sampler(Protocol):
     population_size: int
     surveys: bool
 
-    def survey(self, *, generation: int, parents: Sequence[Genome], seq_len: int, available: int) -> Survey | None:
+    def survey(self, *, generation: int, parents: Sequence[Genome], text: Text) -> Survey | None:
         """Return what is to be measured before a generation is proposed; None if nothing is.
 
         Args:
             generation: 0, 1, 2 ...
             parents: As ``population`` will receive them.
-            seq_len: Tokens of a window.
-            available: Windows of the search split.
+            text: What measurements can be made on.
         """
 
     def population(self, *, generation: int, parents: Sequence[Genome]) -> list[Candidate]:
