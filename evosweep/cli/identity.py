@@ -36,6 +36,7 @@ class RunIdentity:
     def of(cls, config: DictConfig) -> "RunIdentity":
         """Return the identity of a configuration."""
         settings: Any = OmegaConf.to_container(config, resolve=True)
+        settings["data"].pop("validation", None)  # what is reported beside
         return cls(digest({key: value for key, value in settings.items() if key not in ELSEWHERE}))
 
     def __str__(self) -> str:

@@ -90,7 +90,7 @@ def domains_of(config: DictConfig) -> Domains:
     _, data = sections(config, "data")
     section = {"_target_": "evosweep.data.domains.Domains", "sources": data.get("validation")}
     try:
-        return build(OmegaConf.create({"data": {"validation": section}}), "data.validation")  # type: ignore[no-any-return]
+        return build(OmegaConf.create({"data": {"validation": section}}), "data.validation")
     except SettingError as error:
         raise error.renamed(error.setting.replace("data.validation.sources", "data.validation", 1), "") from error
 

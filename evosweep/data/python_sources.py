@@ -32,8 +32,8 @@ class PythonSources:
         del progress
         found = []
         for path in sorted(self.folder.rglob("*.py")):
-            place = path.relative_to(self.folder)
-            if LEFT_OUT.intersection(place.parts):
+            inside = path.relative_to(self.folder)
+            if LEFT_OUT.intersection(inside.parts):
                 continue
             try:
                 with tokenize.open(path) as file:  # in the encoding that the file declares
@@ -41,7 +41,7 @@ class PythonSources:
             except (OSError, SyntaxError, UnicodeDecodeError):
                 continue
             if len(text) >= MIN_CHARACTERS:
-                found.append(Document(f"python/{place.as_posix()}", text))
+                found.append(Document(f"python/{inside.as_posix()}", text))
         if not found:
             raise DataError(f"code: there is no Python source in {self.folder}; name a folder or file of your own")
         return found
