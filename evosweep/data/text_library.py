@@ -6,8 +6,8 @@ from pathlib import Path
 
 from evosweep.core.errors import SettingError
 from evosweep.data.documents import DocumentSource
-from evosweep.data.question_sets import SETS, QuestionSet
 from evosweep.data.python_sources import PythonSources
+from evosweep.data.question_sets import SETS, QuestionSet
 from evosweep.data.text import SUFFIXES, TextFiles
 from evosweep.data.wikipedia import Wikipedia
 
