@@ -24,6 +24,7 @@ from rich.text import Text
 
 from evosweep.core.metrics import BITS_PER_WEIGHT, KL, PPL, SECONDS, SIZE_MB, SPARSITY, TOKENS
 from evosweep.tracking.naming import distinct_names
+from evosweep.tracking.significance import tested
 
 T = TypeVar("T")
 NOTES = 5  # rows of the table that is redrawn
@@ -171,12 +172,6 @@ def domain_table(domains: Mapping[str, Mapping[str, Any]], *, name: str) -> Tabl
             cells += [f"{figures[side]['kl']:.4f}", f"{figures[side]['ppl']:.2f}"]
         table.add_row(escape(text), *cells, tested(figures["against_uniform"]))
     return table
-
-
-def tested(comparison: Mapping[str, Any]) -> str:
-    """Return a paired comparison in a few words: ``better, p = 0.003``."""
-    p = comparison["p"]
-    return str(comparison["verdict"]) + ("" if p is None else f", p = {p:.1g}")
 
 
 def _source_file(row: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -44,3 +44,13 @@ def test_two_domains_are_in_table_and_result(folder: Path, capsys: pytest.Captur
     assert row["domains"]["greek"]["text"] != row["domains"]["upper"]["text"] != row["text"]
     shown = capsys.readouterr().out
     assert "by domain" in shown and " greek " in shown and " upper " in shown
+
+
+def test_a_run_says_whether_it_beat_uniform_and_its_start(folder: Path) -> None:
+    (path,) = folder.glob("runs/two/*/result.json")
+    row = read_result(path)
+    assert row["against"]["uniform"]["kl"] == row["against"]["start"]["kl"] == pytest.approx(row["kl"], rel=1e-5)
+    assert row["against"]["uniform"]["other"] == pytest.approx(row["uniform"]["kl"], rel=1e-5)
+    report = (path.parent / "report" / "report.html").read_text(encoding="utf-8")
+    assert "By domain" in report and "validation text (paired t test" not in report
+    assert "than uniform (" in report or "no difference found to uniform (" in report
