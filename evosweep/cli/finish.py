@@ -49,7 +49,7 @@ def finish(run: Launch, status: str, began: Sequence[Path]) -> None:
     finally:
         if table is not None:
             console.print(table)
-            if len({row["seed"] for row in rows}) > 1:
+            if len({(row["seed"], row.get(comparison.CALIBRATION)) for row in rows}) > 1:
                 for line in standings(rows):
                     console.print(line, highlight=False, markup=False, soft_wrap=True)
             best = rows[best_jobs(rows)[0]]
@@ -76,9 +76,17 @@ def standings(rows: Sequence[Row]) -> list[str]:
     return [
         f"{line['budget']} {line['sampler']}: kl {line['kl']:.4f}"
         + (f" ± {line['kl_sd']:.4f}" if line["kl_sd"] is not None else "")
-        + f" over {line['seeds']} seeds, {line['verdict']}"
+        + f" over {line['seeds']} seeds{_noise(line)}, {line['verdict']}"
         for line in found
     ]
+
+
+def _noise(line: Mapping[str, Any]) -> str:
+    """Return how much of the spread is the search's and how much calibration's, where there are several of these."""
+    if line["kl_sd_calibration"] is None:
+        return ""
+    search = "" if line["kl_sd_search"] is None else f"search sd {line['kl_sd_search']:.4f}, "
+    return f" ({search}calibration sd {line['kl_sd_calibration']:.4f})"
 
 
 def _export_winners(main: DictConfig, folders: Sequence[Path], rows: Sequence[Row]) -> None:
@@ -106,13 +114,13 @@ def best_jobs(rows: Sequence[Row]) -> list[int]:
 
 def verdicts(rows: Sequence[Row]) -> list[str]:
     """Return for every budget whether its best job beats the uniform allocation and its own start, a sentence each."""
-    said = []
+    sentences = []
     for index in best_jobs(rows):
         row = rows[index]
         with_sizes = against_uniform(rows, row)
         against = {key: value for key, value in row.get("against", {}).items() if key != "uniform" or not with_sizes}
-        said += [*([with_sizes] if with_sizes else []), *found_sentences(row["sampler"], against)]
-    return said
+        sentences += [*([with_sizes] if with_sizes else []), *found_sentences(row["sampler"], against)]
+    return sentences
 
 
 def reference(rows: Sequence[Row]) -> list[str]:

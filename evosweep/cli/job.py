@@ -225,7 +225,12 @@ def notes_of(
     """
     shown = overrides_of(list(overrides))
     return Notes(
-        row={"overrides": shown, "identity": str(RunIdentity.of(config)), "name": config.name},
+        row={
+            "overrides": shown,
+            "identity": str(RunIdentity.of(config)),
+            "name": config.name,
+            "calibration_seed": config.tokens.get("seed", 0),
+        },
         params=run_params(choices=choices, model=model, budget=str(task.budget), seed=task.seed, varied=task.varied),
         config=f"# {_command(overrides)}\n{redact(OmegaConf.to_yaml(config, resolve=True))}",
         source=redact(OmegaConf.to_yaml(config.data, resolve=True)),

@@ -24,7 +24,7 @@ from rich.text import Text
 
 from evosweep.core.metrics import BITS_PER_WEIGHT, KL, PPL, SECONDS, SIZE_MB, SPARSITY, TOKENS
 from evosweep.tracking.naming import distinct_names
-from evosweep.tracking.significance import tested
+from evosweep.tracking.significance import in_words
 
 T = TypeVar("T")
 NOTES = 5  # rows of the table that is redrawn
@@ -170,7 +170,7 @@ def domain_table(domains: Mapping[str, Mapping[str, Any]], *, name: str) -> Tabl
         cells = [f"{figures['dense']['ppl']:.2f}"]
         for side in ("uniform", "found"):
             cells += [f"{figures[side]['kl']:.4f}", f"{figures[side]['ppl']:.2f}"]
-        table.add_row(escape(text), *cells, tested(figures["against_uniform"]))
+        table.add_row(escape(text), *cells, in_words(figures["against_uniform"]))
     return table
 
 

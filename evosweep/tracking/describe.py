@@ -5,7 +5,7 @@ from typing import Any
 
 from evosweep.core.events import SearchResult
 from evosweep.tracking.palette import level_styles
-from evosweep.tracking.significance import found_sentences, tested
+from evosweep.tracking.significance import found_sentences, in_words
 
 MOST_LEVELS = 12  # a table of a ladder's hundreds of sparsities says less than none
 
@@ -47,7 +47,7 @@ def _by_domain(result: SearchResult) -> list[str]:
     for name, figures in result.domains.items():
         sides = [f"{figures[side]['kl']:.4f} / {figures[side]['ppl']:.2f}" for side in ("uniform", "found")]
         dense = f"{figures['dense']['ppl']:.2f}"
-        lines.append(f"| {name} | {dense} | {' | '.join(sides)} | {tested(figures['against_uniform'])} |")
+        lines.append(f"| {name} | {dense} | {' | '.join(sides)} | {in_words(figures['against_uniform'])} |")
     return lines
 
 

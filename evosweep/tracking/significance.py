@@ -86,7 +86,7 @@ def paired(first: Sequence[float], second: Sequence[float]) -> Paired:
     return Paired(float(ours.mean()), float(theirs.mean()), len(ours), probability)
 
 
-def tested(row: Row) -> str:
+def in_words(row: Row) -> str:
     """Return the row of a paired comparison in a few words: ``better, p = 0.003``."""
     p = row["p"]
     return str(row["verdict"]) + ("" if p is None else f", p = {p:.1g}")

@@ -4,7 +4,7 @@ import html
 from collections.abc import Mapping, Sequence
 
 from evosweep.core.events import SearchResult
-from evosweep.tracking.significance import tested
+from evosweep.tracking.significance import in_words
 
 TAILS = {
     "kl": "mean KL",
@@ -27,7 +27,7 @@ def domains(result: SearchResult) -> list[str]:
         cells = [name, f"{figures['dense']['ppl']:.2f}"]
         for side in ("uniform", "found"):
             cells += [f"{figures[side]['kl']:.4f}", f"{figures[side]['ppl']:.2f}"]
-        lines.append([*cells, tested(figures["against_uniform"])])
+        lines.append([*cells, in_words(figures["against_uniform"])])
     note = "Neither compression nor search has seen these texts; the test is a paired t test over windows."
     return ["<h2>By domain</h2>", f"<p>{note}</p>", table(headings, lines)]
 
