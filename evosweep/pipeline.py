@@ -55,6 +55,7 @@ def check(task: Task, bench: Workbench) -> Draft:
         task.exporter.check(bench.compressor, bench.drop, bench.anatomy, bench.units)
     task.finish.check(bench.anatomy, bench.units)
     problem = bench.planned_problem(task.budget)
+    bench.progress.say(bench.plan.coverage.text)
     if task.exporter.enabled:
         task.exporter.check_problem(problem, bench.anatomy)
     longest = max(split.seq_len for split in bench.splits.values())

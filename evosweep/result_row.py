@@ -173,6 +173,8 @@ def plain_row(task: Task, bench: Workbench, draft: Draft, notes: Notes, result: 
         "selected_by": f"{task.fitness.name} on search tokens; validation never selects",
         "dense_bits_per_weight": float(width),
         "dense_size_mb": (dense_bits + bench.store.fixed_bits) / 8e6,
+        "coverage": bench.plan.coverage.share,
+        "left_out": bench.plan.coverage.record()["left_out"],
         "source": None if source is None else {"name": source.name, "size_mb": source.size_mb},
         "mlflow_run": task.tracker.run_id,
         "mlflow_link": task.tracker.link,

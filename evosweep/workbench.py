@@ -101,7 +101,10 @@ class Workbench:
     @cached_property
     def anatomy(self) -> Anatomy:
         """The structure of the dense model."""
-        return Anatomy(self.loaded.model)
+        anatomy = Anatomy(self.loaded.model)
+        for note in anatomy.notes:
+            self.progress.say(note)
+        return anatomy
 
     @cached_property
     def plan(self) -> StorePlan:
@@ -272,9 +275,9 @@ def _loaded(source: ModelSource, progress: Progress) -> LoadedModel:
 
 def _check_vocabulary(loaded: LoadedModel, splits: Mapping[str, TokenSplit]) -> None:
     """Raise ModelError where the tokenizer makes tokens that the model does not know."""
-    count = getattr(loaded.model.config, "vocab_size", None)
+    count = len(loaded.model.get_input_embeddings().weight)  # type: ignore[operator]
     largest = max(int(split.windows.max()) for split in splits.values())
-    if isinstance(count, int) and largest >= count:
+    if largest >= count:
         raise ModelError(
             f"model has a vocabulary of {count} tokens, but its tokenizer makes token {largest} of the text"
         )
@@ -286,7 +289,7 @@ def _check_forward(loaded: LoadedModel, splits: Mapping[str, TokenSplit]) -> Non
     tokens = torch.from_numpy(splits["search"].windows[:1, :FEW_TOKENS])
     try:
         device = next(loaded.model.parameters()).device
-        logits = loaded.model(input_ids=tokens.to(device)).logits
+        logits = loaded.model(input_ids=tokens.to(device), use_cache=False).logits
     except (RuntimeError, ValueError, TypeError, IndexError, AttributeError) as error:
         text = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ModelError(f"model must be one that runs on text, with these settings it does not: {text}") from error

@@ -4,9 +4,7 @@ A store keeps levels by layer; the tie is made in the problem alone. ``tied`` ma
 turns its genomes into those of the layers, and allocations are written by layer.
 """
 
-import fnmatch
-import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -14,6 +12,7 @@ import numpy.typing as npt
 
 from evosweep.core.allocation import Allocation
 from evosweep.core.errors import EvosweepError, SettingError, did_you_mean
+from evosweep.core.patterns import matcher
 from evosweep.core.unit import Level, Unit
 
 Indices = npt.NDArray[np.int64]
@@ -60,7 +59,7 @@ def matching(units: Sequence[Unit], patterns: Sequence[str]) -> list[Names]:
     layers = [unit for unit in units if not unit.gates and not unit.outer]
     found: list[Names] = []
     for pattern in patterns:
-        matches = _matcher(pattern)
+        matches = matcher(pattern, setting="tie")
         blocks: dict[int, list[str]] = {}
         for unit in layers:
             if matches(unit.kind) or matches(unit.name):
@@ -189,21 +188,6 @@ class Expansion:
 def _renamed(gates: Sequence[str], made: Mapping[str, Unit]) -> Names:
     """Return names of gated units, tied ones by their unit's name."""
     return tuple(dict.fromkeys(made[name].name if name in made else name for name in gates))
-
-
-def _matcher(pattern: str) -> Callable[[str], bool]:
-    """Return whether a name matches a glob, or a regular expression as a whole.
-
-    Raises:
-        SettingError: It is neither.
-    """
-    try:
-        regular = re.compile(pattern)
-    except re.error as error:
-        if not any(sign in pattern for sign in "*?["):
-            raise SettingError("tie", allowed="a glob or a regular expression", got=pattern, hint=str(error)) from error
-        return lambda name: fnmatch.fnmatchcase(name, pattern)
-    return lambda name: fnmatch.fnmatchcase(name, pattern) or regular.fullmatch(name) is not None
 
 
 def _merged(groups: Iterable[Sequence[str]]) -> list[set[str]]:

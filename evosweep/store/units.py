@@ -5,12 +5,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from evosweep.compressors.base import Compressor, LevelSpec, identity
-from evosweep.core.checks import check_choice
+from evosweep.core.checks import check_choice, check_number
 from evosweep.core.errors import SettingError
 from evosweep.core.ties import matching, tied
 from evosweep.core.unit import Unit
 from evosweep.models.anatomy import Anatomy
 from evosweep.models.fusion import fused_layers
+from evosweep.models.slots import Slot
+from evosweep.store.coverage import Coverage, compressible
 from evosweep.store.statistics.base import check_needs, statistic_module
 
 NONE = "none"
@@ -29,20 +31,52 @@ class Units:
         tie: Which layers are one unit with one level: ``none``, ``fused`` (those that serving engines run as one
             product: query, key and value; gate and up), or patterns as for ``core.ties.matching``; among patterns,
             ``fused`` stands for those layers.
+        include: Patterns of layers that are units though they route, gate or are narrow, as for
+            ``store.coverage.compressible``.
+        coverage: Least share of the blocks' weights, from 0 to 1, that units must cover.
 
     Raises:
-        SettingError: ``tie`` is none of these.
+        SettingError: An argument is none of these.
     """
 
     embedding: Compressor | None = None
     head: Compressor | None = None
     tie: str | Sequence[str] = NONE
+    include: Sequence[str] = ()
+    coverage: float = 0.95
 
     def __post_init__(self) -> None:
+        if not isinstance(self.include, Sequence) or isinstance(self.include, str) or not all(self.include):
+            raise SettingError("include", owner=self, allowed="a list of patterns", got=self.include)
+        check_number("coverage", self.coverage, low=0, high=1)
         if not isinstance(self.tie, str) and not _texts(self.tie):
             raise SettingError("tie", owner=self, allowed="none, fused, or a list of patterns", got=self.tie)
         if isinstance(self.tie, str):
             check_choice("tie", self.tie, TIES)
+
+    def layers(self, anatomy: Anatomy) -> list[Slot]:
+        """Return the layers of a model's blocks that are units.
+
+        Raises:
+            SettingError: A pattern of ``include`` matches nothing.
+        """
+        try:
+            return compressible(anatomy, self.include)
+        except SettingError as error:
+            error.owner = self
+            raise
+
+    def check_coverage(self, coverage: Coverage) -> None:
+        """Raise SettingError where units cover a smaller share of the blocks' weights than was asked for."""
+        if coverage.share < self.coverage:
+            share = int(1000 * coverage.share) / 1000
+            raise SettingError(
+                "coverage",
+                owner=self,
+                got=self.coverage,
+                allowed=f"at most {share:g} for this model, where that is meant",
+                hint=f"no unit covers {coverage.named}",
+            )
 
     def tied(self, units: Sequence[Unit], anatomy: Anatomy, *, common: bool = False) -> tuple[Unit, ...]:
         """Return a store's units with ``tie`` applied.
