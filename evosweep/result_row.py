@@ -96,6 +96,20 @@ def domains_of(bench: Workbench, result: SearchResult) -> dict[str, dict[str, An
     }
 
 
+def against_of(bench: Workbench, result: SearchResult) -> dict[str, dict[str, Any]]:
+    """Return the paired tests of a winner against the uniform allocation and its own start, on validation windows."""
+    problem = result.problem
+    found = bench.kl_by_window(problem.encode(result.allocation))
+    others = {"uniform": problem.uniform(), "start": problem.encode(result.generations[0].elite)}
+    return {
+        name: {
+            **paired(found, bench.kl_by_window(genome)).row(),
+            "bits_per_weight": problem.bits_per_weight(problem.cost(genome)),
+        }
+        for name, genome in others.items()
+    }
+
+
 def comparable_row(task: Task, bench: Workbench, result: SearchResult) -> dict[str, Any]:
     """Return the entries of ``result.json`` that compare winners of different searches.
 
@@ -120,6 +134,7 @@ def comparable_row(task: Task, bench: Workbench, result: SearchResult) -> dict[s
         "search_loss": loss,
         "search_loss_tokens": scorer.final_tokens(limit),
         "continuations": {prompt: dict(texts) for prompt, texts in result.continuations.items()},
+        "against": {name: dict(test) for name, test in result.against.items()},
         "uniform": uniform_row(bench, result.problem),
         "tails": {name: dict(figures) for name, figures in result.tails.items()},
         "tasks": {name: dict(figures) for name, figures in result.tasks.items()},

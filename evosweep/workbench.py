@@ -21,7 +21,7 @@ from evosweep.data.documents import DocumentSource
 from evosweep.data.domains import Domains
 from evosweep.data.tokens import TokenSplit, Windows
 from evosweep.evaluate.continuations import continuations
-from evosweep.evaluate.domains import domain_figures
+from evosweep.evaluate.domain_figures import domain_figures
 from evosweep.evaluate.memory import Resources
 from evosweep.evaluate.population import Evaluator
 from evosweep.evaluate.scorer import StagedScorer

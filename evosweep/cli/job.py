@@ -90,7 +90,7 @@ def domains_of(config: DictConfig) -> Domains:
     _, data = sections(config, "data")
     section = {"_target_": "evosweep.data.domains.Domains", "sources": data.get("validation")}
     try:
-        return build(OmegaConf.create({"data": {"validation": section}}), "data.validation")  # type: ignore[no-any-return]
+        return build(OmegaConf.create({"data": {"validation": section}}), "data.validation")
     except SettingError as error:
         raise error.renamed(error.setting.replace("data.validation.sources", "data.validation", 1), "") from error
 
@@ -225,7 +225,12 @@ def notes_of(
     """
     shown = overrides_of(list(overrides))
     return Notes(
-        row={"overrides": shown, "identity": str(RunIdentity.of(config)), "name": config.name},
+        row={
+            "overrides": shown,
+            "identity": str(RunIdentity.of(config)),
+            "name": config.name,
+            "calibration_seed": config.tokens.get("seed", 0),
+        },
         params=run_params(choices=choices, model=model, budget=str(task.budget), seed=task.seed, varied=task.varied),
         config=f"# {_command(overrides)}\n{redact(OmegaConf.to_yaml(config, resolve=True))}",
         source=redact(OmegaConf.to_yaml(config.data, resolve=True)),

@@ -132,6 +132,8 @@ class SearchResult:
         tokens: Tokens scored by the search, the final scoring of all elites included.
         stopped: Why it ended: ``finished``, or the reason of the stopping rule.
         winner_generation: Generation in which the winner first was the elite; -1: the last one.
+        domains: Figures on each further text, of the dense model, the uniform allocation and the winner.
+        against: Paired tests of the winner against the uniform allocation and its own start, on validation.
         final: What all elites scored on common tokens; None where they were not scored again.
     """
 
@@ -154,6 +156,7 @@ class SearchResult:
     tasks: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     tails: Mapping[str, Mapping[str, Mapping[str, float]]] = field(default_factory=dict)
     domains: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    against: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     @property
     def cost(self) -> int:
