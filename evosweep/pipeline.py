@@ -88,6 +88,13 @@ def _check_choice(task: Task, bench: Workbench, sampler: PopulationSampler) -> N
     """Raise SettingError where a sampler would have to choose among single levels."""
     chooses = sampler.limit is None or bool(sampler.columns)
     if chooses and all(len(unit.levels) == 1 for unit in bench.planned):
+        if bench.ladders:
+            raise SettingError(
+                "",
+                owner=bench.units,
+                allowed="rules that leave some unit two levels or more",
+                got={unit.name: unit.level_names[0] for unit in bench.planned[:1]},
+            )
         raise SettingError(
             "",
             owner=bench.compressor,

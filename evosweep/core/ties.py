@@ -4,9 +4,7 @@ A store keeps levels by layer; the tie is made in the problem alone. ``tied`` ma
 turns its genomes into those of the layers, and allocations are written by layer.
 """
 
-import fnmatch
-import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -14,6 +12,7 @@ import numpy.typing as npt
 
 from evosweep.core.allocation import Allocation
 from evosweep.core.errors import EvosweepError, SettingError, did_you_mean
+from evosweep.core.patterns import matcher
 from evosweep.core.unit import Level, Unit
 
 Indices = npt.NDArray[np.int64]
@@ -35,7 +34,7 @@ def tied(units: Sequence[Unit], ties: Iterable[Sequence[str]], *, common: bool =
         SettingError: Layers of a tie have other levels than each other, are in several blocks, or are dropped apart.
     """
     known = {unit.name: unit for unit in units}
-    groups = _merged([name for name in names if name in known] for names in ties)
+    groups = joined_ties(ties, known)
     made: dict[str, Unit] = {}
     for names in groups:
         if len(names) > 1:
@@ -60,7 +59,7 @@ def matching(units: Sequence[Unit], patterns: Sequence[str]) -> list[Names]:
     layers = [unit for unit in units if not unit.gates and not unit.outer]
     found: list[Names] = []
     for pattern in patterns:
-        matches = _matcher(pattern)
+        matches = matcher(pattern, setting="tie")
         blocks: dict[int, list[str]] = {}
         for unit in layers:
             if matches(unit.kind) or matches(unit.name):
@@ -191,26 +190,11 @@ def _renamed(gates: Sequence[str], made: Mapping[str, Unit]) -> Names:
     return tuple(dict.fromkeys(made[name].name if name in made else name for name in gates))
 
 
-def _matcher(pattern: str) -> Callable[[str], bool]:
-    """Return whether a name matches a glob, or a regular expression as a whole.
-
-    Raises:
-        SettingError: It is neither.
-    """
-    try:
-        regular = re.compile(pattern)
-    except re.error as error:
-        if not any(sign in pattern for sign in "*?["):
-            raise SettingError("tie", allowed="a glob or a regular expression", got=pattern, hint=str(error)) from error
-        return lambda name: fnmatch.fnmatchcase(name, pattern)
-    return lambda name: fnmatch.fnmatchcase(name, pattern) or regular.fullmatch(name) is not None
-
-
-def _merged(groups: Iterable[Sequence[str]]) -> list[set[str]]:
-    """Return groups with those joined that share a name."""
+def joined_ties(ties: Iterable[Sequence[str]], known: Collection[str]) -> list[set[str]]:
+    """Return ties with those joined that share a layer; names that are not known are left out."""
     found: list[set[str]] = []
-    for group in groups:
-        joined = set(group)
+    for names in ties:
+        joined = {name for name in names if name in known}
         apart = []
         for other in found:
             if other & joined:

@@ -28,6 +28,7 @@ class StorePlan:
         needs: Statistics that the compressor reads.
         rows: All units, in the order in which the model computes them.
         outer: What is a unit beside the layers of the blocks.
+        excluded: Names of what stays as it is though it could be a unit.
         fixed_bits: Bits of all parameters that belong to no unit, tied ones once, in the model's type.
     """
 
@@ -40,6 +41,7 @@ class StorePlan:
     rows: tuple[ManifestUnit, ...]
     fixed_bits: int
     outer: Units = field(default_factory=Units)
+    excluded: frozenset[str] = frozenset()
 
     @cached_property
     def units(self) -> tuple[Unit, ...]:
@@ -70,8 +72,12 @@ def plan_store(
     drop = drop or Drop()
     outer = units or Units()
     needs = check_needs(compressor)
-    levels = {**compressor.plan(shapes_of(anatomy)), **outer.plan(anatomy)}
     dropped = drop.options(anatomy)
+    excluded = outer.excluded(anatomy, dropped)
+    dropped = tuple(part for part in dropped if part.name not in excluded)
+    shapes = {name: shape for name, shape in shapes_of(anatomy).items() if name not in excluded}
+    around = {name: made for name, made in outer.plan(anatomy).items() if name not in excluded}
+    levels = {**compressor.plan(shapes), **around}
     rows = [ManifestUnit.from_json(row) for row in drop.rows(anatomy, dropped, levels, hidden=None)]
     rows += [planned_unit(slot, levels[slot.name]) for slot in anatomy.all_slots if slot.name in levels]
     if not rows:
@@ -86,6 +92,7 @@ def plan_store(
         rows=in_model_order(anatomy, rows),
         fixed_bits=_fixed_bits(anatomy, levels, dropped),
         outer=outer,
+        excluded=excluded,
     )
 
 
