@@ -15,10 +15,12 @@ from typing import Any
 import torch
 
 from evosweep.core.errors import SettingError
-from evosweep.core.events import Event, GenerationRecord, Listener, SearchResult
+from evosweep.core.events import Listener, SearchResult
+from evosweep.core.files import write_json
 from evosweep.core.problem import Problem
 from evosweep.core.results import write_result
 from evosweep.core.run_record import RunRecord, command_of
+from evosweep.core.unit import with_columns
 from evosweep.evaluate.memory import plan_memory
 from evosweep.evaluate.sensitivity import MEASURES, measure
 from evosweep.exporters.card import with_figures
@@ -32,6 +34,7 @@ from evosweep.search.loop import end_search, run_search
 from evosweep.search.state import SearchState
 from evosweep.shared_search import identity_of, scoring
 from evosweep.task import Draft, Exporter, Notes, Storage, Task
+from evosweep.tracking.allocation_file import ALLOCATION, AllocationFile
 from evosweep.tracking.base import TextInput, Tracker, TrackingError
 from evosweep.tracking.behind import Behind
 from evosweep.tracking.naming import run_name
@@ -39,11 +42,11 @@ from evosweep.tracking.study.record import StudyRecorder
 from evosweep.workbench import Workbench
 
 logger = logging.getLogger(__name__)
-ALLOCATION = "allocation.json"
 SETTLE = 60.0  # seconds that writing may go on after a search
 HURRY = 2.0  # after an interruption
 CONFIG = "config.yaml"  # settings of a run; there once they are checked
 STATE = "search_state.jsonl"  # what a search needs to go on
+MEASURED = "measured.json"  # what was measured of every unit before the search
 MODEL = "model"  # folder of the exported winner
 
 
@@ -204,32 +207,6 @@ def export(
         )
 
 
-class AllocationFile:
-    """Listener that keeps ``allocation.json`` in the run's folder at the best allocation so far.
-
-    Args:
-        folder: Of the run.
-        problem: Units and their levels.
-    """
-
-    missing = ""
-
-    def __init__(self, folder: Path, problem: Problem) -> None:
-        self.folder = folder
-        self.problem = problem
-
-    def on_event(self, event: Event) -> None:
-        """Write the elite whenever it changes, and the winner in the end."""
-        if isinstance(event, GenerationRecord) and (event.changed or event.generation == 0):
-            facts = {"generation": event.generation, "bits_per_weight": event.bits_per_weight, **event.validation}
-            self.problem.save(event.elite, self.folder / ALLOCATION, **facts)
-
-    def wait(self, timeout: float | None = None) -> bool:
-        """Return at once: everything is written as it happens."""
-        del timeout
-        return True
-
-
 def _recorder(task: Task, bench: Workbench, draft: Draft) -> StudyRecorder:
     """Return the recorder of the run's study, a new one or that of a run which goes on."""
     storage = task.storage.open()
@@ -263,7 +240,7 @@ def _searched(
     with scoring(task, bench, problem=problem, study=study, config=notes.config) as scorer:
         result = run_search(
             name=draft.name,
-            sampler=task.sampler(problem=problem, seed=task.seed),
+            sampler=_sampler(task, problem),
             scorer=scorer,
             plan=task.plan,
             dense=bench.dense,
@@ -278,6 +255,14 @@ def _searched(
         )
     problem.save(result.allocation, task.folder / ALLOCATION, store=bench.store.key, **result.row())
     return result
+
+
+def _sampler(task: Task, problem: Problem) -> PopulationSampler:
+    """Return the sampler of a task, with the starts that the task adds to its own."""
+    sampler = task.sampler(problem=problem, seed=task.seed)
+    if task.more_starts is not None and sampler.takes_starts:
+        sampler.more_starts = task.more_starts(sampler)
+    return sampler
 
 
 def _earlier(task: Task, problem: Problem, bench: Workbench) -> SearchState | None:
@@ -295,9 +280,11 @@ def _earlier(task: Task, problem: Problem, bench: Workbench) -> SearchState | No
 
 def _measured(task: Task, bench: Workbench, draft: Draft) -> tuple[Problem, int]:
     """Return the problem with the columns that must be measured on the model, and the tokens that this took."""
-    problem = bench.problem(task.budget)
     spent = 0
-    units = bench.units_of_search
+    found: dict[str, dict[str, float]] = {unit.name: {} for unit in bench.units_of_search}
+    if task.columns is not None:
+        return bench.problem(task.budget, with_columns(bench.units_of_search, task.columns)), spent
+    problem = bench.problem(task.budget)
     if not draft.columns:
         return problem, spent
     with bench.timed("sensitivities"):
@@ -311,8 +298,10 @@ def _measured(task: Task, bench: Workbench, draft: Draft) -> tuple[Problem, int]
                 progress=bench.progress,
             )
             spent += tokens
-            units = tuple(replace(unit, columns={**unit.columns, **columns.get(unit.name, {})}) for unit in units)
-    return bench.problem(task.budget, units), spent
+            for name, values in columns.items():
+                found[name] |= values
+    write_json(task.folder / MEASURED, {"tokens": spent, "columns": found})
+    return bench.problem(task.budget, with_columns(bench.units_of_search, found)), spent
 
 
 @contextmanager

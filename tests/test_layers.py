@@ -28,8 +28,9 @@ RANK = {
     "result_row": 8,
     "shared_search": 8,
     "pipeline": 9,
-    "api": 10,
-    "cli": 10,
+    "budget_list": 10,
+    "api": 11,
+    "cli": 11,
 }
 FREE_OF = {
     "core": {"torch", "optuna", "mlflow", "hydra", "transformers"},
@@ -39,6 +40,7 @@ FREE_OF = {
     "evaluate": {"optuna", "mlflow", "hydra"},
     "workbench": {"hydra", "omegaconf", "mlflow", "rich", "optuna"},
     "pipeline": {"hydra", "omegaconf", "mlflow", "rich", "optuna"},
+    "budget_list": {"hydra", "omegaconf", "mlflow", "rich", "optuna"},
     "api": {"hydra", "omegaconf", "mlflow", "rich", "optuna"},
     "store": {"optuna", "mlflow", "hydra"},
     "tracking": {"torch", "hydra", "transformers"},

@@ -3,6 +3,8 @@
 import io
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +18,13 @@ from evosweep.core.errors import EvosweepError
 from evosweep.core.files import write_json
 from evosweep.core.redact import redact
 from evosweep.core.results import RESULT, read_result
+from evosweep.core.run_record import several_of
 from evosweep.pipeline import CONFIG, MODEL
 from evosweep.tracking import comparison
 from evosweep.tracking.artifacts.compared import FIGURES as compared_figures
 from evosweep.tracking.base import TrackingError
 from evosweep.tracking.console import COLUMNS, summary, terminal
+from evosweep.tracking.report import FOLDER as REPORT
 from evosweep.tracking.significance import against_uniform
 
 DASHBOARD = "http://127.0.0.1:8080/dashboard"  # optuna-dashboard's default address
@@ -39,6 +43,8 @@ def finish(run: Launch, status: str, began: Sequence[Path]) -> None:
     """
     folders = run.jobs()
     rows = [read_result(folder / RESULT) for folder in folders]
+    if run.multirun is None:
+        run = replace(run, multirun=several_of(run.folder).get("multirun"))
     table = summary(rows, title=str(run.config.name)) if rows else None
     console = terminal()
     try:
@@ -211,8 +217,13 @@ def _link(rows: Sequence[Row]) -> str | None:
 def _log(run: Launch, status: str, began: Sequence[Path], rows: Sequence[Row], table: Any) -> None:
     """Close the multirun's parent run in every experiment that its jobs were logged to, with their comparison."""
     assert run.multirun is not None
-    with tempfile.TemporaryDirectory() as name:
-        files, note = _files(Path(name), rows, table)
+    with ExitStack() as stack:
+        if several_of(run.folder):
+            folder = run.folder / REPORT
+            folder.mkdir(exist_ok=True)
+        else:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        files, note = _files(folder, rows, table)
         note = "\n\n".join([*verdicts(rows), note])
         folders = run.jobs()
         winners = sorted(best_jobs(rows), key=lambda index: float(rows[index]["search_loss"]))

@@ -208,6 +208,8 @@ def measure(
     address = [METHOD, evaluator.store.key, problem.uniform().tolist(), split.hash, tokens, seed]
     if evaluator.resources.activations != NONE:
         address.append(evaluator.resources.activations)
+    if evaluator.store.limits:
+        address.append(evaluator.store.limits)
     ties = [unit.name for unit in problem.units if unit.members]
     if ties:
         address.append(ties)

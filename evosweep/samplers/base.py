@@ -59,6 +59,8 @@ class PopulationSampler(optuna.samplers.BaseSampler):
         limit: Number of generations that it can propose; None if there is no end.
         same_tokens: Whether it compares scores of different generations, which then must be on the same tokens.
         population_size: μ, number of parents of the next generation.
+        takes_starts: Whether generation 0 of our own loop may hold other genomes beside its own.
+        more_starts: Genomes that generation 0 of our own loop has in addition.
     """
 
     name = ""
@@ -66,9 +68,11 @@ class PopulationSampler(optuna.samplers.BaseSampler):
     limit: int | None = None
     columns: Sequence[str] = ()
     same_tokens = False
+    takes_starts = False
 
     def __init__(self, problem: Problem, *, seed: int) -> None:
         self.problem = problem
+        self.more_starts: Sequence[Genome] = ()
         self.seed = check_int("seed", seed)
         self._distributions = unit_distributions(problem)
         self._others = optuna.samplers.RandomSampler(seed=self.seed % 2**32)
@@ -118,7 +122,10 @@ class PopulationSampler(optuna.samplers.BaseSampler):
         """
         hashes = [self.problem.decode(parent).hash for parent in parents]
         candidates = []
-        for slot, genome in enumerate(self.genomes(generation=generation, parents=parents)):
+        genomes = self.genomes(generation=generation, parents=parents)
+        if generation == 0:
+            genomes = [*genomes, *self.more_starts]
+        for slot, genome in enumerate(genomes):
             parent = None
             if hashes:
                 parent = hashes[self.parent_index(generation=generation, slot=slot, count=len(hashes))]

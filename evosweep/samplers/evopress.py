@@ -39,6 +39,7 @@ class EvoPressSampler(PopulationSampler):
     """
 
     name = "evopress"
+    takes_starts = True
 
     def __init__(
         self,

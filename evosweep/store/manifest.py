@@ -1,6 +1,6 @@
 """A level store on disk: a manifest and one safetensors file a block."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -92,6 +92,7 @@ class LevelStore:
             if _hash(folder / name) != expected:
                 raise StoreError(f"level store {folder} is damaged: {name} is missing or changed")
         self._handles: dict[str, Any] = {}
+        self.limits: Mapping[str, Sequence[str]] = {}  # names of the levels that remain of a unit, where not all do
 
     @property
     def key(self) -> str:
@@ -143,6 +144,7 @@ class LevelStore:
             rows.append(replace(row, levels=levels))
         view = LevelStore(self.folder, verify=False)
         view.manifest = replace(self.manifest, units=tuple(rows))
+        view.limits = {name: list(ladders[name]) for name in sorted(ladders)}
         return view
 
     def weight(self, unit: str, level: str, *, device: torch.device | str = "cpu") -> torch.Tensor:
