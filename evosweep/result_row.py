@@ -4,10 +4,12 @@ from typing import Any
 
 from evosweep.core.events import SearchResult
 from evosweep.core.problem import Problem
+from evosweep.data.domains import PREFIX
 from evosweep.evaluate.scorer import StagedScorer
 from evosweep.evaluate.tasks.accuracy import compared
 from evosweep.fitness.kl import KL
 from evosweep.task import Draft, Notes, Task
+from evosweep.tracking.significance import BY_WINDOW, paired
 from evosweep.workbench import Workbench
 
 COMMON_TOKENS = 8192  # search tokens that winners are compared on where the plan scores no elites again
@@ -70,6 +72,30 @@ def tails_of(bench: Workbench, result: SearchResult) -> dict[str, dict[str, dict
     return {"found": bench.tails(problem.encode(result.allocation)), "uniform": bench.tails(problem.uniform())}
 
 
+def domains_of(bench: Workbench, result: SearchResult) -> dict[str, dict[str, Any]]:
+    """Return text -> figures of the dense model, the uniform allocation and the winner, with their paired comparison.
+
+    Args:
+        bench: Has the texts of ``data.validation``.
+        result: Of the search.
+    """
+    problem = result.problem
+    dense = bench.on_domains(None)
+    uniform = bench.on_domains(problem.uniform())
+    found = bench.on_domains(problem.encode(result.allocation))
+    return {
+        name: {
+            "text": bench.splits[PREFIX + name].hash,
+            "tokens": bench.splits[PREFIX + name].tokens,
+            "dense": {"ppl": dense[name]["ppl"]},
+            "uniform": uniform[name],
+            "found": found[name],
+            "against_uniform": paired(found[name][BY_WINDOW], uniform[name][BY_WINDOW]).row(),
+        }
+        for name in found
+    }
+
+
 def comparable_row(task: Task, bench: Workbench, result: SearchResult) -> dict[str, Any]:
     """Return the entries of ``result.json`` that compare winners of different searches.
 
@@ -97,6 +123,7 @@ def comparable_row(task: Task, bench: Workbench, result: SearchResult) -> dict[s
         "uniform": uniform_row(bench, result.problem),
         "tails": {name: dict(figures) for name, figures in result.tails.items()},
         "tasks": {name: dict(figures) for name, figures in result.tasks.items()},
+        "domains": {name: dict(figures) for name, figures in result.domains.items()},
     }
 
 
@@ -131,6 +158,8 @@ def plain_row(task: Task, bench: Workbench, draft: Draft, notes: Notes, result: 
         "selected_by": f"{task.fitness.name} on search tokens; validation never selects",
         "dense_bits_per_weight": float(width),
         "dense_size_mb": (dense_bits + bench.store.fixed_bits) / 8e6,
+        "coverage": bench.plan.coverage.share,
+        "left_out": bench.plan.coverage.record()["left_out"],
         "source": None if source is None else {"name": source.name, "size_mb": source.size_mb},
         "mlflow_run": task.tracker.run_id,
         "mlflow_link": task.tracker.link,

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import torch
 
@@ -18,8 +19,10 @@ from evosweep.core.problem import Genome, Problem
 from evosweep.core.rules import Ladders, limited
 from evosweep.core.unit import Unit
 from evosweep.data.documents import DocumentSource
+from evosweep.data.domains import Domains
 from evosweep.data.tokens import TokenSplit, Windows
 from evosweep.evaluate.continuations import continuations
+from evosweep.evaluate.domains import domain_figures
 from evosweep.evaluate.memory import Resources
 from evosweep.evaluate.population import Evaluator
 from evosweep.evaluate.scorer import StagedScorer
@@ -42,7 +45,7 @@ FEW_TOKENS = 8  # that the dense model is tried on before any work
 
 @dataclass(frozen=True)
 class Materials:
-    """The objects that a workbench is made of: model, text, compressor, transform, drop, store, resources."""
+    """The objects that a workbench is made of: model, texts, compressor, transform, drop, store, resources."""
 
     model: ModelSource
     data: DocumentSource
@@ -53,6 +56,7 @@ class Materials:
     units: Units = field(default_factory=Units)
     store: StoreBuilder = field(default_factory=StoreBuilder)
     resources: Resources = field(default_factory=Resources)
+    domains: Domains = field(default_factory=Domains)
 
 
 class Workbench:
@@ -92,12 +96,16 @@ class Workbench:
         self.seconds: dict[str, float] = {}
         self._continued: dict[tuple[bytes, tuple[str, ...], int], list[str]] = {}
         self._tails: dict[bytes, dict[str, dict[str, float]]] = {}
+        self._on_domains: dict[bytes, dict[str, dict[str, Any]]] = {}
         self._asked: dict[tuple[bytes, str], dict[str, Accuracy]] = {}
 
     @cached_property
     def anatomy(self) -> Anatomy:
         """The structure of the dense model."""
-        return Anatomy(self.loaded.model)
+        anatomy = Anatomy(self.loaded.model)
+        for note in anatomy.notes:
+            self.progress.say(note)
+        return anatomy
 
     @cached_property
     def plan(self) -> StorePlan:
@@ -177,6 +185,14 @@ class Workbench:
             )
         return self._continued[key]
 
+    def on_domains(self, genome: Genome | None) -> dict[str, dict[str, Any]]:
+        """Return domain -> figures of level indices, shape (units,), or with None of the dense model."""
+        key = b"" if genome is None else genome.tobytes()
+        if key not in self._on_domains:
+            with self.timed("domains"):
+                self._on_domains[key] = domain_figures(self.evaluator, genome)
+        return self._on_domains[key]
+
     @cached_property
     def _dense_choices(self) -> Choices:
         return choices(self.evaluator, None)
@@ -238,7 +254,7 @@ def open_bench(materials: Materials, *, progress: Progress) -> Workbench:
     loaded = materials.transform.apply(_loaded(materials.model, progress), progress=progress)
     seconds = {"model": time.monotonic() - began}
     began = time.monotonic()
-    splits = materials.tokens.split(materials.data, loaded.tokenizer, progress=progress)
+    splits = materials.tokens.split(materials.data, loaded.tokenizer, progress=progress, domains=materials.domains)
     seconds["text"] = time.monotonic() - began
     _check_vocabulary(loaded, splits)
     _check_forward(loaded, splits)
@@ -271,9 +287,9 @@ def _loaded(source: ModelSource, progress: Progress) -> LoadedModel:
 
 def _check_vocabulary(loaded: LoadedModel, splits: Mapping[str, TokenSplit]) -> None:
     """Raise ModelError where the tokenizer makes tokens that the model does not know."""
-    count = getattr(loaded.model.config, "vocab_size", None)
+    count = len(loaded.model.get_input_embeddings().weight)  # type: ignore[operator]
     largest = max(int(split.windows.max()) for split in splits.values())
-    if isinstance(count, int) and largest >= count:
+    if largest >= count:
         raise ModelError(
             f"model has a vocabulary of {count} tokens, but its tokenizer makes token {largest} of the text"
         )
@@ -285,7 +301,7 @@ def _check_forward(loaded: LoadedModel, splits: Mapping[str, TokenSplit]) -> Non
     tokens = torch.from_numpy(splits["search"].windows[:1, :FEW_TOKENS])
     try:
         device = next(loaded.model.parameters()).device
-        logits = loaded.model(input_ids=tokens.to(device)).logits
+        logits = loaded.model(input_ids=tokens.to(device), use_cache=False).logits
     except (RuntimeError, ValueError, TypeError, IndexError, AttributeError) as error:
         text = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ModelError(f"model must be one that runs on text, with these settings it does not: {text}") from error

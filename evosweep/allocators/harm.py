@@ -12,7 +12,16 @@ KL_PER_ERROR = "kl_per_error"
 AROUND_UNIFORM = "kl_around_uniform"
 AROUND_TOP = "kl_around_top"
 HAWQ = "hawq_v2"
+HAWQ_HUTCHINSON = "hawq_v2_hutchinson"
+HAWQ_TOP = "hawq"
+ORDER = "_order"  # what a curvature's column is called whose numbers are a unit's, not a level's
+FISHER = "fisher"
+AUTO_QUANTIZE = "auto_quantize"
+AUTO_SCHEME = "auto_scheme"
+HIGGS = "higgs"
+HIGGS_DATA = "higgs_data"
 LEAST_RISE = 1e-6
+BROKEN = 1e3  # KL of a level whose KL is no number
 
 COLUMNS: dict[str, list[str]] = {
     "scaled": [KL_PER_ERROR],
@@ -20,7 +29,20 @@ COLUMNS: dict[str, list[str]] = {
     "around_uniform": [AROUND_UNIFORM],
     "around_top": [AROUND_TOP],
     "hawq_v2": [HAWQ],
+    "hawq_v2_hutchinson": [HAWQ_HUTCHINSON],
+    "hawq": [HAWQ_TOP],
+    "fisher": [FISHER],
+    "auto_quantize": [AUTO_QUANTIZE],
+    "auto_scheme": [AUTO_SCHEME],
+    "higgs": [HIGGS],
+    "higgs_data": [HIGGS_DATA],
 }
+OF_WEIGHTS = (
+    "hawq_v2",
+    "fisher",
+    "auto_quantize",
+    "auto_scheme",
+)  # kinds that ask for what a level changes in a weight
 DEFAULT = "around_top"  # the best of them on what was measured, see benchmarks/README.md
 
 
@@ -33,7 +55,11 @@ class Harm:
             ``around_uniform``: the same with all others at the budget's uniform allocation. ``scaled``: layer error x
             KL per layer error, one measurement a unit instead of one a level. ``bare``: layer error alone, what SPDY
             minimizes; it can be worse than uniform. ``hawq_v2``: mean curvature of the loss in a layer's weights x
-            what the level changes in them (HAWQ-V2).
+            what the level changes in them (HAWQ-V2); ``hawq_v2_hutchinson``: the same by Hutchinson's estimate;
+            ``hawq``: top eigenvalue instead (HAWQ). ``fisher``: that change's KL to second order, from gradients.
+            ``auto_quantize``, ``auto_scheme``: what NVIDIA ModelOpt and Intel AutoRound sum over gradients.
+            ``higgs``: HIGGS's linearity model, squared relative error of the weight x the slope that noise shows on
+            random tokens; ``higgs_data``: on text.
 
     Raises:
         SettingError: There is no such kind.
@@ -49,8 +75,8 @@ class Harm:
 
     def check(self, problem: Problem, *, owner: object = None) -> None:
         """Raise a SettingError if units can be dropped: they have no layer error, and no weight of their own."""
-        weightless = self.kind == "hawq_v2" and bool(problem.gating.any())
-        if weightless or (not problem.least and not problem.gated and self.kind in ("scaled", "bare", "hawq_v2")):
+        weightless = self.kind in OF_WEIGHTS and bool(problem.gating.any())
+        if weightless or (not problem.least and not problem.gated and self.kind in ("scaled", "bare", *OF_WEIGHTS)):
             raise SettingError(
                 "harm",
                 owner=owner,

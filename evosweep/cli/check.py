@@ -31,7 +31,7 @@ SECTIONS = (
     "storage",
 )
 PLAIN = ("search",)  # sections without _target_
-OWN = {"export": ("jobs", "register")}  # keys that the command line reads itself
+OWN = {"export": ("jobs", "register"), "data": ("validation",)}  # keys that the command line reads itself
 
 
 def check_config(config: DictConfig, conf: Path) -> None:

@@ -23,7 +23,7 @@ from evosweep.pipeline import CONFIG, MODEL
 from evosweep.tracking import comparison
 from evosweep.tracking.artifacts.compared import FIGURES as compared_figures
 from evosweep.tracking.base import TrackingError
-from evosweep.tracking.console import COLUMNS, summary, terminal
+from evosweep.tracking.console import COLUMNS, domain_table, summary, terminal
 from evosweep.tracking.report import FOLDER as REPORT
 from evosweep.tracking.significance import against_uniform
 
@@ -57,6 +57,9 @@ def finish(run: Launch, status: str, began: Sequence[Path]) -> None:
             if len({row["seed"] for row in rows}) > 1:
                 for line in standings(rows):
                     console.print(line, highlight=False, markup=False, soft_wrap=True)
+            best = rows[best_jobs(rows)[0]]
+            if best.get("domains"):
+                console.print(domain_table(best["domains"], name=best["run"]))
             for line in [
                 *reference(rows),
                 *verdicts(rows),

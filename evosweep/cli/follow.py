@@ -16,7 +16,7 @@ from evosweep.cli.job import materials_of, quiet_libraries
 from evosweep.cli.signals import LIMIT, SIGNALS, TERMINATED
 from evosweep.core.errors import EvosweepError
 from evosweep.core.events import Silent
-from evosweep.evaluate.curvature import SQUARES, answer_squares
+from evosweep.evaluate.passes import PASSES, answer_pass
 from evosweep.evaluate.shared import LOSSES, TUNED, answer_losses
 from evosweep.fitness.base import Fitness
 from evosweep.fitness.kl import KL
@@ -63,7 +63,7 @@ class _Follower:
             "store": self._store,
             TUNED: self._tuned,
             LOSSES: self._losses,
-            SQUARES: lambda facts, _: answer_squares(self._ready.evaluator, facts),
+            PASSES: lambda facts, _: answer_pass(self._ready.evaluator, facts),
         }
 
     def _signal(self, number: int, frame: Any) -> None:

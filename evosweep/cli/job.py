@@ -35,6 +35,7 @@ from evosweep.core.errors import SettingError
 from evosweep.core.redact import redact
 from evosweep.core.results import RESULT, read_result
 from evosweep.core.run_record import RunRecord
+from evosweep.data.domains import Domains
 from evosweep.pipeline import CONFIG, check, check_together
 from evosweep.pipeline import run as run_pipeline
 from evosweep.search.plan import Plan
@@ -81,9 +82,20 @@ def bench_of(config: DictConfig) -> Workbench:
 
 def materials_of(config: DictConfig) -> Materials:
     """Return the objects that a workbench is made of."""
-    made = {group: build(config, group) for group in WORKBENCH}
+    made = {group: build(config, group, without=OWN.get(group, ())) for group in WORKBENCH}
     made["resources"] = made.pop("evaluate")
+    made["domains"] = domains_of(config)
     return Materials(**made)
+
+
+def domains_of(config: DictConfig) -> Domains:
+    """Return the texts of ``data.validation``; its errors name that setting."""
+    _, data = sections(config, "data")
+    section = {"_target_": "evosweep.data.domains.Domains", "sources": data.get("validation")}
+    try:
+        return build(OmegaConf.create({"data": {"validation": section}}), "data.validation")  # type: ignore[no-any-return]
+    except SettingError as error:
+        raise error.renamed(error.setting.replace("data.validation.sources", "data.validation", 1), "") from error
 
 
 def run(config: DictConfig) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
-from evosweep.cli.check import check_config
+from evosweep.cli.check import OWN, check_config
 from evosweep.cli.compose import build, imply_budget
 from evosweep.cli.find import find_run, find_winner
 from evosweep.cli.job import WORKBENCH, bench_of, shared_progress
@@ -120,7 +120,8 @@ def _on_other_text(run: Earlier, config: DictConfig) -> Evaluator:
         if key not in TEXT and config[key] != run.config[key]:
             raise EvosweepError(f"{key} cannot be changed for a score: the allocation is one of the run's own levels")
     tokenizer = run.bench.loaded.tokenizer
-    splits = build(config, "tokens").split(build(config, "data"), tokenizer, progress=shared_progress())
+    source = build(config, "data", without=OWN["data"])
+    splits = build(config, "tokens").split(source, tokenizer, progress=shared_progress())
     return Evaluator(
         anatomy=run.bench.anatomy,
         store=run.bench.store,

@@ -153,6 +153,7 @@ class SearchResult:
     continuations: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     tasks: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     tails: Mapping[str, Mapping[str, Mapping[str, float]]] = field(default_factory=dict)
+    domains: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     @property
     def cost(self) -> int:

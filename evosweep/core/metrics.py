@@ -15,6 +15,7 @@ TOKENS_SAVED = "tokens_saved"  # that racing did not score
 SECONDS = "seconds"
 DENSE_BITS_PER_WEIGHT = "dense_bits_per_weight"
 DENSE_SIZE_MB = "dense_size_mb"
+COVERAGE = "coverage"  # share of the weights of the model's blocks that is in units
 
 METRICS = (
     KL,
@@ -28,4 +29,5 @@ METRICS = (
     SECONDS,
     DENSE_BITS_PER_WEIGHT,
     DENSE_SIZE_MB,
+    COVERAGE,
 )

@@ -13,7 +13,11 @@ from evosweep.core.errors import DataError, SettingError
 from evosweep.core.events import Progress, Silent
 from evosweep.core.files import digest
 from evosweep.core.seeds import generator
-from evosweep.data.documents import SPLITS, Document, DocumentSource, check_shares, split_documents
+from evosweep.data.documents import SPLITS, Document, DocumentSource, check_shares
+from evosweep.data.domains import PREFIX, Domains
+from evosweep.data.mix import EXACT, Mix, shared_out
+from evosweep.data.near_duplicates import check_threshold
+from evosweep.data.partition import Partition
 
 
 class Tokenizer(Protocol):
@@ -102,6 +106,8 @@ class Windows:
             Validation and search windows are the same for every seed.
         bos: Whether every window begins with the tokenizer's token for the beginning of a text: ``true``, ``false``,
             or ``auto``, which does what the tokenizer does to a text by itself.
+        near_duplicates: Similarity from which on a document that repeats one of another split is left out; None: none
+            is, and only documents with equal ids are kept apart.
     """
 
     def __init__(
@@ -113,6 +119,7 @@ class Windows:
         shares: Mapping[str, float],
         seed: int = 0,
         bos: bool | str = False,
+        near_duplicates: float | None = None,
     ) -> None:
         self.seq_len = check_int("seq_len", seq_len, low=2)
         self.seed = check_int("seed", seed, low=0)
@@ -126,34 +133,120 @@ class Windows:
         if not isinstance(bos, bool) and bos != "auto":
             raise SettingError("bos", allowed="true, false or auto", got=bos)
         self.bos = bos
+        self.near_duplicates = check_threshold(near_duplicates)
 
     def split(
-        self, source: DocumentSource, tokenizer: Tokenizer, *, progress: Progress | None = None
+        self,
+        source: DocumentSource,
+        tokenizer: Tokenizer,
+        *,
+        progress: Progress | None = None,
+        domains: Domains | None = None,
     ) -> dict[str, TokenSplit]:
         """Read documents, divide them among the splits and tokenize them.
 
         Args:
-            source: Documents.
+            source: Documents; of a mix, every split gets the shares that it names.
             tokenizer: A transformers tokenizer; conversations need one with a chat template.
             progress: Shows what is being read.
+            domains: Further texts, each of which becomes a split ``validation/<name>`` of as many tokens as validation,
+                without what search and calibration read.
 
         Raises:
             DataError: Too little text for the tokens asked, or conversations that the tokenizer cannot render.
             SettingError: ``bos`` is true and the tokenizer has no such token.
         """
-        divided = split_documents(source.documents(progress=progress or Silent()), shares=self.shares)
+        partition = Partition(shares=self.shares, near_duplicates=self.near_duplicates, progress=progress or Silent())
+        parts = source.parts if isinstance(source, Mix) else {"": source}
+        divided = partition.divide(parts)
         bos = self._bos(tokenizer)
+        if isinstance(source, Mix):
+            splits = self._mixed(divided, source.shares, tokenizer, bos)
+        else:
+            splits = self._plain(divided[""], tokenizer, bos)
+        for name, other in (domains or Domains()).sources.items():
+            splits[PREFIX + name] = self._domain(name, partition.left_of(name, other), tokenizer, bos)
+        return splits
+
+    def _plain(
+        self, divided: Mapping[str, list[Document]], tokenizer: Tokenizer, bos: int | None
+    ) -> dict[str, TokenSplit]:
+        """Return the splits of one source."""
         streams = {name: self._begun(_token_stream(divided[name], tokenizer), bos) for name in SPLITS}
         self._check_lengths({name: len(stream) for name, stream in streams.items()})
-        splits = {}
-        for name, stream in streams.items():
-            windows = stream[: len(stream) // self.seq_len * self.seq_len].reshape(-1, self.seq_len)
-            splits[name] = TokenSplit(name, windows, tuple(document.id for document in divided[name]))
-        seeds = {"calibration": self.seed}
+        splits = {name: self._cut(name, stream, divided[name]) for name, stream in streams.items()}
         return splits | {
-            name: splits[name].sample(f"tokens.{name}", limit, seed=seeds.get(name, 0))
+            name: splits[name].sample(f"tokens.{name}", limit, seed=self._seed(name))
             for name, limit in self.limits.items()
         }
+
+    def _mixed(
+        self,
+        divided: Mapping[str, Mapping[str, list[Document]]],
+        shares: Mapping[str, float],
+        tokenizer: Tokenizer,
+        bos: int | None,
+    ) -> dict[str, TokenSplit]:
+        """Return the splits of several sources, in each the same share of every source's windows.
+
+        Args:
+            divided: Documents by source and split.
+            shares: Share of every source.
+            tokenizer: As for ``split``.
+            bos: Token that every window begins with.
+
+        Raises:
+            DataError: A source has too few tokens for its share.
+        """
+        mixed = {}
+        for name in SPLITS:
+            parts = {
+                part: self._cut(name, self._begun(_token_stream(found[name], tokenizer), bos), found[name])
+                for part, found in divided.items()
+            }
+            there = {part: len(split.windows) for part, split in parts.items()}
+            if name in self.limits:
+                counts = shared_out(self.limits[name] // self.seq_len, shares)
+            else:
+                counts = _most(there, shares)
+            lacking = [part for part in parts if there[part] < max(counts[part], 1)]
+            if lacking:
+                part = lacking[0]
+                raise DataError(
+                    f"data.shares: {part!r} has {there[part]} windows of tokens.seq_len={self.seq_len} in the {name} "
+                    f"split and its share needs {max(counts[part], 1)}; give it a smaller share, more text, or fewer "
+                    f"tokens.{name}"
+                )
+            chosen = [
+                parts[part].sample(f"tokens.{name}", count * self.seq_len, seed=self._seed(name))
+                for part, count in counts.items()
+                if count
+            ]
+            mixed[name] = TokenSplit(
+                name,
+                np.concatenate([split.windows for split in chosen]),
+                tuple(f"{part}/{document}" for part, split in parts.items() for document in split.documents),
+            )
+        return mixed
+
+    def _domain(self, name: str, documents: list[Document], tokenizer: Tokenizer, bos: int | None) -> TokenSplit:
+        """Return the windows of a further text that results are reported on."""
+        stream = self._begun(_token_stream(documents, tokenizer), bos) if documents else np.empty(0, dtype=np.int64)
+        wanted = self.limits["validation"]
+        if len(stream) // self.seq_len * self.seq_len < wanted:
+            raise DataError(
+                f"data.validation: {name!r} has {len(stream)} tokens that neither search nor calibration reads, and "
+                f"tokens.validation={wanted} are asked; give it more text, or lower tokens.validation"
+            )
+        return self._cut(PREFIX + name, stream, documents).sample("tokens.validation", wanted)
+
+    def _cut(self, name: str, stream: npt.NDArray[np.int64], documents: list[Document]) -> TokenSplit:
+        """Return the whole windows of a stream of tokens."""
+        windows = stream[: len(stream) // self.seq_len * self.seq_len].reshape(-1, self.seq_len)
+        return TokenSplit(name, windows, tuple(document.id for document in documents))
+
+    def _seed(self, split: str) -> int:
+        return self.seed if split == "calibration" else 0
 
     def _bos(self, tokenizer: Any) -> int | None:
         """Return the token that every window begins with, or None."""
@@ -199,6 +292,14 @@ class Windows:
         fitting = {name: min(self.limits[name], lengths[name]) // seq_len * seq_len for name in self.limits}
         pasted = " ".join(f"tokens.{name}={tokens}" for name, tokens in fitting.items())
         return f"give more text, or what fits: tokens.seq_len={seq_len} {pasted}"
+
+
+def _most(there: Mapping[str, int], shares: Mapping[str, float]) -> dict[str, int]:
+    """Return the most windows of each part that keep the shares."""
+    count = int(min(there[part] / share for part, share in shares.items()) + EXACT)
+    while any(wanted > there[part] for part, wanted in shared_out(count, shares).items()):
+        count -= 1
+    return shared_out(count, shares)
 
 
 def _at_most(setting: str, tokens: int, *, split: str, got: int) -> str:

@@ -1,30 +1,27 @@
-"""The curvature of the loss in each layer's weights, which HAWQ-V2's estimate of harm needs."""
+"""The curvature of the loss in each layer's weights, which the estimates of harm of HAWQ and HAWQ-V2 need."""
 
 import math
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
-from functools import partial
-from typing import Any
 
 import numpy as np
-import torch
 
-from evosweep import parallel
-from evosweep.allocators.harm import HAWQ
-from evosweep.core.errors import EvosweepError
+from evosweep.allocators.harm import HAWQ, HAWQ_HUTCHINSON, HAWQ_TOP, ORDER
 from evosweep.core.events import Progress
 from evosweep.core.problem import Problem
 from evosweep.core.seeds import generator
+from evosweep.evaluate.gradient_scores import Changes
+from evosweep.evaluate.hessian import HESSIAN, LONGEST, Curvature, chunks_of, top_eigenvalue
+from evosweep.evaluate.passes import BACKWARD, layers_with_gradients, orders_of, run_passes
 from evosweep.evaluate.population import Evaluator
 from evosweep.evaluate.steps import Steps
-from evosweep.models.anatomy import Anatomy
 from evosweep.models.device import moved
 from evosweep.models.slots import Slot
 
-BACKWARD = 3  # a forward and a backward pass cost as much as so many forward passes
 PASSES = 32  # number of backward passes, unless that puts more than TOGETHER tokens into one
-SQUARES = "squares"  # name of an order
 TOGETHER = 16384  # most tokens in one backward pass
+ITERATIONS = 6  # of the power iteration: the value converges twice as fast as the vector
+PRODUCT = 3  # a product with the Hessian costs as much as so many forward passes, from a block on average
+LEAST = 32  # tokens of a power iteration, whatever was asked for
 
 
 def hawq_v2(
@@ -48,128 +45,157 @@ def hawq_v2(
     Raises:
         EvosweepError: A unit is not a layer's weight, or some weights are not on the model's device.
     """
-    anatomy = evaluator.anatomy
-    split = evaluator.splits["search"]
-    slots = {slot.name: slot for slot in anatomy.all_slots}
-    layers = [layer for unit in problem.units for layer in unit.layers]
-    others = [layer.name for layer in layers if layer.name not in slots]
-    if others:
-        raise EvosweepError(f"curvature is defined for a layer's weight; {others[0]} is not one")
-    mine = [slots[layer.name] for layer in layers]
-    if any(slot.parameter.device != anatomy.device for slot in mine):
-        raise EvosweepError("curvature needs all weights on the model's device: model.offload=false")
-    seq_len = split.windows.shape[1]
+    slots = layers_with_gradients(evaluator, problem)
+    seq_len = evaluator.splits["search"].windows.shape[1]
     count = max(1, len(problem.units) * tokens // (BACKWARD * seq_len))
-    windows = generator(seed, "curvature").integers(len(split.windows), size=count)
     together = max(1, min(math.ceil(count / PASSES), TOGETHER // seq_len))
-    passes = [windows[start : start + together] for start in range(0, count, together)]
-
-    orders = [
-        {"windows": chosen.tolist(), "seed": int(generator(seed, "labels", draw).integers(2**31))}
-        for draw, chosen in enumerate(passes)
-    ]
-    ahead: dict[int, list[float]] = {}  # passes that other processes have made
-
-    def of(draw: int) -> list[float]:
-        if draw not in ahead:
-            together = orders[draw : draw + (1 if evaluator.sharing is None else parallel.count())]
-            ahead.update(enumerate(_passes(evaluator, [slot.name for slot in mine], together), start=draw))
-        return ahead.pop(draw)
-
-    found = (steps or Steps()).run(range(len(passes)), of, progress=progress, description="measuring curvature")
-    squares = np.zeros(len(mine))
-    for of_pass in found:  # in their order: the sum is rounded as it always is
-        squares += of_pass
-    traces = (squares / (count * seq_len)).tolist()  # a token
-    by_layer = dict(zip([layer.name for layer in layers], traces, strict=True))
-    return _harms(evaluator, problem, {slot.name: slot for slot in mine}, by_layer)
+    orders = orders_of(evaluator, windows=count, together=together, seed=seed)
+    squares = run_passes(
+        evaluator,
+        slots,
+        orders,
+        score="squares",
+        steps=steps or Steps(),
+        progress=progress,
+        description="measuring curvature",
+    )
+    traces = (squares[:, 0] / (count * seq_len)).tolist()  # a token
+    return _harms(HAWQ, evaluator, problem, slots, [trace / _numel(slot) for slot, trace in _pairs(slots, traces)])
 
 
-def _passes(evaluator: Evaluator, layers: Sequence[str], orders: Sequence[Mapping[str, Any]]) -> list[list[float]]:
-    """Return the squared gradients of some backward passes, of which every process makes one.
+def hawq_v2_hutchinson(
+    evaluator: Evaluator, problem: Problem, *, tokens: int, seed: int, progress: Progress, steps: Steps | None = None
+) -> dict[str, dict[str, float]]:
+    """Return what ``hawq_v2`` does, the trace by Hutchinson's estimate: the mean of vᵀ H v over vectors v of signs.
 
     Args:
-        evaluator: Has the dense model.
-        layers: Names of the layers.
-        orders: Windows and seed of every pass.
+        evaluator: Has the dense model and the levels.
+        problem: Units.
+        tokens: As many as scoring every unit once on so many would cost, a product with the Hessian counted as nine
+            forward passes, of each chunk of layers from its first block on.
+        seed: Chooses windows and signs.
+        progress: Shows how far it is.
+        steps: Keeps what is done; None: nothing.
+
+    Raises:
+        EvosweepError: A unit is not a layer's weight, or some weights are not on the model's device.
     """
-    facts = {"layers": list(layers), "passes": list(orders)}
-    if len(orders) == 1:
-        return [_squares(evaluator, facts, 0)]
-    with parallel.asked(SQUARES, facts) as answers:
-        own = _squares(evaluator, facts, 0)
-    return [own, *(answer["squares"] for answer, _ in answers[: len(orders) - 1])]
+    slots = layers_with_gradients(evaluator, problem)
+    length = min(evaluator.splits["search"].windows.shape[1], LONGEST)
+    forwards = HESSIAN * (len(chunks_of(slots)) + 1) / 2
+    count = max(1, int(len(problem.units) * tokens / (forwards * length)))
+    sums = run_passes(
+        evaluator,
+        slots,
+        orders_of(evaluator, windows=count, together=1, seed=seed),
+        score="hutchinson",
+        steps=steps or Steps(),
+        progress=progress,
+        description="measuring traces",
+    )
+    traces = (sums[:, 0] / (count * length)).clip(min=0.0).tolist()
+    means = [trace / _numel(slot) for slot, trace in _pairs(slots, traces)]
+    return _harms(HAWQ_HUTCHINSON, evaluator, problem, slots, means)
 
 
-def answer_squares(evaluator: Evaluator, facts: Mapping[str, Any]) -> parallel.Message:
-    """Return the squared gradients of this process's backward pass, if there is one for it."""
-    mine = parallel.rank() < len(facts["passes"])
-    return {"squares": _squares(evaluator, facts, parallel.rank()) if mine else []}, {}
+def hawq_tokens(problem: Problem, tokens: int) -> int:
+    """Return the tokens that ``hawq`` is counted as: ``tokens`` a unit, or what it takes at least.
+
+    Args:
+        problem: Units.
+        tokens: For each unit.
+    """
+    return len(problem.units) * max(tokens, ITERATIONS * PRODUCT * LEAST)
 
 
-def _squares(evaluator: Evaluator, facts: Mapping[str, Any], number: int) -> list[float]:
-    """Return the squared gradients of one pass, by layer."""
-    slots = {slot.name: slot for slot in evaluator.anatomy.all_slots}
-    order = facts["passes"][number]
-    ids = moved(evaluator.splits["search"].windows[order["windows"]], evaluator.anatomy.device)
-    mine = [slots[name] for name in facts["layers"]]
-    squares: list[float] = _squared_gradients(evaluator.anatomy, mine, ids, order["seed"]).tolist()
-    return squares
+def hawq(
+    evaluator: Evaluator, problem: Problem, *, tokens: int, seed: int, progress: Progress, steps: Steps | None = None
+) -> dict[str, dict[str, float]]:
+    """Return ½ · top Hessian eigenvalue · ‖W − Ŵ‖² of every unit at every level (HAWQ, arXiv 1905.03696, eq. 6).
+
+    The Hessian is that of the KL in one layer's weight; its top eigenvalue is found by power iteration on the first
+    tokens of some windows. A step is a block: its layers share one graph.
+
+    Args:
+        evaluator: Has the dense model and the levels.
+        problem: Units.
+        tokens: As many as scoring every unit once on so many would cost, a product with the Hessian counted as three
+            forward passes: six, of half of the blocks on average.
+        seed: Chooses windows and first vectors.
+        progress: Shows how far it is.
+        steps: Keeps what is done; None: nothing.
+
+    Raises:
+        EvosweepError: A unit is not a layer's weight, or some weights are not on the model's device.
+    """
+    slots = layers_with_gradients(evaluator, problem)
+    windows = evaluator.splits["search"].windows
+    asked = max(LEAST, tokens // (ITERATIONS * PRODUCT))
+    length = min(asked, LONGEST, windows.shape[1])
+    chosen = generator(seed, "curvature").integers(len(windows), size=max(1, asked // length))
+    ids = moved(windows[chosen, :length], evaluator.anatomy.device)
+    groups = chunks_of(slots, most=1)
+
+    def of(group: Sequence[int]) -> list[float]:
+        curvature = Curvature(evaluator.anatomy, [slots[index] for index in group], ids)
+        seeds = [int(generator(seed, "eigenvector", slots[index].name).integers(2**31)) for index in group]
+        return [
+            top_eigenvalue(curvature, position, iterations=ITERATIONS, seed=one) for position, one in enumerate(seeds)
+        ]
+
+    found = (steps or Steps()).run(groups, of, progress=progress, description="top eigenvalues")
+    order = [index for group in groups for index in group]
+    values = np.zeros(len(slots))
+    values[order] = np.concatenate(found) / ids.numel()
+    return _harms(HAWQ_TOP, evaluator, problem, slots, values.tolist())
+
+
+def _numel(slot: Slot) -> int:
+    rows, columns = slot.shape
+    return rows * columns
+
+
+def _pairs(slots: Sequence[Slot], numbers: Sequence[float]) -> list[tuple[Slot, float]]:
+    return list(zip(slots, numbers, strict=True))
 
 
 def _harms(
-    evaluator: Evaluator, problem: Problem, slots: Mapping[str, Slot], traces: Mapping[str, float]
+    column: str, evaluator: Evaluator, problem: Problem, slots: Sequence[Slot], curvatures: Sequence[float]
 ) -> dict[str, dict[str, float]]:
-    """Return the harm of every unit's levels; that of tied layers is the sum of theirs.
+    """Return the harm of every unit's levels, and the unit's curvature a weight, by which HAWQ orders units.
 
     Args:
+        column: Its name, without the level's.
         evaluator: Has the levels.
         problem: Units.
-        slots: Layers by name.
-        traces: Trace of every layer's Hessian, a token.
+        slots: Of the units' layers, in order.
+        curvatures: Of every layer, a token; harm is half of it x ‖W − Ŵ‖².
     """
-    stored = {unit.name: index for index, unit in enumerate(evaluator.store.units)}
-    harms: dict[str, dict[str, float]] = {}
-    for layer in (layer for unit in problem.units for layer in unit.layers):
-        dense = slots[layer.name].read().float()
-        errors = [
-            float((evaluator.weight(stored[layer.name], number).float() - dense).square().sum())
-            for number in range(len(layer.levels))
-        ]
-        half = 0.5 * traces[layer.name] / layer.numel
-        harms[layer.name] = {
-            f"{HAWQ}/{level.name}": half * error for level, error in zip(layer.levels, errors, strict=True)
-        }
-    return {
-        unit.name: {name: sum(harms[layer.name][name] for layer in unit.layers) for name in harms[unit.layers[0].name]}
-        for unit in problem.units
-    }
+    changes = Changes(evaluator, slots)
+    numbers: dict[str, list[float]] = {}
+    for index, (slot, curvature) in enumerate(_pairs(slots, curvatures)):
+        numbers[slot.name] = [0.5 * curvature * float(change.square().sum()) for change in changes.of(index)]
+    harms = by_level(column, problem, numbers)
+    own = {slot.name: curvature for slot, curvature in _pairs(slots, curvatures)}
+    for unit in problem.units:
+        a_weight = [own[layer.name] / (layer.numel if column == HAWQ_TOP else 1) for layer in unit.layers]
+        mean = float(np.average(a_weight, weights=[layer.numel for layer in unit.layers]))
+        harms[unit.name][f"{column}{ORDER}"] = mean
+    return harms
 
 
-def _squared_gradients(anatomy: Anatomy, slots: Sequence[Slot], ids: torch.Tensor, seed: int) -> torch.Tensor:
-    """Return the squared norm of the gradient of log p(y) by slot, shape (slots,), at labels y drawn from the model.
+def by_level(column: str, problem: Problem, numbers: Mapping[str, Sequence[float]]) -> dict[str, dict[str, float]]:
+    """Return a column of every level of every unit; that of tied layers is the sum of theirs.
 
     Args:
-        anatomy: The dense model.
-        slots: Whose weights the gradient is taken of.
-        ids: Token ids (rows, seq_len).
-        seed: Chooses the labels.
+        column: Its name, without the level's.
+        problem: Units.
+        numbers: One a level, by layer.
     """
-    found = torch.zeros(len(slots), dtype=torch.float64, device=anatomy.device)
-
-    def add(index: int, parameter: torch.Tensor) -> None:
-        assert parameter.grad is not None
-        found[index] = slots[index].view(parameter.grad).float().square().sum()
-        parameter.grad = None  # so that never more than one layer's gradient is kept
-
-    rng = torch.Generator(anatomy.device).manual_seed(seed)
-    with ExitStack() as stack, torch.enable_grad():
-        for index, slot in enumerate(slots):
-            parameter = slot.parameter
-            stack.callback(parameter.requires_grad_, parameter.requires_grad)
-            parameter.requires_grad_(True)
-            stack.callback(parameter.register_post_accumulate_grad_hook(partial(add, index)).remove)
-        logits = anatomy.model(input_ids=ids, use_cache=False).logits.flatten(0, 1).float()
-        labels = torch.multinomial(logits.detach().softmax(-1), 1, generator=rng)[:, 0]
-        torch.nn.functional.cross_entropy(logits, labels, reduction="sum").backward()
-    return found
+    return {
+        unit.name: {
+            f"{column}/{level.name}": sum(float(numbers[layer.name][index]) for layer in unit.layers)
+            for index, level in enumerate(unit.levels)
+        }
+        for unit in problem.units
+    }

@@ -61,6 +61,12 @@ class OuterUnits:
         """Return the levels of the head that occur in genomes (genomes, units); one None for the dense head."""
         return [None] if self.head is None else list(levels_in(genomes[:, self.head])[0])
 
+    def without_head(self, genomes: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Return the levels (genomes, units) of all units that change final hidden states."""
+        if self.head is None or self.head == self.embedding:
+            return genomes
+        return np.delete(genomes, self.head, axis=1)
+
     def by_head(self, genomes: npt.NDArray[np.int64], rows: Indices) -> list[HeadGroup]:
         """Return a population grouped by the head's level.
 

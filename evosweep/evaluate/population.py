@@ -7,7 +7,7 @@ are grouped by level. So each (unit, level) weight is used at most once a block 
 import functools
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import numpy as np
 import numpy.typing as npt
@@ -25,13 +25,13 @@ from evosweep.evaluate.heads import Heads, Targets, finite, made_targets
 from evosweep.evaluate.level_weights import LevelWeights, bytes_of
 from evosweep.evaluate.memory import Resources, chunks, halves, per_token, plan_memory
 from evosweep.evaluate.outer import OuterUnits
-from evosweep.evaluate.routing import distinct_rows, groups_of
+from evosweep.evaluate.replaced import Replaced
+from evosweep.evaluate.routing import distinct_rows
 from evosweep.evaluate.shared import Sharing, Wanted
 from evosweep.fitness.base import Fitness, Outputs
 from evosweep.models.activations import NONE, RoundedInputs
 from evosweep.models.anatomy import Anatomy
 from evosweep.models.device import moved, tf32
-from evosweep.models.dropping import silenced_rows
 from evosweep.models.fused import compile_norms, fused_rotary
 from evosweep.models.patch import replaced_parameters
 from evosweep.store.manifest import LevelStore
@@ -75,7 +75,6 @@ class Evaluator:
         self.store = store
         self.splits = splits
         self.resources = resources or Resources()
-        self.majority = majority
         self.drops = store.drops
         self.expand = Expansion.of(units or store.units, store.units)
         self._blocks = units_by_block(anatomy, store, self.drops)
@@ -98,6 +97,9 @@ class Evaluator:
             None
             if self.resources.activations == NONE
             else RoundedInputs.of(self.resources.activations, columns, owner=self.resources)
+        )
+        self._replaced = Replaced(
+            anatomy, self.levels, self._blocks, self._outer, self.rounded_inputs, majority=majority
         )
         self._compiled = self.resources.compiles(anatomy.device)
         self._heads = Heads(
@@ -291,29 +293,37 @@ class Evaluator:
     ) -> tuple[torch.Tensor, npt.NDArray[np.int64]]:
         """Return what ``_hidden`` does, with the model's parameters as they are; arguments as there."""
         anatomy = self.anatomy
+        if anatomy.whole_because:
+            if genomes is not None:
+                return self._replaced.through_model(genomes, tokens)
+            return anatomy.run_whole(tokens)[None], np.zeros(1, dtype=np.int64)
         states, rows = self._embedded(genomes, tokens)
         for block, units in enumerate(self._blocks):
             if genomes is not None and block + 1 < len(self._blocks):
                 self.levels.prefetch(wanted_levels(self._blocks[block + 1], genomes))
             if genomes is None:
-                states = anatomy.run_block(block, states.flatten(0, 1)).unflatten(0, states.shape[:2])
+                states = anatomy.run_block(block, states.flatten(0, 1), tokens).unflatten(0, states.shape[:2])
                 continue
             keys = np.concatenate([rows[:, None], genomes[:, units.indices]], axis=1)
             first, rows = distinct_rows(keys)
             distinct = keys[first]
             if len(distinct) != len(states) or (distinct[:, 0] != np.arange(len(states))).any():
                 states = states[moved(distinct[:, 0], states.device)]
-            states = self._run_block(block, states, dict(zip(units.indices.tolist(), distinct[:, 1:].T, strict=True)))
+            levels = dict(zip(units.indices.tolist(), distinct[:, 1:].T, strict=True))
+            states = self._run_block(block, states, levels, tokens)
         final = anatomy.finish(tokens.repeat(len(states), 1), states.flatten(0, 1))
         return final.unflatten(0, states.shape[:2]), rows
 
-    def _run_block(self, block: int, states: torch.Tensor, levels: Mapping[int, npt.NDArray[np.int64]]) -> torch.Tensor:
+    def _run_block(
+        self, block: int, states: torch.Tensor, levels: Mapping[int, npt.NDArray[np.int64]], tokens: torch.Tensor
+    ) -> torch.Tensor:
         """Return a block's output for every row, each row at its own levels.
 
         Args:
             block: Index of the block.
             states: Hidden states (rows, windows, seq_len, hidden).
             levels: Level of each row, by index of the unit. Rows that drop the whole block keep their states.
+            tokens: Token ids (windows, seq_len).
         """
         units = self._blocks[block]
         runs = np.ones(len(states), dtype=bool)
@@ -323,19 +333,8 @@ class Evaluator:
             return states
         rows = None if runs.all() else moved(np.flatnonzero(runs), states.device)
         given = states if rows is None else states[rows]
-        with ExitStack() as replacements:
-            if units.slots:
-                replacements.enter_context(self.rounded_inputs({slot.name: slot.module for slot in units.slots}))
-                wanted = np.stack([levels[index][runs] for index in units.slots.values()])
-                groups_by_slot = groups_of(wanted, states.device, majority=self.majority)
-                for (slot, index), groups in zip(units.slots.items(), groups_by_slot, strict=True):
-                    weights = {level: self.levels.weight((index, level)) for level in groups.levels}
-                    replacements.enter_context(slot.forward_by_row(groups, weights))
-            for slot, index in units.writers.items():
-                gone = np.flatnonzero(levels[index][runs] == 0)
-                if len(gone):
-                    replacements.enter_context(silenced_rows(slot.module, gone, len(given)))
-            done = self.anatomy.run_block(block, given.flatten(0, 1)).unflatten(0, given.shape[:2])
+        with self._replaced.block(block, {index: level[runs] for index, level in levels.items()}, len(given)):
+            done = self.anatomy.run_block(block, given.flatten(0, 1), tokens).unflatten(0, given.shape[:2])
         return done if rows is None else states.index_copy(0, rows, done)
 
     def _targets_by_head(

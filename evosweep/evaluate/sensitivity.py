@@ -10,7 +10,20 @@ import numpy as np
 import numpy.typing as npt
 
 from evosweep.allocators.alpha_pruning import HILL
-from evosweep.allocators.harm import AROUND_TOP, AROUND_UNIFORM, HAWQ, KL_PER_ERROR
+from evosweep.allocators.harm import (
+    AROUND_TOP,
+    AROUND_UNIFORM,
+    AUTO_QUANTIZE,
+    AUTO_SCHEME,
+    BROKEN,
+    FISHER,
+    HAWQ,
+    HAWQ_HUTCHINSON,
+    HAWQ_TOP,
+    HIGGS,
+    HIGGS_DATA,
+    KL_PER_ERROR,
+)
 from evosweep.allocators.ranking import LOSS_ALONE
 from evosweep.assets.cache_folder import cache_folder, not_writable
 from evosweep.assets.locks import locked
@@ -19,19 +32,20 @@ from evosweep.core.events import Progress
 from evosweep.core.files import digest, write_json
 from evosweep.core.problem import Genome, Problem
 from evosweep.core.seeds import generator
-from evosweep.evaluate.curvature import hawq_v2
+from evosweep.evaluate.curvature import hawq, hawq_tokens, hawq_v2, hawq_v2_hutchinson
+from evosweep.evaluate.gradients import auto_quantize, auto_scheme, fisher
+from evosweep.evaluate.linearity import NOISES, higgs, higgs_data
 from evosweep.evaluate.population import Evaluator
+from evosweep.evaluate.spectra import hill_exponents
 from evosweep.evaluate.steps import Steps
 from evosweep.fitness.kl import KL
 from evosweep.fitness.perplexity import Perplexity
 from evosweep.models.activations import NONE
-from evosweep.models.spectrum import hill_exponent
 
 Columns = dict[str, dict[str, float]]
 """Columns by unit name."""
 
 FLOOR = 0.05
-BROKEN = 1e3  # KL of a level whose KL is no number
 SHRINKAGE = 512  # tokens at which a unit's own measurement and its kind's mean weigh alike
 WAIT = 3600.0  # seconds, while another process measures the same
 ALONE = Steps()  # keeps nothing
@@ -129,57 +143,62 @@ def around_top(
     return _rises(AROUND_TOP, base, evaluator, problem, windows=windows, progress=progress, steps=steps)
 
 
-def hill_exponents(
-    evaluator: Evaluator, problem: Problem, *, tokens: int, seed: int, progress: Progress, steps: Steps = ALONE
-) -> Columns:
-    """Return the Hill exponent of the dense weight of every unit that has a weight (drop units have none).
+def _one(problem: Problem) -> int:
+    del problem
+    return 1
 
-    Of a tied unit it is the mean over its layers, by weights, as over the layers of a block.
 
-    Args:
-        evaluator: Has the model.
-        problem: Units.
-        tokens: Not used: weights alone are measured.
-        seed: Not used.
-        progress: Shows how far it is.
-        steps: Keeps what is done.
-    """
-    del tokens, seed
-    slots = {slot.name: slot for slot in evaluator.anatomy.all_slots}
-    units = {unit.name: unit for unit in problem.units if unit.layers[0].name in slots}
-
-    def exponent(name: str) -> float:
-        layers = units[name].layers
-        exponents = [hill_exponent(slots[layer.name].read()) for layer in layers]
-        return float(np.average(exponents, weights=[layer.numel for layer in layers]))
-
-    found = steps.run(list(units), exponent, progress=progress, description="spectra of the weights")
-    return {name: {HILL: float(value[0])} for name, value in zip(units, found, strict=True)}
+def _longest(problem: Problem) -> int:
+    return max(int(problem.sizes.max()) - 1, 1)
 
 
 @dataclass(frozen=True)
 class Measure:
-    """A measurement, and the tokens that it scores in all, given the tokens for each unit."""
+    """A measurement, and the tokens that it scores in all, given the tokens for each candidate.
+
+    Attributes:
+        measure: Returns the columns.
+        tokens: Tokens in all.
+        candidates: Candidates of a unit, which share the unit's tokens, each one window at least.
+        version: Raise when this measurement changes; METHOD when all do.
+    """
 
     measure: Callable[..., Columns]
     tokens: Callable[[Problem, int], int]
+    candidates: Callable[[Problem], int] = _one
+    version: int = 0
 
 
 def _one_level_a_unit(problem: Problem, tokens: int) -> int:
     return (len(problem.units) + 1) * tokens
 
 
+def _as_one_level(problem: Problem, tokens: int) -> int:
+    return len(problem.units) * tokens
+
+
 def _all_levels(problem: Problem, tokens: int) -> int:
     return (problem.total_levels - len(problem.units) + 1) * tokens
 
 
+def _all_noises(problem: Problem, tokens: int) -> int:
+    return (sum(len(unit.layers) for unit in problem.units) * len(NOISES) + 1) * tokens
+
+
 MEASURES = {
     KL_PER_ERROR: Measure(kl_per_error, _one_level_a_unit),
-    LOSS_ALONE: Measure(loss_alone, lambda problem, tokens: len(problem.units) * tokens),
-    AROUND_UNIFORM: Measure(around_uniform, _all_levels),
-    AROUND_TOP: Measure(around_top, _all_levels),
+    LOSS_ALONE: Measure(loss_alone, _as_one_level),
+    AROUND_UNIFORM: Measure(around_uniform, _all_levels, _longest),
+    AROUND_TOP: Measure(around_top, _all_levels, _longest),
     HILL: Measure(hill_exponents, lambda *_: 0),
-    HAWQ: Measure(hawq_v2, lambda problem, tokens: len(problem.units) * tokens),
+    HAWQ: Measure(hawq_v2, _as_one_level, version=1),
+    HAWQ_HUTCHINSON: Measure(hawq_v2_hutchinson, _as_one_level),
+    HAWQ_TOP: Measure(hawq, hawq_tokens),
+    FISHER: Measure(fisher, _as_one_level),
+    AUTO_QUANTIZE: Measure(auto_quantize, _as_one_level),
+    AUTO_SCHEME: Measure(auto_scheme, _as_one_level),
+    HIGGS: Measure(higgs, _all_noises, lambda _: len(NOISES)),
+    HIGGS_DATA: Measure(higgs_data, _all_noises, lambda _: len(NOISES)),
 }
 
 
@@ -202,14 +221,17 @@ def measure(
     """
     split = evaluator.splits["search"]
     kind = MEASURES[column]
-    if kind.tokens is _all_levels:
+    candidates = kind.candidates(problem)
+    if candidates > 1 or kind.tokens is _all_levels:
         seq_len = split.windows.shape[1]
-        tokens = max(seq_len, tokens // max(int(problem.sizes.max()) - 1, 1) // seq_len * seq_len)
+        tokens = max(seq_len, tokens // candidates // seq_len * seq_len)
     address = [METHOD, evaluator.store.key, problem.uniform().tolist(), split.hash, tokens, seed]
     if evaluator.resources.activations != NONE:
         address.append(evaluator.resources.activations)
     if evaluator.store.limits:
         address.append(evaluator.store.limits)
+    if kind.version:
+        address.append(kind.version)
     ties = [unit.name for unit in problem.units if unit.members]
     if ties:
         address.append(ties)

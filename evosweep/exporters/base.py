@@ -1,7 +1,6 @@
 """Base class of exporters: writes an allocation, reloads it, and checks its logits."""
 
 import io
-import shutil
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass, replace
@@ -13,7 +12,7 @@ import torch
 
 from evosweep.compressors.base import Compressor
 from evosweep.core.checks import check_bool, check_int
-from evosweep.core.errors import ExportError, SettingError
+from evosweep.core.errors import SettingError
 from evosweep.core.events import Progress, Silent
 from evosweep.core.files import new_folder
 from evosweep.core.problem import Genome, Problem
@@ -21,18 +20,20 @@ from evosweep.core.ties import Expansion, bits_to_tie, loose
 from evosweep.core.unit import Level, Unit
 from evosweep.evaluate.population import Evaluator
 from evosweep.exporters.card import write_card
+from evosweep.exporters.folder import check_room, how_to_load, kept_aside
+from evosweep.exporters.proof import proved
 from evosweep.models.activations import NONE
 from evosweep.models.anatomy import Anatomy
 from evosweep.models.dropping import Drop, DropEffect, dropped_parameters, merged, removed
 from evosweep.models.fusion import fused_layers
 from evosweep.models.load import LoadedModel
+from evosweep.models.patch import replaced_parameters, replaced_weights
 from evosweep.models.slots import Slot
+from evosweep.models.towers import CAUSAL, has_towers, loader_name
 from evosweep.store.manifest import Stored
 from evosweep.store.units import Units
 
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 1e-2, torch.float16: 1e-3}
-DIFFERS = ".differs"  # behind the name of a folder that turned out to be another model
-ROUNDED_TOLERANCE = 0.05  # where inputs are rounded: the last bit of one may decide which of two values it becomes
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,18 @@ class Winner:
         with removed(self.evaluator.anatomy, self.dropped):
             yield
 
+    @contextmanager
+    def in_model(self) -> Iterator[None]:
+        """Make the original model what was chosen while the context lasts: its weights are the levels'."""
+        evaluator = self.evaluator
+        weights = {slot.name: evaluator.weight(index, int(self.genome[index])) for slot, index in self.slots.items()}
+        with (
+            replaced_weights(list(self.slots), weights),
+            replaced_parameters(evaluator.anatomy.model, evaluator.tuned_values),
+            self.in_place(),
+        ):
+            yield
+
     def layers(self) -> dict[str, tuple[Slot, int]]:
         """Return (slot, unit index) of all weights of units that are not dropped, by path while ``in_place``."""
         paths = {id(module): path for path, module in self.evaluator.anatomy.model.named_modules()}
@@ -121,11 +134,12 @@ class Winner:
 
 @dataclass(frozen=True)
 class Exporter:
-    """Writes an allocation as a model, reloads it, and compares its logits with those that were scored.
+    """Writes an allocation as a model, reloads it, and compares its logits with those of the original model.
 
     Args:
         enabled: Whether to export at all.
-        check_tokens: Validation tokens on which the reloaded model's logits are compared with the scored ones.
+        check_tokens: Validation tokens on which the logits of the reloaded model, and those that were scored, are
+            compared with those of the original model with the levels' weights in it.
     """
 
     enabled: bool = True
@@ -138,6 +152,8 @@ class Exporter:
     """Share of the largest logit by which a reloaded model's may differ, by the type of the model."""
     runs: ClassVar[bool] = True
     """Whether what is written is a model."""
+    text_only: ClassVar[bool] = True
+    """Whether the format holds text models alone, and no towers for images beside the decoder."""
     needs_ties: ClassVar[bool] = False
     """Whether engines that read the format fuse layers, so that these must share a level (``units.tie=fused``)."""
 
@@ -165,6 +181,13 @@ class Exporter:
             anatomy: The model.
             genome: The one allocation that is asked about, after a search; None: any.
         """
+        if self.text_only and has_towers(anatomy.model):
+            raise SettingError(
+                "",
+                owner=self,
+                got=type(anatomy.model).__name__,
+                allowed="of a format that holds the parts beside its text decoder: export=dense or export=packed",
+            )
         asked = problem if genome is None else problem.only(genome)
         for layer in (layer for unit in asked.units for layer in unit.layers):
             refusals = {level.name: self.refusal(layer, level, anatomy) for level in layer.levels}
@@ -253,11 +276,11 @@ class Exporter:
         """
         winner = Winner(genome, problem, evaluator)
         expected = self.expected_bytes(winner)
-        _check_room(folder, expected)
+        check_room(folder, expected)
         (progress or Silent()).say(f"exporting {self.contents}, about {expected / 1e6:.1f} MB, to {folder}")
         with new_folder(folder) as temporary:
             self.write(winner, loaded, temporary)
-            loaded.tokenizer.save_pretrained(temporary)
+            (loaded.processor or loaded.tokenizer).save_pretrained(temporary)
             problem.save(problem.decode(genome), temporary / "allocation.json", problem=problem.fingerprint)
             body = self._readme(winner, loaded)
             write_card(temporary, body, genome=genome, problem=problem, store=evaluator.store.key, loaded=loaded)
@@ -270,8 +293,8 @@ class Exporter:
             "size_mb": round(size / 1e6, 3),
             "max_logit_difference": difference,
             "activations": evaluator.resources.activations,
-            "load": self.loading,
-            "how_to_load": how_to_load(self.loading, folder),
+            "load": self._loading(loaded),
+            "how_to_load": how_to_load(self._loading(loaded), folder),
         }
 
     def _readme(self, winner: Winner, loaded: LoadedModel) -> str:
@@ -280,30 +303,23 @@ class Exporter:
             f"{self.contents.capitalize()}: {self.expected_bytes(winner) / 1e6:.1f} MB, where the dense weights take "
             f"{winner.dense_bytes / 1e6:.1f} MB. `allocation.json` names the level of every unit.\n\n"
             f"{_activations_note(winner.evaluator.resources.activations)}"
-            f'Load it with\n\n```python\nfolder = "."  # this folder\n\n{self.loading}\n```\n'
+            f'Load it with\n\n```python\nfolder = "."  # this folder\n\n{self._loading(loaded)}\n```\n'
         )
 
+    def _loading(self, loaded: LoadedModel) -> str:
+        """Return the code that loads what is written, with the class that holds all parts of the model."""
+        return self.loading.replace(CAUSAL, loader_name(loaded.model))
+
     def _difference(self, winner: Winner, folder: Path) -> float:
-        """Return the largest difference of logits, with inputs of layers as they are and then as they were scored."""
+        """Return the largest difference between the logits of the reloaded model and of the original one."""
         evaluator = winner.evaluator
-        anatomy = evaluator.anatomy
+        dtype = evaluator.anatomy.dtype
         window = evaluator.splits["validation"].windows[0][: self.check_tokens]
-        tokens = torch.from_numpy(window)[None].to(anatomy.device)
-        with winner.in_place():
-            paths = {slot.name: path for path, (slot, _) in winner.layers().items()}
+        tokens = torch.from_numpy(window)[None].to(evaluator.anatomy.device)
         # Some loaders draw progress bars of their own, whatever transformers' verbosity; some in the first pass.
         with torch.inference_mode(), redirect_stderr(io.StringIO()):
-            reloaded = self.reload(folder, dtype=anatomy.dtype).to(anatomy.device).eval()
-            with evaluator.exact_inputs():
-                scored = evaluator.logits(winner.genome, tokens)
-                logits = reloaded(input_ids=tokens, use_cache=False).logits[0].float()
-            difference = _check_close(logits, scored, self.tolerance[anatomy.dtype])
-            if evaluator.resources.activations != NONE:
-                scored = evaluator.logits(winner.genome, tokens)
-                with evaluator.rounded_inputs({unit: reloaded.get_submodule(path) for unit, path in paths.items()}):
-                    logits = reloaded(input_ids=tokens, use_cache=False).logits[0].float()
-                difference = _check_close(logits, scored, ROUNDED_TOLERANCE)
-        return difference
+            reloaded = self.reload(folder, dtype=dtype).to(evaluator.anatomy.device).eval()
+            return proved(winner, reloaded, tokens, tolerance=self.tolerance[dtype])
 
 
 def _how_to_tie(problem: Problem, untied: Sequence[Sequence[str]], genome: Genome | None) -> str:
@@ -322,53 +338,6 @@ def _nearest(layer: Unit, name: str, fitting: Sequence[str]) -> str:
     )
 
 
-@contextmanager
-def kept_aside(made: Path, folder: Path) -> Iterator[None]:
-    """Keep what was made beside the folder that it was for, where it turns out not to compute what was scored.
-
-    Args:
-        made: What was made, in a temporary folder.
-        folder: What it would have become.
-
-    Raises:
-        ExportError: As the body raises it, with where the files are.
-    """
-    try:
-        yield
-    except ExportError as error:
-        aside = folder.with_name(f"{folder.name}{DIFFERS}")
-        shutil.rmtree(aside, ignore_errors=True)
-        made.rename(aside)
-        raise ExportError(f"{error}; it is in {aside}, not in {folder}: please report it with its command") from error
-
-
-def _check_close(logits: torch.Tensor, scored: torch.Tensor, tolerance: float) -> float:
-    """Return the largest difference of two models' logits.
-
-    Args:
-        logits: Of the exported model.
-        scored: Of the model as it was scored.
-        tolerance: Of the largest logit.
-
-    Raises:
-        ExportError: They differ by more.
-    """
-    difference = float((logits - scored).abs().max())
-    scale = float(scored.abs().max())
-    if not difference <= tolerance * max(scale, 1.0):
-        raise ExportError(
-            f"the exported model does not give the logits that were scored: they differ by {difference:.3g} "
-            f"(largest logit {scale:.3g})"
-        )
-    return difference
-
-
-def how_to_load(loading: str, folder: Path) -> str:
-    """Return an exporter's ``loading`` code in one line, with the folder in it."""
-    lines = [line for line in loading.splitlines() if line.strip()]
-    return "; ".join(lines).replace("(folder", f"({str(folder)!r}")
-
-
 def _activations_note(activations: str) -> str:
     """Return what a README says about activations: a checkpoint holds weights alone."""
     if activations == NONE:
@@ -377,12 +346,3 @@ def _activations_note(activations: str) -> str:
         f"It was scored with the inputs of its compressed layers rounded to {activations}. These files hold weights "
         "alone: that has to be set in the engine that runs them.\n\n"
     )
-
-
-def _check_room(folder: Path, expected: int) -> None:
-    parent = next(path for path in folder.absolute().parents if path.is_dir())
-    free = shutil.disk_usage(parent).free
-    if free < expected:
-        raise ExportError(
-            f"the export takes about {expected / 1e6:.3g} MB in {folder}, where {free / 1e6:.3g} MB are free"
-        )

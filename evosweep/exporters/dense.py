@@ -4,11 +4,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 
 from evosweep.exporters.base import Exporter, Winner
 from evosweep.models.load import LoadedModel
 from evosweep.models.patch import replaced_weights
+from evosweep.models.towers import loader_of
 
 
 class DenseSafetensors(Exporter):
@@ -20,7 +20,7 @@ class DenseSafetensors(Exporter):
     """
 
     contents = "dequantized weights in the dense model's type"
-
+    text_only = False
     loading = "from transformers import AutoModelForCausalLM\n\nmodel = AutoModelForCausalLM.from_pretrained(folder)"
 
     def expected_bytes(self, winner: Winner) -> int:
@@ -54,7 +54,5 @@ class DenseSafetensors(Exporter):
 
     def reload(self, folder: Path, *, dtype: torch.dtype) -> torch.nn.Module:
         """Return the model through ``from_pretrained``."""
-        model: torch.nn.Module = transformers.AutoModelForCausalLM.from_pretrained(
-            str(folder), dtype=dtype, trust_remote_code=False
-        )
+        model: torch.nn.Module = loader_of(folder).from_pretrained(str(folder), dtype=dtype, trust_remote_code=False)
         return model

@@ -24,7 +24,6 @@ from evosweep.exporters.gguf_tokenizer import add_tokenizer
 from evosweep.models.anatomy import Anatomy
 from evosweep.models.dropping import Drop
 from evosweep.models.load import LoadedModel
-from evosweep.store.store_plan import shapes_of
 from evosweep.store.units import Units
 
 FILE = "model.gguf"
@@ -85,10 +84,11 @@ class GgufFile(Exporter):
             self._refuse("llama.cpp has no sliding window in this family")
         if drop.granularity == "sublayers" or (drop.granularity != "none" and family is not None and family.numbered):
             self._refuse("llama.cpp has no such blocks: drop=blocks for other families, drop=none for this one")
-        if any(slot.layout != "linear" for slot in anatomy.slots):
+        layers = (units or Units()).layers(anatomy)
+        if any(slot.layout != "linear" for slot in layers):
             self._refuse("it has no layout for this model's layers")
         if self.type == "exact":
-            hint = next(_misfits(compressor, shapes_of(anatomy)), "")
+            hint = next(_misfits(compressor, {slot.name: slot.shape for slot in layers}), "")
             for name, outer in (units.compressors(anatomy) if units is not None else {}).items():
                 slot = next(slot for slot in anatomy.outer.values() if slot.name == name)
                 hint = hint or next(_misfits(outer, {name: slot.shape}), "")

@@ -128,7 +128,8 @@ class IntegerExporter(Exporter):
             units: What is a unit beside the layers of the blocks.
         """
         outer = {} if units is None else units.compressors(anatomy)
-        makers = {**{slot.name: compressor for slot in anatomy.slots}, **outer}
+        layers = (units or Units()).layers(anatomy)
+        makers = {**{slot.name: compressor for slot in layers}, **outer}
         hint = ""
         if not all(isinstance(part, IntegerLevels | AsIs) for maker in makers.values() for part in single(maker)):
             hint = "it holds bit-widths in groups, and layers as they are: compressor=gptq"
@@ -136,7 +137,7 @@ class IntegerExporter(Exporter):
             hint = "it cannot hold a block without its attention or MLP: drop=blocks"
         elif outer and not self.outer:
             hint = "it leaves embedding and head as they are: units=none"
-        elif any(slot.layout != "linear" for slot in anatomy.slots):
+        elif any(slot.layout != "linear" for slot in layers):
             hint = "it has no layout for this model's transposed or fused layers"
         hint = hint or self.unheld(anatomy, [part for maker in makers.values() for part in integer_parts(maker)])
         if hint:

@@ -95,7 +95,7 @@ class CompressedTensors(Exporter):
             hint = "it cannot hold a block without its attention or MLP: drop=blocks"
         elif units is not None and units.embedding is not None:
             hint = "it leaves the embedding as it is: units.embedding=null"
-        elif any(slot.layout != "linear" for slot in anatomy.slots):
+        elif any(slot.layout != "linear" for slot in (units or Units()).layers(anatomy)):
             hint = "it has no layout for this model's transposed layers"
         if hint:
             raise SettingError("", owner=self, allowed=OTHERS, got="compressed_tensors", hint=hint)

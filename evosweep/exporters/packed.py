@@ -15,6 +15,7 @@ from evosweep.core.files import digest, sha256_file, write_json
 from evosweep.exporters.base import Exporter, Winner
 from evosweep.models.load import LoadedModel
 from evosweep.models.slots import slot_at
+from evosweep.models.towers import loader_of
 
 TENSORS = "packed.safetensors"  # transformers ignores this and the next
 INDEX = "packed.json"
@@ -26,6 +27,7 @@ class PackedSafetensors(Exporter):
     """Writes packed levels, everything else in the model's type, and nothing of what is dropped."""
 
     contents = "packed weights at their true size"
+    text_only = False
     loading = "from evosweep import load_packed\n\nmodel = load_packed(folder)"
 
     def write(self, winner: Winner, loaded: LoadedModel, folder: Path) -> None:
@@ -50,6 +52,7 @@ class PackedSafetensors(Exporter):
             tensors |= winner.others(without=gone)
             dropped = [name for name, parameter in model.named_parameters() if id(parameter) in gone]
             save_file({name: value.cpu().contiguous() for name, value in tensors.items()}, folder / TENSORS)
+            model.config.architectures = [type(model).__name__]  # says which class loads it
             model.config.save_pretrained(folder)
             if model.can_generate():
                 model.generation_config.save_pretrained(folder)
@@ -85,9 +88,7 @@ def load(folder: str | Path, *, dtype: torch.dtype | None = None) -> Any:
         config = transformers.AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
     except (OSError, ValueError, SafetensorError) as error:
         raise ExportError(f"{folder} is no packed model: {TENSORS} or {CONFIG} is missing or damaged") from error
-    model = transformers.AutoModelForCausalLM.from_config(
-        config, dtype=dtype or config.dtype, trust_remote_code=False
-    ).eval()
+    model = loader_of(folder).from_config(config, dtype=dtype or config.dtype, trust_remote_code=False).eval()
     try:
         with torch.no_grad():
             _fill(model, index, tensors)

@@ -44,6 +44,7 @@ class Recipe(Exporter):
     contents = "recipes for other quantizers"
     loading = ""
     runs = False
+    text_only = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -62,7 +63,7 @@ class Recipe(Exporter):
         if self.format == ALL:
             return
         made = units.compressors(anatomy) if units is not None else {}
-        plans = {**compressor.plan({slot.name: slot.shape for slot in anatomy.slots})}
+        plans = {**compressor.plan({slot.name: slot.shape for slot in (units or Units()).layers(anatomy)})}
         plans |= units.plan(anatomy) if units is not None else {}
         config: Any = anatomy.model.config
         for slot in anatomy.all_slots:

@@ -5,8 +5,9 @@ returns; nothing is assumed about names. Another one checks that running the blo
 model gives.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import cached_property, partial
 from typing import Any
 
@@ -14,10 +15,12 @@ import torch
 from torch import nn
 
 from evosweep.core.errors import ModelError
+from evosweep.models.contexts import Arguments, Contexts
 from evosweep.models.head import Head
 from evosweep.models.patch import replaced_forward
+from evosweep.models.rows import OwnForwardSlot
 from evosweep.models.slots import LinearSlot, OuterSlot, Slot, outer_slots, slot_kind
-from evosweep.models.verify import check_block_by_block, check_causal
+from evosweep.models.verify import check_causal, check_whole, not_by_row, why_not_block_by_block
 
 PROBE_TOKENS = 8
 
@@ -33,27 +36,54 @@ class Anatomy:
         block_path: Path of the list of blocks in the model.
         blocks: The list of blocks.
         base: The module around the blocks that returns final hidden states.
+        rescaling: Whether the model rescaled its weights in place when it ran, which it does not any more.
         slots: All slots in the blocks, in the order in which they run.
         device: Where the model's first parameter is.
         dtype: Its type.
+        whole_because: Why the blocks cannot be run one by one, so that the whole model runs instead; empty: they can.
+        not_by_row: Layers that are no slots because rows of a population with different weights of them do not give
+            what each gives alone, and what is wrong then.
 
     Raises:
         ModelError: No list of blocks, or no linear layer in them, could be found; the model is not causal, gives NaN,
-            or cannot be run block by block with the same result.
+            or cannot be run on several rows at once with the same result.
     """
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
+        self.rescaling = undo_rescaling(model)
         self.block_path, self.blocks = find_blocks(model)
         expected = check_causal(model, next(model.parameters()).device)
         self.base = _base_model(model, self.block_path)
         self.device = next(model.parameters()).device
         self.dtype = next(model.parameters()).dtype
-        self._contexts: dict[int, list[tuple[tuple[Any, ...], dict[str, Any]]]] = {}
+        vocabulary = int(model.get_input_embeddings().weight.shape[0])  # type: ignore[operator]
+        self._contexts = Contexts(self._record, vocabulary=vocabulary, device=self.device)
         with torch.no_grad():
             self.slots: list[Slot] = self._probe()
-        check_block_by_block(self, expected)
-        self._contexts.clear()
+        self.whole_because = why_not_block_by_block(self, expected)
+        if self.whole_because:
+            check_whole(self, expected)
+        self.not_by_row = not_by_row(self, self.slots)
+        self.slots = _without(self.slots, self.not_by_row)
+        self._contexts.forget()
+
+    @property
+    def notes(self) -> list[str]:
+        """What a user should know of how the model is run, a line each."""
+        name = type(self.model).__name__
+        notes = []
+        if self.whole_because:
+            notes.append(
+                f"{name} is scored and calibrated as a whole, which takes longer: its blocks cannot be run one by one "
+                f"({self.whole_because})"
+            )
+        if self.rescaling:
+            notes.append(f"{name} runs without the rescaling of its weights that it does in place, and is exported so")
+        if self.not_by_row:
+            first, fault = next(iter(self.not_by_row.items()))
+            notes.append(f"{len(self.not_by_row)} layers stay as they are, as {first}: {fault}")
+        return notes
 
     @cached_property
     def head(self) -> Head:
@@ -93,35 +123,51 @@ class Anatomy:
             tokens: The token ids (batch, seq_len) that were embedded.
             hidden: Output of the last block.
         """
-        return self._through_base(tokens, hidden)[1]
+        return self._as_head(self._through_base(tokens, hidden)[1])
 
-    def run_block(self, index: int, hidden: torch.Tensor) -> torch.Tensor:
-        """Return the output of one block for hidden states (batch, seq_len, hidden) on any device."""
-        arguments, keywords = self._context(hidden.shape[1])[index]
+    def run_block(self, index: int, hidden: torch.Tensor, tokens: torch.Tensor | None = None) -> torch.Tensor:
+        """Return the output of one block for hidden states (batch, seq_len, hidden) on any device.
+
+        Args:
+            index: Of the block.
+            hidden: Its input; all windows of ``tokens`` once for each row of a population, row by row.
+            tokens: Token ids (windows, seq_len), which some models' blocks need.
+        """
+        arguments, keywords = self._contexts.of(index, hidden.shape, tokens)
         return _first(self.blocks[index](hidden.to(self.device), *arguments, **keywords))
 
-    def prepare(self, seq_len: int) -> None:
-        """Record what blocks are given beside hidden states of windows of a length; ``run_block`` does where needed."""
-        self._context(seq_len)
+    def run_whole(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Return final hidden states (batch, seq_len, hidden) of token ids (batch, seq_len), by the model's forward."""
+        return self._as_head(_first(self.base(input_ids=tokens, use_cache=False)))
+
+    def _as_head(self, final: torch.Tensor) -> torch.Tensor:
+        """Return final hidden states in the head's type: some models' streams are fp32 whatever their weights are."""
+        return final.to(self.head.weight.dtype)
+
+    def prepare(self, seq_len: int, tokens: torch.Tensor | None = None) -> None:
+        """Record what blocks are given beside hidden states of windows of a length; ``run_block`` does where needed.
+
+        Args:
+            seq_len: The length.
+            tokens: Token ids (windows, seq_len) that will run.
+        """
+        self._contexts.prepare(seq_len, tokens)
 
     def forget_contexts(self) -> None:
         """Let masks and positions be made anew: those of a run in inference mode cannot be used with gradients."""
-        self._contexts.clear()
+        self._contexts.forget()
 
-    def _context(self, seq_len: int) -> list[tuple[tuple[Any, ...], dict[str, Any]]]:
-        """Return the further arguments of every block: masks and positions, the same for every window."""
-        if seq_len not in self._contexts:
-            tokens = torch.zeros((1, seq_len), dtype=torch.long, device=self.device)
-            recorded: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+    def _record(self, tokens: torch.Tensor) -> list[Arguments]:
+        """Return the arguments of every block beside hidden states, for token ids (batch, seq_len)."""
+        recorded: list[Arguments] = []
 
-            def record(position: int, *args: Any, **kwargs: Any) -> Any:
-                del position
-                recorded.append((args[1:], {key: value for key, value in kwargs.items() if key != "hidden_states"}))
-                return self._wrap(_given(args, kwargs))
+        def record(position: int, *args: Any, **kwargs: Any) -> Any:
+            del position
+            recorded.append((args[1:], {key: value for key, value in kwargs.items() if key != "hidden_states"}))
+            return self._wrap(_given(args, kwargs))
 
-            self._run_base(tokens, record)
-            self._contexts[seq_len] = recorded
-        return self._contexts[seq_len]
+        self._run_base(tokens, record)
+        return recorded
 
     def _through_base(self, tokens: torch.Tensor, last: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the first block's input, and the base model's output where every block returns its input.
@@ -146,27 +192,31 @@ class Anatomy:
             return _first(self.base(input_ids=tokens, use_cache=False))
 
     def _wrap(self, hidden: torch.Tensor) -> Any:
-        return (hidden, *self._rest) if self._returns_tuple else hidden
+        return hidden if self._returns is None else self._returns((hidden, *self._rest))
 
     def _probe(self) -> list[Slot]:
         inputs: dict[str, torch.Tensor] = {}
         kinds: dict[str, tuple[type[LinearSlot], nn.Module]] = {}
         for name, module in self.model.named_modules():
-            kind = slot_kind(module)
+            kind = _kind(module)
             if name.startswith(self.block_path + ".") and kind is not None:
                 kinds[name] = kind, module
         if not kinds:
             known = sorted({type(module).__name__ for module in self.blocks.modules()})
             raise ModelError(f"the blocks of this model have no linear layer that we know, only {', '.join(known)}")
         returned: list[Any] = []
+        outputs: dict[str, Any] = {}
         with ExitStack() as stack:
             for name, (_, module) in kinds.items():
                 stack.callback(module.register_forward_pre_hook(partial(_remember, inputs, name)).remove)
+                stack.callback(module.register_forward_hook(partial(_remember_output, outputs, name)).remove)
             stack.callback(self.blocks[0].register_forward_hook(lambda _m, _a, out: returned.append(out)).remove)
             tokens = torch.zeros((1, PROBE_TOKENS), dtype=torch.long, device=self.device)
             self.base(input_ids=tokens, use_cache=False)
-        self._returns_tuple = isinstance(returned[0], tuple)
-        self._rest = (None,) * (len(returned[0]) - 1) if self._returns_tuple else ()
+        self._returns: type | None = type(returned[0]) if isinstance(returned[0], tuple | list) else None
+        self._rest = () if self._returns is None else (None,) * (len(returned[0]) - 1)
+        # A router may be a linear layer that returns its choices, too.
+        inputs = {name: given for name, given in inputs.items() if isinstance(outputs[name], torch.Tensor)}
         return [
             kinds[name][0](name=name, block=self._block_of(name), module=kinds[name][1], group=_group(name, inputs))
             for name in inputs
@@ -176,9 +226,20 @@ class Anatomy:
         return int(name.removeprefix(self.block_path + ".").split(".")[0])
 
 
+def _kind(module: nn.Module) -> type[LinearSlot] | None:
+    """Return the class of slot that a module's weight is, None where there is none for it."""
+    kind = slot_kind(module)
+    return OwnForwardSlot if kind is LinearSlot and type(module).forward is not nn.Linear.forward else kind
+
+
 def _remember(inputs: dict[str, torch.Tensor], name: str, module: nn.Module, args: Sequence[Any]) -> None:
     del module
     inputs.setdefault(name, args[0])
+
+
+def _remember_output(outputs: dict[str, Any], name: str, module: nn.Module, args: Sequence[Any], output: Any) -> None:
+    del module, args
+    outputs[name] = output
 
 
 def _group(name: str, inputs: Mapping[str, torch.Tensor]) -> str:
@@ -188,6 +249,17 @@ def _group(name: str, inputs: Mapping[str, torch.Tensor]) -> str:
         for other, tensor in inputs.items()
         if tensor is mine or (tensor.data_ptr() == mine.data_ptr() and tensor.shape == mine.shape)
     )
+
+
+def _without(slots: Sequence[Slot], gone: Collection[str]) -> list[Slot]:
+    """Return slots without some of them; the first that is left of those with one input gives the group its name."""
+    if not gone:
+        return list(slots)
+    left: list[Any] = [slot for slot in slots if slot.name not in gone]
+    names: dict[str, str] = {}
+    for slot in left:
+        names.setdefault(slot.group, slot.name)
+    return [replace(slot, group=names[slot.group]) for slot in left]
 
 
 def _base_model(model: nn.Module, block_path: str) -> nn.Module:
@@ -208,8 +280,28 @@ def _base_model(model: nn.Module, block_path: str) -> nn.Module:
     return called[-1]  # the outermost returns last
 
 
+def undo_rescaling(model: Any) -> bool:
+    """Return whether a model divides weights in place when it runs; it does not any more, and what it did is undone.
+
+    RWKV halves two matrices of every ``rescale_every``-th block, and the stream with them, against overflow in fp16.
+    The weights that are compressed and written must be those that the model is loaded with.
+    """
+    if not getattr(model.config, "rescale_every", 0):
+        return False
+    base = model.base_model
+    if base.layers_are_rescaled:
+        base.train()
+        base._rescale_layers()
+        base.eval()
+    model.config.rescale_every = 0
+    return True
+
+
 def find_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
-    """Return path and ModuleList of the decoder's blocks: as many as the config says there are layers."""
+    """Return path and ModuleList of the decoder's blocks: as many as the config says there are layers.
+
+    Of a model with towers for images or sound, one of which may be as deep, it is the list inside the text decoder.
+    """
     config = model.config.get_text_config()  # type: ignore[union-attr, operator]
     count = getattr(config, "num_hidden_layers", None)
     lists = {name: module for name, module in model.named_modules() if isinstance(module, nn.ModuleList)}
@@ -219,7 +311,19 @@ def find_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
             f"{type(model).__name__}: none of its module lists ({', '.join(lists) or 'it has none'}) has the "
             f"{count} blocks that its config names"
         )
-    return fitting[0]
+    inside = [found for found in fitting if found[0].startswith(_decoder_path(model))]
+    if not inside and config is not model.config:
+        raise ModelError(
+            f"{type(model).__name__}: no text decoder was found around a module list of {count} blocks, only "
+            f"{', '.join(name for name, _ in fitting)}; give the text model alone"
+        )
+    return (inside or fitting)[0]
+
+
+def _decoder_path(model: Any) -> str:
+    """Return the path of a model's text decoder with a dot behind it; an empty one where it is the model itself."""
+    decoder = model.get_decoder() if hasattr(model, "get_decoder") else model
+    return next((f"{name}." for name, module in model.named_modules() if module is decoder and name), "")
 
 
 def _given(args: Sequence[Any], kwargs: Mapping[str, Any]) -> torch.Tensor:

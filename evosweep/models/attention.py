@@ -19,7 +19,9 @@ class _AttentionReached(Exception):
     """Ends a block's forward pass: what follows its attention is not needed."""
 
 
-def attention_received(anatomy: Anatomy, block: int, hidden: torch.Tensor) -> torch.Tensor:
+def attention_received(
+    anatomy: Anatomy, block: int, hidden: torch.Tensor | None, tokens: torch.Tensor | None = None
+) -> torch.Tensor:
     """Return the attention that every token receives in a block, summed over heads and queries, fp32.
 
     The probabilities are those of the model's own attention, read where transformers hands queries and keys to its
@@ -29,13 +31,17 @@ def attention_received(anatomy: Anatomy, block: int, hidden: torch.Tensor) -> to
         anatomy: The model.
         block: Index of the block.
         hidden: The block's inputs, shape (windows, seq_len, hidden).
+        tokens: Their token ids (windows, seq_len), which some models' blocks need.
 
     Returns:
         Shape (windows, seq_len).
 
     Raises:
-        ModelError: The block's attention cannot be read: it does not use transformers' attention functions.
+        ModelError: The block's attention cannot be read: it does not use transformers' attention functions, or the
+            blocks cannot be run one by one.
     """
+    if hidden is None:
+        raise ModelError(f"the blocks of {type(anatomy.model).__name__} cannot be run one by one")
     found: list[torch.Tensor] = []
 
     def receive(module: nn.Module, *args: Any, **settings: Any) -> Any:
@@ -43,9 +49,9 @@ def attention_received(anatomy: Anatomy, block: int, hidden: torch.Tensor) -> to
         found.append(_received(module, query, key, mask, settings))
         raise _AttentionReached
 
-    anatomy.prepare(hidden.shape[1])
+    anatomy.prepare(hidden.shape[1], tokens)
     with _attention_function(anatomy.blocks[block], receive), suppress(_AttentionReached):
-        anatomy.run_block(block, hidden)
+        anatomy.run_block(block, hidden, tokens)
     if not found or found[0].shape != hidden.shape[:2]:
         raise ModelError(f"the attention of block {block} of {type(anatomy.model).__name__} cannot be read")
     return found[0]

@@ -1,6 +1,5 @@
 """Checks a checkpoint: its files before it is loaded, its missing and unused tensors afterwards."""
 
-import json
 import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -8,7 +7,6 @@ from typing import Any
 
 import transformers
 from torch import nn
-from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from evosweep.core.errors import ModelError, SettingError
 
@@ -29,45 +27,33 @@ def read_config(path: str) -> dict[str, Any]:
     return dict(config)
 
 
+def check_vocabulary(path: str, model: nn.Module, tokenizer: Any) -> str | None:
+    """Return a note where the tokenizer has added tokens that the model does not know, None where it has none.
+
+    Args:
+        path: The checkpoint, for messages.
+        model: The loaded model.
+        tokenizer: Its tokenizer.
+
+    Raises:
+        ModelError: The tokenizer's own vocabulary is larger than the model's.
+    """
+    rows = len(model.get_input_embeddings().weight)  # type: ignore[operator]
+    if tokenizer.vocab_size > rows:
+        raise ModelError(
+            f"model.path: {path} has a tokenizer of {tokenizer.vocab_size} tokens and a model of {rows}: they do not "
+            "belong together"
+        )
+    unknown = sorted(str(token) for token, index in tokenizer.get_added_vocab().items() if index >= rows)
+    return f"the model has no row for the tokens {_names(unknown)}: text must not hold them" if unknown else None
+
+
 def check_folder(folder: Path) -> None:
     """Raise ModelError where a folder holds something else than a whole model."""
-    if (folder / "adapter_config.json").is_file():
-        raise ModelError(
-            f"model.path: {folder} is an adapter (adapter_config.json), not a whole model: merge it into its base "
-            "model first (merge_and_unload of peft) and give that folder"
-        )
     if (folder / "packed.json").is_file():
         raise ModelError(f"model.path: {folder} is a packed export of evosweep; a dense model is needed")
     if not (folder / "config.json").is_file():
         raise ModelError(f"model.path: {folder} is not a model folder (it has no config.json)")
-
-
-def check_config(path: str, config: Mapping[str, Any]) -> str | None:
-    """Check that a checkpoint can be used; return a note for the user, or None.
-
-    Args:
-        path: The checkpoint, for messages.
-        config: Content of its config.json.
-
-    Raises:
-        ModelError: It is quantized already, needs Python code of its own, or is no decoder.
-    """
-    method = _quantization(config)
-    if method:
-        raise ModelError(
-            f"model.path: {path} is already quantized ({method}); give the dense checkpoint that it was made from"
-        )
-    if config.get("is_encoder_decoder"):
-        raise ModelError(f"model.path: {path} is an encoder-decoder ({config.get('model_type')}), not a decoder")
-    kind = str(config.get("model_type") or "")
-    if config.get("auto_map"):
-        if kind not in CONFIG_MAPPING:
-            raise ModelError(
-                f"model.path: {path} needs its own Python code (auto_map in config.json), which is never run; "
-                f"this transformers has no model type {kind!r}"
-            )
-        return f"the Python code in {path} is not run; transformers' own {kind} is used"
-    return None
 
 
 def check_loaded(path: str, model: nn.Module, info: Mapping[str, Any]) -> str | None:
@@ -127,23 +113,6 @@ def _learned_positions(model: nn.Module, limit: int) -> bool:
     words = model.get_input_embeddings()  # type: ignore[operator]
     embeddings = [module for module in model.modules() if isinstance(module, nn.Embedding) and module is not words]
     return any(limit <= module.num_embeddings <= limit + 2 for module in embeddings)
-
-
-def _quantization(config: Mapping[str, Any]) -> str | None:
-    """Return the method by which a checkpoint is quantized."""
-    sections = [
-        config,
-        *(value for key, value in config.items() if key.endswith("_config") and isinstance(value, dict)),
-    ]
-    for section in sections:
-        found = section.get("quantization_config") or section.get("compression_config")
-        if isinstance(found, Mapping):
-            bitsandbytes = found.get("load_in_4bit") or found.get("load_in_8bit")
-            method = found.get("quant_method") or ("bitsandbytes" if bitsandbytes else "an unnamed method")
-            return json.dumps(method).strip('"')
-        if found:
-            return "an unreadable quantization_config"
-    return None
 
 
 def _names(names: Collection[str]) -> str:

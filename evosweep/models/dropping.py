@@ -8,6 +8,7 @@ run at all), and what a model on disk looks like without them (``removed``, ``dr
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from itertools import repeat
 from typing import Any
 
 import numpy as np
@@ -122,6 +123,7 @@ class Drop:
         compressed: Collection[str],
         hidden: Sequence[torch.Tensor] | None,
         *,
+        tokens: Sequence[torch.Tensor] | None = None,
         add_up: Callable[[torch.Tensor], None] = lambda _sums: None,
     ) -> list[dict[str, Any]]:
         """Return the level store's manifest rows of some options.
@@ -133,6 +135,7 @@ class Drop:
             options: Some of ``options``.
             compressed: Names of the slots that are units.
             hidden: Inputs of the first block of these options on calibration text, in batches; None: not yet known.
+            tokens: Their token ids, each (windows, seq_len), which some models' blocks need.
             add_up: Sums a tensor in place over all processes that calibrate.
         """
         rows = []
@@ -145,7 +148,11 @@ class Drop:
                 {"name": DROPPED, "cost": 0, "nominal": {"kind": "kept", "number": 0.0}, "removed": 1.0},
                 {"name": KEPT, "cost": bits, "nominal": {"kind": "kept", "number": 1.0}, "removed": 0.0},
             ]
-            columns = {} if hidden is None else {"influence": influence(anatomy, option, hidden, add_up=add_up)}
+            columns = (
+                {}
+                if hidden is None
+                else {"influence": influence(anatomy, option, hidden, tokens=tokens, add_up=add_up)}
+            )
             rows.append(
                 {
                     "name": option.name,
@@ -210,6 +217,7 @@ def influence(
     option: Droppable,
     hidden: Sequence[torch.Tensor],
     *,
+    tokens: Sequence[torch.Tensor] | None = None,
     add_up: Callable[[torch.Tensor], None] = lambda _sums: None,
 ) -> float:
     """Return 1 - mean cosine similarity between the residual stream with and without an option.
@@ -221,18 +229,19 @@ def influence(
         anatomy: The model.
         option: What is left out.
         hidden: Inputs of its first block, in batches of shape (batch, seq_len, hidden).
+        tokens: Their token ids, which some models' blocks need.
         add_up: Sums a tensor in place over all processes that calibrate.
     """
     sums = torch.zeros(2, dtype=torch.float64, device=anatomy.device)
-    for batch in hidden:
+    for batch, ids in zip(hidden, tokens or repeat(None), strict=False):
         given = batch.to(anatomy.device)
         present = given
         for block in option.blocks:
-            present = anatomy.run_block(block, present)
+            present = anatomy.run_block(block, present, ids)
         absent = given
         if option.effect.writer is not None:
             with silenced(anatomy.slot(option.effect.writer).module):
-                absent = anatomy.run_block(option.blocks[0], given)
+                absent = anatomy.run_block(option.blocks[0], given, ids)
         cosine = functional.cosine_similarity(present.float(), absent.float(), dim=-1)
         sums += torch.stack([cosine.sum(dtype=torch.float64), torch.tensor(cosine.numel()).to(sums)])
     add_up(sums)
@@ -298,11 +307,14 @@ def merged(anatomy: Anatomy, effects: Iterable[DropEffect]) -> list[DropEffect]:
 @torch.no_grad()
 def _passes(anatomy: Anatomy, block: int, writers: Sequence[str]) -> bool:
     """Return whether a block returns its input where its sub-blocks write nothing."""
-    given = anatomy.embed(torch.arange(PROBE)[None].to(anatomy.device))
+    if anatomy.whole_because:
+        return False
+    tokens = torch.arange(PROBE)[None].to(anatomy.device)
+    given = anatomy.embed(tokens)
     with ExitStack() as stack:
         for name in writers:
             stack.enter_context(silenced(anatomy.slot(name).module))
-        return torch.equal(anatomy.run_block(block, given), given)
+        return torch.equal(anatomy.run_block(block, given, tokens), given)
 
 
 def dropped_parameters(anatomy: Anatomy, effects: Iterable[DropEffect]) -> set[int]:

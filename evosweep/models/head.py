@@ -59,7 +59,7 @@ class Head:
                 linear=False,
                 output=output,
             )
-            hidden = output[0][0]
+            hidden = output[0][0].to(layer.weight.dtype)  # as the model does: Mamba's stream is fp32 in bfloat16, too
             # Large enough to reach any cap.
             hidden = hidden * (PROBE_LOGIT / float(functional.linear(hidden, layer.weight).abs().max().clamp(min=1e-6)))
             plain = replace(head, linear=True).logits(hidden)

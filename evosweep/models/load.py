@@ -4,7 +4,7 @@ import contextlib
 import hashlib
 import io
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -21,9 +21,12 @@ from evosweep.core.checks import check_bool, check_choice, check_int, check_numb
 from evosweep.core.errors import ModelError, SettingError, did_you_mean
 from evosweep.core.events import Progress
 from evosweep.core.files import new_folder
+from evosweep.models.admission import AUTO, KINDS, TEXT
 from evosweep.models.anatomy import find_blocks
-from evosweep.models.checkpoint import check_config, check_folder, check_loaded, read_config
+from evosweep.models.checkpoint import check_folder
 from evosweep.models.device import free_bytes, let_visit, pick_device
+from evosweep.models.pretrained import ADAPTERS, REFUSE, adapter_base, is_adapter, merged, pretrained
+from evosweep.models.towers import has_towers, towers
 from evosweep.models.verify import first_line
 
 BYTES = 256  # tokens of the byte tokenizer
@@ -44,6 +47,7 @@ class LoadedModel:
     """A causal language model in eval mode on its device, with its tokenizer.
 
     Attributes:
+        processor: Prepares images for a model that reads them; None: it reads text alone.
         source: The quantized file that its weights come from, if they do.
         size_note: How a transform has changed the model's size, for a budget that cannot pay for it.
         base: Hub id of the model that it is, where its source names one.
@@ -57,6 +61,7 @@ class LoadedModel:
     size_note: str = ""
     base: str = ""
     license: str = ""
+    processor: Any = None
 
 
 class ModelSource(Protocol):
@@ -114,23 +119,6 @@ class _Source:
         let_visit(blocks, self.device)
         return LoadedModel(name=name, model=model, tokenizer=tokenizer)
 
-    def _pretrained(self, path: str, progress: Progress) -> tuple[nn.Module, Any]:
-        """Return model and tokenizer of a folder or hub id; its code is never run, missing weights raise.
-
-        Raises:
-            ModelError: The checkpoint cannot be used as it is.
-        """
-        note = check_config(path, read_config(path))
-        if note:
-            progress.say(note)
-        model, info = transformers.AutoModelForCausalLM.from_pretrained(
-            path, dtype=self.dtype, trust_remote_code=False, output_loading_info=True, ignore_mismatched_sizes=True
-        )
-        note = check_loaded(path, model, info)
-        if note:
-            progress.say(note)
-        return model, transformers.AutoTokenizer.from_pretrained(path, trust_remote_code=False)
-
 
 class HuggingFace(_Source):
     """A model folder, or a model of the Hugging Face hub.
@@ -140,13 +128,31 @@ class HuggingFace(_Source):
         dtype: Type in which weights are held and evaluated: ``auto``, ``float32``, ``bfloat16`` or ``float16``.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         offload: Keep the blocks in host memory; each visits the device when it runs. For models larger than the GPU.
+        kind: ``text``; ``vision_language``, whose text decoder is compressed and whose other parts stay as they are;
+            or ``auto``, as the checkpoint is.
+        dequantize: Take a checkpoint that is quantized already (FP8, MXFP4, compressed-tensors), dequantized.
+        adapter: What to do with the folder of an adapter: ``refuse`` it, or ``merge`` it into the base model that it
+            names.
     """
 
-    def __init__(self, *, path: str, dtype: str = "auto", device: str = "auto", offload: bool = False) -> None:
+    def __init__(
+        self,
+        *,
+        path: str,
+        dtype: str = "auto",
+        device: str = "auto",
+        offload: bool = False,
+        kind: str = AUTO,
+        dequantize: bool = False,
+        adapter: str = REFUSE,
+    ) -> None:
         super().__init__(dtype=dtype, device=device, offload=offload)
         if not isinstance(path, str) or not path:
             raise SettingError("path", allowed="a model folder or a hub id org/name", got=path)
         self.path = path
+        self.kind = check_choice("kind", kind, KINDS)
+        self.dequantize = check_bool("dequantize", dequantize)
+        self.adapter = check_choice("adapter", adapter, ADAPTERS)
 
     def load(self, *, progress: Progress) -> LoadedModel:
         """Return the model, loaded through transformers; the checkpoint's own code is never run.
@@ -156,21 +162,39 @@ class HuggingFace(_Source):
                 or a checkpoint that lacks tensors.
         """
         folder = Path(self.path).expanduser()
-        if folder.exists():
-            check_folder(folder)
-        progress.say(f"loading {self.path}")
-        try:
-            model, tokenizer = self._pretrained(str(folder) if folder.exists() else self.path, progress)
-        except ModelError:
-            raise
-        except Exception as error:  # transformers, the hub client and safetensors raise many kinds
-            siblings = [item.name for item in folder.parent.iterdir()] if folder.parent.is_dir() else []
-            hint = "" if folder.exists() else did_you_mean(folder.name, siblings)
-            raise ModelError(
-                f"model.path must be a folder or hub id of a causal language model, got {self.path!r}{hint}: "
-                f"{first_line(error)}"
-            ) from error
-        return self._ready(Path(self.path).name, model, tokenizer)
+        path = str(folder) if folder.exists() else self.path
+        adapts = is_adapter(folder)
+        if adapts:
+            path = adapter_base(folder, adapter=self.adapter)
+            progress.say(f"the adapter {self.path} is merged into {path}")
+        if Path(path).exists():
+            check_folder(Path(path))
+        progress.say(f"loading {path}")
+        with _explained(path):
+            model, tokenizer, processor = pretrained(
+                path, dtype=self.dtype, progress=progress, kind=self.kind, dequantize=self.dequantize
+            )
+        if adapts:
+            model = merged(model, folder)
+        if has_towers(model):
+            progress.say(towers(model))
+        return replace(self._ready(Path(self.path).name, model, tokenizer), processor=processor)
+
+
+@contextlib.contextmanager
+def _explained(path: str) -> Iterator[None]:
+    """Raise whatever the loading of a checkpoint raises as a ModelError of one line."""
+    try:
+        yield
+    except ModelError:
+        raise
+    except Exception as error:  # transformers, the hub client and safetensors raise many kinds
+        where = Path(path)
+        siblings = [item.name for item in where.parent.iterdir()] if where.parent.is_dir() else []
+        hint = "" if where.exists() else did_you_mean(where.name, siblings)
+        raise ModelError(
+            f"model.path must be a folder or hub id of a causal language model, got {path!r}{hint}: {first_line(error)}"
+        ) from error
 
 
 class GgufSource(_Source):
@@ -216,7 +240,7 @@ class GgufSource(_Source):
                 self._dequantize(dense, progress)
         progress.say(f"loading {self.name}")
         try:
-            model, tokenizer = self._pretrained(str(dense), progress)
+            model, tokenizer, _ = pretrained(str(dense), dtype=self.dtype, progress=progress, kind=TEXT)
         except (ModelError, OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
             shutil.rmtree(dense, ignore_errors=True)
             raise ModelError(f"the cached copy {dense} was damaged and has been removed; run again") from error

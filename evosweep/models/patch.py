@@ -51,8 +51,8 @@ def replaced_parameter(module: nn.Module, name: str, value: torch.Tensor) -> Ite
 
 
 @contextmanager
-def replaced_weights(slots: Sequence[_Slot], weights: Mapping[str, torch.Tensor]) -> Iterator[None]:
-    """Overwrite the weights of some slots while the context lasts.
+def replaced_weights(slots: Sequence[_Slot], weights: Mapping[str, torch.Tensor]) -> Iterator[dict[str, torch.Tensor]]:
+    """Overwrite the weights of some slots while the context lasts; yield those they had before, by name.
 
     Args:
         slots: The slots.
@@ -62,7 +62,7 @@ def replaced_weights(slots: Sequence[_Slot], weights: Mapping[str, torch.Tensor]
     try:
         for slot in slots:
             slot.write(weights[slot.name])
-        yield
+        yield dense
     finally:
         for slot in slots:
             slot.write(dense[slot.name])

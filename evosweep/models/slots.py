@@ -264,23 +264,23 @@ def linear_by_row(
         groups: Which rows are at which level.
         weights: Weight (out, in) of each level in ``groups``.
     """
-    main = weights[groups.levels[groups.main]]
+    main = groups.levels[groups.main]
     if len(groups.levels) == 1:
-        return lambda inputs: functional.linear(inputs, main, bias)
+        return lambda inputs: functional.linear(inputs, weights[main], bias)
     rest = [
-        (weights[level], rows)
+        (level, rows)
         for index, (level, rows) in enumerate(zip(groups.levels, groups.members, strict=True))
         if index != groups.main or not groups.cover
     ]
 
     def forward(inputs: torch.Tensor) -> torch.Tensor:
-        by_row = inputs.view(groups.rows, -1, inputs.shape[-1])
+        by_row = inputs.reshape(groups.rows, -1, inputs.shape[-1])  # some models hand over a transposed view
         if groups.cover:
-            outputs = functional.linear(by_row, main, bias)
+            outputs = functional.linear(by_row, weights[main], bias)
         else:
-            outputs = by_row.new_empty((*by_row.shape[:-1], len(main)))
-        for weight, rows in rest:
-            outputs.index_copy_(0, rows, functional.linear(by_row.index_select(0, rows), weight, bias))
+            outputs = by_row.new_empty((*by_row.shape[:-1], len(weights[main])))
+        for level, rows in rest:
+            outputs.index_copy_(0, rows, functional.linear(by_row.index_select(0, rows), weights[level], bias))
         return outputs.view(*inputs.shape[:-1], -1)
 
     return forward

@@ -1,7 +1,10 @@
-"""Checks of a model on a few random tokens, before any work: it is causal, its logits are finite, and it can be run
-block by block on several rows at once with the same result.
+"""Checks of a model on a few random tokens, before any work: it is causal, its logits are finite, and it can be run on
+several rows at once with the same result, block by block or as a whole.
 """
 
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -10,8 +13,12 @@ from torch import nn
 from evosweep.core.errors import ModelError
 from evosweep.core.seeds import generator
 from evosweep.models.head import Head
+from evosweep.models.patch import replaced_weights
+from evosweep.models.slots import RowGroups, Slot
 
 CHECK_TOKENS = 8
+WINDOWS = 2  # that run at once
+WHOLE_GROUPS = 4  # of blocks whose layers are tried at once, where the whole model runs
 TOLERANCE = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 5e-2}  # of the largest logit
 
 
@@ -25,6 +32,9 @@ class BlockByBlock(Protocol):
     def blocks(self) -> nn.ModuleList: ...
 
     @property
+    def whole_because(self) -> str: ...
+
+    @property
     def device(self) -> torch.device: ...
 
     @property
@@ -32,7 +42,17 @@ class BlockByBlock(Protocol):
 
     def embed(self, tokens: torch.Tensor) -> torch.Tensor: ...
 
-    def run_block(self, index: int, hidden: torch.Tensor) -> torch.Tensor: ...
+    def run_block(self, index: int, hidden: torch.Tensor, tokens: torch.Tensor | None = None) -> torch.Tensor:
+        """Return the output of one block.
+
+        Args:
+            index: Of the block.
+            hidden: Its input (batch, seq_len, hidden).
+            tokens: Token ids (windows, seq_len).
+        """
+        ...
+
+    def run_whole(self, tokens: torch.Tensor) -> torch.Tensor: ...
 
     def finish(self, tokens: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor: ...
 
@@ -76,37 +96,116 @@ def check_causal(model: nn.Module, device: torch.device) -> torch.Tensor:
 
 
 @torch.no_grad()
-def check_block_by_block(chain: BlockByBlock, expected: torch.Tensor) -> None:
-    """Compare the logits of the model run block by block with those of the whole model.
+def why_not_block_by_block(chain: BlockByBlock, expected: torch.Tensor) -> str:
+    """Return why a model cannot be run block by block on two different windows at once; nothing where it can.
+
+    Args:
+        chain: The model.
+        expected: The whole model's logits on ``check_tokens``, as ``check_causal`` returns them.
+    """
+    tokens = check_tokens(chain.model, chain.device)[:WINDOWS]
+    try:
+        hidden = chain.embed(tokens)
+        if hidden.shape[:2] != tokens.shape or hidden.dim() != len(("batch", "tokens", "hidden")):
+            return f"hidden states have shape {tuple(hidden.shape)} for {tuple(tokens.shape)} tokens"
+        alone = hidden[1:]
+        for block in range(len(chain.blocks)):  # a smaller batch in between: nothing but hidden states may be passed on
+            hidden = chain.run_block(block, hidden, tokens)
+            alone = chain.run_block(block, alone, tokens[1:])
+        final = chain.finish(tokens, hidden)
+        logits = torch.stack([chain.head.logits(row) for row in final])
+    except Exception as error:  # whatever a model's own code raises
+        return first_line(error)
+    difference = max(_relative(logits, expected[:WINDOWS]), _relative(alone, hidden[1:].float()))
+    if difference <= _tolerance(chain.model):
+        return ""
+    return f"run one by one they give other logits, off by {difference:.2g} of the largest"
+
+
+@torch.no_grad()
+def check_whole(chain: BlockByBlock, expected: torch.Tensor) -> None:
+    """Compare the logits of two windows, one after the other through the whole model, with those of a batch.
 
     Args:
         chain: The model.
         expected: The whole model's logits on ``check_tokens``, as ``check_causal`` returns them.
 
     Raises:
-        ModelError: They differ, or a block does not run on several rows at once.
+        ModelError: They differ, or the model does not run.
     """
     name = type(chain.model).__name__
-    tokens = check_tokens(chain.model, chain.device)
+    tokens = check_tokens(chain.model, chain.device)[:WINDOWS]
     try:
-        hidden = chain.embed(tokens)
-        for block in range(len(chain.blocks)):
-            hidden = chain.run_block(block, hidden)
-        final = chain.finish(tokens, hidden)
+        final = [chain.run_whole(row[None])[0] for row in tokens]
         logits = torch.stack([chain.head.logits(row) for row in final])
-    except ModelError:
-        raise
     except Exception as error:  # whatever a model's own code raises
-        raise ModelError(
-            f"the blocks of {name} cannot be run one by one on several rows at once, which scoring needs: "
-            f"{first_line(error)}"
-        ) from error
-    difference = _relative(logits, expected)
+        raise ModelError(f"{name} does not run on one window: {first_line(error)}") from error
+    difference = _relative(logits, expected[:WINDOWS])
     if not difference <= _tolerance(chain.model):
         raise ModelError(
-            f"{name} run block by block gives other logits than the whole model, off by {difference:.2g} of the "
-            "largest: its blocks need more than hidden states, masks and positions, which is not supported"
+            f"{name} gives a window other logits in a batch than alone, off by {difference:.2g} of the largest, so "
+            "that candidates cannot be compared"
         )
+
+
+@torch.no_grad()
+def not_by_row(chain: BlockByBlock, slots: Sequence[Slot]) -> dict[str, str]:
+    """Return the slots whose weight is not all that makes the difference between two rows of a population, and why.
+
+    Two rows are the same window, the second with other weights in every slot. They must be what the model gives alone
+    with the weights as they are, and with the other ones written into it. Block by block, or in a few groups of blocks
+    where the whole model runs; single slots are tried only where a block fails.
+
+    Args:
+        chain: The model.
+        slots: Slots in its blocks.
+    """
+    tokens = check_tokens(chain.model, chain.device)[:1]
+    count = len(chain.blocks)
+    step = 1 if not chain.whole_because else -(-count // WHOLE_GROUPS)
+    hidden = tokens if chain.whole_because else chain.embed(tokens)
+    failed: dict[str, str] = {}
+    for start in range(0, count, step):
+        here = [slot for slot in slots if start <= slot.block < start + step]
+        run = chain.run_whole if chain.whole_because else partial(_block_of_rows, chain, start, tokens)
+        dense = run(hidden)
+        if _row_fault(run, hidden, dense, here):
+            found = {slot.name: _row_fault(run, hidden, dense, [slot]) for slot in here}
+            failed |= {name: fault for name, fault in found.items() if fault}
+        hidden = hidden if chain.whole_because else dense
+    return failed
+
+
+def _block_of_rows(chain: BlockByBlock, block: int, tokens: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
+    return chain.run_block(block, hidden, tokens)
+
+
+def _row_fault(
+    run: Callable[[torch.Tensor], torch.Tensor], given: torch.Tensor, dense: torch.Tensor, slots: Sequence[Slot]
+) -> str:
+    """Return what is wrong with a second row that has other weights in some slots; nothing where it is right.
+
+    Args:
+        run: Runs a block on hidden states, or the model on token ids.
+        given: What it is given, of one window.
+        dense: What it returns then.
+        slots: The slots.
+    """
+    groups = RowGroups([0, 1], [torch.tensor([row], device=given.device) for row in range(2)], 0, 2, cover=False)
+    dense_weights = {slot.name: slot.read().to(given.device) for slot in slots}
+    others = {name: weight.roll(1, dims=0) for name, weight in dense_weights.items()}
+    try:
+        with replaced_weights(slots, others):
+            swapped = run(given)
+        with ExitStack() as stack:
+            for slot in slots:
+                weights = {0: dense_weights[slot.name], 1: others[slot.name]}
+                stack.enter_context(slot.forward_by_row(groups, weights))
+            rows = run(torch.cat([given, given]))
+    except Exception as error:  # whatever a model's own code raises
+        return first_line(error)
+    difference = max(_relative(rows[:1], dense), _relative(rows[1:], swapped))
+    return "" if difference <= _tolerance_of(dense.dtype) else f"off by {difference:.2g} of the largest output"
 
 
 def first_line(error: BaseException) -> str:
@@ -118,12 +217,22 @@ def first_line(error: BaseException) -> str:
 
 
 def _relative(values: torch.Tensor, expected: torch.Tensor) -> float:
-    scale = float(expected.abs().max().clamp(min=1e-6))
-    return float((values.float() - expected).abs().max()) / scale
+    """Return the largest difference, as a share of the largest value; in half precision that of the median token.
+
+    In half precision a router may send single tokens elsewhere in another batch, by the rounding of its scores.
+    """
+    wanted = expected.float()
+    by_token = (values.float() - wanted).abs().flatten(0, -2).amax(dim=-1)
+    worst = by_token.max() if expected.dtype is torch.float32 else by_token.median()
+    return float(worst) / float(wanted.abs().max().clamp(min=1e-6))
 
 
 def _tolerance(model: nn.Module) -> float:
-    return TOLERANCE.get(next(model.parameters()).dtype, TOLERANCE[torch.bfloat16])
+    return _tolerance_of(next(model.parameters()).dtype)
+
+
+def _tolerance_of(dtype: torch.dtype) -> float:
+    return TOLERANCE.get(dtype, TOLERANCE[torch.bfloat16])
 
 
 def _dtype(model: nn.Module) -> str:

@@ -26,6 +26,7 @@ from evosweep.core.problem import Genome, Problem
 from evosweep.core.seeds import generator
 from evosweep.samplers.ranked_trials import RankedTrials
 from evosweep.search.moves import fill, repair
+from evosweep.search.protocols import Survey
 
 BUDGET = "budget_bits"  # name of the constraint: bits above the budget, feasible at 0 and below
 PROBLEM = "problem"  # study attribute: fingerprint of the problem that it was made for
@@ -61,6 +62,7 @@ class PopulationSampler(optuna.samplers.BaseSampler):
         population_size: μ, number of parents of the next generation.
         takes_starts: Whether generation 0 of our own loop may hold other genomes beside its own.
         more_starts: Genomes that generation 0 of our own loop has in addition.
+        surveys: Whether it has single moves measured before it proposes, by ``survey``.
     """
 
     name = ""
@@ -69,6 +71,7 @@ class PopulationSampler(optuna.samplers.BaseSampler):
     columns: Sequence[str] = ()
     same_tokens = False
     takes_starts = False
+    surveys = False
 
     def __init__(self, problem: Problem, *, seed: int) -> None:
         self.problem = problem
@@ -131,6 +134,18 @@ class PopulationSampler(optuna.samplers.BaseSampler):
                 parent = hashes[self.parent_index(generation=generation, slot=slot, count=len(hashes))]
             candidates.append(Candidate(slot=slot, genome=genome, parent=parent))
         return candidates
+
+    def survey(self, *, generation: int, parents: Sequence[Genome], seq_len: int, available: int) -> Survey | None:
+        """Return what is to be measured before a generation is proposed; None: nothing.
+
+        Args:
+            generation: 0, 1, 2 ...
+            parents: As ``genomes`` will receive them.
+            seq_len: Tokens of a window.
+            available: Windows of the search split.
+        """
+        del generation, parents, seq_len, available
+        return None
 
     def learn(self, candidates: Sequence[Candidate]) -> None:
         """Learn the scores of the generation proposed last. Samplers that learn from parents alone do nothing."""

@@ -2,6 +2,9 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from evosweep.allocators.base import Allocator, allocate, allocator_name, is_allocator
 from evosweep.core.allocation_text import load_genome
@@ -11,6 +14,8 @@ from evosweep.core.problem import Genome, Problem
 from evosweep.samplers.base import PopulationSampler
 from evosweep.search.evolution import EvoPress
 from evosweep.search.mutation import Flips, Mutation
+
+Start = str | Path | Allocator
 
 
 class EvoPressSampler(PopulationSampler):
@@ -28,8 +33,9 @@ class EvoPressSampler(PopulationSampler):
             blocks, or ``none``: no swaps, exchanges only.
         population_size: μ, parents: the best so far, each offspring of one of them by lot. All compete in the last
             stage, on the same tokens.
-        start: Where to start instead of uniform: an allocation file (``allocation.json``, or a text file as
-            ``core/allocation_text.py`` reads it), or an allocator (a warm start).
+        start: Where to start instead of uniform (a warm start): an allocation file (``allocation.json``, or a text
+            file as ``core/allocation_text.py`` reads it), an allocator, or a list of such, which are the candidates of
+            generation 0.
         mutation: Makes an offspring of its parent; replaces the one that ``max_flips``, ``cross``, ``flips`` and
             ``group`` describe.
 
@@ -53,22 +59,21 @@ class EvoPressSampler(PopulationSampler):
         flips: str = "min_of_two",
         group: str = "size",
         population_size: int = 1,
-        start: str | Path | Allocator | None = None,
+        start: Start | Sequence[Start] | None = None,
         mutation: Mutation | None = None,
     ) -> None:
         super().__init__(problem, seed=seed)
         self.population_size = check_int("population_size", population_size, low=1)
-        self._allocator: Allocator | None = None
-        self._first: Genome | None = None
-        if isinstance(start, str | Path):
-            self._first = _read(problem, Path(start))
-        elif start is not None:
-            if not is_allocator(start):
-                raise SettingError("start", allowed="null, an allocation.json or an allocator", got=start)
-            start.check(problem)
-            self._allocator = start
-            self.columns = tuple(start.columns)
-            self.name = f"{self.name}+{allocator_name(start)}"
+        given = _listed(start)
+        if start is not None and not given:
+            raise SettingError("start", allowed="null, an allocation.json, an allocator or a list of such", got=start)
+        self._starts: list[Genome | Allocator] = [self._checked(one) for one in given]
+        allocators = [one for one in self._starts if not isinstance(one, np.ndarray)]
+        self.columns = tuple(dict.fromkeys(name for one in allocators for name in one.columns))
+        if self._starts:
+            one = allocator_name(allocators[0]) if allocators else ""
+            self.name = f"{self.name}+best" if len(self._starts) > 1 else f"{self.name}+{one}".rstrip("+")
+        self._first: list[Genome] | None = None
         own = Flips(max_flips=max_flips, cross=cross, flips=flips, group=group)
         self.search = EvoPress(
             problem,
@@ -98,10 +103,31 @@ class EvoPressSampler(PopulationSampler):
         """Return the number of trials of a generation."""
         return len(self._start()) if generation == 0 else self.search.size
 
+    def _checked(self, start: Any) -> Genome | Allocator:
+        """Return the genome of a file, or an allocator that can work on this problem."""
+        if isinstance(start, str | Path):
+            return _read(self.problem, Path(start))
+        if not is_allocator(start):
+            raise SettingError("start", allowed="null, an allocation.json, an allocator or a list of such", got=start)
+        start.check(self.problem)
+        return start
+
     def _start(self) -> list[Genome]:
-        if self._first is None and self._allocator is not None:  # not earlier: its columns may not be measured yet
-            self._first = allocate(self._allocator, self.problem)
-        return self.search.start() if self._first is None else [self._first.copy()]
+        if not self._starts:
+            return self.search.start()
+        if self._first is None:  # not earlier: columns of allocators may not be measured yet
+            found = [one if isinstance(one, np.ndarray) else allocate(one, self.problem) for one in self._starts]
+            self._first = list({genome.tobytes(): genome for genome in found}.values())
+        return [genome.copy() for genome in self._first]
+
+
+def _listed(start: Start | Sequence[Start] | None) -> list[Start]:
+    """Return starts that are given as none, one or several."""
+    if start is None:
+        return []
+    if isinstance(start, Sequence) and not isinstance(start, str):
+        return list(start)
+    return [start]
 
 
 def _read(problem: Problem, path: Path) -> Genome:

@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +21,13 @@ from evosweep.core.events import (
     SearchStarted,
     Silent,
 )
+from evosweep.core.problem import Genome
 from evosweep.search.final import distinct_elites, score_elites
 from evosweep.search.plan import Plan
 from evosweep.search.protocols import Sampler, Scorer
 from evosweep.search.selection import Selection, Selector
 from evosweep.search.state import SearchState
+from evosweep.search.survey import run_survey
 
 
 def run_search(
@@ -189,10 +191,12 @@ class _Search:
         """Run and record a generation; return None where nothing was proposed."""
         began = time.monotonic()
         parents = self.state.parents
+        surveyed = self._survey(generation, parents)
         candidates = self.sampler.population(generation=generation, parents=parents)
         if not candidates:
             return None
         selection = self.selector.run(candidates, parents, generation)
+        selection = replace(selection, tokens=selection.tokens + surveyed)
         self.sampler.learn(selection.candidates)
         scored = time.monotonic() - began
         elite = selection.winner.genome
@@ -205,6 +209,15 @@ class _Search:
         self.state.records.append(record)
         self.state.sampler = self.sampler.state()
         return record
+
+    def _survey(self, generation: int, parents: Sequence[Genome]) -> int:
+        """Measure what the sampler wants to know before it proposes; return the tokens that it took."""
+        if not self.sampler.surveys:
+            return 0
+        seq_len = self.scorer.seq_len
+        available = self.scorer.final_tokens(None) // seq_len
+        survey = self.sampler.survey(generation=generation, parents=parents, seq_len=seq_len, available=available)
+        return 0 if survey is None else run_survey(survey, self.scorer, generation=generation, note=self.progress.say)
 
     def _record(
         self,

@@ -1,6 +1,7 @@
 """Interfaces that a search needs: a sampler that proposes genomes, a scorer that evaluates them."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -61,6 +62,35 @@ class Scorer(Protocol):
         """Return ``kl`` (nats per token) and ``ppl`` on the fixed validation set."""
 
 
+@dataclass(frozen=True)
+class Request:
+    """Genomes to be scored on some windows; they may be above the budget, since none of them is a proposal.
+
+    Attributes:
+        genomes: Level indices, shape (genomes, units).
+        windows: Which of the survey's windows.
+    """
+
+    genomes: Genomes
+    windows: slice
+
+
+class Survey(Protocol):
+    """Measurements of one generation, request by request.
+
+    Attributes:
+        windows: Different windows that it asks for at most.
+    """
+
+    windows: int
+
+    def ask(self) -> Request | None:
+        """Return what should be scored next; None at the end."""
+
+    def tell(self, losses: npt.NDArray[np.float32]) -> None:
+        """Receive the losses of the last request, shape (genomes, windows, tokens)."""
+
+
 class Sampler(Protocol):
     """A search algorithm: proposes the candidates of every generation and receives their scores.
 
@@ -74,6 +104,7 @@ class Sampler(Protocol):
         limit: Generations that it has proposals for; None: no limit.
         same_tokens: Whether all generations are to be scored on the same tokens.
         population_size: How many of the best become parents.
+        surveys: Whether it has something measured before it proposes: ``survey`` is called before ``population``.
     """
 
     name: str
@@ -82,6 +113,17 @@ class Sampler(Protocol):
     limit: int | None
     same_tokens: bool
     population_size: int
+    surveys: bool
+
+    def survey(self, *, generation: int, parents: Sequence[Genome], seq_len: int, available: int) -> Survey | None:
+        """Return what is to be measured before a generation is proposed; None if nothing is.
+
+        Args:
+            generation: 0, 1, 2 ...
+            parents: As ``population`` will receive them.
+            seq_len: Tokens of a window.
+            available: Windows of the search split.
+        """
 
     def population(self, *, generation: int, parents: Sequence[Genome]) -> list[Candidate]:
         """Return a generation's candidates; an empty list ends the search."""

@@ -100,6 +100,8 @@ class StoreBuilder:
 
     def _address(self, plan: StorePlan, calibration: TokenSplit) -> dict[str, Any]:
         """Return everything that decides what is in a store."""
+        units = {slot.name for slot in plan.outer.layers(plan.anatomy)}
+        as_is = [slot.name for slot in plan.anatomy.slots if slot.name not in units]
         return {
             "schema": SCHEMA,
             "model": weights_hash(plan.anatomy.model),
@@ -111,6 +113,7 @@ class StoreBuilder:
             "layer_errors": self.settings.layer_errors,
             **({"units": plan.outer.describe()} if plan.outer.any else {}),
             **({"excluded": sorted(plan.excluded)} if plan.excluded else {}),
+            **({"as_is": as_is} if as_is else {}),
             **({"input_ranges": True} if self.settings.input_ranges else {}),  # stores without them stay where they are
         }
 
@@ -184,11 +187,12 @@ class StoreBuilder:
         """
         if WEIGHTINGS[self.settings.token_weighting].importance is None:
             return
-        hidden = anatomy.embed(torch.zeros((1, FEW_TOKENS), dtype=torch.long, device=anatomy.device))
+        tokens = torch.zeros((1, FEW_TOKENS), dtype=torch.long, device=anatomy.device)
+        hidden = None if anatomy.whole_because else anatomy.embed(tokens)
         try:
             for block in range(len(anatomy.blocks)):
-                attention_received(anatomy, block, hidden)
-                hidden = anatomy.run_block(block, hidden)
+                attention_received(anatomy, block, hidden, tokens)
+                hidden = None if hidden is None else anatomy.run_block(block, hidden, tokens)
         except ModelError as error:
             others = [name for name, weighting in WEIGHTINGS.items() if weighting.importance is None]
             raise SettingError(

@@ -18,13 +18,14 @@ from evosweep.data.tokens import TokenSplit
 from evosweep.models.activations import INPUT_RANGE
 from evosweep.models.anatomy import Anatomy
 from evosweep.models.device import free_bytes
-from evosweep.models.patch import replaced_weights
 from evosweep.models.slots import Slot
 from evosweep.store.calibrate_outer import OuterWalk
 from evosweep.store.manifest import Stored
 from evosweep.store.manifest_rows import ManifestLevel, ManifestUnit
 from evosweep.store.outliers import outlier_ratios
+from evosweep.store.passage import Passage
 from evosweep.store.payload_files import shared_tensors, stored_once
+from evosweep.store.shared_compression import gathered, shared_out
 from evosweep.store.statistics.base import statistic_module
 from evosweep.store.statistics.walk import measure_inputs
 from evosweep.store.store_plan import StorePlan, in_model_order, planned_unit
@@ -85,10 +86,11 @@ class Walk:
         batch_tokens = self._begin(memory.batch_tokens)
         self._measure_model(tokens, batch_tokens)
         windows_at_once = max(1, batch_tokens // calibration.seq_len)
-        outer = OuterWalk(self, tokens.split(windows_at_once), self.unfinished)
-        hidden = outer.embedded(memory.home)
-        rows = self._blocks(hidden)
-        rows += outer.finished(hidden)
+        with Passage(anatomy, tokens.split(windows_at_once), memory.home) as passage:
+            outer = OuterWalk(self, passage, self.unfinished)
+            outer.begin()
+            rows = self._blocks(passage)
+            rows += outer.finished()
         return in_model_order(anatomy, rows)
 
     def _begin(self, batch_tokens: int) -> int:
@@ -102,8 +104,8 @@ class Walk:
             self.unfinished.begin(-int(least))
         return -int(least)
 
-    def _blocks(self, hidden: list[torch.Tensor]) -> list[ManifestUnit]:
-        """Return the rows of all blocks; make those that are not there yet, and pass hidden states on, in place."""
+    def _blocks(self, passage: Passage) -> list[ManifestUnit]:
+        """Return the rows of all blocks; make those that are not there yet, and pass the text on."""
         done = self._finished()
         rows: list[ManifestUnit] = []
         with ThreadPoolExecutor(1) as writer:  # writes one block while the next is compressed
@@ -111,11 +113,11 @@ class Walk:
             for block in self.progress.track(range(len(done)), description="building level store"):
                 if done[block]:
                     if self.plan.outer.any or not all(done[block:]):
-                        self._pass_on_again(block, hidden)
+                        self._pass_on_again(block, passage)
                     rows += self.unfinished.rows[block]
                     continue
-                made = self._dropped(block, hidden)
-                layers, tensors = self._block(block, hidden)
+                made = self._dropped(block, passage)
+                layers, tensors = self._block(block, passage)
                 made += layers
                 rows += made
                 if parallel.is_leader():
@@ -136,10 +138,17 @@ class Walk:
                 self.unfinished.read(block)
         return [bool(there) for there in done]
 
-    def _dropped(self, block: int, hidden: list[torch.Tensor]) -> list[ManifestUnit]:
+    def _dropped(self, block: int, passage: Passage) -> list[ManifestUnit]:
         """Return the units that are dropped from this block on."""
         options = [option for option in self.plan.dropped if option.blocks[0] == block]
-        rows = self.plan.drop.rows(self.plan.anatomy, options, self.plan.levels, hidden, add_up=parallel.all_reduce_sum)
+        rows = self.plan.drop.rows(
+            self.plan.anatomy,
+            options,
+            self.plan.levels,
+            passage.hidden,
+            tokens=passage.tokens,
+            add_up=parallel.all_reduce_sum,
+        )
         return [ManifestUnit.from_json(row) for row in rows]
 
     def _measure_model(self, tokens: torch.Tensor, batch_tokens: int) -> None:
@@ -162,8 +171,8 @@ class Walk:
         if alone and not kept and found and all(isinstance(value, torch.Tensor) for value in found.values()):
             self.unfinished.keep_statistics(found)
 
-    def _block(self, block: int, hidden: list[torch.Tensor]) -> tuple[list[ManifestUnit], Tensors]:
-        """Return units and payloads of one block; pass its hidden states on, in place, through the compressed block."""
+    def _block(self, block: int, passage: Passage) -> tuple[list[ManifestUnit], Tensors]:
+        """Return units and payloads of one block; pass the text on through the compressed block."""
         anatomy = self.plan.anatomy
         rows: list[ManifestUnit] = []
         tensors: Tensors = {}
@@ -171,11 +180,13 @@ class Walk:
         slots = self._slots(block)
         if slots:
             weighting = WEIGHTINGS[self.settings.token_weighting]
-            measured = measure_inputs(anatomy, block, hidden, needs=self._measured, weighting=weighting)
+            measured = measure_inputs(
+                anatomy, block, passage.hidden, tokens=passage.tokens, needs=self._measured, weighting=weighting
+            )
             dense = {slot.name: slot.read().to(anatomy.device).float() for slot in slots}
             squares = {slot.name: measured[slot.group][INPUT_SQUARE] for slot in slots}
             ratios = outlier_ratios({name: (weight, squares[name]) for name, weight in dense.items()})
-        for members in _by_group(slots):
+        for members in shared_out(_by_group(slots), processes=parallel.count())[parallel.rank()]:
             statistics = measured[members[0].group]
             payloads = self.compress(members, dense, statistics)
             for slot in members:
@@ -183,17 +194,13 @@ class Walk:
                 rows.append(self.row(slot, dense[slot.name], made, statistics, ratios[slot.name]))
                 tensors.update(stored_once(rows[-1], made))
                 passed_on[slot.name] = self.passed_on(slot, made)
-        self._pass_on(block, passed_on, hidden)
+        if parallel.count() > 1:
+            rows, tensors, passed_on = gathered(slots, rows, tensors, passed_on)
+        passage.pass_on(block, slots, passed_on)
         return rows, tensors
 
-    def _pass_on(self, block: int, weights: Tensors, hidden: list[torch.Tensor]) -> None:
-        """Run hidden states, in place, through a block with other weights of its compressed layers."""
-        anatomy = self.plan.anatomy
-        with replaced_weights(self._slots(block), weights):
-            hidden[:] = [anatomy.run_block(block, batch).to(batch.device) for batch in hidden]
-
-    def _pass_on_again(self, block: int, hidden: list[torch.Tensor]) -> None:
-        """Run hidden states, in place, through a block that an earlier build has finished: the same bits as there."""
+    def _pass_on_again(self, block: int, passage: Passage) -> None:
+        """Pass the text on through a block that an earlier build has finished: the same bits as there."""
         weights = {}
         rows = {row.name: row for row in self.unfinished.rows[block]}
         for slot in self._slots(block):
@@ -205,7 +212,7 @@ class Walk:
                 stored = Stored.of(rows[slot.name], level, file)
                 tensors = {path: tensor.to(self.plan.anatomy.device) for path, tensor in stored.tensors().items()}
             weights[slot.name] = stored.assemble(tensors).weight
-        self._pass_on(block, weights, hidden)
+        passage.pass_on(block, self._slots(block), weights)
 
     def _slots(self, block: int) -> list[Slot]:
         """Return the compressed layers of a block."""

@@ -1,7 +1,7 @@
 """The units outside of the blocks while a store is built: the embedding before the first block, the head at the end."""
 
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -14,6 +14,7 @@ from evosweep.compressors.statistics import INPUT_SQUARE, SECOND_MOMENT
 from evosweep.models.slots import OuterSlot, Slot
 from evosweep.store.manifest_rows import ManifestUnit
 from evosweep.store.outliers import outlier_ratios
+from evosweep.store.passage import Passage
 from evosweep.store.payload_files import stored_once
 from evosweep.store.statistics.base import InputBatch, mean_over_tokens, statistic_module
 from evosweep.store.store_plan import StorePlan
@@ -70,44 +71,36 @@ class OuterWalk:
 
     Attributes:
         walk: The walk through the blocks.
-        batches: Calibration tokens, each (windows, seq_len).
+        passage: The calibration text on its way.
         unfinished: Where the leader writes a file for each.
         made: Payloads of the embedding, if made before the blocks.
     """
 
     walk: Maker
-    batches: Sequence[torch.Tensor]
+    passage: Passage
     unfinished: UnfinishedStore
     made: dict[str, dict[str, Payload]] = field(default_factory=dict)
 
-    def embedded(self, home: torch.device) -> list[torch.Tensor]:
-        """Return the first block's inputs, through the embedding's nominal level where its levels need no statistics.
-
-        Args:
-            home: Where hidden states are kept.
-        """
+    def begin(self) -> None:
+        """Send the text to the first block, through the embedding's nominal level where levels need no statistics."""
         anatomy = self.walk.plan.anatomy
         slot = self._slots.get("embedding")
-        with ExitStack() as stack:
-            if slot is not None and not self._compressor(slot).needs:
-                dense = {slot.name: slot.read().float()}
-                self.made = self.walk.compress([slot], dense, {}, self._compressor(slot))
-                weight = self.walk.passed_on(slot, self.made[slot.name]).to(anatomy.dtype)
-                stack.enter_context(slot.with_weight(weight))
-            return [anatomy.embed(batch).to(home) for batch in self.batches]
+        if slot is None or self._compressor(slot).needs:
+            self.passage.begin(nullcontext())
+            return
+        dense = {slot.name: slot.read().float()}
+        self.made = self.walk.compress([slot], dense, {}, self._compressor(slot))
+        weight = self.walk.passed_on(slot, self.made[slot.name]).to(anatomy.dtype)
+        self.passage.begin(slot.with_weight(weight))
 
-    def finished(self, hidden: Sequence[torch.Tensor]) -> list[ManifestUnit]:
-        """Return the rows of the units outside of the blocks, and write their payloads.
+    def finished(self) -> list[ManifestUnit]:
+        """Return the rows of the units outside of the blocks, and write their payloads."""
+        return [self._finish(role, slot) for role, slot in self._slots.items()]
 
-        Args:
-            hidden: The last block's outputs.
-        """
-        return [self._finish(role, slot, hidden) for role, slot in self._slots.items()]
-
-    def _finish(self, role: str, slot: OuterSlot, hidden: Sequence[torch.Tensor]) -> ManifestUnit:
+    def _finish(self, role: str, slot: OuterSlot) -> ManifestUnit:
         dense = {slot.name: slot.read().float()}
         looked_up = role == "embedding" and not slot.tied
-        measured = {} if looked_up else self._measured(self._compressor(slot).needs, hidden)
+        measured = {} if looked_up else self._measured(self._compressor(slot).needs)
         payloads = (
             self.made.get(slot.name) or self.walk.compress([slot], dense, measured, self._compressor(slot))[slot.name]
         )
@@ -130,23 +123,22 @@ class OuterWalk:
             self.unfinished.add(stored_once(row, payloads), file)
         return row
 
-    def _measured(self, needs: frozenset[str], hidden: Sequence[torch.Tensor]) -> Mapping[str, Any]:
+    def _measured(self, needs: frozenset[str]) -> Mapping[str, Any]:
         """Return the statistics of the head's input."""
         anatomy = self.walk.plan.anatomy
         errors = {SECOND_MOMENT} if self.walk.settings.layer_errors else set()
         names = sorted({INPUT_SQUARE} | errors | needs)
         size = {"columns": anatomy.head.weight.shape[1], "device": anatomy.device}
         found = {name: statistic_module(name).Measurement(**size) for name in names}
-        for tokens, states in zip(self.batches, hidden, strict=True):
-            final = anatomy.finish(tokens, states.to(anatomy.device))
-            batch = InputBatch(final, WEIGHTINGS[self.walk.settings.token_weighting], len(tokens))
+        for index, tokens in enumerate(self.passage.tokens):
+            batch = InputBatch(self.passage.final(index), WEIGHTINGS[self.walk.settings.token_weighting], len(tokens))
             for measurement in found.values():
                 measurement.add(batch)
         return {name: measurement.finish() for name, measurement in found.items()}
 
     def _frequencies(self, vocabulary: int) -> torch.Tensor:
         """Return each token's share of the calibration text, shape (vocabulary,)."""
-        ids = torch.cat([batch.flatten() for batch in self.batches])
+        ids = torch.cat([batch.flatten() for batch in self.passage.tokens])
         return mean_over_tokens(torch.bincount(ids, minlength=vocabulary).float(), len(ids))
 
     def _compressor(self, slot: OuterSlot) -> Compressor:

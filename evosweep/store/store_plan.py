@@ -10,6 +10,7 @@ from evosweep.core.unit import Unit
 from evosweep.models.anatomy import Anatomy
 from evosweep.models.dropping import Drop, Droppable
 from evosweep.models.slots import OuterSlot, Slot
+from evosweep.store.coverage import Coverage, coverage_of
 from evosweep.store.manifest_rows import ManifestLevel, ManifestUnit
 from evosweep.store.statistics.base import check_needs
 from evosweep.store.units import Units
@@ -27,9 +28,10 @@ class StorePlan:
         dropped: The modules that may be dropped.
         needs: Statistics that the compressor reads.
         rows: All units, in the order in which the model computes them.
+        fixed_bits: Bits of all parameters that belong to no unit, tied ones once, in the model's type.
+        coverage: What share of the blocks' weights the units cover.
         outer: What is a unit beside the layers of the blocks.
         excluded: Names of what stays as it is though it could be a unit.
-        fixed_bits: Bits of all parameters that belong to no unit, tied ones once, in the model's type.
     """
 
     anatomy: Anatomy
@@ -40,6 +42,7 @@ class StorePlan:
     needs: frozenset[str]
     rows: tuple[ManifestUnit, ...]
     fixed_bits: int
+    coverage: Coverage
     outer: Units = field(default_factory=Units)
     excluded: frozenset[str] = frozenset()
 
@@ -75,13 +78,19 @@ def plan_store(
     dropped = drop.options(anatomy)
     excluded = outer.excluded(anatomy, dropped)
     dropped = tuple(part for part in dropped if part.name not in excluded)
-    shapes = {name: shape for name, shape in shapes_of(anatomy).items() if name not in excluded}
+    shapes = {slot.name: slot.shape for slot in outer.layers(anatomy) if slot.name not in excluded}
     around = {name: made for name, made in outer.plan(anatomy).items() if name not in excluded}
     levels = {**compressor.plan(shapes), **around}
     rows = [ManifestUnit.from_json(row) for row in drop.rows(anatomy, dropped, levels, hidden=None)]
     rows += [planned_unit(slot, levels[slot.name]) for slot in anatomy.all_slots if slot.name in levels]
     if not rows:
         raise SettingError("", owner=compressor, allowed="something else than none where drop=none too", got="none")
+    made = [slot for slot in anatomy.slots if slot.name in levels]
+    gone = [id(parameter) for part in dropped for parameter in part.parameters]
+    coverage = coverage_of(anatomy, made, dropped=() if made else set(gone))
+    if made:
+        meant = [slot for slot in anatomy.slots if slot.name in excluded]
+        outer.check_coverage(coverage_of(anatomy, [*made, *meant]) if meant else coverage)
     return StorePlan(
         anatomy=anatomy,
         compressor=compressor,
@@ -93,6 +102,7 @@ def plan_store(
         fixed_bits=_fixed_bits(anatomy, levels, dropped),
         outer=outer,
         excluded=excluded,
+        coverage=coverage,
     )
 
 
@@ -114,11 +124,6 @@ def in_model_order(anatomy: Anatomy, rows: Sequence[ManifestUnit]) -> tuple[Mani
     """Return units in the order in which the model computes their first layers."""
     order = {slot.name: index for index, slot in enumerate(anatomy.all_slots)}
     return tuple(sorted(rows, key=lambda row: order[row.first]))
-
-
-def shapes_of(anatomy: Anatomy) -> dict[str, tuple[int, int]]:
-    """Return (out, in) of every linear layer by name."""
-    return {slot.name: slot.shape for slot in anatomy.slots}
 
 
 def _fixed_bits(anatomy: Anatomy, levels: Plans, dropped: Sequence[Droppable]) -> int:

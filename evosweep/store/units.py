@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import Any
 
 from evosweep.compressors.base import Compressor, LevelSpec, identity
-from evosweep.core.checks import check_choice
+from evosweep.core.checks import check_choice, check_number
 from evosweep.core.errors import SettingError
 from evosweep.core.rules import Ladders, Rules
 from evosweep.core.ties import matching, tied
@@ -15,6 +15,8 @@ from evosweep.core.unit import Unit
 from evosweep.models.anatomy import Anatomy
 from evosweep.models.dropping import Droppable
 from evosweep.models.fusion import fused_layers
+from evosweep.models.slots import Slot
+from evosweep.store.coverage import Coverage, compressible
 from evosweep.store.statistics.base import check_needs, statistic_module
 
 NONE = "none"
@@ -37,9 +39,12 @@ class Units:
         fix: Level that units have, by pattern, as for ``core.rules.Rules``.
         min: Level that units have at least.
         max: Level that units have at most.
+        include: Patterns of layers that are units though they route, gate or are narrow, as for
+            ``store.coverage.compressible``.
+        coverage: Least share of the blocks' weights, from 0 to 1, that units must cover.
 
     Raises:
-        SettingError: ``tie`` is none of these, or a rule is malformed.
+        SettingError: An argument is none of these.
     """
 
     embedding: Compressor | None = None
@@ -49,14 +54,43 @@ class Units:
     fix: Mapping[str, Any] | None = None
     min: Mapping[str, Any] | None = None
     max: Mapping[str, Any] | None = None
+    include: Sequence[str] = ()
+    coverage: float = 0.95
 
     def __post_init__(self) -> None:
         with self._named():
             _ = self.rules
+        if not isinstance(self.include, Sequence) or isinstance(self.include, str) or not all(self.include):
+            raise SettingError("include", owner=self, allowed="a list of patterns", got=self.include)
+        check_number("coverage", self.coverage, low=0, high=1)
         if not isinstance(self.tie, str) and not _texts(self.tie):
             raise SettingError("tie", owner=self, allowed="none, fused, or a list of patterns", got=self.tie)
         if isinstance(self.tie, str):
             check_choice("tie", self.tie, TIES)
+
+    def layers(self, anatomy: Anatomy) -> list[Slot]:
+        """Return the layers of a model's blocks that are units.
+
+        Raises:
+            SettingError: A pattern of ``include`` matches nothing.
+        """
+        try:
+            return compressible(anatomy, self.include)
+        except SettingError as error:
+            error.owner = self
+            raise
+
+    def check_coverage(self, coverage: Coverage) -> None:
+        """Raise SettingError where units cover a smaller share of the blocks' weights than was asked for."""
+        if coverage.share < self.coverage:
+            share = int(1000 * coverage.share) / 1000
+            raise SettingError(
+                "coverage",
+                owner=self,
+                got=self.coverage,
+                allowed=f"at most {share:g} for this model, where that is meant",
+                hint=f"no unit covers {coverage.named}",
+            )
 
     def tied(self, units: Sequence[Unit], anatomy: Anatomy, *, common: bool = False) -> tuple[Unit, ...]:
         """Return a store's units with ``tie`` applied.

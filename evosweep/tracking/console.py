@@ -155,6 +155,30 @@ def summary(rows: Sequence[Mapping[str, Any]], *, title: str) -> Table:
     return table
 
 
+def domain_table(domains: Mapping[str, Mapping[str, Any]], *, name: str) -> Table:
+    """Return a table of KL and perplexity by domain: dense model, uniform allocation, and a result.
+
+    Args:
+        domains: ``domains`` of a result.
+        name: Of the result.
+    """
+    table = Table(title=f"by domain: {name}", box=box.SIMPLE)
+    for heading in ("text", "dense PPL", "uniform KL", "PPL", "found KL", "PPL", "against uniform"):
+        table.add_column(heading, justify="left" if heading in ("text", "against uniform") else "right")
+    for text, figures in domains.items():
+        cells = [f"{figures['dense']['ppl']:.2f}"]
+        for side in ("uniform", "found"):
+            cells += [f"{figures[side]['kl']:.4f}", f"{figures[side]['ppl']:.2f}"]
+        table.add_row(escape(text), *cells, tested(figures["against_uniform"]))
+    return table
+
+
+def tested(comparison: Mapping[str, Any]) -> str:
+    """Return a paired comparison in a few words: ``better, p = 0.003``."""
+    p = comparison["p"]
+    return str(comparison["verdict"]) + ("" if p is None else f", p = {p:.1g}")
+
+
 def _source_file(row: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return a row for the quantized file that the dense model was made of, if it was."""
     source = row.get("source")

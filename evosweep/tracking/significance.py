@@ -8,6 +8,7 @@ import numpy as np
 from scipy.stats import ttest_rel
 
 LEVEL = 0.05  # above it, "no difference found"
+NO_DIFFERENCE = "no difference found"
 BY_WINDOW = "kl_by_window"  # entry of a result: mean KL of every validation window, in order
 Row = Mapping[str, Any]
 
@@ -35,6 +36,21 @@ class Paired:
         if self.probability is None or self.probability >= LEVEL:
             return None
         return self.kl < self.other
+
+    @property
+    def verdict(self) -> str:
+        """``better``, ``worse`` or ``no difference found``."""
+        return {True: "better", False: "worse", None: NO_DIFFERENCE}[self.better]
+
+    def row(self) -> dict[str, Any]:
+        """Return what ``result.json`` says of it."""
+        return {
+            "kl": self.kl,
+            "other": self.other,
+            "windows": self.windows,
+            "p": self.probability,
+            "verdict": self.verdict,
+        }
 
     def sentence(self, *, name: str, than: str) -> str:
         """Return in one sentence what the test found.

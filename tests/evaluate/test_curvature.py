@@ -4,7 +4,7 @@ import torch
 
 from evosweep.allocators.harm import HAWQ
 from evosweep.core.events import Silent
-from evosweep.evaluate.curvature import _squared_gradients
+from evosweep.evaluate.gradient_scores import squares
 from evosweep.evaluate.population import Evaluator
 from evosweep.evaluate.sensitivity import measure
 from evosweep.models.anatomy import Anatomy
@@ -13,11 +13,13 @@ STEP = 1e-2
 
 
 @pytest.mark.parametrize("place", [0, 6, 9])
-def test_curvature_predicts_the_kl_of_random_changes(anatomy: Anatomy, splits: dict, place: int) -> None:
+def test_curvature_predicts_the_kl_of_random_changes(
+    evaluator: Evaluator, anatomy: Anatomy, splits: dict, place: int
+) -> None:
     """KL(dense || W + D) is ½ · trace / numel · ‖D‖² on average over directions D: nothing here knows of gradients."""
     slot = anatomy.slots[place]
     ids = torch.from_numpy(splits["search"].windows[:2, :8])
-    trace = np.mean([_squared_gradients(anatomy, [slot], ids, seed)[0].item() for seed in range(300)])
+    trace = np.mean([squares(evaluator, [slot], ids, {"seed": seed})[0].item() for seed in range(300)])
     dense, rng = slot.read().clone(), torch.Generator().manual_seed(0)
     found, expected = [], []
     with torch.no_grad():

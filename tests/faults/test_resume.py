@@ -10,6 +10,7 @@ from tests.cli import TINY, evosweep, workplace
 from tests.faults.processes import PATIENCE, kill, lines, logged, only_run, outcome, start, trials, wait_for
 
 GENERATIONS = 12
+GATED = ["scorer._target_=tests.faults.slow_scorer.SlowScorer"]
 SEARCH = [*TINY, f"search.generations={GENERATIONS}", "sampler=evopress_ilp_scaled", "search.final=true", "report=none"]
 
 
@@ -18,6 +19,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory):
     with workplace(tmp_path_factory.mktemp("faults")) as folder:
         assert evosweep(*SEARCH, "name=whole") == 0
         yield folder
+
+
+def gated(folder: Path, *, before: int) -> list[str]:
+    """Return settings of a search that waits before it scores a generation, until the gate is opened."""
+    (folder / "gate.txt").unlink(missing_ok=True)
+    return [*GATED, "+scorer.gate=gate.txt", f"+scorer.gate_from={before}"]
+
+
+def open_gate(folder: Path) -> None:
+    (folder / "gate.txt").touch()
 
 
 def same_as_whole(folder: Path, name: str) -> None:
@@ -31,27 +42,30 @@ def same_as_whole(folder: Path, name: str) -> None:
 @pytest.mark.parametrize("moment", ["before the first generation", "in mid-search", "after the last generation"])
 def test_a_killed_run_goes_on_to_what_it_would_have_found(folder: Path, moment: str) -> None:
     name = f"killed_{moment.split(maxsplit=1)[0]}_{moment.rsplit(maxsplit=1)[-1]}"
-    process = start(folder, *SEARCH, f"name={name}")
+    wanted = {"before": 0, "in": 5, "after": GENERATIONS + 2}[moment.split(maxsplit=1)[0]]
+    command = [*SEARCH, *gated(folder, before=wanted - 1), f"name={name}"]
+    process = start(folder, *command)
     state = "runs/{}/*/{}".format(name, "{}")
 
     def now() -> bool:
-        if moment == "before the first generation":
+        if not wanted:
             return any(folder.glob(state.format("run.json")))
-        wanted = 5 if moment == "in mid-search" else GENERATIONS + 2
         return any(lines(path) >= wanted for path in folder.glob(state.format("search_state.jsonl")))
 
     assert wait_for(now, process)
     kill(process)
-    assert evosweep(*SEARCH, f"name={name}", "resume=auto") == 0
+    open_gate(folder)
+    assert evosweep(*command, "resume=auto") == 0
     same_as_whole(folder, name)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
 def test_a_scheduler_s_signal_finishes_the_generation_and_says_how_to_go_on(folder: Path, number: int) -> None:
     name = f"stopped_{int(number)}"
-    process = start(folder, *SEARCH, f"name={name}")
+    process = start(folder, *SEARCH, *gated(folder, before=2), f"name={name}")
     assert wait_for(lambda: any(lines(path) > 2 for path in folder.glob(f"runs/{name}/*/search_state.jsonl")), process)
     process.send_signal(number)
+    open_gate(folder)
     _, error = process.communicate(timeout=PATIENCE)
     run = only_run(folder, name)
     assert process.returncode == 143
@@ -64,13 +78,15 @@ def test_a_scheduler_s_signal_finishes_the_generation_and_says_how_to_go_on(fold
 
 
 def test_a_run_left_running_is_closed_by_the_next_start(folder: Path) -> None:
-    process = start(folder, *SEARCH, "name=left")
+    gate = gated(folder, before=2)
+    process = start(folder, *SEARCH, *gate, "name=left")
     assert wait_for(lambda: any(folder.glob("runs/left/*/search_state.jsonl")), process)
     kill(process)
-    assert evosweep(*SEARCH, "name=left", "seed=1", "search.generations=0") == 0
+    open_gate(folder)
+    assert evosweep(*SEARCH, *gate, "name=left", "seed=1", "search.generations=0") == 0
     statuses, _ = logged(folder, "left")
     assert sorted(statuses) == ["FINISHED", "KILLED"]
-    assert evosweep(*SEARCH, "name=left", "resume=auto") == 0  # the other seed is another run
+    assert evosweep(*SEARCH, *gate, "name=left", "resume=auto") == 0  # the other seed is another run
     assert sorted(logged(folder, "left")[0]) == ["FINISHED", "FINISHED"]
 
 

@@ -35,10 +35,12 @@ SEARCH = [
     "+scorer.seconds=0.02",
     "+scorer.log=scored.txt",
 ]
-SHARED = ["workers.parts=4", "workers.lease=1"]
-FOREVER = "+scorer.seconds=1000"
+SHARED = ["workers.parts=4", "workers.lease=4"]
+FOREVER = "scorer.seconds=1000"
+GATE = "gate.txt"
+HELD = [f"+scorer.gate={GATE}", "+scorer.gate_from=1"]  # the start is scored, and nothing more before the gate opens
 FORK = multiprocessing.get_context("fork")  # a process of its own, without a second import of torch
-PATIENCE = 25.0
+PATIENCE = 120.0
 Process = Any
 
 
@@ -53,7 +55,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.fixture
 def processes(folder: Path) -> Iterator[Callable[..., Process]]:
     """Start commands as processes; all are ended with the test."""
-    (folder / "scored.txt").unlink(missing_ok=True)
+    for name in ("scored.txt", GATE):
+        (folder / name).unlink(missing_ok=True)
     started: list[Process] = []
 
     def start(*arguments: str) -> Process:
@@ -122,6 +125,17 @@ def queue_of(opened: Any) -> StudyQueue | None:
     return queue if queue.search else None
 
 
+def journal_queue(name: str) -> StudyQueue:
+    """Return the queue of the search in a journal, as soon as it is described."""
+    path = Path(f"studies/{name}.journal")
+    opened = until(lambda: path.is_file() and Journal(path=str(path)).open())
+    return until(lambda: queue_of(opened))
+
+
+def open_gate() -> None:
+    Path(GATE).touch()
+
+
 def held_by(queue: StudyQueue, process: Process) -> Entry | None:
     """Return the part that a process scores."""
     holders = (f"{socket.gethostname()}-{process.pid}",)
@@ -167,7 +181,7 @@ def same_as_alone(folder: Path, name: str, *, killed: int = -1) -> None:
 def test_workers_and_one_that_is_killed_in_mid_generation(folder: Path, processes, storage) -> None:
     settings, opening = storage
     name = f"killed_{settings[0].partition('=')[2]}" if settings else "killed_journal"
-    leader = processes(*SEARCH, *settings, *SHARED, f"name={name}")
+    leader = processes(*SEARCH, *HELD, *settings, *SHARED, f"name={name}")
     run = str(begun(folder, name))
     opened = until(lambda: list(folder.glob("runs/*/*/run.json")) and opening(name))
     queue = until(lambda: queue_of(opened))
@@ -175,6 +189,8 @@ def test_workers_and_one_that_is_killed_in_mid_generation(folder: Path, processe
     others = [processes("worker", run, *settings), processes("worker", f"name={name}", *settings)]
     assert until(lambda: held_by(queue, victim))
     victim.kill()
+    assert until(lambda: all(held_by(queue, process) for process in others))
+    open_gate()
     assert ended(leader, *others) == [0, 0, 0]
     same_as_alone(folder, name)
     assert victim.pid not in scorers(folder) and len(scorers(folder)) > 1
@@ -183,12 +199,13 @@ def test_workers_and_one_that_is_killed_in_mid_generation(folder: Path, processe
 
 def test_a_search_that_is_killed_goes_on_with_its_workers_and_scores_nothing_twice(folder: Path, processes) -> None:
     name = "leader"
-    leader = processes(*SEARCH, *SHARED, f"name={name}", "++scorer.seconds=0.1")
+    leader = processes(*SEARCH, *SHARED, f"name={name}", f"+scorer.gate={GATE}", "+scorer.gate_from=2")
     run = begun(folder, name)
-    workers = [processes("worker", str(run)) for _ in range(2)]
+    workers = [processes("worker", str(run), "scorer.gate=null") for _ in range(2)]
     state = run / "search_state.jsonl"
     assert until(lambda: lines(state) > 2 and any(what[0] == "2" for what, _ in scored(folder)))
     leader.kill()
+    open_gate()
     again = processes("resume", str(run))
     assert ended(again, *workers) == [0, 0, 0]
     same_as_alone(folder, name, killed=leader.pid)
@@ -197,30 +214,30 @@ def test_a_search_that_is_killed_goes_on_with_its_workers_and_scores_nothing_twi
 
 def test_a_worker_that_was_thought_dead_delivers_too_late(folder: Path, processes, capfd) -> None:
     name = "late"
-    leader = processes(*SEARCH, *SHARED, f"name={name}")
+    leader = processes(*SEARCH, *HELD, *SHARED, f"name={name}")
     run = str(begun(folder, name))
-    opened = until(lambda: Path(f"studies/{name}.journal").is_file() and Journal(path=f"studies/{name}.journal").open())
-    queue = until(lambda: queue_of(opened))
-    slow = processes("worker", run, "+scorer.seconds=0.3", "+scorer.log=late.txt")
+    queue = journal_queue(name)
+    slow = processes("worker", run, "scorer.log=late.txt")
     assert until(lambda: held_by(queue, slow))
     os.kill(slow.pid, signal.SIGSTOP)
+    open_gate()
     assert ended(leader) == [0]
     os.kill(slow.pid, signal.SIGCONT)
     assert ended(slow) == [0]
     same_as_alone(folder, name)
     said = capfd.readouterr().out
-    assert "1 parts came too late and were dropped" in said and "no sign of life for 1 s" in said
+    assert "1 parts came too late and were dropped" in said and "no sign of life for 4 s" in said
 
 
 def test_a_worker_that_is_stopped_gives_its_part_back_at_once(folder: Path, processes, capfd) -> None:
     name = "stopped"
-    leader = processes(*SEARCH, "workers.parts=4", "workers.lease=1000", f"name={name}")
+    leader = processes(*SEARCH, *HELD, "workers.parts=4", "workers.lease=1000", f"name={name}")
     run = str(begun(folder, name))
-    opened = until(lambda: Path(f"studies/{name}.journal").is_file() and Journal(path=f"studies/{name}.journal").open())
-    queue = until(lambda: queue_of(opened))
+    queue = journal_queue(name)
     worker = processes("worker", run, FOREVER)
     assert until(lambda: held_by(queue, worker))
     os.kill(worker.pid, signal.SIGTERM)
+    open_gate()
     assert ended(leader, worker) == [0, 143]
     same_as_alone(folder, name)
     assert "it was stopped" in capfd.readouterr().out
@@ -228,9 +245,12 @@ def test_a_worker_that_is_stopped_gives_its_part_back_at_once(folder: Path, proc
 
 def test_more_workers_than_candidates_is_said(folder: Path, processes, capfd) -> None:
     name = "many"
-    leader = processes(*SEARCH, "search.offspring=2", "workers.parts=8", f"name={name}", "++scorer.seconds=0.3")
+    leader = processes(*SEARCH, *HELD, "search.offspring=2", "workers.parts=8", f"name={name}")
     run = str(begun(folder, name))
     workers = [processes("worker", run) for _ in range(3)]
+    queue = journal_queue(name)
+    assert until(lambda: len(queue.workers()) == len(workers))
+    open_gate()
     assert ended(leader, *workers) == [0] * 4
     said = " ".join(capfd.readouterr().out.split())
     assert "4 processes share the scoring, but a stage has 3 parts at most: the others wait; raise search.off" in said
@@ -258,9 +278,7 @@ def test_what_a_worker_cannot_join_is_one_line(folder: Path, processes, capsys) 
     name = "asked"
     leader = processes(*SEARCH, *SHARED, f"name={name}", "++scorer.seconds=1000")
     run = str(begun(folder, name))
-    queue = until(
-        lambda: Path(f"studies/{name}.journal").is_file() and queue_of(Journal(path=f"studies/{name}.journal").open())
-    )
+    queue = journal_queue(name)
     study = queue.name.removesuffix(SUFFIX)
     assert f"did you mean {study!r}" in refused(capsys, "worker", f"name={name}", f"study={study[:-1]}")
     assert "its seed is 0, here it is 3" in refused(capsys, "worker", run, "seed=3")

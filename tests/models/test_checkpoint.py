@@ -43,8 +43,9 @@ def folder(whole: Path, tmp_path: Path) -> Path:
     return shutil.copytree(whole, tmp_path / "copy")
 
 
-def load(folder: Path, progress=None):
-    return HuggingFace(path=str(folder), dtype="float32", device="cpu").load(progress=progress or Silent()).model
+def load(folder: Path, progress=None, **settings):
+    source = HuggingFace(path=str(folder), dtype="float32", device="cpu", **settings)
+    return source.load(progress=progress or Silent()).model
 
 
 def change_config(folder: Path, **changes: object) -> None:
@@ -58,9 +59,9 @@ def change_weights(folder: Path, rename) -> None:
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
 
 
-def refusal(folder: Path) -> str:
+def refusal(folder: Path, **settings) -> str:
     with pytest.raises(ModelError) as found:
-        load(folder)
+        load(folder, **settings)
     message = str(found.value)
     assert "\n" not in message and str(folder) in message
     return message
@@ -97,7 +98,12 @@ def test_code_in_a_checkpoint_is_never_run(folder: Path, tmp_path: Path, loaded,
 )
 def test_quantized_checkpoints_are_refused_by_method(folder: Path, section: dict, method: str) -> None:
     change_config(folder, quantization_config=section)
-    assert f"is already quantized ({method}); give the dense checkpoint" in refusal(folder)
+    message = refusal(folder)
+    assert f"is already quantized ({method}); give the dense checkpoint" in message
+    known = method in ("compressed-tensors", "fp8", "mxfp4")
+    assert message.endswith("or dequantize it: model.dequantize=true") == known
+    if not known:
+        assert f"is already quantized ({method}); give the dense checkpoint" in refusal(folder, dequantize=True)
 
 
 def test_a_quantized_text_part_is_found_too(folder: Path) -> None:
@@ -107,9 +113,34 @@ def test_a_quantized_text_part_is_found_too(folder: Path) -> None:
 
 def test_an_adapter_is_refused(folder: Path) -> None:
     (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA"}))
-    assert "is an adapter (adapter_config.json), not a whole model" in refusal(folder)
+    assert "is an adapter (adapter_config.json) that names no base model: merge it" in refusal(folder)
     (folder / "config.json").unlink()
-    assert "is an adapter" in refusal(folder)
+    assert "is an adapter" in refusal(folder, adapter="merge")
+    (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "org/base"}))
+    assert "is an adapter (adapter_config.json) of org/base, not a whole model: merge it at loading" in refusal(folder)
+
+
+def test_an_adapter_is_merged_into_its_base(whole: Path, loaded, tmp_path: Path) -> None:
+    peft = pytest.importorskip("peft")
+    base = transformers.AutoModelForCausalLM.from_pretrained(whole)
+    settings = peft.LoraConfig(r=2, lora_alpha=6, target_modules=["q_proj", "down_proj"])
+    wrapped = peft.get_peft_model(base, settings)
+    torch.manual_seed(0)
+    for name, parameter in wrapped.named_parameters():
+        if "lora_" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    wrapped.save_pretrained(tmp_path / "adapter")
+    notes = Notes()
+    model = load(tmp_path / "adapter", notes, adapter="merge")
+    state = wrapped.state_dict()
+    prefix = "base_model.model.model.layers.1.mlp.down_proj"
+    change = 3 * state[f"{prefix}.lora_B.default.weight"] @ state[f"{prefix}.lora_A.default.weight"]
+    expected = loaded.model.model.layers[1].mlp.down_proj.weight + change
+    torch.testing.assert_close(model.model.layers[1].mlp.down_proj.weight, expected)
+    untouched = "model.layers.0.mlp.up_proj.weight"
+    assert torch.equal(model.state_dict()[untouched], loaded.model.state_dict()[untouched])
+    assert type(model).__name__ == "LlamaForCausalLM" and set(model.state_dict()) == set(loaded.model.state_dict())
+    assert any(f"is merged into {whole}" in line for line in notes.lines)
 
 
 DOWN = "model.layers.1.mlp.down_proj.weight"
@@ -131,9 +162,12 @@ def test_missing_weights_are_named_not_made_up(folder: Path, rename, named: str)
 
 
 def test_a_base_model_and_a_classifier_are_refused(tmp_path: Path) -> None:
-    for number, kind in enumerate([transformers.LlamaModel, transformers.LlamaForSequenceClassification]):
-        kind(tiny_config()).save_pretrained(tmp_path / str(number))
-        assert "is no whole LlamaForCausalLM: it lacks lm_head.weight" in refusal(tmp_path / str(number))
+    transformers.LlamaModel(tiny_config()).save_pretrained(tmp_path / "base")
+    assert "is no whole LlamaForCausalLM: it lacks lm_head.weight" in refusal(tmp_path / "base")
+    for kind in (transformers.LlamaForSequenceClassification, transformers.LlamaForTokenClassification):
+        kind(tiny_config()).save_pretrained(tmp_path / kind.__name__)
+        message = refusal(tmp_path / kind.__name__)
+        assert f"has a head for other answers than the next token ({kind.__name__}): give the language" in message
 
 
 def test_another_architecture_is_refused(folder: Path) -> None:
@@ -149,7 +183,7 @@ def test_other_shapes_and_further_layers_are_refused(folder: Path) -> None:
 
 
 def test_tied_heads_old_buffers_and_other_towers_are_no_reason_to_refuse(loaded, tmp_path: Path) -> None:
-    model = small("gpt2", **FAMILIES["gpt2"])
+    model = small("gpt2", **{**FAMILIES["gpt2"], "vocab_size": 256})
     model.save_pretrained(tmp_path / "tied")
     loaded.tokenizer.save_pretrained(tmp_path / "tied")
     tensors = {
@@ -169,8 +203,12 @@ def test_encoders_and_encoder_decoders_are_refused(loaded, tmp_path: Path) -> No
     bert = transformers.BertForMaskedLM(transformers.BertConfig(num_hidden_layers=2, **sizes))
     bert.save_pretrained(tmp_path / "bert")
     loaded.tokenizer.save_pretrained(tmp_path / "bert")
+    assert "is an encoder (BertForMaskedLM), which sees the tokens after a place too" in refusal(tmp_path / "bert")
+    change_config(tmp_path / "bert", architectures=None)  # as in old checkpoints: found by running it
     with pytest.raises(ModelError, match="BertLMHeadModel is no causal language model: changing a later token"):
         Anatomy(load(tmp_path / "bert"))
+    change_config(tmp_path / "bert", model_type="distilbert")
+    assert "is a distilbert, for which transformers has no causal language model" in refusal(tmp_path / "bert")
     t5 = transformers.T5Config(vocab_size=256, d_model=32, d_ff=64, num_layers=2, num_heads=4, d_kv=8)
     transformers.T5ForConditionalGeneration(t5).save_pretrained(tmp_path / "t5")
     assert "is an encoder-decoder (t5), not a decoder" in refusal(tmp_path / "t5")
@@ -218,3 +256,49 @@ def test_configs_out_of_range_are_one_line(changes: dict, message: str) -> None:
     with pytest.raises((ModelError, SettingError), match=message) as found:
         Anatomy(Random(name="r", config=lambda: tiny_config(**changes), device="cpu").load(progress=Silent()).model)
     assert "\n" not in str(found.value)
+
+
+def test_a_vocabulary_smaller_than_the_tokenizers_is_refused(loaded, tmp_path: Path) -> None:
+    small("llama", vocab_size=200).save_pretrained(tmp_path / "short")
+    loaded.tokenizer.save_pretrained(tmp_path / "short")
+    assert "has a tokenizer of 256 tokens and a model of 200: they do not belong together" in refusal(
+        tmp_path / "short"
+    )
+
+
+def test_an_added_token_without_a_row_is_said(folder: Path) -> None:
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_tokens(["<extra>"])
+    tokenizer.save_pretrained(folder)
+    notes = Notes()
+    load(folder, notes)
+    assert notes.lines[-1] == "the model has no row for the tokens <extra>: text must not hold them"
+
+
+def test_an_fp8_checkpoint_is_dequantized_on_request(folder: Path) -> None:
+    layer = "model.layers.1.mlp.down_proj"
+    tensors = load_file(folder / WEIGHTS)
+    dense = tensors[f"{layer}.weight"]
+    scales = dense.abs().reshape(2, 16, 4, 16).amax(dim=(1, 3)) / 448
+    spread = scales.repeat_interleave(16, 0).repeat_interleave(16, 1)
+    tensors[f"{layer}.weight"] = (dense / spread).to(torch.float8_e4m3fn)
+    tensors[f"{layer}.weight_scale_inv"] = scales
+    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+    others = [f"model.layers.{block}.self_attn" for block in range(2)] + ["model.layers.0", "lm_head"]
+    others += [f"model.layers.1.mlp.{name}" for name in ("gate_proj", "up_proj")]
+    section = {"quant_method": "fp8", "weight_block_size": [16, 16], "modules_to_not_convert": others}
+    change_config(folder, quantization_config=section)
+    assert "is already quantized (fp8)" in refusal(folder)
+    notes = Notes()
+    model = load(folder, notes, dequantize=True)
+    assert torch.equal(model.get_submodule(layer).weight, tensors[f"{layer}.weight"].float() * spread)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    assert all(type(module) is torch.nn.Linear for name, module in model.named_modules() if name.endswith("_proj"))
+    assert "fp8 weights are dequantized; what comes out is not the dense original" in notes.lines
+    model.save_pretrained(folder.parent / "dense")
+    assert weights_hash(load_plain(folder.parent / "dense")) == weights_hash(model)
+
+
+def load_plain(folder: Path):
+    assert "quantization_config" not in json.loads((folder / "config.json").read_text())
+    return transformers.AutoModelForCausalLM.from_pretrained(folder)

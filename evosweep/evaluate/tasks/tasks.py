@@ -103,7 +103,7 @@ class Tasks:
     def _accuracy(
         self, model: Any, tokenizer: Any, questions: Sequence[list[Question]], name: str, progress: Progress
     ) -> Accuracy:
-        longest = getattr(model.config, "max_position_embeddings", None) or 1 << 20
+        longest = getattr(model.config.get_text_config(), "max_position_embeddings", None) or 1 << 20
         score = LIBRARY[name].score if name in LIBRARY and name not in self.files else self.score
         encoded = [
             item

@@ -15,6 +15,7 @@ from evosweep.core.events import Progress
 from evosweep.models.anatomy import find_blocks
 from evosweep.models.load import LoadedModel
 from evosweep.models.slots import LinearSlot, slot_at, slot_kind
+from evosweep.models.towers import has_towers
 from evosweep.models.transforms.base import Transform
 from evosweep.models.transforms.orthogonal import KINDS, rotation
 from evosweep.models.transforms.residual import rotate_stream, untie
@@ -61,6 +62,11 @@ class Rotate(Transform):
             ModelError: Its norms cannot be folded, or the rotated model gives other logits.
         """
         model = loaded.model
+        if self.residual and has_towers(model):
+            raise ModelError(
+                f"transform=rotate turns the hidden states of text alone, and {type(model).__name__} adds those of "
+                "images to them: transform.residual=false"
+            )
         progress.say(f"rotating {loaded.name}")
         added = untie(model) if self.residual else 0
         with torch.no_grad(), widened(model):

@@ -3,6 +3,7 @@
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
+from itertools import repeat
 from typing import Any
 
 import torch
@@ -19,28 +20,41 @@ class _LastInput(Exception):
 
 
 def measure_inputs(
-    anatomy: Anatomy, block: int, hidden: Sequence[torch.Tensor], *, needs: Collection[str], weighting: Weighting
+    anatomy: Anatomy,
+    block: int,
+    hidden: Sequence[torch.Tensor] | None,
+    *,
+    needs: Collection[str],
+    weighting: Weighting,
+    tokens: Sequence[torch.Tensor] | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Return the statistics of each shared input of a block: group name -> statistic -> value.
 
     Args:
         anatomy: The model.
         block: Index of the block.
-        hidden: The block's inputs on calibration text, in batches (windows, seq_len, hidden).
+        hidden: The block's inputs on calibration text, in batches (windows, seq_len, hidden); None runs the whole
+            model.
         needs: Names of the statistics; those that are measured on the whole model are left out here.
         weighting: How tokens are weighted.
+        tokens: The token ids of every batch (windows, seq_len), which the whole model and some blocks need.
 
     Raises:
         StoreError: An input is not finite, or its tokens cannot be weighted.
     """
     inputs = _Inputs(anatomy, block, needs, weighting)
     reads = weighting.importance is not None
-    received = [attention_received(anatomy, block, batch) if reads else None for batch in hidden]
+    shapes = [batch.shape for batch in hidden or tokens or ()]
+    batches = list(zip(shapes, hidden or repeat(None), tokens or repeat(None), strict=False))
+    received = [attention_received(anatomy, block, batch, ids) if reads else None for _, batch, ids in batches]
     with inputs.hooked():
-        for batch, attention in zip(hidden, received, strict=True):
-            inputs.expect(batch.shape, attention)
+        for (shape, batch, ids), attention in zip(batches, received, strict=True):
+            inputs.expect(shape, attention)
             with suppress(_LastInput):
-                anatomy.run_block(block, batch)
+                if batch is not None:
+                    anatomy.run_block(block, batch, ids)
+                elif ids is not None:
+                    anatomy.run_whole(ids)
     values = {
         group: {name: measurement.finish() for name, measurement in measurements.items()}
         for group, measurements in inputs.found.items()

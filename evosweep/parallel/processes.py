@@ -8,69 +8,38 @@ a cached file or a sampler's storage that another process would see at another m
 Every wait is a loop over short sleeps, so that signals arrive; it ends when another process has failed or left.
 """
 
-import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
 import torch
-from safetensors.torch import load, save
 from torch import distributed
 
 from evosweep.core import rendezvous
 from evosweep.core.errors import EvosweepError, StoreError
+from evosweep.parallel.group import (
+    FAILED,
+    LEFT,
+    PAUSE,
+    Group,
+    Over,
+    RanksError,
+    broadcast,
+    gathered,
+    in_step,
+    padded,
+    wait,
+)
+from evosweep.parallel.packing import Message, Tensors, packed, unpacked
 
-SPIN = 0.05  # seconds of waiting without a pause
-PAUSE = 5e-4  # seconds between two looks after that
-LOOK = 1.0  # seconds between two looks at whether another process failed
-FACTS = "facts"  # name of the JSON among an order's tensors
-LENGTH = 8  # bytes of a message's length in front of it
 END = "end"
 FAREWELL = 3.0  # seconds that a leader waits until the others have seen that it failed
-LEFT = "left"  # key of the rendezvous' store: how many have seen it
-FAILED = "failed"  # key of the rendezvous' store: why a process failed; the leader prints its reason itself
-Tensors = Mapping[str, torch.Tensor]
-Message = tuple[dict[str, Any], dict[str, torch.Tensor]]
 Handler = Callable[[Mapping[str, Any], Tensors], Message | None]
 
 
-class RanksError(EvosweepError):
-    """Another process failed, left or did not answer in time."""
-
-
-class Over(Exception):
-    """Raised in a process that follows, when the command is over and its leader has reported why."""
-
-
-@dataclass
-class _Group:
-    """The processes that this one belongs to.
-
-    Attributes:
-        rank: Of this process.
-        size: How many there are.
-        timeout: Seconds that one waits for another.
-        store: The rendezvous' keys and values.
-        control: Group that orders and answers go through, on the CPU.
-        leads: Whether this process gives orders.
-        owed: Whether the others have not answered the last order.
-        lost: Whether the processes are out of step, so that no order is possible any more.
-    """
-
-    rank: int
-    size: int
-    timeout: float
-    store: Any
-    control: Any = None
-    leads: bool = False
-    owed: bool = False
-    lost: bool = False
-
-
-_groups: list[_Group] = []  # none, or the one
+_groups: list[Group] = []  # none, or the one
 
 
 def join() -> None:
@@ -107,7 +76,7 @@ def join() -> None:
             f"{rendezvous.HOW}"
         ) from error
     mine = distributed.PrefixStore("evosweep", store)  # type: ignore[attr-defined]
-    _groups.append(_Group(rank, size, timeout, mine, control))
+    _groups.append(Group(rank, size, timeout, mine, control))
 
 
 def is_leader() -> bool:
@@ -157,10 +126,10 @@ def ask(name: str, facts: Mapping[str, Any] | None = None, tensors: Tensors | No
     if group.lost:
         raise RanksError("the processes are out of step since an earlier error; start the command again")
     group.owed = name != END
-    packed = _packed({"order": name, **(facts or {})}, tensors or {})
-    with _in_step(group):
-        _broadcast(group, torch.tensor([len(packed)]), limit=group.timeout)
-        _broadcast(group, packed, limit=group.timeout)
+    message = packed({"order": name, **(facts or {})}, tensors or {})
+    with in_step(group):
+        broadcast(group, torch.tensor([len(message)]), limit=group.timeout)
+        broadcast(group, message, limit=group.timeout)
 
 
 def answers() -> list[Message]:
@@ -172,8 +141,8 @@ def answers() -> list[Message]:
     group = _groups[0]
     if not group.owed:
         return []
-    with _in_step(group):
-        found = [_unpacked(packed) for packed in _gathered(group, _packed({}, {}), limit=group.timeout)[1:]]
+    with in_step(group):
+        found = [unpacked(message) for message in gathered(group, packed({}, {}), limit=group.timeout)[1:]]
     group.owed = False
     for other, (facts, _) in enumerate(found, start=1):
         if "error" in facts:
@@ -210,7 +179,7 @@ def together(name: str) -> Iterator[None]:
         yield
         return
     ask(name)
-    with _in_step(_groups[0]):  # else the others may wait in an operation that this process never comes to
+    with in_step(_groups[0]):  # else the others may wait in an operation that this process never comes to
         yield
     answers()
 
@@ -225,17 +194,17 @@ def follow(handlers: Mapping[str, Handler]) -> None:
     with suppress(Over):
         while True:
             length = torch.zeros(1, dtype=torch.int64)
-            _broadcast(group, length)
-            packed = torch.empty(int(length), dtype=torch.uint8)
-            _broadcast(group, packed)
-            facts, tensors = _unpacked(packed)
+            broadcast(group, length)
+            message = torch.empty(int(length), dtype=torch.uint8)
+            broadcast(group, message)
+            facts, tensors = unpacked(message)
             if facts["order"] == END:
                 return
-            _gathered(group, _packed(*_answer(group, handlers[facts["order"]], facts, tensors)))
+            gathered(group, packed(*_answer(group, handlers[facts["order"]], facts, tensors)))
             group.store.delete_key(f"{FAILED}/{group.rank}")  # the leader knows
 
 
-def _answer(group: _Group, handler: Handler, facts: Mapping[str, Any], tensors: Tensors) -> Message:
+def _answer(group: Group, handler: Handler, facts: Mapping[str, Any], tensors: Tensors) -> Message:
     """Return what a handler answers; an error of it is the answer, and ends operations that others wait in."""
     try:
         return handler(facts, tensors) or ({}, {})
@@ -295,105 +264,38 @@ def all_reduce_max(tensor: torch.Tensor) -> None:
 
 def _reduce(tensors: Sequence[torch.Tensor], operation: Any) -> None:
     for group in _groups:
-        with _in_step(group):
+        with in_step(group):
             for tensor in tensors:
                 work = distributed.all_reduce(tensor, op=operation, async_op=True)
-                _wait(group, work, limit=group.timeout, watch=range(group.size))
+                wait(group, work, limit=group.timeout, watch=range(group.size))
+
+
+def gather(facts: Mapping[str, Any], tensors: Tensors) -> list[Message]:
+    """Return what every process gave, by rank, in the leader; nothing in the others."""
+    if not _groups:
+        return [(dict(facts), dict(tensors))]
+    group = _groups[0]
+    with in_step(group):
+        return [unpacked(message) for message in gathered(group, packed(facts, tensors), limit=group.timeout)]
+
+
+def gather_everywhere(tensors: Tensors) -> dict[str, torch.Tensor]:
+    """Return the tensors of all processes, on the CPU where there are several, in every process; names are unique."""
+    if not _groups:
+        return dict(tensors)
+    group = _groups[0]
+    with in_step(group):
+        mine = padded(group, packed({}, tensors), limit=group.timeout)
+        found = [torch.empty_like(mine) for _ in range(group.size)]
+        work = distributed.all_gather(found, mine, group=group.control, async_op=True)
+        wait(group, work, limit=group.timeout, watch=range(group.size))
+    return {name: tensor for message in found for name, tensor in unpacked(message)[1].items()}
 
 
 def broadcast_bool(value: bool) -> bool:
     """Return the leader's ``value`` in every process."""
     answer = torch.tensor([int(value)])
     for group in _groups:
-        with _in_step(group):
-            _broadcast(group, answer)
+        with in_step(group):
+            broadcast(group, answer)
     return bool(answer)
-
-
-def _broadcast(group: _Group, tensor: torch.Tensor, *, limit: float | None = None) -> None:
-    """Replace a tensor, in place, by the leader's."""
-    _wait(group, distributed.broadcast(tensor, src=0, group=group.control, async_op=True), limit=limit)
-
-
-def _gathered(group: _Group, packed: torch.Tensor, *, limit: float | None = None) -> list[torch.Tensor]:
-    """Return the bytes that every process gave, by rank, in the leader; nothing in the others."""
-    length = torch.tensor([len(packed)])
-    _wait(group, distributed.all_reduce(length, distributed.ReduceOp.MAX, group.control, async_op=True), limit=limit)
-    padded = torch.zeros(int(length), dtype=torch.uint8)
-    padded[: len(packed)] = packed
-    found = [torch.empty_like(padded) for _ in range(group.size)] if group.rank == 0 else None
-    _wait(group, distributed.gather(padded, found, dst=0, group=group.control, async_op=True), limit=limit)
-    return found or []
-
-
-def _wait(group: _Group, work: Any, *, limit: float | None = None, watch: Sequence[int] = (0,)) -> None:
-    """Wait for an operation of several processes, open to signals and to what happens to the others.
-
-    Args:
-        group: The processes.
-        work: The operation.
-        limit: Seconds; None: as long as the others are there.
-        watch: Processes whose failure ends the wait; one that answers orders says so in its answer.
-
-    Raises:
-        RanksError: Another process failed or left, or the time is over.
-        Over: The leader has failed and said why.
-    """
-    began = time.monotonic()
-    looked = began
-    try:
-        while not work.is_completed():
-            now = time.monotonic()
-            if now - looked > LOOK:
-                looked = now
-                _check_others(group, watch)
-                if limit is not None and now - began > limit:
-                    raise RanksError(f"another process did not answer within {limit:g} s ({rendezvous.TIMEOUT})")
-            time.sleep(0 if now - began < SPIN else PAUSE)
-        work.wait()
-    except (RuntimeError, ValueError) as error:  # of torch: the connection is gone
-        _check_others(group, range(group.size))
-        raise RanksError(
-            f"another process of the {group.size} has ended before its work was done (killed, or out of memory); "
-            "start the same command again, with resume=auto to go on"
-        ) from error
-
-
-def _check_others(group: _Group, others: Sequence[int]) -> None:
-    """Raise the error of another process that failed; Over where the leader reports it."""
-    try:
-        for other in others:
-            if other != group.rank and group.store.check([f"{FAILED}/{other}"]):
-                if other == 0 or group.rank:
-                    group.store.add(LEFT, 1)
-                    raise Over
-                raise RanksError(f"process {other} of {group.size}: {group.store.get(f'{FAILED}/{other}').decode()}")
-    except (RuntimeError, ValueError):
-        return  # the store went with the process that kept it
-
-
-@contextmanager
-def _in_step(group: _Group) -> Iterator[None]:
-    """Note that the processes are out of step if an operation of all of them is cut; end those that follow."""
-    try:
-        yield
-    except BaseException:
-        group.lost = True
-        if group.leads:
-            with suppress(RuntimeError):
-                group.store.set(f"{FAILED}/0", "")
-        raise
-
-
-def _packed(facts: Mapping[str, Any], tensors: Tensors) -> torch.Tensor:
-    """Return facts and tensors as bytes, their number in front."""
-    text = torch.frombuffer(bytearray(json.dumps(facts).encode()), dtype=torch.uint8)
-    packed = save({**tensors, FACTS: text})
-    return torch.frombuffer(bytearray(len(packed).to_bytes(LENGTH, "little") + packed), dtype=torch.uint8)
-
-
-def _unpacked(packed: torch.Tensor) -> Message:
-    """Return the facts and tensors of ``_packed``, behind which anything may stand."""
-    given = memoryview(packed.numpy())
-    tensors = load(bytes(given[LENGTH : LENGTH + int.from_bytes(given[:LENGTH], "little")]))
-    return json.loads(tensors.pop(FACTS).numpy().tobytes()), tensors

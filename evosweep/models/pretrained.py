@@ -1,0 +1,165 @@
+"""Loads a checkpoint through transformers: its code is never run, missing weights raise, quantized ones on request."""
+
+import contextlib
+import importlib.util
+import json
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import nn
+
+from evosweep.core.errors import ModelError
+from evosweep.core.events import Progress
+from evosweep.models.admission import AUTO, VISION_LANGUAGE, admit
+from evosweep.models.checkpoint import check_loaded, check_vocabulary, read_config
+
+ADAPTER = "adapter_config.json"
+MERGE = "merge"
+REFUSE = "refuse"
+ADAPTERS = (REFUSE, MERGE)
+
+
+def pretrained(
+    path: str, *, dtype: torch.dtype, progress: Progress, kind: str = AUTO, dequantize: bool = False
+) -> tuple[nn.Module, Any, Any]:
+    """Return model, tokenizer and processor of a folder or hub id; the processor is None where it has none.
+
+    Args:
+        path: The checkpoint.
+        dtype: Type of its weights.
+        progress: Shows what is worth knowing.
+        kind: ``text``, ``vision_language`` or ``auto``, as ``admission.admit``.
+        dequantize: Whether a quantized checkpoint is dequantized.
+
+    Raises:
+        ModelError: The checkpoint cannot be used as it is.
+    """
+    admission = admit(path, read_config(path), kind=kind, dequantize=dequantize)
+    for note in admission.notes:
+        progress.say(note)
+    seeing = admission.kind == VISION_LANGUAGE
+    loader: Any = transformers.AutoModelForImageTextToText if seeing else transformers.AutoModelForCausalLM
+    settings = {} if admission.quantization is None else {"quantization_config": admission.quantization}
+    model, info = loader.from_pretrained(
+        path,
+        dtype=dtype,
+        trust_remote_code=False,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,
+        **settings,
+    )
+    left = check_loaded(path, model, info)
+    if settings:
+        forget_quantization(path, model, dtype)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+    for line in (left, check_vocabulary(path, model, tokenizer)):
+        if line:
+            progress.say(line)
+    return model, tokenizer, _processor(path) if seeing else None
+
+
+def forget_quantization(path: str, model: Any, dtype: torch.dtype) -> None:
+    """Make a dequantized model a dense one of one type.
+
+    Args:
+        path: The checkpoint, for messages.
+        model: As transformers has dequantized it; changed.
+        dtype: Type of its weights.
+
+    Raises:
+        ModelError: A layer is still quantized.
+    """
+    small = [name for name, value in model.named_parameters() if value.dtype.itemsize < 2]
+    if small:
+        raise ModelError(f"model.path: transformers {transformers.__version__} did not dequantize {small[0]} of {path}")
+    for config in (model.config, model.config.get_text_config()):
+        with contextlib.suppress(AttributeError):
+            del config.quantization_config
+    # By the conversions that were used at loading, saving would write a dense weight as codes without their scales.
+    for attribute in ("hf_quantizer", "quantization_method", "is_quantized", "_weight_conversions"):
+        if attribute in vars(model):
+            delattr(model, attribute)
+    for parameter in model.parameters():
+        if parameter.is_floating_point():
+            parameter.data = parameter.data.to(dtype)
+
+
+def is_adapter(folder: Path) -> bool:
+    """Return whether a folder holds an adapter of peft."""
+    return (folder / ADAPTER).is_file()
+
+
+def adapter_base(folder: Path, *, adapter: str) -> str:
+    """Return the base model of an adapter that is to be merged into it.
+
+    Args:
+        folder: The adapter's.
+        adapter: ``merge``, or ``refuse``.
+
+    Raises:
+        ModelError: It is to be refused, names no base model, or peft is not installed.
+    """
+    try:
+        settings = json.loads((folder / ADAPTER).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"model.path: {folder / ADAPTER} cannot be read: {error}") from error
+    base = settings.get("base_model_name_or_path") if isinstance(settings, dict) else None
+    if not base:
+        raise ModelError(
+            f"model.path: {folder} is an adapter ({ADAPTER}) that names no base model: merge it into its base model "
+            "first (merge_and_unload of peft) and give that folder"
+        )
+    if adapter != MERGE:
+        raise ModelError(
+            f"model.path: {folder} is an adapter ({ADAPTER}) of {base}, not a whole model: merge it at loading with "
+            "model.adapter=merge, or give the base model"
+        )
+    if importlib.util.find_spec("peft") is None:
+        raise ModelError("model.adapter=merge needs peft: pip install 'evosweep[adapters]'")
+    beside = folder / base
+    return str(beside) if beside.is_dir() else str(base)
+
+
+def merged(model: nn.Module, folder: Path) -> nn.Module:
+    """Return a model with an adapter's weights merged into it.
+
+    Args:
+        model: The base model.
+        folder: Of the adapter.
+
+    Raises:
+        ModelError: The adapter does not fit the model.
+    """
+    import peft  # noqa: PLC0415 - an extra
+
+    try:
+        with _quiet("peft"):
+            wrapped = peft.PeftModel.from_pretrained(model, str(folder))
+            found: nn.Module = wrapped.merge_and_unload(safe_merge=True)
+    except (RuntimeError, ValueError, TypeError, KeyError, OSError) as error:
+        line = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ModelError(f"model.path: the adapter {folder} does not fit its base model: {line}") from error
+    return found
+
+
+@contextlib.contextmanager
+def _quiet(name: str) -> Iterator[None]:
+    logger = logging.getLogger(name)
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def _processor(path: str) -> Any:
+    """Return what prepares images for a model; None where the checkpoint has none that can be made here."""
+    try:
+        return transformers.AutoProcessor.from_pretrained(path, trust_remote_code=False)
+    except (OSError, ValueError, ImportError, TypeError):
+        return None

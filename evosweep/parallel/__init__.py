@@ -1,0 +1,53 @@
+"""Processes of one command that share its work."""
+
+from evosweep.parallel.group import Over, RanksError
+from evosweep.parallel.packing import Message, Tensors
+from evosweep.parallel.processes import (
+    Handler,
+    all_reduce_max,
+    all_reduce_sum,
+    answers,
+    ask,
+    asked,
+    broadcast_bool,
+    count,
+    follow,
+    gather,
+    gather_everywhere,
+    is_leader,
+    join,
+    lead,
+    leads,
+    leave,
+    on_this_host,
+    rank,
+    shard_rows,
+    together,
+)
+
+__all__ = [
+    "Handler",
+    "Message",
+    "Over",
+    "RanksError",
+    "Tensors",
+    "all_reduce_max",
+    "all_reduce_sum",
+    "answers",
+    "ask",
+    "asked",
+    "broadcast_bool",
+    "count",
+    "follow",
+    "gather",
+    "gather_everywhere",
+    "is_leader",
+    "join",
+    "lead",
+    "leads",
+    "leave",
+    "on_this_host",
+    "rank",
+    "shard_rows",
+    "together",
+]
