@@ -8,6 +8,7 @@ from evosweep.data.domains import PREFIX
 from evosweep.evaluate.scorer import StagedScorer
 from evosweep.evaluate.tasks.accuracy import compared
 from evosweep.fitness.kl import KL
+from evosweep.search.controls import controls
 from evosweep.task import Draft, Notes, Task
 from evosweep.tracking.significance import BY_WINDOW, paired
 from evosweep.workbench import Workbench
@@ -96,6 +97,28 @@ def domains_of(bench: Workbench, result: SearchResult) -> dict[str, dict[str, An
     }
 
 
+def controls_of(task: Task, bench: Workbench, result: SearchResult) -> dict[str, dict[str, float]]:
+    """Return validation figures of a searched winner, of the uniform allocation, and of the winner's controls.
+
+    Args:
+        task: Its report says whether they are wanted.
+        bench: Scores them.
+        result: Of the search.
+    """
+    wanted = any(getattr(artifact, "needs_controls", False) for artifact in task.report.artifacts)
+    if not wanted or len(result.generations) < 2:
+        return {}
+    problem = result.problem
+    winner = problem.encode(result.allocation)
+    genomes = {"found": winner, **controls(problem, winner), "uniform": problem.uniform()}
+    scorer = StagedScorer(bench.evaluator, fitness=KL(), seed=0)
+    with bench.timed("controls"):
+        return {
+            name: {**scorer.validate(genome), "bits_per_weight": problem.bits_per_weight(problem.cost(genome))}
+            for name, genome in genomes.items()
+        }
+
+
 def comparable_row(task: Task, bench: Workbench, result: SearchResult) -> dict[str, Any]:
     """Return the entries of ``result.json`` that compare winners of different searches.
 
@@ -122,6 +145,7 @@ def comparable_row(task: Task, bench: Workbench, result: SearchResult) -> dict[s
         "continuations": {prompt: dict(texts) for prompt, texts in result.continuations.items()},
         "uniform": uniform_row(bench, result.problem),
         "tails": {name: dict(figures) for name, figures in result.tails.items()},
+        "controls": {name: dict(figures) for name, figures in result.controls.items()},
         "tasks": {name: dict(figures) for name, figures in result.tasks.items()},
         "domains": {name: dict(figures) for name, figures in result.domains.items()},
     }

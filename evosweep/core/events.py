@@ -133,6 +133,8 @@ class SearchResult:
         stopped: Why it ended: ``finished``, or the reason of the stopping rule.
         winner_generation: Generation in which the winner first was the elite; -1: the last one.
         final: What all elites scored on common tokens; None where they were not scored again.
+        controls: Validation figures and bits per weight of ``found``, ``uniform``, and the winner with each kind of
+            decision made uniform; empty where nothing was searched.
     """
 
     sampler: str
@@ -153,6 +155,7 @@ class SearchResult:
     continuations: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     tasks: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     tails: Mapping[str, Mapping[str, Mapping[str, float]]] = field(default_factory=dict)
+    controls: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     domains: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     @property
