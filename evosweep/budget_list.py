@@ -5,7 +5,7 @@ nearest neighbour, moved to its own size, and all of them together get a share o
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -104,9 +104,9 @@ def run_budgets(jobs: Sequence[Job], bench: Workbench, *, share: float) -> list[
             continue
         task = job.task
         if near is not None:
-            task = _beside(
-                task, jobs[near].task, bench, first=first, tokens=_each(rows[order[0][0]], first, len(jobs), share)
-            )
+            columns, spent = measured(first.task)
+            tokens = int(share * (int(rows[order[0][0]]["tokens"]) - spent) / (len(jobs) - 1))
+            task = beside(task, jobs[near].task, bench, columns=columns, tokens=tokens)
         bench.progress.say(f"budget {task.budget}, {len(rows) + 1} of {len(jobs)}")
         rows[index] = run(task, bench, job.draft, job.notes)
     return [rows[index] for index in range(len(jobs))]
@@ -121,23 +121,18 @@ def measured(task: Task) -> tuple[dict[str, dict[str, float]], int]:
     return found["columns"], int(found["tokens"])
 
 
-def _each(row: dict[str, Any], first: Job, count: int, share: float) -> int:
-    """Return the tokens that each further search gets."""
-    searched = int(row["tokens"]) - measured(first.task)[1]
-    return int(share * searched / (count - 1))
-
-
-def _beside(task: Task, near: Task, bench: Workbench, *, first: Job, tokens: int) -> Task:
+def beside(
+    task: Task, near: Task, bench: Workbench, *, columns: Mapping[str, Mapping[str, float]], tokens: int
+) -> Task:
     """Return a task that starts at a neighbour's winner and gets so many tokens.
 
     Args:
         task: Of this budget.
         near: Of the neighbour, whose search is over.
         bench: The model and its levels.
-        first: The search that measured.
+        columns: What was measured of every unit.
         tokens: That the search may score.
     """
-    columns, _ = measured(first.task)
     units = with_columns(bench.units_of_search, columns)
     problem = bench.problem(near.budget, units)
     winner = problem.encode(Allocation.load(near.folder / ALLOCATION))

@@ -120,7 +120,7 @@ def run(task: Task, bench: Workbench, draft: Draft, notes: Notes) -> dict[str, A
         The flat row of ``result.json``.
     """
     with _tracked(task, bench, draft, notes):
-        problem, spent = _measured(task, bench, draft)
+        problem, spent = measured_problem(task, bench, draft)
         recorder = _recorder(task, bench, draft)
         listeners = (
             AllocationFile(task.folder, problem),
@@ -280,8 +280,16 @@ def _earlier(task: Task, problem: Problem, bench: Workbench) -> SearchState | No
     return state
 
 
-def _measured(task: Task, bench: Workbench, draft: Draft) -> tuple[Problem, int]:
-    """Return the problem with the columns that must be measured on the model, and the tokens that this took."""
+def measured_problem(task: Task, bench: Workbench, draft: Draft) -> tuple[Problem, int]:
+    """Return the problem with the columns that must be measured on the model, and the tokens that this took.
+
+    What was measured is written into the task's folder, for other budgets.
+
+    Args:
+        task: The search.
+        bench: The model and its levels.
+        draft: Names the columns.
+    """
     spent = 0
     found: dict[str, dict[str, float]] = {unit.name: {} for unit in bench.units_of_search}
     if task.columns is not None:

@@ -29,8 +29,9 @@ RANK = {
     "shared_search": 8,
     "pipeline": 9,
     "budget_list": 10,
-    "api": 11,
-    "cli": 11,
+    "quality_target": 11,
+    "api": 12,
+    "cli": 12,
 }
 FREE_OF = {
     "core": {"torch", "optuna", "mlflow", "hydra", "transformers"},
@@ -41,6 +42,7 @@ FREE_OF = {
     "workbench": {"hydra", "omegaconf", "mlflow", "rich", "optuna"},
     "pipeline": {"hydra", "omegaconf", "mlflow", "rich", "optuna"},
     "budget_list": {"hydra", "omegaconf", "mlflow", "rich", "optuna"},
+    "quality_target": {"hydra", "omegaconf", "mlflow", "rich", "optuna"},
     "api": {"hydra", "omegaconf", "mlflow", "rich", "optuna"},
     "store": {"optuna", "mlflow", "hydra"},
     "tracking": {"torch", "hydra", "transformers"},

@@ -27,6 +27,9 @@ def find_winner(run: str) -> Path:
     """
     folder = find_run(run)
     several = several_of(folder).get("budgets")
+    winner = several_of(folder).get("winner")
+    if winner:
+        return folder / winner
     if several:
         raise EvosweepError(f"{folder} holds a run for each of its budgets: name one, as {folder / several[0]}")
     if not (folder / ALLOCATION).is_file():

@@ -49,7 +49,7 @@ def finish(run: Launch, status: str, began: Sequence[Path]) -> None:
     console = terminal()
     try:
         if run.multirun is not None and status != "KILLED":
-            _export_winners(run.config, folders, rows)
+            _export_winners(run.config, folders, rows, only=several_of(run.folder).get("winner"))
             rows = [read_result(folder / RESULT) for folder in folders]
     finally:
         if table is not None:
@@ -86,9 +86,18 @@ def standings(rows: Sequence[Row]) -> list[str]:
     ]
 
 
-def _export_winners(main: DictConfig, folders: Sequence[Path], rows: Sequence[Row]) -> None:
-    """Export the best job of every budget, where its settings ask for that."""
+def _export_winners(main: DictConfig, folders: Sequence[Path], rows: Sequence[Row], *, only: str | None = None) -> None:
+    """Export the best job of every budget, where its settings ask for that.
+
+    Args:
+        main: Settings of the command.
+        folders: Of the jobs.
+        rows: Their results.
+        only: Name of the one folder whose winner was looked for; None: of every budget.
+    """
     for index in best_jobs(rows):
+        if only is not None and folders[index].name != only:
+            continue
         config = OmegaConf.load(folders[index] / CONFIG)
         assert isinstance(config, DictConfig)
         if config.export.get("enabled") and not rows[index].get("export"):

@@ -18,13 +18,11 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from evosweep import __version__, parallel
-from evosweep.budget_list import Job, check_budgets, run_budgets
 from evosweep.cli.check import OWN
-from evosweep.cli.compose import build, imply_budget, sections
+from evosweep.cli.compose import build, sections
 from evosweep.cli.folders import CLAIM, check_writable
 from evosweep.cli.identity import RunIdentity, overrides_of
 from evosweep.cli.launch import JOBS, MULTIRUN, VARIED
-from evosweep.cli.listed_budgets import joint_name, listed, single, write_several
 from evosweep.cli.names import check_name
 from evosweep.cli.progress import JobProgress
 from evosweep.cli.registering import registered_name
@@ -34,7 +32,6 @@ from evosweep.core.checks import check_int
 from evosweep.core.errors import SettingError
 from evosweep.core.redact import redact
 from evosweep.core.results import RESULT, read_result
-from evosweep.core.run_record import RunRecord
 from evosweep.data.domains import Domains
 from evosweep.pipeline import CONFIG, check, check_together
 from evosweep.pipeline import run as run_pipeline
@@ -108,61 +105,18 @@ def run(config: DictConfig) -> dict[str, Any]:
         EvosweepError: Something in the configuration or its files cannot be used.
     """
     hydra = HydraConfig.get()
-    quiet_libraries(verbose=hydra.verbose)
     folder = Path(hydra.runtime.output_dir)
-    imply_budget(config, list(hydra.overrides.task))
     varied = varied_values(list(hydra.overrides.task), json.loads(os.environ.get(VARIED, "[]")))
-    kind = listed(config)
-    if kind is not None:
-        return _run_several(config, kind, varied)
     resumes = config.get("resume") is not None and (folder / CONFIG).is_file()
     if resumes and over(folder, config):
         return read_result(folder / RESULT)  # a job of a multirun that goes on
     task = replace(task_of(config, folder=folder, resume=resumes), varied=varied)
-    shared_progress().begin(prefix=_prefix(), log=folder / CLAIM, first=_command(list(hydra.overrides.task)))
+    shared_progress().begin(prefix=prefix_of_job(), log=folder / CLAIM, first=command_text(list(hydra.overrides.task)))
     bench = bench_of(config)
     draft = check(task, bench)
     overrides = list(hydra.overrides.task)
     notes = notes_of(config, task, model=bench.loaded.name, overrides=overrides, choices=hydra.runtime.choices)
     return run_pipeline(task, bench, draft, notes)
-
-
-def _run_several(config: DictConfig, kind: str, varied: Mapping[str, str]) -> dict[str, Any]:
-    """Run the searches of a list of budgets; return the row of the first of them.
-
-    Args:
-        config: The whole configuration.
-        kind: Of the budgets.
-        varied: Settings that a multirun varies, with this job's values.
-    """
-    hydra = HydraConfig.get()
-    folder = Path(hydra.runtime.output_dir)
-    resumes = config.get("resume") is not None
-    configs = single(config, kind)
-    if resumes and over(folder, config):
-        return read_result(folder / configs[0][0] / RESULT)
-    tasks = [
-        replace(
-            task_of(own, folder=folder / name, resume=resumes and (folder / name / CONFIG).is_file()), varied=varied
-        )
-        for name, own in configs
-    ]
-    typed = list(hydra.overrides.task)
-    shared_progress().begin(prefix=_prefix(), log=folder / CLAIM, first=_command(typed))
-    bench = bench_of(config)
-    check_budgets([task.budget for task in tasks], bench)
-    joined = joint_name(folder, config)
-    jobs = []
-    for task, (_, own) in zip(tasks, configs, strict=True):
-        one = [*(text for text in typed if not text.lstrip("+").startswith(f"budget.{kind}=")), f"{task.budget}"]
-        overrides = [*one[:-1], f"budget.{one[-1]}"]
-        draft = check(task, bench)
-        notes = notes_of(own, task, model=bench.loaded.name, overrides=overrides, choices=hydra.runtime.choices)
-        jobs.append(Job(task, draft, replace(notes, multirun=joined)))
-    write_several(folder, [name for name, _ in configs], multirun=joined, config=_settings(config, typed))
-    rows = run_budgets(jobs, bench, share=tasks[0].budget.others)
-    RunRecord(finished=True).write(folder)
-    return rows[0]
 
 
 def task_of(config: DictConfig, *, folder: Path, resume: bool = False) -> Task:
@@ -245,19 +199,19 @@ def check_shared(storage: Any, sharing: Sharing) -> None:
         )
 
 
-def _prefix() -> str:
+def prefix_of_job() -> str:
     number = HydraConfig.get().job.num if MULTIRUN in os.environ else None
     return "" if number is None else f"[job {int(number) + 1}/{os.environ.get(JOBS, '?')}] "
 
 
-def _command(overrides: Sequence[str]) -> str:
+def command_text(overrides: Sequence[str]) -> str:
     """Return the command that starts a job with these overrides, without credentials."""
     return shlex.join(["python", "-m", "evosweep", *redact(list(overrides))])
 
 
-def _settings(config: DictConfig, overrides: Sequence[str]) -> str:
+def settings_text(config: DictConfig, overrides: Sequence[str]) -> str:
     """Return the text of a run's ``config.yaml``: its command, and its settings without credentials."""
-    return f"# {_command(overrides)}\n{redact(OmegaConf.to_yaml(config, resolve=True))}"
+    return f"# {command_text(overrides)}\n{redact(OmegaConf.to_yaml(config, resolve=True))}"
 
 
 def notes_of(
@@ -276,7 +230,7 @@ def notes_of(
     return Notes(
         row={"overrides": shown, "identity": str(RunIdentity.of(config)), "name": config.name},
         params=run_params(choices=choices, model=model, budget=str(task.budget), seed=task.seed, varied=task.varied),
-        config=_settings(config, overrides),
+        config=settings_text(config, overrides),
         source=redact(OmegaConf.to_yaml(config.data, resolve=True)),
         experiment=config.name,
         multirun=os.environ.get(MULTIRUN),
