@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 
-from evosweep.core.errors import SettingError
 from evosweep.core.events import Listener, SearchResult
 from evosweep.core.files import write_json
 from evosweep.core.problem import Problem
@@ -28,16 +27,27 @@ from evosweep.finish.base import save_tuned
 from evosweep.models.activations import is_static, no_ranges
 from evosweep.models.checkpoint import check_length
 from evosweep.models.patch import replaced_parameters
-from evosweep.result_row import comparable_row, continuations_of, controls_of, domains_of, plain_row, tails_of, tasks_of
+from evosweep.result_row import (
+    comparable_row,
+    continuations_of,
+    controls_of,
+    domains_of,
+    plain_row,
+    tails_of,
+    tasks_of,
+    with_front,
+)
 from evosweep.samplers.base import PopulationSampler
 from evosweep.search.loop import end_search, run_search
 from evosweep.search.state import SearchState
 from evosweep.shared_search import identity_of, scoring
-from evosweep.task import Draft, Exporter, Notes, Storage, Task
+from evosweep.task import Draft, Exporter, Notes, Task
+from evosweep.task_checks import check_levels, check_ranked
 from evosweep.tracking.allocation_file import ALLOCATION, AllocationFile
-from evosweep.tracking.base import TextInput, Tracker, TrackingError
+from evosweep.tracking.base import TextInput, TrackingError
 from evosweep.tracking.behind import Behind
 from evosweep.tracking.naming import run_name
+from evosweep.tracking.study.front import write_front
 from evosweep.tracking.study.record import StudyRecorder
 from evosweep.workbench import Workbench
 
@@ -69,7 +79,8 @@ def check(task: Task, bench: Workbench) -> Draft:
     if is_static(bench.resources.activations) and not bench.builder.settings.input_ranges:
         raise no_ranges(bench.resources.activations, owner=bench.resources)
     sampler = task.sampler(problem=problem, seed=task.seed)
-    _check_choice(task, bench, sampler)
+    check_levels(bench, sampler)
+    check_ranked(task, sampler)
     columns = tuple(column for column in sampler.columns if column in MEASURES)
     if columns:
         bench.splits["search"].count("evaluate.sensitivity_tokens", bench.resources.sensitivity_tokens)
@@ -86,25 +97,6 @@ def check(task: Task, bench: Workbench) -> Draft:
         model=bench.loaded.name, sampler=sampler.name, budget=str(task.budget), seed=task.seed, varied=task.varied
     )
     return Draft(name, columns)
-
-
-def _check_choice(task: Task, bench: Workbench, sampler: PopulationSampler) -> None:
-    """Raise SettingError where a sampler would have to choose among single levels."""
-    chooses = sampler.limit is None or bool(sampler.columns)
-    if chooses and all(len(unit.levels) == 1 for unit in bench.planned):
-        if bench.ladders:
-            raise SettingError(
-                "",
-                owner=bench.units,
-                allowed="rules that leave some unit two levels or more",
-                got={unit.name: unit.level_names[0] for unit in bench.planned[:1]},
-            )
-        raise SettingError(
-            "",
-            owner=bench.compressor,
-            allowed=f"one that gives units two levels or more for sampler={sampler.name}",
-            got=[level.name for level in bench.planned[0].levels],
-        )
 
 
 def run(task: Task, bench: Workbench, draft: Draft, notes: Notes) -> dict[str, Any]:
@@ -129,6 +121,9 @@ def run(task: Task, bench: Workbench, draft: Draft, notes: Notes) -> dict[str, A
         )
         with _settled(listeners):
             result = _searched(task, bench, draft, notes, problem, spent, listeners, recorder)
+            result = with_front(task, bench, result)
+            if result.front:
+                write_front(task.storage.open(), f"{recorder.name} front", result, record=task.storage.record)
             result = replace(result, continuations=continuations_of(task, bench, result))
             result = replace(result, tails=tails_of(bench, result), tasks=tasks_of(task, bench, result))
             result = replace(result, domains=domains_of(bench, result), controls=controls_of(task, bench, result))
@@ -375,20 +370,3 @@ def _settled(listeners: Sequence[Any]) -> Iterator[None]:
         raise
     for listener in listeners:
         listener.wait(SETTLE)
-
-
-def check_together(storage: Storage, tracker: Tracker, exporter: Exporter) -> None:
-    """Raise SettingError where studies and runs would go to one file, or weights be logged that are not exported.
-
-    Args:
-        storage: Of studies.
-        tracker: Of runs.
-        exporter: Of winners.
-    """
-    path = getattr(storage, "path", None)
-    if path is not None and tracker.database == path.absolute():
-        raise SettingError(
-            "storage.path", allowed="a file of its own", got=str(path), hint="that is MLflow's database (tracking.uri)"
-        )
-    if tracker.model == "weights" and not (exporter.enabled and getattr(exporter, "runs", True)):
-        raise SettingError("tracking.model", allowed=["none"], got="weights", hint="no model is exported")

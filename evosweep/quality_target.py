@@ -25,7 +25,7 @@ from evosweep.pipeline import MEASURED, measured_problem, run
 from evosweep.search.bisection import Bisection
 from evosweep.task import Task
 from evosweep.tracking.allocation_file import ALLOCATION
-from evosweep.tracking.study.sizes import SizeStudy
+from evosweep.tracking.study.size_study import SizeStudy
 from evosweep.workbench import Workbench
 
 TARGET = "target.json"  # in a run's folder: the sizes that were searched, and whether they hold

@@ -25,6 +25,7 @@ RANK = {
     "testing": 6,
     "finish": 6,
     "task": 7,
+    "task_checks": 8,
     "result_row": 8,
     "shared_search": 8,
     "pipeline": 9,

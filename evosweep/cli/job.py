@@ -33,11 +33,12 @@ from evosweep.core.errors import SettingError
 from evosweep.core.redact import redact
 from evosweep.core.results import RESULT, read_result
 from evosweep.data.domains import Domains
-from evosweep.pipeline import CONFIG, check, check_together
+from evosweep.pipeline import CONFIG, check
 from evosweep.pipeline import run as run_pipeline
 from evosweep.search.plan import Plan
 from evosweep.search.sharing import Sharing
 from evosweep.task import Notes, Task
+from evosweep.task_checks import check_together
 from evosweep.tracking.console import RichProgress
 from evosweep.tracking.naming import run_params, varied_values
 from evosweep.tracking.study.storage import Memory

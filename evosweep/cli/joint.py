@@ -29,7 +29,7 @@ from evosweep.core.target import Target
 from evosweep.pipeline import CONFIG, check
 from evosweep.quality_target import TargetSearch
 from evosweep.tracking.naming import varied_values
-from evosweep.tracking.study.sizes import SizeStudy
+from evosweep.tracking.study.size_study import SizeStudy
 from evosweep.workbench import Workbench
 
 
