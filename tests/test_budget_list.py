@@ -69,8 +69,8 @@ def test_there_is_one_table_and_one_figure_of_size_and_quality(run: Path) -> Non
     assert (run / "report" / "size_quality.png").stat().st_size > 1000
 
 
-def test_mlflow_has_one_parent_of_all(rows: dict[float, dict]) -> None:
-    client = mlflow.MlflowClient("sqlite:///mlflow.db")
+def test_mlflow_has_one_parent_of_all(folder: Path, rows: dict[float, dict]) -> None:
+    client = mlflow.MlflowClient(f"sqlite:///{folder}/mlflow.db")
     parents = {client.get_run(row["mlflow_run"]).data.tags["mlflow.parentRunId"] for row in rows.values()}
     (parent,) = parents
     assert client.get_run(parent).info.status == "FINISHED"

@@ -58,8 +58,8 @@ def test_optuna_has_the_front_as_a_study_of_two_objectives(folder: Path, run: Pa
     )
 
 
-def test_mlflow_has_the_hypervolume_of_every_generation_and_the_front(run: Path) -> None:
-    client = mlflow.MlflowClient("sqlite:///mlflow.db")
+def test_mlflow_has_the_hypervolume_of_every_generation_and_the_front(folder: Path, run: Path) -> None:
+    client = mlflow.MlflowClient(f"sqlite:///{folder}/mlflow.db")
     run_id = read_result(run / "result.json")["mlflow_run"]
     names = [name for name in client.get_run(run_id).data.metrics if "hypervolume" in name]
     assert len(names) == 1 and len(client.get_metric_history(run_id, names[0])) == 4
