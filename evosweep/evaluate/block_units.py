@@ -29,12 +29,12 @@ class BlockUnits:
     Attributes:
         slots: Index of the unit of each slot of a layer.
         experts: Index of the unit of each expert's matrix.
-        writers: Index of the unit that drops a sub-block, by the slot whose output is missing then.
+        writers: Index of the unit that drops a sub-block, by the module whose output is missing then.
         whole: Indices of the units that drop the whole block.
     """
 
     slots: Mapping[Slot, int]
-    writers: Mapping[Slot, int]
+    writers: Mapping[nn.Module, int]
     whole: tuple[int, ...]
     experts: Mapping[ExpertSlot, int] = field(default_factory=dict)
 
@@ -79,7 +79,9 @@ def units_by_block(anatomy: Anatomy, store: LevelStore, drops: Mapping[int, Drop
                 slots={slot: index for slot, index in slots.items() if not isinstance(slot, ExpertSlot)},
                 experts={slot: index for slot, index in slots.items() if isinstance(slot, ExpertSlot)},
                 writers={
-                    anatomy.slot(effect.writer): index for index, effect in here.items() if effect.writer is not None
+                    anatomy.model.get_submodule(effect.writer): index
+                    for index, effect in here.items()
+                    if effect.writer is not None
                 },
                 whole=tuple(index for index, effect in here.items() if effect.whole),
             )

@@ -18,16 +18,17 @@ from evosweep.data.tokens import TokenSplit
 from evosweep.models.activations import INPUT_RANGE
 from evosweep.models.anatomy import Anatomy
 from evosweep.models.device import free_bytes
-from evosweep.models.slots import Slot
+from evosweep.models.slots import ExpertSlot, Slot
 from evosweep.store.calibrate_outer import OuterWalk
 from evosweep.store.manifest import Stored
 from evosweep.store.manifest_rows import ManifestLevel, ManifestUnit
 from evosweep.store.outliers import outlier_ratios
 from evosweep.store.passage import Passage
 from evosweep.store.payload_files import shared_tensors, stored_once
+from evosweep.store.routed import ROUTED_SHARE, ROUTED_TOKENS
 from evosweep.store.shared_compression import gathered, shared_out
 from evosweep.store.statistics.base import statistic_module
-from evosweep.store.statistics.walk import ROUTED_SHARE, ROUTED_TOKENS, measure_inputs
+from evosweep.store.statistics.walk import measure_inputs
 from evosweep.store.store_plan import StorePlan, in_model_order, planned_unit
 from evosweep.store.unfinished import UnfinishedStore
 from evosweep.store.weighting import WEIGHTINGS
@@ -331,11 +332,16 @@ def calibration_memory(anatomy: Anatomy, tokens: int) -> CalibrationMemory:
     home = torch.device("cpu") if wanted > HIDDEN_SHARE * free else anatomy.device
     left = free if home != anatomy.device else free - wanted
     per_token = max(
-        sum((item + 4) * slot.shape[1] + item * slot.shape[0] for slot in anatomy.slots_of(block))
+        sum(_share(slot) * ((item + 4) * slot.shape[1] + item * slot.shape[0]) for slot in anatomy.slots_of(block))
         for block in range(len(anatomy.blocks))
     )
     fitting = max(1, int(BATCH_SHARE * left / per_token))
     return CalibrationMemory(home, min(fitting, MOST_AT_ONCE[anatomy.device.type]))
+
+
+def _share(slot: Slot) -> float:
+    """Return the share of the tokens that a slot's weight is multiplied with."""
+    return slot.share if isinstance(slot, ExpertSlot) else 1.0
 
 
 def file_of(block: int) -> str:

@@ -6,7 +6,7 @@ from functools import cached_property
 
 from evosweep.compressors.base import Compressor, LevelSpec, Plans
 from evosweep.core.errors import SettingError
-from evosweep.core.unit import Unit
+from evosweep.core.unit import ACTIVE_SHARE, Unit
 from evosweep.models.anatomy import Anatomy
 from evosweep.models.dropping import Drop, Droppable
 from evosweep.models.slots import ExpertSlot, OuterSlot, Slot
@@ -14,8 +14,6 @@ from evosweep.store.coverage import Coverage, coverage_of
 from evosweep.store.manifest_rows import ManifestLevel, ManifestUnit
 from evosweep.store.statistics.base import check_needs
 from evosweep.store.units import Units
-
-ACTIVE_SHARE = "active_share"  # column of the manifest: share of a mixture's experts that each token goes to
 
 
 @dataclass(frozen=True)
@@ -34,6 +32,7 @@ class StorePlan:
             them.
         coverage: What share of the blocks' weights the units cover.
         outer: What is a unit beside the layers of the blocks.
+        excluded: Names of what stays as it is though it could be a unit.
     """
 
     anatomy: Anatomy
@@ -46,6 +45,7 @@ class StorePlan:
     fixed_bits: int
     coverage: Coverage
     outer: Units = field(default_factory=Units)
+    excluded: frozenset[str] = frozenset()
 
     @cached_property
     def units(self) -> tuple[Unit, ...]:
@@ -76,18 +76,23 @@ def plan_store(
     drop = drop or Drop()
     outer = units or Units()
     needs = check_needs(compressor)
-    shapes = {slot.name: slot.shape for slot in outer.layers(anatomy)}
-    levels = {**compressor.plan(shapes), **outer.plan(anatomy)}
     dropped = drop.options(anatomy)
+    excluded = outer.excluded(anatomy, dropped)
+    dropped = tuple(part for part in dropped if part.name not in excluded)
+    shapes = {slot.name: slot.shape for slot in outer.layers(anatomy) if slot.name not in excluded}
+    around = {name: made for name, made in outer.plan(anatomy).items() if name not in excluded}
+    levels = {**compressor.plan(shapes), **around}
     rows = [ManifestUnit.from_json(row) for row in drop.rows(anatomy, dropped, levels, hidden=None)]
     rows += [planned_unit(slot, levels[slot.name]) for slot in anatomy.all_slots if slot.name in levels]
     if not rows:
         raise SettingError("", owner=compressor, allowed="something else than none where drop=none too", got="none")
     made = [slot for slot in anatomy.slots if slot.name in levels]
+    outer.check_experts(anatomy.slots, levels)
     gone = [id(parameter) for part in dropped for parameter in part.parameters]
     coverage = coverage_of(anatomy, made, dropped=() if made else set(gone))
     if made:
-        outer.check_coverage(coverage)
+        meant = [slot for slot in anatomy.slots if slot.name in excluded]
+        outer.check_coverage(coverage_of(anatomy, [*made, *meant]) if meant else coverage)
     return StorePlan(
         anatomy=anatomy,
         compressor=compressor,
@@ -98,6 +103,7 @@ def plan_store(
         rows=in_model_order(anatomy, rows),
         fixed_bits=_fixed_bits(anatomy, levels, dropped),
         outer=outer,
+        excluded=excluded,
         coverage=coverage,
     )
 

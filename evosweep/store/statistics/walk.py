@@ -14,11 +14,10 @@ from evosweep.models.attention import attention_received
 from evosweep.models.mixture import watched_experts
 from evosweep.models.slots import ExpertSlot
 from evosweep.parallel import all_reduce_sum
+from evosweep.store.routed import ROUTED_SHARE, ROUTED_TOKENS
 from evosweep.store.statistics.base import InputBatch, Measurement, statistic_module
 from evosweep.store.weighting import Weighting
 
-ROUTED_TOKENS = "routed_tokens"  # column of the manifest: calibration tokens that the router sent to an expert
-ROUTED_SHARE = "routed_share"  # the same as a share of all calibration tokens, at least one of them
 LESS_OF_ALL = 32  # an expert is shown so many times fewer tokens of all than its share of routed ones
 
 
