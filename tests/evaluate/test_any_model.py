@@ -13,9 +13,11 @@ from evosweep.evaluate.population import Evaluator
 from evosweep.fitness.kl import KL
 from evosweep.fitness.perplexity import Perplexity
 from evosweep.models.anatomy import Anatomy
+from evosweep.models.dropping import Drop
 from evosweep.models.patch import replaced_weights
 from evosweep.store.build import StoreBuilder
 from evosweep.store.store_plan import plan_store
+from evosweep.store.units import Units
 from tests.evaluate.test_population import genomes_of
 from tests.models.beside import CHAIN, WHOLE, V, made
 
@@ -28,9 +30,10 @@ def splits() -> dict[str, TokenSplit]:
     return {name: TokenSplit(name, rng.integers(0, V, (6, 16)), ("x",)) for name in names}
 
 
-def evaluator_of(anatomy: Anatomy, compressor) -> Evaluator:
+def evaluator_of(anatomy: Anatomy, compressor, drop: Drop | None = None) -> Evaluator:
     texts = splits()
-    store = StoreBuilder().open(plan_store(anatomy, compressor), texts["calibration"], model_name="any")
+    plan = plan_store(anatomy, compressor, drop, Units(coverage=0))
+    store = StoreBuilder().open(plan, texts["calibration"], model_name="any")
     return Evaluator(anatomy=anatomy, store=store, splits=texts)
 
 
