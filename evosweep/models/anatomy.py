@@ -143,6 +143,25 @@ class Anatomy:
         """Return final hidden states (batch, seq_len, hidden) of token ids (batch, seq_len), by the model's forward."""
         return self._as_head(_first(self.base(input_ids=tokens, use_cache=False)))
 
+    def around(self, first: int, last: int, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return what one block is given and what it or a later one returns, while the whole model runs.
+
+        Args:
+            first: Index of the block whose input is wanted.
+            last: Index of the block whose output is.
+            tokens: Token ids (batch, seq_len).
+        """
+        found: list[torch.Tensor] = []
+        with ExitStack() as stack:
+            before = self.blocks[first].register_forward_pre_hook(
+                lambda _module, args, kwargs: found.append(_given(args, kwargs).clone()), with_kwargs=True
+            )
+            stack.callback(before.remove)
+            behind = self.blocks[last].register_forward_hook(lambda _m, _a, out: found.append(_first(out).clone()))
+            stack.callback(behind.remove)
+            self.run_whole(tokens)
+        return found[0], found[1]
+
     def _as_head(self, final: torch.Tensor) -> torch.Tensor:
         """Return final hidden states in the head's type: some models' streams are fp32 whatever their weights are."""
         return final.to(self.head.weight.dtype)
