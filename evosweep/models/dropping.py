@@ -186,7 +186,7 @@ class Drop:
             ]
             columns = (
                 {}
-                if hidden is None
+                if hidden is None and tokens is None
                 else {"influence": influence(anatomy, option, hidden, tokens=tokens, add_up=add_up)}
             )
             rows.append(
