@@ -3,11 +3,11 @@
     python benchmarks/backward.py [--hidden 4096 --inner 11008 --layers 32 --heads 32 --vocabulary 32000]
         [--tokens 2048] [--dtype bfloat16] [--device cuda] [--passes squares outputs hutchinson eigenvalue]
 
-The default is Llama-7B's shape. squares: gradients of all weights, one layer's at a time (fisher, hawq_v2, auto_scheme);
-outputs: gradients of all outputs, none of weights (auto_quantize); hutchinson: one product with the Hessian of every
-layer, in chunks of whole blocks (hawq_v2_pareto); eigenvalue: one product for one layer of the first block, which is the
-dearest (hawq). --again: blocks keep their inputs alone and run twice, as where memory is short. On a GPU memory is the
-most that torch allocated, weights included; on a CPU it is the process's largest resident set so far.
+The default is Llama-7B's shape. squares: gradients of all weights, one layer's at a time (fisher, hawq_v2,
+auto_scheme); outputs: gradients of all outputs, none of weights (auto_quantize); hutchinson: one product with the
+Hessian of every layer, in chunks of whole blocks (hawq_v2_pareto); eigenvalue: one product for one layer of the first
+block, which is the dearest (hawq). --again: blocks keep their inputs alone and run twice, as where memory is short. On
+a GPU memory is the most that torch allocated, weights included; on a CPU the process's largest resident set so far.
 """
 
 import argparse
