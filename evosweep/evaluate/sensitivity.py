@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,7 @@ from evosweep.allocators.harm import (
     HIGGS_DATA,
     KL_PER_ERROR,
 )
+from evosweep.allocators.interactions import PAIRS
 from evosweep.allocators.ranking import LOSS_ALONE
 from evosweep.assets.cache_folder import cache_folder, not_writable
 from evosweep.assets.locks import locked
@@ -37,6 +39,7 @@ from evosweep.evaluate.curvature import hawq, hawq_tokens, hawq_v2, hawq_v2_hutc
 from evosweep.evaluate.emq import emq, emq_tokens, sentences
 from evosweep.evaluate.gradients import auto_quantize, auto_scheme, fisher
 from evosweep.evaluate.linearity import NOISES, higgs, higgs_data
+from evosweep.evaluate.pairs import pair_tokens, pairs
 from evosweep.evaluate.population import Evaluator
 from evosweep.evaluate.spectra import hill_exponents
 from evosweep.evaluate.steps import Steps
@@ -190,6 +193,7 @@ def _all_noises(problem: Problem, tokens: int) -> int:
 
 
 MEASURES = {
+    **{name: Measure(partial(pairs, group=group), partial(pair_tokens, group=group)) for group, name in PAIRS.items()},
     KL_PER_ERROR: Measure(kl_per_error, _one_level_a_unit),
     LOSS_ALONE: Measure(loss_alone, _as_one_level),
     AROUND_UNIFORM: Measure(around_uniform, _all_levels, _longest),
@@ -235,6 +239,8 @@ def measure(
         address.append(evaluator.resources.activations)
     if column == EMQ and evaluator.resources.mq_bench is not None:
         address.append(sha256_file(evaluator.resources.mq_bench))
+    if evaluator.store.limits:
+        address.append(evaluator.store.limits)
     if kind.version:
         address.append(kind.version)
     ties = [unit.name for unit in problem.units if unit.members]
