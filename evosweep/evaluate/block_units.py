@@ -6,6 +6,7 @@ from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
+from torch import nn
 
 from evosweep.evaluate.routing import levels_in
 from evosweep.models.anatomy import Anatomy
@@ -22,12 +23,12 @@ class BlockUnits:
 
     Attributes:
         slots: Index of the unit of each slot.
-        writers: Index of the unit that drops a sub-block, by the slot whose output is missing then.
+        writers: Index of the unit that drops a sub-block, by the module whose output is missing then.
         whole: Indices of the units that drop the whole block.
     """
 
     slots: Mapping[Slot, int]
-    writers: Mapping[Slot, int]
+    writers: Mapping[nn.Module, int]
     whole: tuple[int, ...]
 
     @cached_property
@@ -51,7 +52,9 @@ def units_by_block(anatomy: Anatomy, store: LevelStore, drops: Mapping[int, Drop
             BlockUnits(
                 slots={slot: indices[slot.name] for slot in anatomy.slots_of(block) if slot.name in indices},
                 writers={
-                    anatomy.slot(effect.writer): index for index, effect in here.items() if effect.writer is not None
+                    anatomy.model.get_submodule(effect.writer): index
+                    for index, effect in here.items()
+                    if effect.writer is not None
                 },
                 whole=tuple(index for index, effect in here.items() if effect.whole),
             )

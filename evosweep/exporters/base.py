@@ -170,6 +170,8 @@ class Exporter:
             anatomy: The model.
             units: What is a unit beside the layers of the blocks.
         """
+        del compressor, units
+        drop.check_export(anatomy)
 
     def check_problem(self, problem: Problem, anatomy: Anatomy, genome: Genome | None = None) -> None:
         """Raise SettingError, before the search, where the format cannot hold an allocation of the problem.

@@ -26,8 +26,8 @@ from evosweep.fitness.kl import KL
 from evosweep.fitness.perplexity import Perplexity
 from evosweep.models.anatomy import Anatomy
 from evosweep.models.device import moved
-from evosweep.models.dropping import silenced
 from evosweep.models.patch import replaced_weights
+from evosweep.models.sublayers import silenced
 from evosweep.store.units import Units
 
 LEARNABLE = ("norms", "biases")
@@ -224,7 +224,7 @@ def _compressed(winner: Winner) -> Iterator[None]:
         stack.enter_context(replaced_weights(list(winner.slots), weights))
         for effect in winner.dropped:
             if effect.writer is not None:
-                stack.enter_context(silenced(evaluator.anatomy.slot(effect.writer).module))
+                stack.enter_context(silenced(evaluator.anatomy.model.get_submodule(effect.writer)))
         yield
 
 

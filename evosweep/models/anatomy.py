@@ -20,6 +20,7 @@ from evosweep.models.head import Head
 from evosweep.models.patch import replaced_forward
 from evosweep.models.rows import OwnForwardSlot
 from evosweep.models.slots import LinearSlot, OuterSlot, Slot, outer_slots, slot_kind
+from evosweep.models.sublayers import Inspect, Sublayer, find_sublayers, probe_blocks
 from evosweep.models.verify import check_causal, check_whole, not_by_row, why_not_block_by_block
 
 PROBE_TOKENS = 8
@@ -99,6 +100,15 @@ class Anatomy:
     def all_slots(self) -> list[Slot]:
         """The embedding, the slots in the blocks, and the head where it is a tensor of its own."""
         return sorted([*self.outer.values(), *self.slots], key=lambda slot: slot.block)
+
+    @cached_property
+    def sublayers(self) -> tuple[Sublayer, ...]:
+        """Attention, MLP and the like of every block: what can be missing alone."""
+        return find_sublayers(self.model, path=self.block_path, slots=self.slots, probe=self.probe_blocks)
+
+    def probe_blocks(self, inspect: Inspect) -> None:
+        """Run the model once on a few random tokens; ``inspect`` may run each block again, as ``sublayers`` says."""
+        probe_blocks(self.model, self.blocks, lambda tokens: self.base(input_ids=tokens, use_cache=False), inspect)
 
     def slot(self, name: str) -> Slot:
         """Return the slot with a name; KeyError where there is none."""
