@@ -118,14 +118,14 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
-def causal_families() -> list[str]:
-    """Return the model types that transformers loads as causal language models."""
-    return list(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
+CAUSAL = "AutoModelForCausalLM"
+SEEING = "AutoModelForImageTextToText"
 
 
-def vision_families() -> list[str]:
-    """Return the model types that transformers loads as image and text to text, and not as causal models."""
-    return [kind for kind in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES if kind not in causal_families()]
+def families() -> dict[str, str]:
+    """Return the class of transformers that loads each family, by model type."""
+    seeing = dict.fromkeys(MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES, SEEING)
+    return {**dict.fromkeys(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, CAUSAL), **seeing}
 
 
 def small_config(kind: str) -> Any:

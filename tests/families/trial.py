@@ -115,10 +115,13 @@ def try_family(kind: str, folder: Path, *, loader: str = "AutoModelForCausalLM")
         return row
     with row.step("load"):
         loaded = HuggingFace(path=str(folder / "dense"), dtype="float32", device="cpu").load(progress=Silent())
-        bench = _bench(loaded, _compressor(), Drop(granularity="sublayers"))
+        drop = Drop(granularity="sublayers")
+        with row.step("sub-blocks"):
+            drop.options(_bench(loaded, _compressor(), drop).anatomy)
+        bench = _bench(loaded, _compressor(), Drop() if "sub-blocks" in row.refused else drop)
         row.covered = bench.plan.coverage.share
         row.whole = bool(bench.anatomy.whole_because)
-    if row.refused or row.faults:
+    if "load" in row.refused or row.faults:
         return row
     with row.step("chain"):
         _check_chain(row, bench)
@@ -127,8 +130,9 @@ def try_family(kind: str, folder: Path, *, loader: str = "AutoModelForCausalLM")
     if "store" not in row.refused and "store" not in row.faults:
         with row.step("scored"):
             _check_scores(row, bench, folder)
-    with row.step("dropped"):
-        _check_gone(row, bench)
+    if "sub-blocks" not in row.refused:
+        with row.step("dropped"):
+            _check_gone(row, bench)
     with row.step("blocks"):
         _check_blocks(row, loaded, folder)
     return row
