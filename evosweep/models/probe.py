@@ -42,8 +42,12 @@ class Call:
         keywords = _copied(self.keywords)
         return [*tensors_in(self.forward(*args, **keywords)), *_left((args, keywords))]
 
-    def passes_on(self) -> str:
-        """Return what else than hidden states other blocks have from this one, nothing where there is nothing else."""
+    def passes_on(self, *, alone: bool) -> str:
+        """Return what else than hidden states other blocks have from this one, nothing where there is nothing else.
+
+        Args:
+            alone: Whether blocks can be run one by one, which shows that they need no more than the first output.
+        """
         args = _copied(self.args)
         keywords = _copied(self.keywords)
         before = len(_left((args, keywords)))
@@ -51,6 +55,8 @@ class Call:
         first, *rest = returned if isinstance(returned, tuple | list) else (returned,)
         if len(_left((args, keywords))) > before:
             return "leaves keys and values for later blocks"
+        if alone:
+            return ""
         if any(value is not None for value in rest) or first.shape != self.given.shape or len(first) != PROBE[0]:
             return "returns more than hidden states"
         return ""

@@ -63,9 +63,12 @@ SIZES: dict[str, Any] = {
     "pretraining_tp": 1,
     "type_vocab_size": 2,
     "num_nextn_predict_layers": 0,
+    "out_hidden_size": 64,
+    "text_hidden_size": 64,
     "embd_pdrop": 0.0,
 }
 ROPE = {"rope_theta": 10000.0, "rope_type": "default"}
+MROPE = {"rope_parameters": {**ROPE, "mrope_section": [2, 3, 3]}}
 HYBRID = ["linear_attention", "full_attention", "linear_attention", "full_attention"]
 SLIDING = ["sliding_attention", "full_attention", "sliding_attention", "full_attention"]
 GEMMA3N = {"layer_types": SLIDING, "num_kv_shared_layers": 2, "activation_sparsity_pattern": [0.9, 0.0, 0.0, 0.0]}
@@ -83,6 +86,9 @@ DOTS3 = {
     },
 }
 EXCEPTIONS: dict[str, dict[str, Any]] = {
+    **dict.fromkeys(("qwen2_vl_text", "qwen2_5_vl_text", "qwen2_5_omni_text", "paddleocr_vl_text"), MROPE),
+    "qwen2_vl": {"vision_config": {"embed_dim": 32, "hidden_size": 64, "mlp_ratio": 2}},
+    "cosmos3_edge_text": MROPE,
     "cohere_compass_text": {"rope_parameters": {"full_attention": {**ROPE, "mrope_section": [2, 3, 3]}}},
     "dbrx": {"attn_config": {"kv_n_heads": 2, "rope_theta": 10000.0, "clip_qkv": 8.0}},
     "dots3_note_text": DOTS3,
