@@ -368,7 +368,8 @@ def test_every_kind_of_compression_goes_from_model_to_export(
 
 def test_a_comparison_says_who_wins_over_seeds(in_tmp: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_corpus(in_tmp)
-    arguments = ["sampler=uniform,evopress", "seed=0,1", "name=duel", "export=none", "storage=memory"]
+    seeds = ["seed=0,1", "tokens.seed=0"]
+    arguments = ["sampler=uniform,evopress", *seeds, "name=duel", "export=none", "storage=memory"]
     assert evosweep("+experiment=[quant_3bit,compare]", *TINY, *arguments) == 0
     out = " ".join(capsys.readouterr().out.split())
     assert "within seed noise" in out or "behind" in out or "equal" in out

@@ -35,7 +35,7 @@ COMPOSED = {
 }
 # Sizes of single commands, beside those of every tiny run.
 SMALLER = {
-    "+experiment=compare": ["sampler=uniform,evopress", "seed=0,1"],
+    "+experiment=compare": ["sampler=uniform,evopress", "seed=0,1", "tokens.seed=0,1"],
     "+experiment=tune": ["hydra.sweeper.trials=2", "search.generations=3", "search.tokens=1000"],
 }
 COMMANDS = [line for text in blocks(README, "sh") for line in text.splitlines() if line.strip()]

@@ -3,6 +3,8 @@
 import io
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +18,15 @@ from evosweep.core.errors import EvosweepError
 from evosweep.core.files import write_json
 from evosweep.core.redact import redact
 from evosweep.core.results import RESULT, read_result
+from evosweep.core.run_record import several_of
+from evosweep.evaluate.tails import SHARES
 from evosweep.pipeline import CONFIG, MODEL
 from evosweep.tracking import comparison
 from evosweep.tracking.artifacts.compared import FIGURES as compared_figures
 from evosweep.tracking.base import TrackingError
 from evosweep.tracking.console import COLUMNS, domain_table, summary, terminal
-from evosweep.tracking.significance import against_uniform
+from evosweep.tracking.report import FOLDER as REPORT
+from evosweep.tracking.significance import against_uniform, found_sentences
 
 DASHBOARD = "http://127.0.0.1:8080/dashboard"  # optuna-dashboard's default address
 SELECTION = "kl and ppl are measured on validation text, which never selects: winners were chosen on search tokens"
@@ -39,16 +44,18 @@ def finish(run: Launch, status: str, began: Sequence[Path]) -> None:
     """
     folders = run.jobs()
     rows = [read_result(folder / RESULT) for folder in folders]
+    if run.multirun is None:
+        run = replace(run, multirun=several_of(run.folder).get("multirun"))
     table = summary(rows, title=str(run.config.name)) if rows else None
     console = terminal()
     try:
         if run.multirun is not None and status != "KILLED":
-            _export_winners(run.config, folders, rows)
+            _export_winners(run.config, folders, rows, only=several_of(run.folder).get("winner"))
             rows = [read_result(folder / RESULT) for folder in folders]
     finally:
         if table is not None:
             console.print(table)
-            if len({row["seed"] for row in rows}) > 1:
+            if len({(row["seed"], row.get(comparison.CALIBRATION)) for row in rows}) > 1:
                 for line in standings(rows):
                     console.print(line, highlight=False, markup=False, soft_wrap=True)
             best = rows[best_jobs(rows)[0]]
@@ -75,14 +82,31 @@ def standings(rows: Sequence[Row]) -> list[str]:
     return [
         f"{line['budget']} {line['sampler']}: kl {line['kl']:.4f}"
         + (f" ± {line['kl_sd']:.4f}" if line["kl_sd"] is not None else "")
-        + f" over {line['seeds']} seeds, {line['verdict']}"
+        + f" over {line['seeds']} seeds{_noise(line)}, {line['verdict']}"
         for line in found
     ]
 
 
-def _export_winners(main: DictConfig, folders: Sequence[Path], rows: Sequence[Row]) -> None:
-    """Export the best job of every budget, where its settings ask for that."""
+def _noise(line: Mapping[str, Any]) -> str:
+    """Return how much of the spread is the search's and how much calibration's, where there are several of these."""
+    if line["kl_sd_calibration"] is None:
+        return ""
+    search = "" if line["kl_sd_search"] is None else f"search sd {line['kl_sd_search']:.4f}, "
+    return f" ({search}calibration sd {line['kl_sd_calibration']:.4f})"
+
+
+def _export_winners(main: DictConfig, folders: Sequence[Path], rows: Sequence[Row], *, only: str | None = None) -> None:
+    """Export the best job of every budget, where its settings ask for that.
+
+    Args:
+        main: Settings of the command.
+        folders: Of the jobs.
+        rows: Their results.
+        only: Name of the one folder whose winner was looked for; None: of every budget.
+    """
     for index in best_jobs(rows):
+        if only is not None and folders[index].name != only:
+            continue
         config = OmegaConf.load(folders[index] / CONFIG)
         assert isinstance(config, DictConfig)
         if config.export.get("enabled") and not rows[index].get("export"):
@@ -104,9 +128,14 @@ def best_jobs(rows: Sequence[Row]) -> list[int]:
 
 
 def verdicts(rows: Sequence[Row]) -> list[str]:
-    """Return for every budget in one sentence whether its best job beats the uniform allocation."""
-    sentences = (against_uniform(rows, rows[index]) for index in best_jobs(rows))
-    return [sentence for sentence in sentences if sentence]
+    """Return for every budget whether its best job beats the uniform allocation and its own start, a sentence each."""
+    sentences = []
+    for index in best_jobs(rows):
+        row = rows[index]
+        with_sizes = against_uniform(rows, row)
+        against = {key: value for key, value in row.get("against", {}).items() if key != "uniform" or not with_sizes}
+        sentences += [*([with_sizes] if with_sizes else []), *found_sentences(row["sampler"], against)]
+    return sentences
 
 
 def reference(rows: Sequence[Row]) -> list[str]:
@@ -132,15 +161,32 @@ def samples(rows: Sequence[Row]) -> list[str]:
 
 
 def tail_lines(rows: Sequence[Row]) -> list[str]:
-    """Return in one line how the best job and the uniform allocation treat single tokens."""
+    """Return how the best job and the uniform allocation treat single tokens, a line each."""
     tails = rows[best_jobs(rows)[0]].get("tails") if rows else None
     if not tails:
         return []
-    parts = [
-        f"{name} {100 * figures['flips']['value']:.1f} % and {figures['kl_p99']['value']:.3g}"
-        for name, figures in tails.items()
-    ]
-    return [f"tokens whose likeliest successor changes, and the 99th percentile of KL: {'; '.join(parts)}"]
+    lines = ["tokens whose likeliest successor changes; KL of the median, 90th, 99th, 99.9th percentile; RMS shift"]
+    for name, figures in tails.items():
+        parts = [spread(figures["flips"], scale=100, digits=1, unit=" %")]
+        parts += [spread(figures[key], digits=3) for key in SHARES]
+        parts.append(spread(figures["rms_shift"], digits=3))
+        lines.append(f"   {name}: {', '.join(parts)}")
+    if "low" in next(iter(tails.values()))["flips"]:
+        return [*lines, "   in brackets 95 % intervals of a bootstrap over windows"]
+    return [*lines, "   one validation window has no interval: raise tokens.validation to two windows or more"]
+
+
+def spread(figures: Mapping[str, float], *, digits: int, scale: float = 1, unit: str = "") -> str:
+    """Return a figure with its interval, if it has one.
+
+    Args:
+        figures: ``value``, and ``low`` and ``high``.
+        digits: After the point.
+        scale: What the figures are multiplied by.
+        unit: Written behind the value.
+    """
+    value, *ends = (f"{scale * number:.{digits}f}" for number in figures.values())
+    return f"{value}{unit}" + (f" ({ends[0]} to {ends[1]})" if ends else "")
 
 
 def task_lines(rows: Sequence[Row]) -> list[str]:
@@ -214,8 +260,13 @@ def _link(rows: Sequence[Row]) -> str | None:
 def _log(run: Launch, status: str, began: Sequence[Path], rows: Sequence[Row], table: Any) -> None:
     """Close the multirun's parent run in every experiment that its jobs were logged to, with their comparison."""
     assert run.multirun is not None
-    with tempfile.TemporaryDirectory() as name:
-        files, note = _files(Path(name), rows, table)
+    with ExitStack() as stack:
+        if several_of(run.folder):
+            folder = run.folder / REPORT
+            folder.mkdir(exist_ok=True)
+        else:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        files, note = _files(folder, rows, table)
         note = "\n\n".join([*verdicts(rows), note])
         folders = run.jobs()
         winners = sorted(best_jobs(rows), key=lambda index: float(rows[index]["search_loss"]))

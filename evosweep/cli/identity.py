@@ -20,12 +20,25 @@ ELSEWHERE = (
     "workers",
     "hydra",
 )  # changes no figure but by chance
-SHOWN_BY_NAME = ("sampler=", "resume=", "seed=", "name=", "tracking", "storage", "export", "report", "tasks", "hydra")
+SHOWN_BY_NAME = (
+    "sampler=",
+    "resume=",
+    "seed=",
+    "tokens.seed=",
+    "name=",
+    "tracking",
+    "storage",
+    "export",
+    "report",
+    "tasks",
+    "hydra",
+)
 
 
 @dataclass(frozen=True)
 class RunIdentity:
-    """Digest of a run's resolved settings without those that change no figure (seed, name, tracking, storage ...).
+    """Digest of a run's resolved settings without those that change no figure (name, tracking, storage ...) or change
+    it by chance (the seeds of search and calibration).
 
     Runs with one identity are repetitions of one another; a comparison takes their mean.
     """
@@ -36,6 +49,8 @@ class RunIdentity:
     def of(cls, config: DictConfig) -> "RunIdentity":
         """Return the identity of a configuration."""
         settings: Any = OmegaConf.to_container(config, resolve=True)
+        settings["data"].pop("validation", None)  # texts that are reported beside
+        settings["tokens"].pop("seed", None)  # which windows calibrate: by chance, too
         return cls(digest({key: value for key, value in settings.items() if key not in ELSEWHERE}))
 
     def __str__(self) -> str:

@@ -132,7 +132,13 @@ class SearchResult:
         tokens: Tokens scored by the search, the final scoring of all elites included.
         stopped: Why it ended: ``finished``, or the reason of the stopping rule.
         winner_generation: Generation in which the winner first was the elite; -1: the last one.
+        domains: Figures on each further text, of the dense model, the uniform allocation and the winner.
+        against: Paired tests of the winner against the uniform allocation and its own start, on validation.
         final: What all elites scored on common tokens; None where they were not scored again.
+        controls: Validation figures and bits per weight of ``found``, ``uniform``, and the winner with each kind of
+            decision made uniform; empty where nothing was searched.
+        candidates_of_front: Genomes from which the front of a search of two objectives is taken; empty for any other.
+        front: Points of that front, the largest size first: ``point``, ``allocation``, sizes and figures of each.
     """
 
     sampler: str
@@ -153,7 +159,11 @@ class SearchResult:
     continuations: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     tasks: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     tails: Mapping[str, Mapping[str, Mapping[str, float]]] = field(default_factory=dict)
+    controls: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    candidates_of_front: tuple[Genome, ...] = ()
+    front: tuple[Mapping[str, Any], ...] = ()
     domains: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    against: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     @property
     def cost(self) -> int:

@@ -53,6 +53,11 @@ def check_shares(shares: Mapping[str, float]) -> dict[str, float]:
     return checked
 
 
+def hash_order(documents: Sequence[Document]) -> list[Document]:
+    """Return documents ordered by the hashes of their ids, the same in every order of reading."""
+    return sorted(documents, key=lambda document: hashlib.sha256(document.id.encode()).digest())
+
+
 def split_documents(documents: Sequence[Document], *, shares: Mapping[str, float]) -> dict[str, list[Document]]:
     """Divide documents among the splits by number of characters.
 
@@ -73,7 +78,7 @@ def split_documents(documents: Sequence[Document], *, shares: Mapping[str, float
             f"{len(documents)} documents cannot give {len(SPLITS)} splits that share none "
             f"({', '.join(SPLITS)}); give more text"
         )
-    remaining = sorted(documents, key=lambda document: hashlib.sha256(document.id.encode()).digest())
+    remaining = hash_order(documents)
     total = sum(len(document.text) for document in remaining)
     splits: dict[str, list[Document]] = {name: [] for name in SPLITS}
     for index, name in enumerate(SPLITS):

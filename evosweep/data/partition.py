@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from evosweep.core.errors import DataError
 from evosweep.core.events import Progress
-from evosweep.data.documents import SPLITS, Document, DocumentSource, split_documents
+from evosweep.data.documents import SPLITS, Document, DocumentSource, hash_order, split_documents
 from evosweep.data.near_duplicates import SeenDocuments
 
 READ = ("search", "calibration")  # splits that decide something
@@ -77,19 +77,31 @@ class Partition:
                 "repeats one of another split; give more text, or tokens.near_duplicates=null"
             )
 
-    def left_of(self, name: str, source: DocumentSource) -> list[Document]:
-        """Return the documents of a further text without near-duplicates of what search or calibration reads.
+    def left_of(self, name: str, source: DocumentSource, *, characters: int) -> list[Document]:
+        """Return documents of a further text without near-duplicates of what search or calibration reads.
+
+        They come in the order in which splits are filled, so that a text which is the main one as well gives the
+        documents of its validation split.
 
         Args:
             name: Of the text, for messages.
             source: Its documents.
+            characters: Documents enough for so many characters; all, if there are fewer.
         """
-        documents = source.documents(progress=self.progress)
-        kept = [document for document in documents if not self._is_read(document)]
-        if len(kept) < len(documents):
+        kept: list[Document] = []
+        size = 0
+        seen = 0
+        for document in hash_order(source.documents(progress=self.progress)):
+            if size >= characters:
+                break
+            seen += 1
+            if not self._is_read(document):
+                kept.append(document)
+                size += len(document.text)
+        if len(kept) < seen:
             self.progress.say(
-                f"data.validation: {len(documents) - len(kept)} of {len(documents)} documents of {name} left out, "
-                "which search or calibration reads"
+                f"data.validation: {seen - len(kept)} of {seen} documents of {name} left out: search or calibration "
+                "reads them, or their near-duplicates"
             )
         return kept
 

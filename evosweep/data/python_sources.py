@@ -1,7 +1,9 @@
 """The sources of Python's standard library, as code that every installation has."""
 
+import os
 import sysconfig
 import tokenize
+from collections.abc import Iterator
 from pathlib import Path
 
 from evosweep.core.errors import DataError
@@ -31,17 +33,19 @@ class PythonSources:
         """
         del progress
         found = []
-        for path in sorted(self.folder.rglob("*.py")):
-            place = path.relative_to(self.folder)
-            if LEFT_OUT.intersection(place.parts):
-                continue
+        for path in sorted(self._files()):
             try:
                 with tokenize.open(path) as file:  # in the encoding that the file declares
                     text = normalize_line_ends(file.read())
             except (OSError, SyntaxError, UnicodeDecodeError):
                 continue
             if len(text) >= MIN_CHARACTERS:
-                found.append(Document(f"python/{place.as_posix()}", text))
+                found.append(Document(f"python/{path.relative_to(self.folder).as_posix()}", text))
         if not found:
             raise DataError(f"code: there is no Python source in {self.folder}; name a folder or file of your own")
         return found
+
+    def _files(self) -> Iterator[Path]:
+        for folder, subfolders, names in os.walk(self.folder):
+            subfolders[:] = [name for name in subfolders if name not in LEFT_OUT]
+            yield from (Path(folder) / name for name in names if name.endswith(".py"))

@@ -6,15 +6,15 @@ from pathlib import Path
 
 from evosweep.core.errors import SettingError
 from evosweep.data.documents import DocumentSource
-from evosweep.data.problems import SETS, Problems
 from evosweep.data.python_sources import PythonSources
+from evosweep.data.question_sets import SETS, QuestionSet
 from evosweep.data.text import SUFFIXES, TextFiles
 from evosweep.data.wikipedia import Wikipedia
 
 LIBRARY: Mapping[str, Callable[[], DocumentSource]] = {
     "wikipedia": Wikipedia,
     "code": PythonSources,
-    **{name: partial(Problems, name=name) for name in SETS},
+    **{name: partial(QuestionSet, name=name) for name in SETS},
 }
 
 

@@ -19,6 +19,8 @@ from evosweep.data.mix import EXACT, Mix, shared_out
 from evosweep.data.near_duplicates import check_threshold
 from evosweep.data.partition import Partition
 
+DOMAIN_CHARACTERS = 32  # read of a further text for each token asked: windows are spread over some times as many tokens
+
 
 class Tokenizer(Protocol):
     """The part of a transformers tokenizer that is used here."""
@@ -165,7 +167,9 @@ class Windows:
         else:
             splits = self._plain(divided[""], tokenizer, bos)
         for name, other in (domains or Domains()).sources.items():
-            splits[PREFIX + name] = self._domain(name, partition.left_of(name, other), tokenizer, bos)
+            enough = DOMAIN_CHARACTERS * self.limits["validation"]
+            documents = partition.left_of(name, other, characters=enough)
+            splits[PREFIX + name] = self._domain(name, documents, tokenizer, bos)
         return splits
 
     def _plain(

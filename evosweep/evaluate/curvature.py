@@ -114,7 +114,7 @@ def hawq(
     """Return ½ · top Hessian eigenvalue · ‖W − Ŵ‖² of every unit at every level (HAWQ, arXiv 1905.03696, eq. 6).
 
     The Hessian is that of the KL in one layer's weight; its top eigenvalue is found by power iteration on the first
-    tokens of some windows. A step is a block: its layers share one graph.
+    tokens of some windows. The layers of a block share one graph.
 
     Args:
         evaluator: Has the dense model and the levels.
@@ -134,17 +134,19 @@ def hawq(
     length = min(asked, LONGEST, windows.shape[1])
     chosen = generator(seed, "curvature").integers(len(windows), size=max(1, asked // length))
     ids = moved(windows[chosen, :length], evaluator.anatomy.device)
-    groups = chunks_of(slots, most=1)
+    group_of = {index: tuple(group) for group in chunks_of(slots, most=1) for index in group}
+    graphs: dict[tuple[int, ...], Curvature] = {}  # of the last block alone
 
-    def of(group: Sequence[int]) -> list[float]:
-        curvature = Curvature(evaluator.anatomy, [slots[index] for index in group], ids)
-        seeds = [int(generator(seed, "eigenvector", slots[index].name).integers(2**31)) for index in group]
-        return [
-            top_eigenvalue(curvature, position, iterations=ITERATIONS, seed=one) for position, one in enumerate(seeds)
-        ]
+    def of(index: int) -> float:
+        group = group_of[index]
+        if group not in graphs:
+            graphs.clear()
+            graphs[group] = Curvature(evaluator.anatomy, [slots[member] for member in group], ids)
+        first = int(generator(seed, "eigenvector", slots[index].name).integers(2**31))
+        return top_eigenvalue(graphs[group], group.index(index), iterations=ITERATIONS, seed=first)
 
-    found = (steps or Steps()).run(groups, of, progress=progress, description="top eigenvalues")
-    order = [index for group in groups for index in group]
+    order = sorted(group_of, key=lambda index: (group_of[index], index))
+    found = (steps or Steps()).run(order, of, progress=progress, description="top eigenvalues")
     values = np.zeros(len(slots))
     values[order] = np.concatenate(found) / ids.numel()
     return _harms(HAWQ_TOP, evaluator, problem, slots, values.tolist())

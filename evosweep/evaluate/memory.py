@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -32,6 +33,7 @@ class Resources:
         activations: What the inputs of compressed layers are rounded to while candidates are scored: ``none``; ``int8``
             or ``fp8`` with a scale for each token; ``int8_static`` or ``fp8_static`` with one for each layer, from the
             store's ``input_ranges``. The dense model that they are compared with always runs as it is.
+        mq_bench: File of scored allocations that ``sampler=emq`` chooses its formula by; null: it scores some.
     """
 
     def __init__(
@@ -42,16 +44,25 @@ class Resources:
         tf32: bool = True,
         sensitivity_tokens: int = 1024,
         activations: str = NONE,
+        mq_bench: str | None = None,
     ) -> None:
         self.memory = None if memory_gb is None else 1e9 * check_number("memory_gb", memory_gb, low=0, exclusive=True)
         self.compile = None if compile is None else check_bool("compile", compile)
         self.tf32 = check_bool("tf32", tf32)
         self.sensitivity_tokens = check_int("sensitivity_tokens", sensitivity_tokens, low=1)
         self.activations = check_choice("activations", activations, CHOICES)
+        self.mq_bench = None if mq_bench is None else _existing("mq_bench", mq_bench)
 
     def compiles(self, device: torch.device) -> bool:
         """Return whether to compile on a device."""
         return device.type == "cuda" if self.compile is None else self.compile
+
+
+def _existing(name: str, path: str) -> Path:
+    """Return the path of a file; raise SettingError where there is none."""
+    if not isinstance(path, str) or not Path(path).is_file():
+        raise SettingError(name, allowed="a file that exists, or null", got=path)
+    return Path(path).absolute()
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from rich.text import Text
 
 from evosweep.core.metrics import BITS_PER_WEIGHT, KL, PPL, SECONDS, SIZE_MB, SPARSITY, TOKENS
 from evosweep.tracking.naming import distinct_names
+from evosweep.tracking.significance import in_words
 
 T = TypeVar("T")
 NOTES = 5  # rows of the table that is redrawn
@@ -169,14 +170,8 @@ def domain_table(domains: Mapping[str, Mapping[str, Any]], *, name: str) -> Tabl
         cells = [f"{figures['dense']['ppl']:.2f}"]
         for side in ("uniform", "found"):
             cells += [f"{figures[side]['kl']:.4f}", f"{figures[side]['ppl']:.2f}"]
-        table.add_row(escape(text), *cells, tested(figures["against_uniform"]))
+        table.add_row(escape(text), *cells, in_words(figures["against_uniform"]))
     return table
-
-
-def tested(comparison: Mapping[str, Any]) -> str:
-    """Return a paired comparison in a few words: ``better, p = 0.003``."""
-    p = comparison["p"]
-    return str(comparison["verdict"]) + ("" if p is None else f", p = {p:.1g}")
 
 
 def _source_file(row: Mapping[str, Any]) -> list[dict[str, Any]]:

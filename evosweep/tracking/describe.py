@@ -5,6 +5,7 @@ from typing import Any
 
 from evosweep.core.events import SearchResult
 from evosweep.tracking.palette import level_styles
+from evosweep.tracking.significance import found_sentences, in_words
 
 MOST_LEVELS = 12  # a table of a ladder's hundreds of sparsities says less than none
 
@@ -22,7 +23,8 @@ def describe(result: SearchResult) -> str:
         f"{len(result.generations) - 1} generations after the start (KL {first['kl']:.4f}, PPL {first['ppl']:.2f}), "
         f"{row['tokens']:,} tokens scored, {row['seconds']:.0f} s; ended: {result.stopped}.",
         "",
-        selection(result),
+        " ".join([*found_sentences(result.sampler, result.against), selection(result)]),
+        *_by_domain(result),
     ]
     if len(levels) > MOST_LEVELS:
         return "\n".join(lines)
@@ -35,6 +37,18 @@ def describe(result: SearchResult) -> str:
         for kind, counts in chosen.items()
     ]
     return "\n".join(lines)
+
+
+def _by_domain(result: SearchResult) -> list[str]:
+    """Return a table of KL and perplexity by domain in Markdown."""
+    if not result.domains:
+        return []
+    lines = ["", "| text | dense PPL | uniform KL / PPL | found KL / PPL | against uniform |", "|---|---|---|---|---|"]
+    for name, figures in result.domains.items():
+        sides = [f"{figures[side]['kl']:.4f} / {figures[side]['ppl']:.2f}" for side in ("uniform", "found")]
+        dense = f"{figures['dense']['ppl']:.2f}"
+        lines.append(f"| {name} | {dense} | {' | '.join(sides)} | {in_words(figures['against_uniform'])} |")
+    return lines
 
 
 def _removed(share: float) -> str:

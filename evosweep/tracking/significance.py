@@ -86,6 +86,33 @@ def paired(first: Sequence[float], second: Sequence[float]) -> Paired:
     return Paired(float(ours.mean()), float(theirs.mean()), len(ours), probability)
 
 
+def in_words(row: Row) -> str:
+    """Return the row of a paired comparison in a few words: ``better, p = 0.003``."""
+    p = row["p"]
+    return str(row["verdict"]) + ("" if p is None else f", p = {p:.1g}")
+
+
+def found_sentences(sampler: str, against: Mapping[str, Row]) -> list[str]:
+    """Return in a sentence each whether a winner is better than the uniform allocation and than its own start.
+
+    Args:
+        sampler: That found it; the uniform one has no sentence.
+        against: ``against`` of its result.
+    """
+    names = {"uniform": "uniform", "start": "its own start"}
+    sentences = []
+    for name, row in against.items():
+        than = f"{names[name]} ({row['bits_per_weight']:.3f} bits)"
+        test = Paired(row["kl"], row["other"], row["windows"], row["p"])
+        if sampler == "uniform":
+            continue
+        if name == "start" and row["p"] is None and row["kl"] == row["other"]:
+            sentences.append(f"{sampler} ended where it started.")
+        else:
+            sentences.append(test.sentence(name=sampler, than=than))
+    return sentences
+
+
 def against_uniform(rows: Sequence[Row], best: Row) -> str | None:
     """Return the sentence that compares a result with the uniform one at the same budget; None if there is none.
 

@@ -1,5 +1,6 @@
 """Several texts side by side, mixes, and near-duplicates across splits."""
 
+import html
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 
 from evosweep.core.results import read_result
+from evosweep.tracking.significance import found_sentences
 from tests.cli import TINY, evosweep, workplace
 
 BARE = ["tracking=none", "storage=memory", "export=none"]
@@ -44,3 +46,14 @@ def test_two_domains_are_in_table_and_result(folder: Path, capsys: pytest.Captur
     assert row["domains"]["greek"]["text"] != row["domains"]["upper"]["text"] != row["text"]
     shown = capsys.readouterr().out
     assert "by domain" in shown and " greek " in shown and " upper " in shown
+
+
+def test_a_run_says_whether_it_beat_uniform_and_its_start(folder: Path) -> None:
+    (path,) = folder.glob("runs/two/*/result.json")
+    row = read_result(path)
+    assert row["against"]["uniform"]["kl"] == row["against"]["start"]["kl"] == pytest.approx(row["kl"], rel=1e-5)
+    assert row["against"]["uniform"]["other"] == pytest.approx(row["uniform"]["kl"], rel=1e-5)
+    report = html.unescape((path.parent / "report" / "report.html").read_text(encoding="utf-8"))
+    assert "By domain" in report
+    sentences = found_sentences(row["sampler"], row["against"])
+    assert len(sentences) == 2 and all(sentence in report for sentence in sentences)

@@ -105,3 +105,45 @@ def test_figures_are_drawn_where_there_is_something_to_draw(tmp_path) -> None:
     assert set(drawn) == {"convergence.png", "size_quality.png", "standings.png"}
     assert all(path.stat().st_size > 10_000 for path in drawn.values())
     assert [path for draw in FIGURES for path in draw(WORSE, tmp_path)] == []
+
+
+def test_noise_of_search_and_of_calibration_are_told_apart() -> None:
+    drift = {1: 0.0, 2: 0.1, 3: -0.1}
+    near = [
+        row("evopress", seed, 0.6 + drift[draw] + 0.002 * seed, calibration_seed=draw)
+        for draw in drift
+        for seed in range(3)
+    ]
+    far = [
+        row("ilp", seed, 0.62 + 0.9 * drift[draw] + 0.002 * seed, calibration_seed=draw)
+        for draw in drift
+        for seed in range(3)
+    ]
+    found = {line[1]: dict(zip(comparison.COLUMNS, line, strict=True)) for line in comparison.table(near + far)}
+    assert found["evopress"]["seeds"] == 9
+    assert found["evopress"]["kl_sd_search"] == pytest.approx(0.002)
+    assert found["evopress"]["kl_sd_calibration"] == pytest.approx((0.01 - 0.002**2 / 3) ** 0.5)
+    assert found["ilp"]["verdict"].startswith("no difference found (p = ") or found["ilp"]["verdict"].startswith(
+        "behind"
+    )
+    assert "over 3 calibrations" in found["ilp"]["verdict"]
+    text = comparison.markdown(near + far)
+    assert "| search sd | calibration sd |" in text and "| 0.0020 | 0.1000 |" in text
+
+
+def test_a_lead_in_every_calibration_counts_though_calibrations_differ_more() -> None:
+    rows = []
+    for draw, level in ((1, 0.5), (2, 0.7), (3, 0.9)):
+        rows.append(row("evopress", 0, level, calibration_seed=draw))
+        rows.append(row("ilp", 0, level + 0.02 + 0.001 * draw, calibration_seed=draw))
+    found = {line[1]: line[-1] for line in comparison.table(rows)}
+    assert found["ilp"].startswith("behind (p = ") and found["ilp"].endswith(" over 3 calibrations)")
+
+
+def test_single_searches_are_compared_window_by_window() -> None:
+    best = row("evopress", 0, 0.55, text="t", kl_by_window=[0.5, 0.6, 0.55])
+    near = row("ilp", 0, 0.56, text="t", kl_by_window=[0.53, 0.56, 0.59])
+    far = row("owl", 0, 0.66, text="t", kl_by_window=[0.6, 0.71, 0.67])
+    found = {line[1]: line[-1] for line in comparison.table([best, near, far])}
+    assert found["ilp"].startswith("no difference found (p = ")
+    assert found["owl"].startswith("behind (p = ") and found["owl"].endswith(" over windows, one seed)")

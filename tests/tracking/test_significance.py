@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import ttest_rel
 
-from evosweep.tracking.significance import BY_WINDOW, against_uniform, paired
+from evosweep.tracking.significance import BY_WINDOW, against_uniform, found_sentences, in_words, paired
 
 
 def test_a_small_difference_in_every_window_is_found() -> None:
@@ -48,3 +48,15 @@ def test_only_results_at_one_budget_and_on_one_text_are_compared() -> None:
     assert against_uniform([{**uniform, "budget": "b"}, best], best) is None
     assert against_uniform([{**uniform, "text": "other"}, best], best) is None
     assert against_uniform([best], best) is None
+
+
+def test_a_search_says_what_it_beat_and_what_it_lost_to() -> None:
+    won = {**paired([0.4, 0.51, 0.63], [0.5, 0.6, 0.7]).row(), "bits_per_weight": 3.297}
+    lost = {**paired([0.4, 0.51, 0.63], [0.3, 0.4, 0.53]).row(), "bits_per_weight": 3.25}
+    first, second = found_sentences("evopress", {"uniform": won, "start": lost})
+    assert first.startswith("evopress is better than uniform (3.297 bits): KL 0.513 against 0.6 on 3 windows")
+    assert second.startswith("evopress is worse than its own start (3.250 bits): ")
+    assert in_words(won).startswith("better, p = ") and in_words(lost).startswith("worse, p = ")
+    same = {**paired([0.4, 0.5], [0.4, 0.5]).row(), "bits_per_weight": 3.25}
+    assert found_sentences("ilp", {"start": same}) == ["ilp ended where it started."]
+    assert in_words(same) == "no difference found" and found_sentences("uniform", {"start": same}) == []

@@ -2,21 +2,13 @@
 
 import base64
 import html
-from collections.abc import Mapping
 from pathlib import Path
 
 from evosweep.core.events import SearchResult
+from evosweep.tracking.artifacts.page_tables import domains, tails, tasks
 from evosweep.tracking.describe import selection
+from evosweep.tracking.significance import found_sentences
 
-TAILS = {
-    "kl": "mean KL",
-    "kl_p50": "KL, median token",
-    "kl_p90": "KL, 90th percentile",
-    "kl_p99": "KL, 99th percentile",
-    "kl_p99.9": "KL, 99.9th percentile",
-    "flips": "tokens whose most probable successor changes",
-    "rms_shift": "RMS change of the right token's probability",
-}
 ORDER = ("allocation", "convergence", "stages", "additivity")
 STYLE = (
     "body{font:15px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#222}"
@@ -35,10 +27,12 @@ class ReportPage:
         blocks = [
             f"<h1>{html.escape(result.sampler)}, seed {result.seed}</h1>",
             _table(result),
+            *(f"<p>{html.escape(sentence)}</p>" for sentence in found_sentences(result.sampler, result.against)),
             f"<p>{html.escape(selection(result))}</p>",
             *(f"<h2>{path.stem.replace('_', ' ')}</h2>{_image(path)}" for path in _figures(folder)),
-            *_tails(result),
-            *_tasks(result),
+            *domains(result),
+            *tails(result),
+            *tasks(result),
             *_continuations(result),
             "<h2>Load it</h2>",
             _code(_loading(result, run)),
@@ -85,41 +79,6 @@ def _table(result: SearchResult) -> str:
     ]
     lines = ("".join(f"<td>{html.escape(cell)}</td>" for cell in line) for line in figures)
     return "<table>" + "".join(f"<tr>{line}</tr>" for line in lines) + "</table>"
-
-
-def _tails(result: SearchResult) -> list[str]:
-    """Return a table of what the mean KL hides, with 95 % intervals."""
-    if not result.tails:
-        return []
-    head = "".join(f"<th>{cell}</th>" for cell in ("", "found", "uniform"))
-    lines = []
-    for name, label in TAILS.items():
-        cells = [_interval(result.tails[which][name], share=name == "flips") for which in ("found", "uniform")]
-        lines.append(f"<tr><td>{label}</td>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
-    note = "On validation text; in brackets 95 % intervals of a bootstrap over windows."
-    return ["<h2>More than the mean</h2>", f"<p>{note}</p>", f"<table><tr>{head}</tr>{''.join(lines)}</table>"]
-
-
-def _interval(figures: Mapping[str, float], *, share: bool) -> str:
-    """Return a figure with its interval, a share in percent."""
-    shown = [f"{100 * value:.1f} %" if share else f"{value:.4f}" for value in figures.values()]
-    return shown[0] if len(shown) == 1 else f"{shown[0]} ({shown[1]} to {shown[2]})"
-
-
-def _tasks(result: SearchResult) -> list[str]:
-    """Return a table of accuracies with standard errors, in percent."""
-    if not result.tasks:
-        return []
-    head = "".join(f"<th>{cell}</th>" for cell in ("", "dense", "uniform", "found", "p against uniform"))
-    lines = []
-    for name, figures in result.tasks.items():
-        cells = [
-            f"{100 * figures[key]['accuracy']:.1f} ± {100 * figures[key]['stderr']:.1f}"
-            for key in ("dense", "uniform", "found")
-        ]
-        cells.append(f"{figures['found_against_uniform'][1]:.3f}")
-        lines.append(f"<tr><td>{html.escape(name)}</td>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
-    return ["<h2>Tasks</h2><p>Zero-shot accuracy in percent.</p>", f"<table><tr>{head}</tr>{''.join(lines)}</table>"]
 
 
 def _continuations(result: SearchResult) -> list[str]:

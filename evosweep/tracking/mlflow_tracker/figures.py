@@ -37,6 +37,16 @@ def task_figures(tasks: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
     return values
 
 
+def domain_figures(domains: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
+    """Return the winner's KL and perplexity on every further text, and those of the uniform allocation."""
+    return {
+        f"domains/{text}/{prefix}{name}": writes.rounded(figures[side][name])
+        for text, figures in domains.items()
+        for side, prefix in (("found", ""), ("uniform", "uniform_"))
+        for name in (KL, PPL)
+    }
+
+
 def generation_figures(record: GenerationRecord) -> dict[str, float]:
     """Return the figures of a generation that are drawn as lines, none of them twice."""
     values: dict[str, float] = {

@@ -6,7 +6,7 @@ from evosweep.core.events import SearchResult
 from evosweep.core.files import json_safe
 from evosweep.tracking.describe import describe
 from evosweep.tracking.mlflow_tracker import view, writes
-from evosweep.tracking.mlflow_tracker.figures import result_figures, tail_figures, task_figures
+from evosweep.tracking.mlflow_tracker.figures import domain_figures, result_figures, tail_figures, task_figures
 from evosweep.tracking.mlflow_tracker.spool import Write
 
 
@@ -22,6 +22,7 @@ def result_writes(result: SearchResult) -> list[Write]:
                 **result_figures(row),
                 **tail_figures(result.tails),
                 **task_figures(result.tasks),
+                **domain_figures(result.domains),
                 **writes.finish_figures(result.finish),
             }
         ),

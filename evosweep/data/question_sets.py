@@ -56,7 +56,7 @@ SETS = {
 }
 
 
-class Problems:
+class QuestionSet:
     """Questions with answers: MATH and GSM8K (``maths``), HumanEval and MBPP (``code_problems``), BoolQ and SQuAD
     (``reading``).
 
