@@ -104,12 +104,12 @@ class Anatomy:
 
     @cached_property
     def sublayers(self) -> tuple[Sublayer, ...]:
-        """Attention, MLP and the like of every block: what can be missing alone."""
+        """Attention, MLP and other parts of every block that can be missing alone."""
         return find_sublayers(self.model, path=self.block_path, slots=self.slots, probe=self.probe_blocks)
 
     def probe_blocks(self, inspect: Inspect) -> None:
         """Run the model once on a few random tokens; ``inspect`` may run each block again, as ``probe`` says."""
-        probe_blocks(self.model, self.blocks, lambda tokens: self.base(input_ids=tokens, use_cache=False), inspect)
+        probe_blocks(self.model, self.blocks, self.run_whole, inspect, alone=not self.whole_because)
 
     def slot(self, name: str) -> Slot:
         """Return the slot with a name; KeyError where there is none."""

@@ -242,7 +242,7 @@ def _needed(anatomy: Anatomy) -> dict[int, str]:
     found: dict[int, str] = {}
 
     def inspect(block: int, call: Call) -> None:
-        reason = call.passes_on(alone=not anatomy.whole_because)
+        reason = call.passes_on()
         if reason:
             found[block] = reason
 

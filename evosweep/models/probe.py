@@ -1,4 +1,4 @@
-"""Each block of a model on the inputs that the model gives it, run as often as someone asks, on a few random tokens."""
+"""Each block of a model on the inputs that the model gives it, run as often as is asked, on a few random tokens."""
 
 import copy
 from collections.abc import Callable, MutableMapping
@@ -24,11 +24,13 @@ class Call:
         forward: The block's own forward.
         args: Its arguments by position.
         keywords: Its arguments by name.
+        alone: Whether blocks can be run one by one, which shows that others need no more than its first output.
     """
 
     forward: Callable[..., Any]
     args: tuple[Any, ...]
     keywords: dict[str, Any]
+    alone: bool
 
     @property
     def given(self) -> torch.Tensor:
@@ -37,17 +39,14 @@ class Call:
         return found
 
     def run(self) -> list[torch.Tensor]:
-        """Run the block; return its floating-point outputs, and what it leaves for later blocks in its arguments."""
+        """Run the block; return the outputs that others may use, and what it leaves for them in its arguments."""
         args = _copied(self.args)
         keywords = _copied(self.keywords)
-        return [*tensors_in(self.forward(*args, **keywords)), *_left((args, keywords))]
+        outputs = tensors_in(self.forward(*args, **keywords))
+        return [*(outputs[:1] if self.alone else outputs), *_left((args, keywords))]
 
-    def passes_on(self, *, alone: bool) -> str:
-        """Return what else than hidden states other blocks have from this one, nothing where there is nothing else.
-
-        Args:
-            alone: Whether blocks can be run one by one, which shows that they need no more than the first output.
-        """
+    def passes_on(self) -> str:
+        """Return what else than hidden states other blocks have from this one, nothing where there is nothing else."""
         args = _copied(self.args)
         keywords = _copied(self.keywords)
         before = len(_left((args, keywords)))
@@ -55,7 +54,7 @@ class Call:
         first, *rest = returned if isinstance(returned, tuple | list) else (returned,)
         if len(_left((args, keywords))) > before:
             return "leaves keys and values for later blocks"
-        if alone:
+        if self.alone:
             return ""
         if any(value is not None for value in rest) or first.shape != self.given.shape or len(first) != PROBE[0]:
             return "returns more than hidden states"
@@ -67,7 +66,12 @@ Inspect = Callable[[int, Call], None]
 
 @torch.no_grad()
 def probe_blocks(
-    model: nn.Module, blocks: nn.ModuleList, forward: Callable[[torch.Tensor], Any], inspect: Inspect
+    model: nn.Module,
+    blocks: nn.ModuleList,
+    forward: Callable[[torch.Tensor], Any],
+    inspect: Inspect,
+    *,
+    alone: bool,
 ) -> None:
     """Run a model once, and let ``inspect`` run each block on its inputs before it runs itself.
 
@@ -76,12 +80,13 @@ def probe_blocks(
         blocks: Its blocks.
         forward: Runs it on token ids.
         inspect: Given a block's index and its call.
+        alone: As for ``Call``.
     """
     embedding: Any = model.get_input_embeddings()  # type: ignore[operator]
     rows = generator(0, "sub-blocks").integers(len(embedding.weight), size=PROBE)
 
     def replacement(block: int, own: Callable[..., Any], *args: Any, **keywords: Any) -> Any:
-        inspect(block, Call(own, args, keywords))
+        inspect(block, Call(own, args, keywords, alone))
         return own(*args, **keywords)
 
     with ExitStack() as stack:

@@ -14,12 +14,13 @@ written by `python -m tests.families --rows rows.jsonl --write`; `python -m pyte
 
 | column | what was compared |
 |---|---|
-| units | layers with levels, and parts that can be dropped, of four blocks |
+| units | layers with levels, of four blocks |
 | covered | share of the weights of the blocks that units hold; below 95 % evosweep asks for `units.coverage` |
 | scored | largest difference of token losses, of the largest loss: a population of mixed genomes (2 and 4 bits, 2:4, \
 dropped parts) scored at once, and each of them swapped into the model's own forward; *whole*: the model runs as a \
 whole, as its blocks cannot be run one by one |
-| sub-blocks | attention and MLP dropped alone, with noise in the weights that count as gone: the same logits |
+| sub-blocks | how many parts of the four blocks can be dropped alone, with the same logits where there is noise in \
+the weights that count as gone |
 | blocks | each block dropped alone: scored, exported and loaded again |
 | dense, packed | a mixed genome exported, loaded again and compared with the model's own forward |
 
@@ -71,7 +72,7 @@ def _line(row: Row) -> str:
         str(row.units),
         f"{row.covered:.1%}",
         _mark(row, ("store", "chain", "scored"), scored + (" *whole*" if row.whole else "")),
-        _mark(row, ("sub-blocks", "dropped", "removed"), "yes"),
+        _mark(row, ("sub-blocks", "dropped", "removed"), str(row.parts)),
         _mark(row, ("blocks", "without blocks"), "yes"),
         _mark(row, ("dense",), "equal"),
         _mark(row, ("packed",), "equal"),

@@ -46,6 +46,7 @@ class Row:
     Attributes:
         family: Its model type.
         units: Number of units.
+        parts: Number of sub-blocks that can be dropped alone.
         covered: Share of the weights of its blocks that units hold.
         whole: Whether it is scored as a whole, as its blocks cannot be run one by one.
         errors: The largest error of each comparison, relative to the largest value.
@@ -56,6 +57,7 @@ class Row:
 
     family: str
     units: int = 0
+    parts: int = 0
     covered: float = 0.0
     whole: bool = False
     errors: dict[str, float] = field(default_factory=dict)
@@ -119,7 +121,7 @@ def try_family(kind: str, folder: Path, *, loader: str = CAUSAL, thorough: bool 
         loaded = HuggingFace(path=str(folder / "dense"), dtype="float32", device="cpu").load(progress=Silent())
         drop = Drop(granularity="sublayers")
         with row.step("sub-blocks"):
-            drop.options(_bench(loaded, _compressor(), drop).anatomy)
+            row.parts = len(drop.options(_bench(loaded, _compressor(), drop).anatomy))
         bench = _bench(loaded, _compressor(), Drop() if "sub-blocks" in row.refused else drop)
         row.covered = bench.plan.coverage.share
         row.whole = bool(bench.anatomy.whole_because)
@@ -128,7 +130,7 @@ def try_family(kind: str, folder: Path, *, loader: str = CAUSAL, thorough: bool 
     with row.step("chain"):
         _check_chain(row, bench)
     with row.step("store"):
-        row.units = sum(len(unit.levels) > 1 and not unit.gates for unit in bench.store.units)
+        row.units = len(bench.store.units) - len(bench.store.drops)
     if "store" not in row.refused and "store" not in row.faults:
         with row.step("scored"):
             _check_scores(row, bench, folder)
