@@ -16,6 +16,7 @@ import torch
 
 from evosweep.core.errors import SettingError
 from evosweep.core.events import Event, GenerationRecord, Listener, SearchResult
+from evosweep.core.metrics import COVERAGE
 from evosweep.core.problem import Problem
 from evosweep.core.results import write_result
 from evosweep.core.run_record import RunRecord, command_of
@@ -263,7 +264,13 @@ def _searched(
             plan=task.plan,
             dense=bench.dense,
             listeners=listeners,
-            facts={"study": study, "store": bench.store.key, "mlflow_run": task.tracker.run_id, **notes.facts},
+            facts={
+                "study": study,
+                "store": bench.store.key,
+                "mlflow_run": task.tracker.run_id,
+                COVERAGE: round(bench.plan.coverage.share, 6),
+                **notes.facts,
+            },
             tokens_spent=spent,
             progress=bench.progress,
             state=_earlier(task, problem, bench),
