@@ -26,7 +26,16 @@ from evosweep.finish.base import save_tuned
 from evosweep.models.activations import is_static, no_ranges
 from evosweep.models.checkpoint import check_length
 from evosweep.models.patch import replaced_parameters
-from evosweep.result_row import against_of, comparable_row, continuations_of, domains_of, plain_row, tails_of, tasks_of
+from evosweep.result_row import (
+    against_of,
+    comparable_row,
+    continuations_of,
+    domains_of,
+    paragraph_of,
+    plain_row,
+    tails_of,
+    tasks_of,
+)
 from evosweep.samplers.base import PopulationSampler
 from evosweep.search.loop import end_search, run_search
 from evosweep.search.state import SearchState
@@ -122,6 +131,7 @@ def run(task: Task, bench: Workbench, draft: Draft, notes: Notes) -> dict[str, A
             result = replace(result, continuations=continuations_of(task, bench, result))
             result = replace(result, tails=tails_of(bench, result), tasks=tasks_of(task, bench, result))
             result = replace(result, domains=domains_of(bench, result), against=against_of(bench, result))
+            result = replace(result, paragraph=paragraph_of(bench, result) if task.report.artifacts else {})
             row = {**plain_row(task, bench, draft, notes, result), **comparable_row(task, bench, result)}
             write_result(task.folder, row)
             if task.export_now:

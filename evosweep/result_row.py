@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import numpy as np
+
 from evosweep.core.events import SearchResult
 from evosweep.core.problem import Problem
 from evosweep.data.domains import PREFIX
@@ -12,6 +14,7 @@ from evosweep.task import Draft, Notes, Task
 from evosweep.tracking.significance import BY_WINDOW, paired
 from evosweep.workbench import Workbench
 
+PARAGRAPH = 160  # tokens that the report colours
 COMMON_TOKENS = 8192  # search tokens that winners are compared on where the plan scores no elites again
 
 
@@ -108,6 +111,28 @@ def against_of(bench: Workbench, result: SearchResult) -> dict[str, dict[str, An
         }
         for name, genome in others.items()
     }
+
+
+def paragraph_of(bench: Workbench, result: SearchResult) -> dict[str, list[Any]]:
+    """Return tokens of a typical window of validation text, and what each of two allocations loses at them.
+
+    The window is that of the median KL. A token's KL is that of the distribution which it was drawn from, so the first
+    token has none.
+
+    Returns:
+        ``tokens``: text of each; ``uniform`` and ``found``: KL in nats.
+    """
+    problem = result.problem
+    found = problem.encode(result.allocation)
+    by_window = bench.kl_by_window(found)
+    window = int(np.argsort(by_window)[len(by_window) // 2])
+    length = min(PARAGRAPH, bench.splits["validation"].seq_len)
+    losses = bench.evaluator.token_losses(
+        np.stack([problem.uniform(), found]), split="validation", windows=[window], fitness=[KL()], length=length
+    )["kl"][:, 0]
+    ids = bench.splits["validation"].windows[window, 1:length].tolist()
+    pieces = [bench.loaded.tokenizer.decode([token]) for token in ids]
+    return {"tokens": pieces, "uniform": losses[0].tolist(), "found": losses[1].tolist()}
 
 
 def comparable_row(task: Task, bench: Workbench, result: SearchResult) -> dict[str, Any]:
