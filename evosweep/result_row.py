@@ -100,10 +100,19 @@ def domains_of(bench: Workbench, result: SearchResult) -> dict[str, dict[str, An
 
 
 def against_of(bench: Workbench, result: SearchResult) -> dict[str, dict[str, Any]]:
-    """Return the paired tests of a winner against the uniform allocation and its own start, on validation windows."""
+    """Return the paired tests of a winner against the uniform allocation and, after a search, its own start.
+
+    They are over validation windows, which no search uses.
+
+    Args:
+        bench: Scores them.
+        result: Of the search.
+    """
     problem = result.problem
     found = bench.kl_by_window(problem.encode(result.allocation))
-    others = {"uniform": problem.uniform(), "start": problem.encode(result.generations[0].elite)}
+    others = {"uniform": problem.uniform()}
+    if len(result.generations) > 1:
+        others["start"] = problem.encode(result.generations[0].elite)
     return {
         name: {
             **paired(found, bench.kl_by_window(genome)).row(),
