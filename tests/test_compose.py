@@ -58,7 +58,7 @@ def test_every_module_of_a_plug_in_package_has_a_choice() -> None:
     package = Path(CONF).parent / "evosweep"
     for folder, shared in {
         "fitness": {"base"},
-        "allocators": {"base", "harm", "quiet"},
+        "allocators": {"base", "formulas", "harm", "quiet"},
         "compressors": {
             "base",
             "code_tables",
@@ -73,6 +73,7 @@ def test_every_module_of_a_plug_in_package_has_a_choice() -> None:
             "ggml_columns",
             "ggml_fit",
             "grid_search",
+            "groups",
             "integer",
             "kernels",
             "nearest",
@@ -89,9 +90,11 @@ def test_every_module_of_a_plug_in_package_has_a_choice() -> None:
             "bit_stream",
             "card",
             "compressed_layers",
+            "folder",
             "gguf_tensors",
             "gguf_tokenizer",
             "integer_layers",
+            "proof",
         },
         "data": {"documents", "sections", "table_rows", "tokens"},
     }.items():

@@ -20,6 +20,7 @@ AUTO_QUANTIZE = "auto_quantize"
 AUTO_SCHEME = "auto_scheme"
 HIGGS = "higgs"
 HIGGS_DATA = "higgs_data"
+EMQ = "emq"
 LEAST_RISE = 1e-6
 BROKEN = 1e3  # KL of a level whose KL is no number
 
@@ -36,13 +37,11 @@ COLUMNS: dict[str, list[str]] = {
     "auto_scheme": [AUTO_SCHEME],
     "higgs": [HIGGS],
     "higgs_data": [HIGGS_DATA],
+    "emq": [EMQ],
 }
-OF_WEIGHTS = (
-    "hawq_v2",
-    "fisher",
-    "auto_quantize",
-    "auto_scheme",
-)  # kinds that ask for what a level changes in a weight
+OF_LAYERS = ("scaled", "bare")  # kinds that read layer errors
+OF_WEIGHTS = tuple(kind for kind in COLUMNS if kind not in (*OF_LAYERS, "around_uniform", "around_top"))
+"""Kinds that ask what a level changes in a weight."""
 DEFAULT = "around_top"  # the best of them on what was measured, see benchmarks/README.md
 
 
@@ -59,7 +58,8 @@ class Harm:
             ``hawq``: top eigenvalue instead (HAWQ). ``fisher``: that change's KL to second order, from gradients.
             ``auto_quantize``, ``auto_scheme``: what NVIDIA ModelOpt and Intel AutoRound sum over gradients.
             ``higgs``: HIGGS's linearity model, squared relative error of the weight x the slope that noise shows on
-            random tokens; ``higgs_data``: on text.
+            random tokens; ``higgs_data``: on text. ``emq``: what the formula of training-free proxies gives that ranks
+            some scored allocations best (EMQ).
 
     Raises:
         SettingError: There is no such kind.
@@ -76,7 +76,7 @@ class Harm:
     def check(self, problem: Problem, *, owner: object = None) -> None:
         """Raise a SettingError if units can be dropped: they have no layer error, and no weight of their own."""
         weightless = self.kind in OF_WEIGHTS and bool(problem.gating.any())
-        if weightless or (not problem.least and not problem.gated and self.kind in ("scaled", "bare", *OF_WEIGHTS)):
+        if weightless or (not problem.least and not problem.gated and self.kind in (*OF_LAYERS, *OF_WEIGHTS)):
             raise SettingError(
                 "harm",
                 owner=owner,
@@ -92,7 +92,7 @@ class Harm:
             EvosweepError: A level has no layer error.
             StoreError: A column was not measured.
         """
-        if self.kind in ("scaled", "bare"):
+        if self.kind in OF_LAYERS:
             scale = np.ones(len(problem.units)) if self.kind == "bare" else column(problem, KL_PER_ERROR)
             return scale[:, None] * _layer_errors(problem)
         table = np.full(problem.costs.shape, np.inf)

@@ -47,17 +47,30 @@ class ILP:
         Raises:
             EvosweepError: A level has no layer error, or the solver gives up.
         """
-        table = self.harm.table(problem)
-        harm = table - table.min(axis=1, keepdims=True)
-        bound = _bound(problem, harm)
-        gap = _total(harm, bound.genome) - bound.value
-        tolerance = ROUNDING * _total(harm, bound.genome)
-        possible = (problem.costs >= 0) & (bound.excess <= gap + tolerance)
-        possible[problem.indices, bound.genome] = True
-        if gap <= tolerance or (possible.sum(axis=1) == 1).all():
-            return bound.genome
-        found = _solve(problem, bound, possible, gap=gap, node_limit=self.node_limit)
-        return found if _total(harm, found) < _total(harm, bound.genome) else bound.genome
+        return least_harm(problem, self.harm.table(problem), node_limit=self.node_limit)
+
+
+def least_harm(problem: Problem, table: Floats, *, node_limit: int) -> Genome:
+    """Return the genome within the budget with the least sum of harms.
+
+    Args:
+        problem: Units, ladders, budget.
+        table: Harm of every level, shape (units, longest ladder); infinity past a ladder's end.
+        node_limit: Branch-and-bound nodes at most.
+
+    Raises:
+        EvosweepError: The solver gives up.
+    """
+    harm = table - table.min(axis=1, keepdims=True)
+    bound = _bound(problem, harm)
+    gap = _total(harm, bound.genome) - bound.value
+    tolerance = ROUNDING * _total(harm, bound.genome)
+    possible = (problem.costs >= 0) & (bound.excess <= gap + tolerance)
+    possible[problem.indices, bound.genome] = True
+    if gap <= tolerance or (possible.sum(axis=1) == 1).all():
+        return bound.genome
+    found = _solve(problem, bound, possible, gap=gap, node_limit=node_limit)
+    return found if _total(harm, found) < _total(harm, bound.genome) else bound.genome
 
 
 @dataclass(frozen=True)
@@ -105,10 +118,10 @@ def _bound(problem: Problem, harm: Floats) -> _Bound:
         high = middle
         genome = min(genome, chosen, key=lambda option: _total(harm, option))
     priced = harm + price * above
-    return _Bound(price, value, priced - priced.min(axis=1, keepdims=True), _improved(problem, harm, genome))
+    return _Bound(price, value, priced - priced.min(axis=1, keepdims=True), improved(problem, harm, genome))
 
 
-def _improved(problem: Problem, harm: Floats, genome: Genome) -> Genome:
+def improved(problem: Problem, harm: Floats, genome: Genome) -> Genome:
     """Return a genome after changing one unit at a time, most harm saved first, while the budget allows it."""
     genome = genome.copy()
     for _ in range(problem.total_levels):

@@ -98,6 +98,7 @@ def check_divides(
     allowed: str = "a divisor of every input width",
     got: object = None,
     owner: object = None,
+    hint: str = "",
 ) -> None:
     """Raise unless ``size`` divides every layer's input width.
 
@@ -108,6 +109,7 @@ def check_divides(
         allowed: What the argument may be.
         got: The refused value to show, where that is not ``size``.
         owner: The object whose argument it is.
+        hint: What else would do.
 
     Raises:
         SettingError: It names the layers that the size does not fit, and the sizes that would.
@@ -122,6 +124,7 @@ def check_divides(
             got=size if got is None else got,
             allowed=f"{allowed}: {len(unfit)} layers ({unfit[0]} ...) have {widths}, and "
             f"what divides {common} fits all",
+            hint=hint,
         )
 
 

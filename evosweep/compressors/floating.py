@@ -12,13 +12,14 @@ from typing import Any
 
 import torch
 
-from evosweep.compressors.base import GROUP_OR_ROW, LevelSpec, Plans, check_divides
+from evosweep.compressors.base import LevelSpec, Plans, check_divides
 from evosweep.compressors.column_order import ORDERS, ColumnOrder
 from evosweep.compressors.compensate import ColumnRules, factorize, spans_of, stack_transposed, sums_by_matrix, sweep
 from evosweep.compressors.float_scales import FloatSpec, fit_scales, whole_scale
 from evosweep.compressors.formats import float_blocks
 from evosweep.compressors.formats.float_blocks import ELEMENTS, Limits
 from evosweep.compressors.grid_search import GridSearch, GridSettings
+from evosweep.compressors.groups import Group, check_fits, check_group, group_of
 from evosweep.compressors.payload import Payload
 from evosweep.compressors.statistics import SECOND_MOMENT, Statistics
 from evosweep.core.checks import check_choice, check_int, check_number
@@ -47,7 +48,7 @@ class FloatingPoint:
             the next two arguments say; ``mxfp4``, ``mxfp6``, ``mxfp8`` (blocks of 32, scales powers of two), ``nvfp4``
             (blocks of 16, E4M3 scales), ``fp8`` (E4M3, a scale an output row) and ``fp8_tensor`` (one scale) are what
             engines run. Within blocks the mantissa decides: 8-bit ``e4m3`` rounds no better there than 6-bit ``e2m3``.
-        group: Columns that share a scale; null means a whole row.
+        group: Columns that share a scale; null means a whole row, ``auto`` and lists as in ``GPTQ``.
         scales: ``free``, 16 bits each; or with ZeroQuant-FP's constraints, which make casting to FP8 cheap: ``m1``,
             powers of two, or ``m2``, the row's largest scale times powers of two (section 4 there).
         order: Of the columns: ``given``, or by ``activation`` with scales made before any column is rounded.
@@ -66,7 +67,7 @@ class FloatingPoint:
         self,
         *,
         formats: Sequence[str] = ("e2m1", "e2m3", "fp8"),
-        group: int | None = 64,
+        group: Group = 64,
         scales: str = "free",
         order: str = "given",
         damping: float = 0.01,
@@ -81,7 +82,7 @@ class FloatingPoint:
         self.formats = [check_choice("formats", name, FORMATS) for name in formats]
         if len(set(self.formats)) < len(self.formats):
             raise SettingError("formats", allowed="each format once", got=list(formats))
-        self.group = None if group is None else check_int("group", group, low=1)
+        self.group = check_group("group", group)
         self.scales = check_choice("scales", scales, tuple(CONSTRAINTS))
         if self.scales == "m2" and self.group is None and any(name in ELEMENTS for name in self.formats):
             raise SettingError(
@@ -99,21 +100,22 @@ class FloatingPoint:
             SettingError: A block does not divide some layer's input width, or two formats take the same bits.
         """
         for name in self.formats:
-            spec = self._spec(name)
             if name in BLOCKS:
-                allowed = f"formats whose blocks ({spec.block} columns in {name}) divide every input width"
-                check_divides("formats", spec.block or 1, shapes, allowed=allowed, got=name, owner=self)
+                block = BLOCKS[name].block
+                allowed = f"formats whose blocks ({block} columns in {name}) divide every input width"
+                check_divides("formats", block or 1, shapes, allowed=allowed, got=name, owner=self)
             else:
-                check_divides("group", spec.block or 1, shapes, allowed=GROUP_OR_ROW, owner=self)
+                check_fits(self.group, shapes, owner=self)
         return {name: self._levels(*shape) for name, shape in shapes.items()}
 
-    def _spec(self, name: str) -> FloatSpec:
-        return BLOCKS.get(name) or FloatSpec(name, self.group, CONSTRAINTS[self.scales])
+    def _spec(self, name: str, columns: int) -> FloatSpec:
+        size = None if self.group is None else group_of(self.group, columns)
+        return BLOCKS.get(name) or FloatSpec(name, size, CONSTRAINTS[self.scales])
 
     def _levels(self, rows: int, columns: int) -> list[LevelSpec]:
         levels = []
         for name in self.formats:
-            spec = self._spec(name)
+            spec = self._spec(name, columns)
             cost = float_blocks.bits(
                 rows=rows, columns=columns, element=spec.element, block=spec.block or columns, scale=spec.scale
             )

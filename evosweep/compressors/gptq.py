@@ -25,6 +25,7 @@ from evosweep.compressors.compensate import (
 )
 from evosweep.compressors.grid import Grid, largest_codes, stack_grids
 from evosweep.compressors.grid_search import GridSearch, GridSettings
+from evosweep.compressors.groups import Group
 from evosweep.compressors.integer import IntegerLevels
 from evosweep.compressors.payload import Payload
 from evosweep.compressors.statistics import SECOND_MOMENT, Statistics
@@ -36,7 +37,8 @@ class GPTQ(IntegerLevels):
 
     Args:
         bits: Code widths, each from 2 to 8, rising.
-        group: Columns that share scale and zero; null means a whole row.
+        group: Columns that share scale and zero; null means a whole row, ``auto`` the largest of 128, 64 and 32 that
+            divides a layer's input width (else its largest divisor below), a list its first that does.
         symmetric: Whether the zero is the middle code.
         coarse_scales: Whether scales are rounded to bfloat16, too.
         group_bits: Bits that a group is counted with beside its codes; null: 16 for its scale, and a width for its
@@ -60,7 +62,7 @@ class GPTQ(IntegerLevels):
         self,
         *,
         bits: Sequence[int] = (2, 3, 4, 5, 6),
-        group: int | None = 64,
+        group: Group = 64,
         symmetric: bool = False,
         coarse_scales: bool = False,
         group_bits: int | None = None,

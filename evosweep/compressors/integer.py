@@ -6,9 +6,10 @@ from typing import Any
 
 import torch
 
-from evosweep.compressors.base import GROUP_OR_ROW, LevelSpec, check_divides
+from evosweep.compressors.base import LevelSpec
 from evosweep.compressors.formats import grouped_int
 from evosweep.compressors.grid_search import GridSettings
+from evosweep.compressors.groups import Group, check_fits, check_group, group_of
 from evosweep.compressors.payload import Payload
 from evosweep.core.checks import check_bool, check_int
 from evosweep.core.errors import SettingError
@@ -34,7 +35,8 @@ class IntegerLevels:
 
     Args:
         bits: Code widths, each from 2 to 8, rising.
-        group: Columns that share scale and zero; null means a whole row.
+        group: Columns that share scale and zero; null means a whole row, ``auto`` the largest of 128, 64 and 32 that
+            divides a layer's input width (else its largest divisor below), a list its first that does.
         symmetric: Whether the zero is the middle code (and so costs nothing).
         coarse_scales: Whether scales are rounded to bfloat16, too, for formats that keep them in the model's type.
         group_bits: Bits that a group is counted with beside its codes; null: 16 for its scale, and a width for its
@@ -46,7 +48,7 @@ class IntegerLevels:
         self,
         *,
         bits: Sequence[int] = (2, 3, 4, 5, 6),
-        group: int | None = 64,
+        group: Group = 64,
         symmetric: bool = False,
         coarse_scales: bool = False,
         group_bits: int | None = None,
@@ -54,22 +56,22 @@ class IntegerLevels:
     ) -> None:
         self.bits = check_widths(bits)
         self.search = search or GridSettings()
-        self.group = None if group is None else check_int("group", group, low=1)
+        self.group = check_group("group", group)
         self.symmetric = check_bool("symmetric", symmetric)
         self.coarse_scales = check_bool("coarse_scales", coarse_scales)
         self.group_bits = None if group_bits is None else check_int("group_bits", group_bits, low=SCALE_BITS)
 
     def group_of(self, columns: int) -> int:
         """Return the group size for a layer with so many input features."""
-        return self.group or columns
+        return group_of(self.group, columns)
 
     def plan(self, shapes: Mapping[str, tuple[int, int]]) -> dict[str, list[LevelSpec]]:
         """Return one level a width, named ``3bit``, its nominal number the width.
 
         Raises:
-            SettingError: The group size does not divide some layer's input width.
+            SettingError: No group size divides some layer's input width.
         """
-        check_divides("group", self.group or 1, shapes, allowed=GROUP_OR_ROW, owner=self)
+        check_fits(self.group, shapes, owner=self)
         return {name: self._levels(*shape) for name, shape in shapes.items()}
 
     def _levels(self, rows: int, columns: int) -> list[LevelSpec]:

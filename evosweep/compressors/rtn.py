@@ -6,6 +6,7 @@ import torch
 
 from evosweep.compressors.base import Plans
 from evosweep.compressors.grid_search import GridSettings, fit_grid
+from evosweep.compressors.groups import Group
 from evosweep.compressors.integer import IntegerLevels
 from evosweep.compressors.payload import Payload
 from evosweep.compressors.statistics import Statistics
@@ -16,7 +17,8 @@ class RoundToNearest(IntegerLevels):
 
     Args:
         bits: Code widths, each from 2 to 8, rising.
-        group: Columns that share scale and zero; null means a whole row.
+        group: Columns that share scale and zero; null means a whole row, ``auto`` the largest of 128, 64 and 32 that
+            divides a layer's input width (else its largest divisor below), a list its first that does.
         symmetric: Whether the zero is the middle code.
         coarse_scales: Whether scales are rounded to bfloat16, too.
         group_bits: Bits that a group is counted with beside its codes; null: 16 for its scale, and a width for its
@@ -33,7 +35,7 @@ class RoundToNearest(IntegerLevels):
         self,
         *,
         bits: Sequence[int] = (2, 3, 4, 5, 6),
-        group: int | None = 64,
+        group: Group = 64,
         symmetric: bool = False,
         coarse_scales: bool = False,
         group_bits: int | None = None,

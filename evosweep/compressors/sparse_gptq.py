@@ -27,6 +27,7 @@ from evosweep.compressors.compensate import (
 from evosweep.compressors.formats import sparse_int
 from evosweep.compressors.grid import Grid, largest_codes, stack_grids
 from evosweep.compressors.grid_search import GridSettings
+from evosweep.compressors.groups import check_fits, check_group, group_of
 from evosweep.compressors.integer import check_widths
 from evosweep.compressors.payload import Payload
 from evosweep.compressors.sparse import SparseSpec, parse_pattern
@@ -56,7 +57,7 @@ class SparseGPTQ:
     Args:
         sparsity: Shares of weights removed, or N:M patterns; each above 0 and below 1.
         bits: Widths of the codes of what is kept, each from 2 to 8, rising.
-        group: Columns that share scale and zero; a divisor of ``mask_block``.
+        group: Columns that share scale and zero, a divisor of ``mask_block``; ``auto`` and lists as in ``GPTQ``.
         symmetric: Whether the zero is the middle code.
         damping: Share of the Hessian's mean diagonal that is added to its diagonal.
         mask_block: Columns whose mask is chosen at once; groups must fit into it.
@@ -76,7 +77,7 @@ class SparseGPTQ:
         *,
         sparsity: Sequence[float | str] = (0.25, 0.5, 0.75),
         bits: Sequence[int] = (3, 4),
-        group: int = 64,
+        group: int | str | Sequence[int] = 64,
         symmetric: bool = False,
         damping: float = 0.01,
         mask_block: int = 128,
@@ -91,7 +92,9 @@ class SparseGPTQ:
             raise SettingError("sparsity", allowed="a list of shares or N:M patterns", got=sparsity)
         self.sparsity = [_share(f"sparsity[{index}]", share) for index, share in enumerate(sparsity)]
         self.bits = check_widths(bits)
-        self.group = check_int("group", group, low=1)
+        self.group = check_group("group", group)
+        if self.group is None:
+            raise SettingError("group", allowed="a number of columns, a list of such, or auto", got=group)
         self.symmetric = check_bool("symmetric", symmetric)
         self.damping = check_number("damping", damping, low=0, high=1, exclusive=True)
         self.mask_block = check_int("mask_block", mask_block, low=1)
@@ -105,7 +108,8 @@ class SparseGPTQ:
                 got=order,
                 hint="N:M patterns in sparsity run along columns as they are given",
             )
-        if self.mask_block % self.group:
+        sizes = [self.group] if isinstance(self.group, int) else self.group
+        if not isinstance(sizes, str) and any(self.mask_block % size for size in sizes):
             raise SettingError(
                 "group",
                 allowed=f"a divisor of compressor.mask_block={self.mask_block}",
@@ -119,11 +123,14 @@ class SparseGPTQ:
         Raises:
             SettingError: The group size, or M of a pattern, does not divide some layer's input width.
         """
-        check_divides("group", self.group, shapes, owner=self)
+        check_fits(self.group, shapes, owner=self, within=self.mask_block)
         for share in self.sparsity:
             if isinstance(share, str):
                 check_divides("M of sparsity", parse_pattern("", share)[1], shapes, got=share, owner=self)
         return {name: self._levels(*shape) for name, shape in shapes.items()}
+
+    def _group(self, columns: int) -> int:
+        return group_of(self.group, columns, within=self.mask_block)
 
     def _levels(self, rows: int, columns: int) -> list[LevelSpec]:
         numel = rows * columns
@@ -142,7 +149,7 @@ class SparseGPTQ:
                     columns=columns,
                     kept=sparse.kept,
                     width=width,
-                    group=self.group,
+                    group=self._group(columns),
                     symmetric=self.symmetric,
                 )
                 level = LevelSpec(
@@ -217,10 +224,11 @@ class SparseGPTQ:
         sizes = [len(weight) for weight in weights]
         work = stack_transposed(weights, gram)
         top = largest_codes([spec.bits for spec in specs], sizes, gram.device)
+        group = self._group(len(gram))
         fit = partial(fit_by_rows, searches=self.search.searches, symmetric=self.symmetric)
         static = None
         if order is not None:
-            static = StaticGrids.of(work, fit, group=self.group, top=top)
+            static = StaticGrids.of(work, fit, group=group, top=top)
             work = work[order.columns]
         masks = Masks(work, factor, sizes=sizes, specs=[spec.sparse for spec in specs], block=self.mask_block)
         codes = torch.empty(work.shape, dtype=torch.uint8, device=work.device)
@@ -230,13 +238,13 @@ class SparseGPTQ:
             mask = masks.choose(columns)
             if static is not None and order is not None:
                 return ColumnRules(static.at(order.columns[columns]), codes[columns], mask)
-            if columns.start % self.group == 0:
-                members = slice(columns.start, columns.start + self.group)
+            if columns.start % group == 0:
+                members = slice(columns.start, columns.start + group)
                 kept = torch.where(masks.may_stay(members), work[members], 0.0)
                 grids.append(fit(kept.T, top=top))
             return ColumnRules(grids[-1], codes[columns], mask)
 
-        spans = spans_of(len(work), edges=math.gcd(masks.edges, self.group), block=self.column_block)
+        spans = spans_of(len(work), edges=math.gcd(masks.edges, group), block=self.column_block)
         total = sweep(work, factor, spans=spans, rules=rules)
         if static is not None and order is not None:
             scales = static.scales.T

@@ -23,6 +23,7 @@ from evosweep.compressors.compensate import (
 )
 from evosweep.compressors.formats import base3
 from evosweep.compressors.grid import Grid
+from evosweep.compressors.groups import AUTO, group_of
 from evosweep.compressors.payload import Payload
 from evosweep.compressors.statistics import SECOND_MOMENT, Statistics
 from evosweep.core.checks import check_bool, check_choice, check_int, check_number
@@ -32,6 +33,7 @@ from evosweep.core.unit import Nominal
 BITS = 1.6
 SCALES = ("mean", "median", "least_squares")
 LLOYD_STEPS = 10
+WHOLE = ("tensor", "row")
 Group = int | str
 
 
@@ -40,7 +42,7 @@ class TernarySpec:
     """A ternary level.
 
     Attributes:
-        group: ``tensor``, ``row``, or columns that share a scale.
+        group: ``tensor``, ``row``, ``auto``, or columns that share a scale.
     """
 
     group: Group
@@ -50,7 +52,8 @@ class Ternary:
     """Rounding to −1, 0 and 1 times a scale, five weights a byte.
 
     Args:
-        groups: What shares a scale, one level for each: ``tensor``, ``row``, or a number of columns.
+        groups: What shares a scale, one level for each: ``tensor``, ``row``, a number of columns, or
+            ``auto``, as in ``GPTQ``.
         scale: ``mean`` or ``median`` of |W|, or ``least_squares``.
         compensate: Whether a column's error is moved onto the columns that follow (GPTQ).
         damping: Share of the Hessian's mean diagonal that is added to its diagonal.
@@ -85,7 +88,7 @@ class Ternary:
         """
         for group in self.groups:
             if isinstance(group, int):
-                check_divides("groups", group, shapes, owner=self)
+                check_divides("groups", group, shapes, owner=self, hint="auto gives each layer a size that fits it")
         return {name: sorted(self._levels(*shape), key=lambda level: level.cost) for name, shape in shapes.items()}
 
     def _levels(self, rows: int, columns: int) -> list[LevelSpec]:
@@ -97,6 +100,7 @@ class Ternary:
                 spec=TernarySpec(group),
             )
             for group in self.groups
+            if group != AUTO or group_of(AUTO, columns) not in self.groups
         ]
 
     def compress(
@@ -135,7 +139,7 @@ class Ternary:
             group: What shares a scale.
         """
         columns = weights[0].shape[1]
-        width = group if isinstance(group, int) else columns
+        width = columns if group in WHOLE else group_of(group, columns)
         sizes = [len(weight) for weight in weights]
         of_tensor = [scale_of(weight.float().reshape(1, -1), self.scale) for weight in weights]
         work = stack_transposed(weights, torch.eye(columns, device=weights[0].device) if moment is None else moment)
@@ -176,16 +180,16 @@ def check_groups(groups: object) -> list[Group]:
     """Return what the argument ``groups`` lists.
 
     Raises:
-        SettingError: It is no list of ``tensor``, ``row`` and numbers of columns.
+        SettingError: It is no list of ``tensor``, ``row``, ``auto`` and numbers of columns.
     """
     listed: list[Group] = list(groups) if isinstance(groups, Sequence) and not isinstance(groups, str) else [groups]  # type: ignore[list-item]
     for group in listed:
         if isinstance(group, str) or not isinstance(group, int):
-            check_choice("groups", group, ("tensor", "row"))
+            check_choice("groups", group, (*WHOLE, AUTO))
         else:
             check_int("groups", group, low=1)
     if not listed or len(set(listed)) < len(listed):
-        raise SettingError("groups", allowed="a list of tensor, row or numbers of columns, each once", got=groups)
+        raise SettingError("groups", allowed="a list of tensor, row, auto or numbers of columns, each once", got=groups)
     return listed
 
 
@@ -199,7 +203,7 @@ def scale_count(rows: int, columns: int, group: Group) -> int:
     """
     if group == "tensor":
         return 1
-    return rows * (columns // group if isinstance(group, int) else 1)
+    return rows * (1 if group in WHOLE else columns // group_of(group, columns))
 
 
 def scale_of(weight: torch.Tensor, kind: str) -> torch.Tensor:

@@ -13,10 +13,11 @@ from typing import Any
 
 import torch
 
-from evosweep.compressors.base import GROUP_OR_ROW, LevelSpec, Plans, check_divides
+from evosweep.compressors.base import LevelSpec, Plans, check_divides
 from evosweep.compressors.compensate import factorize, spans_of, sums_by_matrix, sweep
 from evosweep.compressors.formats import vector_grid
 from evosweep.compressors.formats.vector_grid import rotated
+from evosweep.compressors.groups import Group, check_fits, check_group, group_of
 from evosweep.compressors.nearest import CellTable, cell_table
 from evosweep.compressors.payload import Payload
 from evosweep.compressors.rotation import Rotation
@@ -45,7 +46,7 @@ class VectorGrids:
     Args:
         points: Points of each level's grid, powers of two, rising; log2(points) / dimension bits a weight.
         dimension: Weights that are rounded together: 1 or 2.
-        group: Columns that share a scale; null means a whole row.
+        group: Columns that share a scale; null means a whole row, ``auto`` and lists as in ``GPTQ``.
         rotate: Which sides of a weight are rotated: ``none``, ``input`` or ``both``.
         seed: Of the rotations.
         scale_factor: What scales are multiplied by; 1 makes each group's mean square 1.
@@ -60,7 +61,7 @@ class VectorGrids:
         *,
         points: Sequence[int] = (16, 32, 64, 128, 256, 1024),
         dimension: int = 2,
-        group: int | None = None,
+        group: Group = None,
         rotate: str = "input",
         seed: int = 0,
         scale_factor: float = 1.0,
@@ -69,8 +70,9 @@ class VectorGrids:
     ) -> None:
         self.dimension = check_int("dimension", dimension, low=1, high=2)
         self.points = check_sizes(points, vector_grid.sizes(self.dimension))
-        self.group = None if group is None else check_int("group", group, low=self.dimension)
-        if self.group and self.group % self.dimension:
+        self.group = check_group("group", group, low=self.dimension)
+        sizes = [self.group] if isinstance(self.group, int) else self.group or []
+        if not isinstance(sizes, str) and any(size % self.dimension for size in sizes):
             raise SettingError("group", allowed=f"null or a multiple of the dimension, {self.dimension}", got=group)
         self.rotate = check_choice("rotate", rotate, SIDES)
         self.seed = check_int("seed", seed, low=0)
@@ -84,16 +86,19 @@ class VectorGrids:
         Raises:
             SettingError: The group or the dimension does not divide some layer's input width.
         """
-        check_divides("group", self.group or 1, shapes, allowed=GROUP_OR_ROW, owner=self)
+        check_fits(self.group, shapes, owner=self)
         check_divides("dimension", self.dimension, shapes, owner=self)
         return {name: self._levels(*shape) for name, shape in shapes.items()}
+
+    def _group(self, columns: int) -> int:
+        return group_of(self.group, columns, multiple=self.dimension)
 
     def _levels(self, rows: int, columns: int) -> list[LevelSpec]:
         levels = []
         for points in self.points:
             width = points.bit_length() - 1
             cost = vector_grid.bits(
-                rows=rows, columns=columns, dimension=self.dimension, width=width, group=self.group or columns
+                rows=rows, columns=columns, dimension=self.dimension, width=width, group=self._group(columns)
             )
             nominal = width / self.dimension
             levels.append(
@@ -124,7 +129,7 @@ class VectorGrids:
             gram,
             sizes=[level.spec.points for _, level in jobs],
             dimension=self.dimension,
-            group=self.group or len(gram),
+            group=self._group(len(gram)),
             scale_factor=self.scale_factor,
             damping=self.damping,
             column_block=self.column_block,

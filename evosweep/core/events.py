@@ -136,6 +136,10 @@ class SearchResult:
         against: Paired tests of the winner against the uniform allocation and its own start, on validation.
         paragraph: ``tokens`` of held-out text, and the KL of ``uniform`` and ``found`` at each of them.
         final: What all elites scored on common tokens; None where they were not scored again.
+        controls: Validation figures and bits per weight of ``found``, ``uniform``, and the winner with each kind of
+            decision made uniform; empty where nothing was searched.
+        candidates_of_front: Genomes from which the front of a search of two objectives is taken; empty for any other.
+        front: Points of that front, the largest size first: ``point``, ``allocation``, sizes and figures of each.
     """
 
     sampler: str
@@ -156,6 +160,9 @@ class SearchResult:
     continuations: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     tasks: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     tails: Mapping[str, Mapping[str, Mapping[str, float]]] = field(default_factory=dict)
+    controls: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    candidates_of_front: tuple[Genome, ...] = ()
+    front: tuple[Mapping[str, Any], ...] = ()
     domains: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     against: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     paragraph: Mapping[str, Any] = field(default_factory=dict)

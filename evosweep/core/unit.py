@@ -1,9 +1,10 @@
 """Units, the modules of a model that get a level each, and levels, the ways in which a unit can be compressed."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
+ACTIVE_SHARE = "active_share"  # column of an expert's matrix: share of a mixture's experts that each token goes to
 Kind = Literal["bits", "sparsity", "rank", "kept", "bits_per_weight"]
 
 
@@ -79,6 +80,13 @@ class Unit:
         return self.name.split(f".{self.block}.", 1)[-1]
 
     @property
+    def active(self) -> "Unit":
+        """The unit with weights and costs as many as are active for one token: a share of those of experts."""
+        share = self.columns.get(ACTIVE_SHARE, 1.0)
+        levels = tuple(replace(level, cost=round(share * level.cost)) for level in self.levels)
+        return self if share == 1 else replace(self, numel=max(1, round(share * self.numel)), levels=levels)
+
+    @property
     def level_names(self) -> tuple[str, ...]:
         """Names of the ladder, cheapest first."""
         return tuple(level.name for level in self.levels)
@@ -87,3 +95,8 @@ class Unit:
     def only_drops(self) -> bool:
         """Whether all its levels are either to keep or to drop it."""
         return all(level.nominal is not None and level.nominal.kind == "kept" for level in self.levels)
+
+
+def with_columns(units: Sequence[Unit], columns: Mapping[str, Mapping[str, float]]) -> tuple[Unit, ...]:
+    """Return units with further columns, by the unit's name."""
+    return tuple(replace(unit, columns={**unit.columns, **columns.get(unit.name, {})}) for unit in units)

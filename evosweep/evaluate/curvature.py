@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from evosweep.allocators.harm import HAWQ, HAWQ_HUTCHINSON, HAWQ_TOP, ORDER
-from evosweep.core.events import Progress
+from evosweep.core.events import Progress, Silent
 from evosweep.core.problem import Problem
 from evosweep.core.seeds import generator
 from evosweep.evaluate.gradient_scores import Changes
@@ -21,6 +21,7 @@ PASSES = 32  # number of backward passes, unless that puts more than TOGETHER to
 TOGETHER = 16384  # most tokens in one backward pass
 ITERATIONS = 6  # of the power iteration: the value converges twice as fast as the vector
 PRODUCT = 3  # a product with the Hessian costs as much as so many forward passes, from a block on average
+INPUT_PASSES = 4  # products with the Hessian in the layers' inputs
 LEAST = 32  # tokens of a power iteration, whatever was asked for
 
 
@@ -95,7 +96,44 @@ def hawq_v2_hutchinson(
     )
     traces = (sums[:, 0] / (count * length)).clip(min=0.0).tolist()
     means = [trace / _numel(slot) for slot, trace in _pairs(slots, traces)]
-    return _harms(HAWQ_HUTCHINSON, evaluator, problem, slots, means)
+    harms = _harms(HAWQ_HUTCHINSON, evaluator, problem, slots, means)
+    if evaluator.inputs is not None:
+        _add_inputs(harms, evaluator, problem, slots, seed)
+    return harms
+
+
+def _add_inputs(
+    harms: dict[str, dict[str, float]], evaluator: Evaluator, problem: Problem, slots: Sequence[Slot], seed: int
+) -> None:
+    """Add ½ · mean trace of the Hessian in a layer's inputs · ‖Q(x) − x‖² to every level, where inputs are rounded.
+
+    All levels of a unit have the same inputs, so this changes no allocation, only what one is expected to cost.
+
+    Args:
+        harms: Changed in place.
+        evaluator: Rounds inputs.
+        problem: Units.
+        slots: Of the units' layers, in order.
+        seed: Chooses windows and signs.
+    """
+    orders = orders_of(evaluator, windows=INPUT_PASSES, together=1, seed=seed)
+    length = min(evaluator.splits["search"].windows.shape[1], LONGEST)
+    found = run_passes(
+        evaluator,
+        slots,
+        orders,
+        score="input_hutchinson",
+        steps=Steps(),
+        progress=Silent(),
+        description="measuring traces of inputs",
+    )
+    traces = (found[:, 0] / INPUT_PASSES).clip(min=0.0)
+    changes = found[:, 1] / (INPUT_PASSES * length)
+    by_layer = {slot.name: 0.5 * float(one) for slot, one in _pairs(slots, (traces * changes).tolist())}
+    for unit in problem.units:
+        own = sum(by_layer[layer.name] for layer in unit.layers)
+        for level in unit.level_names:
+            harms[unit.name][f"{HAWQ_HUTCHINSON}/{level}"] += own
 
 
 def hawq_tokens(problem: Problem, tokens: int) -> int:
@@ -114,7 +152,7 @@ def hawq(
     """Return ½ · top Hessian eigenvalue · ‖W − Ŵ‖² of every unit at every level (HAWQ, arXiv 1905.03696, eq. 6).
 
     The Hessian is that of the KL in one layer's weight; its top eigenvalue is found by power iteration on the first
-    tokens of some windows. A step is a block: its layers share one graph.
+    tokens of some windows. The layers of a block share one graph.
 
     Args:
         evaluator: Has the dense model and the levels.
@@ -134,17 +172,19 @@ def hawq(
     length = min(asked, LONGEST, windows.shape[1])
     chosen = generator(seed, "curvature").integers(len(windows), size=max(1, asked // length))
     ids = moved(windows[chosen, :length], evaluator.anatomy.device)
-    groups = chunks_of(slots, most=1)
+    group_of = {index: tuple(group) for group in chunks_of(slots, most=1) for index in group}
+    graphs: dict[tuple[int, ...], Curvature] = {}  # of the last block alone
 
-    def of(group: Sequence[int]) -> list[float]:
-        curvature = Curvature(evaluator.anatomy, [slots[index] for index in group], ids)
-        seeds = [int(generator(seed, "eigenvector", slots[index].name).integers(2**31)) for index in group]
-        return [
-            top_eigenvalue(curvature, position, iterations=ITERATIONS, seed=one) for position, one in enumerate(seeds)
-        ]
+    def of(index: int) -> float:
+        group = group_of[index]
+        if group not in graphs:
+            graphs.clear()
+            graphs[group] = Curvature(evaluator.anatomy, [slots[member] for member in group], ids)
+        first = int(generator(seed, "eigenvector", slots[index].name).integers(2**31))
+        return top_eigenvalue(graphs[group], group.index(index), iterations=ITERATIONS, seed=first)
 
-    found = (steps or Steps()).run(groups, of, progress=progress, description="top eigenvalues")
-    order = [index for group in groups for index in group]
+    order = sorted(group_of, key=lambda index: (group_of[index], index))
+    found = (steps or Steps()).run(order, of, progress=progress, description="top eigenvalues")
     values = np.zeros(len(slots))
     values[order] = np.concatenate(found) / ids.numel()
     return _harms(HAWQ_TOP, evaluator, problem, slots, values.tolist())

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -11,6 +12,7 @@ from evosweep.core.unit import Unit
 from evosweep.models.activations import CHOICES, NONE
 from evosweep.models.anatomy import Anatomy
 from evosweep.models.device import free_bytes
+from evosweep.models.slots import ExpertSlot
 
 FREE_SHARE = 0.85  # of free memory is used, where memory_gb is not given
 TARGETS_SHARE = 0.1
@@ -32,6 +34,7 @@ class Resources:
         activations: What the inputs of compressed layers are rounded to while candidates are scored: ``none``; ``int8``
             or ``fp8`` with a scale for each token; ``int8_static`` or ``fp8_static`` with one for each layer, from the
             store's ``input_ranges``. The dense model that they are compared with always runs as it is.
+        mq_bench: File of scored allocations that ``sampler=emq`` chooses its formula by; null: it scores some.
     """
 
     def __init__(
@@ -42,16 +45,25 @@ class Resources:
         tf32: bool = True,
         sensitivity_tokens: int = 1024,
         activations: str = NONE,
+        mq_bench: str | None = None,
     ) -> None:
         self.memory = None if memory_gb is None else 1e9 * check_number("memory_gb", memory_gb, low=0, exclusive=True)
         self.compile = None if compile is None else check_bool("compile", compile)
         self.tf32 = check_bool("tf32", tf32)
         self.sensitivity_tokens = check_int("sensitivity_tokens", sensitivity_tokens, low=1)
         self.activations = check_choice("activations", activations, CHOICES)
+        self.mq_bench = None if mq_bench is None else _existing("mq_bench", mq_bench)
 
     def compiles(self, device: torch.device) -> bool:
         """Return whether to compile on a device."""
         return device.type == "cuda" if self.compile is None else self.compile
+
+
+def _existing(name: str, path: str) -> Path:
+    """Return the path of a file; raise SettingError where there is none."""
+    if not isinstance(path, str) or not Path(path).is_file():
+        raise SettingError(name, allowed="a file that exists, or null", got=path)
+    return Path(path).absolute()
 
 
 @dataclass(frozen=True)
@@ -116,7 +128,13 @@ class MemoryPlan:
 
 def per_token(anatomy: Anatomy) -> int:
     """Return the bytes of activations that one token of one candidate takes in a block."""
-    return int(anatomy.head.weight.shape[1]) * 4 * ACTIVATION_COPIES
+    width = int(anatomy.head.weight.shape[1]) * 4 * ACTIVATION_COPIES
+    mixtures: dict[int, float] = {}  # by module: inputs and outputs of all matrices that a token meets
+    for slot in anatomy.slots:
+        if isinstance(slot, ExpertSlot):
+            met = slot.share * sum(slot.shape) * anatomy.dtype.itemsize
+            mixtures[id(slot.module)] = mixtures.get(id(slot.module), 0.0) + met
+    return width + int(max(mixtures.values(), default=0.0))
 
 
 def plan_memory(resources: Resources, anatomy: Anatomy, units: Sequence[Unit], *, seq_len: int) -> MemoryPlan:
@@ -132,6 +150,13 @@ def plan_memory(resources: Resources, anatomy: Anatomy, units: Sequence[Unit], *
         SettingError: There is no room for one candidate on one window.
     """
     layers = [unit for unit in units if not unit.gates]
+    if resources.activations != NONE and any(isinstance(slot, ExpertSlot) for slot in anatomy.slots):
+        raise SettingError(
+            "activations",
+            owner=resources,
+            allowed=f"{NONE} for a mixture of experts, whose inputs cannot be rounded yet",
+            got=resources.activations,
+        )
     return MemoryPlan.of(
         resources,
         anatomy.device,

@@ -75,6 +75,7 @@ class Evaluator:
         self.store = store
         self.splits = splits
         self.resources = resources or Resources()
+        self.majority = majority
         self.drops = store.drops
         self.expand = Expansion.of(units or store.units, store.units)
         self._blocks = units_by_block(anatomy, store, self.drops)
@@ -97,9 +98,6 @@ class Evaluator:
             None
             if self.resources.activations == NONE
             else RoundedInputs.of(self.resources.activations, columns, owner=self.resources)
-        )
-        self._replaced = Replaced(
-            anatomy, self.levels, self._blocks, self._outer, self.rounded_inputs, majority=majority
         )
         self._compiled = self.resources.compiles(anatomy.device)
         self._heads = Heads(
@@ -313,6 +311,10 @@ class Evaluator:
             states = self._run_block(block, states, levels, tokens)
         final = anatomy.finish(tokens.repeat(len(states), 1), states.flatten(0, 1))
         return final.unflatten(0, states.shape[:2]), rows
+
+    @property
+    def _replaced(self) -> Replaced:
+        return Replaced(self.anatomy, self.levels, self._blocks, self._outer, self.rounded_inputs, self.majority)
 
     def _run_block(
         self, block: int, states: torch.Tensor, levels: Mapping[int, npt.NDArray[np.int64]], tokens: torch.Tensor

@@ -19,9 +19,9 @@ from evosweep.evaluate.outer import OuterUnits
 from evosweep.evaluate.routing import distinct_rows, groups_of
 from evosweep.models.anatomy import Anatomy
 from evosweep.models.device import moved
-from evosweep.models.dropping import silenced_rows
 from evosweep.models.patch import replaced_forward
 from evosweep.models.rows import own_forward_by_row, passed_by
+from evosweep.models.sublayers import silenced_rows
 
 Indices = npt.NDArray[np.int64]
 Rounded = Callable[[Mapping[str, torch.nn.Module]], AbstractContextManager[None]]
@@ -66,10 +66,11 @@ class Replaced:
                 for (slot, unit), groups in zip(units.slots.items(), groups_by_slot, strict=True):
                     weights = WeightsOfUnit(self.levels, unit, groups.levels)
                     stack.enter_context(slot.forward_by_row(groups, weights if lazy else dict(weights)))
-            for slot, unit in units.writers.items():
+            stack.enter_context(units.experts_at(levels, self.levels.weight))
+            for module, unit in units.writers.items():
                 gone = np.flatnonzero(levels[unit] == 0)
                 if len(gone):
-                    stack.enter_context(silenced_rows(slot.module, gone, rows))
+                    stack.enter_context(silenced_rows(module, gone, rows))
             yield
 
     def through_model(self, genomes: Indices, tokens: torch.Tensor) -> tuple[torch.Tensor, Indices]:

@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from evosweep.allocators.harm import (
     AUTO_QUANTIZE,
     AUTO_SCHEME,
     BROKEN,
+    EMQ,
     FISHER,
     HAWQ,
     HAWQ_HUTCHINSON,
@@ -24,23 +26,28 @@ from evosweep.allocators.harm import (
     HIGGS_DATA,
     KL_PER_ERROR,
 )
+from evosweep.allocators.interactions import PAIRS
 from evosweep.allocators.ranking import LOSS_ALONE
 from evosweep.assets.cache_folder import cache_folder, not_writable
 from evosweep.assets.locks import locked
 from evosweep.core.errors import EvosweepError
 from evosweep.core.events import Progress
-from evosweep.core.files import digest, write_json
+from evosweep.core.files import digest, sha256_file, write_json
 from evosweep.core.problem import Genome, Problem
 from evosweep.core.seeds import generator
 from evosweep.evaluate.curvature import hawq, hawq_tokens, hawq_v2, hawq_v2_hutchinson
+from evosweep.evaluate.emq import emq, emq_tokens, sentences
+from evosweep.evaluate.entropy import activation_entropy
 from evosweep.evaluate.gradients import auto_quantize, auto_scheme, fisher
 from evosweep.evaluate.linearity import NOISES, higgs, higgs_data
+from evosweep.evaluate.pairs import pair_tokens, pairs
 from evosweep.evaluate.population import Evaluator
 from evosweep.evaluate.spectra import hill_exponents
 from evosweep.evaluate.steps import Steps
 from evosweep.fitness.kl import KL
 from evosweep.fitness.perplexity import Perplexity
 from evosweep.models.activations import NONE
+from evosweep.search.block_groups import ENTROPY
 
 Columns = dict[str, dict[str, float]]
 """Columns by unit name."""
@@ -161,12 +168,14 @@ class Measure:
         tokens: Tokens in all.
         candidates: Candidates of a unit, which share the unit's tokens, each one window at least.
         version: Raise when this measurement changes; METHOD when all do.
+        says: Returns sentences about columns, which are said whether these were measured or found.
     """
 
     measure: Callable[..., Columns]
     tokens: Callable[[Problem, int], int]
     candidates: Callable[[Problem], int] = _one
     version: int = 0
+    says: Callable[[Columns], list[str]] | None = None
 
 
 def _one_level_a_unit(problem: Problem, tokens: int) -> int:
@@ -186,10 +195,12 @@ def _all_noises(problem: Problem, tokens: int) -> int:
 
 
 MEASURES = {
+    **{name: Measure(partial(pairs, group=group), partial(pair_tokens, group=group)) for group, name in PAIRS.items()},
     KL_PER_ERROR: Measure(kl_per_error, _one_level_a_unit),
     LOSS_ALONE: Measure(loss_alone, _as_one_level),
     AROUND_UNIFORM: Measure(around_uniform, _all_levels, _longest),
     AROUND_TOP: Measure(around_top, _all_levels, _longest),
+    ENTROPY: Measure(activation_entropy, lambda problem, tokens: tokens),
     HILL: Measure(hill_exponents, lambda *_: 0),
     HAWQ: Measure(hawq_v2, _as_one_level, version=1),
     HAWQ_HUTCHINSON: Measure(hawq_v2_hutchinson, _as_one_level),
@@ -199,6 +210,7 @@ MEASURES = {
     AUTO_SCHEME: Measure(auto_scheme, _as_one_level),
     HIGGS: Measure(higgs, _all_noises, lambda _: len(NOISES)),
     HIGGS_DATA: Measure(higgs_data, _all_noises, lambda _: len(NOISES)),
+    EMQ: Measure(emq, emq_tokens, says=sentences),
 }
 
 
@@ -228,6 +240,10 @@ def measure(
     address = [METHOD, evaluator.store.key, problem.uniform().tolist(), split.hash, tokens, seed]
     if evaluator.resources.activations != NONE:
         address.append(evaluator.resources.activations)
+    if column == EMQ and evaluator.resources.mq_bench is not None:
+        address.append(sha256_file(evaluator.resources.mq_bench))
+    if evaluator.store.limits:
+        address.append(evaluator.store.limits)
     if kind.version:
         address.append(kind.version)
     ties = [unit.name for unit in problem.units if unit.members]
@@ -247,6 +263,8 @@ def measure(
             values = kind.measure(evaluator, problem, tokens=tokens, seed=seed, progress=progress, steps=steps)
             if steps.path is not None:
                 _keep(cached, values, steps, progress)
+    for sentence in kind.says(values) if kind.says else []:
+        progress.say(sentence)
     return values, kind.tokens(problem, tokens)
 
 

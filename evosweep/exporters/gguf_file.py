@@ -94,6 +94,7 @@ class GgufFile(Exporter):
                 hint = hint or next(_misfits(outer, {name: slot.shape}), "")
             if hint:
                 self._refuse(hint)
+        drop.check_export(anatomy)
 
     def _refuse(self, hint: str) -> None:
         raise SettingError("", owner=self, allowed=OTHERS, got="gguf", hint=hint)

@@ -142,6 +142,7 @@ class IntegerExporter(Exporter):
         hint = hint or self.unheld(anatomy, [part for maker in makers.values() for part in integer_parts(maker)])
         if hint:
             raise SettingError("", owner=self, allowed=("dense", "packed", "none"), got=self.name, hint=hint)
+        drop.check_export(anatomy)
         for slot in anatomy.all_slots:
             for part in integer_parts(makers[slot.name]) if slot.name in makers else []:
                 self._check_group(slot.name, slot.shape[1], part.group_of(slot.shape[1]))

@@ -99,6 +99,7 @@ class CompressedTensors(Exporter):
             hint = "it has no layout for this model's transposed layers"
         if hint:
             raise SettingError("", owner=self, allowed=OTHERS, got="compressed_tensors", hint=hint)
+        drop.check_export(anatomy)
 
     def _refused(self, compressor: Compressor, anatomy: Anatomy) -> str:
         """Return which levels the engine does not load, though compressed-tensors holds them; nothing if it does."""

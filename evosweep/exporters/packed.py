@@ -89,6 +89,10 @@ def load(folder: str | Path, *, dtype: torch.dtype | None = None) -> Any:
     except (OSError, ValueError, SafetensorError) as error:
         raise ExportError(f"{folder} is no packed model: {TENSORS} or {CONFIG} is missing or damaged") from error
     model = loader_of(folder).from_config(config, dtype=dtype or config.dtype, trust_remote_code=False).eval()
+    if dtype is None or dtype is config.dtype:
+        for name, parameter in model.named_parameters():
+            if name in tensors:  # norms and routers of some models stay in fp32
+                parameter.data = parameter.data.to(tensors[name].dtype)
     try:
         with torch.no_grad():
             _fill(model, index, tensors)

@@ -26,8 +26,8 @@ from evosweep.fitness.kl import KL
 from evosweep.fitness.perplexity import Perplexity
 from evosweep.models.anatomy import Anatomy
 from evosweep.models.device import moved
-from evosweep.models.dropping import silenced
 from evosweep.models.patch import replaced_weights
+from evosweep.models.sublayers import silenced
 from evosweep.store.units import Units
 
 LEARNABLE = ("norms", "biases")
@@ -172,10 +172,7 @@ def _targets(anatomy: Anatomy, windows: Any, used: Sequence[int]) -> dict[int, d
     found = {}
     for index in used:
         tokens = moved(windows[index][None], anatomy.device)
-        hidden = anatomy.embed(tokens)
-        for block in range(len(anatomy.blocks)):
-            hidden = anatomy.run_block(block, hidden)
-        final = anatomy.finish(tokens, hidden)[0, :-1]
+        final = anatomy.run(tokens)[0, :-1]
         targets = KL().targets(Outputs(anatomy.head, final, tokens[0, 1:]))
         found[index] = {name: value.cpu() for name, value in targets.items()}
     return found
@@ -195,12 +192,7 @@ def _backward(winner: Winner, tokens: torch.Tensor, targets: Sequence[Mapping[st
     anatomy = winner.evaluator.anatomy
     whole = {block for effect in winner.dropped if effect.whole for block in effect.blocks}
     with torch.enable_grad():
-        with torch.no_grad():
-            hidden = anatomy.embed(tokens)
-        for block in range(len(anatomy.blocks)):
-            if block not in whole:
-                hidden = anatomy.run_block(block, hidden)
-        final = anatomy.finish(tokens, hidden)
+        final = anatomy.run(tokens, without=whole)
     at_head = torch.zeros_like(final)
     total = 0.0
     count = final[:, 1:, 0].numel()
@@ -224,7 +216,7 @@ def _compressed(winner: Winner) -> Iterator[None]:
         stack.enter_context(replaced_weights(list(winner.slots), weights))
         for effect in winner.dropped:
             if effect.writer is not None:
-                stack.enter_context(silenced(evaluator.anatomy.slot(effect.writer).module))
+                stack.enter_context(silenced(evaluator.anatomy.model.get_submodule(effect.writer)))
         yield
 
 

@@ -1,8 +1,8 @@
 """Dropping of attention and MLP sub-blocks, blocks and pairs of blocks: the units, and their effect on the model.
 
 Everything about it is here: which modules a granularity allows to drop (``Drop.options``), how much each matters
-(``influence``), how rows of a population run without one (``silenced_rows``, and ``DropEffect.whole`` blocks are not
-run at all), and what a model on disk looks like without them (``removed``, ``dropped_parameters``).
+(``influence``), what it does (``DropEffect``), and what a model on disk looks like without it (``removed``,
+``dropped_parameters``). Which modules are sub-blocks is found in ``models.sublayers``.
 """
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from itertools import repeat
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import nn
 from torch.nn import functional
@@ -20,13 +18,10 @@ from torch.nn import functional
 from evosweep.core.checks import check_choice, check_int
 from evosweep.core.errors import SettingError
 from evosweep.models.anatomy import Anatomy
-from evosweep.models.device import moved
-from evosweep.models.patch import replaced_forward
-from evosweep.models.slots import Slot
+from evosweep.models.renumber import rehearse, without_blocks
+from evosweep.models.sublayers import Run, Sublayer, parameter_names, silenced, zeros_in
 
 GRANULARITIES = ("sublayers", "blocks", "pairs")
-PROBE = 4  # tokens that a block without its sub-blocks is tried on
-NOT_BY_BLOCK = ("architectures", "bos_token_id", "eos_token_id", "pad_token_id")  # lists, whatever their length
 DROPPED = "dropped"
 KEPT = "kept"
 
@@ -38,7 +33,7 @@ class DropEffect:
     Attributes:
         blocks: Indices of the decoder blocks that are dropped, or that hold the sub-block.
         whole: Whether the blocks are dropped as a whole.
-        writer: Name of the slot whose output a dropped sub-block would add to the residual stream; without that
+        writer: Path of the module whose output a dropped sub-block would add to the residual stream; without that
             output the sub-block has no effect. None for whole blocks.
     """
 
@@ -65,12 +60,15 @@ class Droppable:
         effect: What dropping it does.
         slots: Names of the slots in it.
         parameters: All its parameters.
+        shared: Another name of one of them, where another part of the model has it too.
     """
 
     name: str
     effect: DropEffect
     slots: tuple[str, ...]
     parameters: tuple[nn.Parameter, ...]
+
+    shared: str = ""
 
     @property
     def blocks(self) -> tuple[int, ...]:
@@ -97,7 +95,8 @@ class Drop:
 
     def describe(self) -> dict[str, Any]:
         """Return the settings, as part of the store's address."""
-        return {"granularity": self.granularity, "keep": sorted(self.keep)}
+        by = {"by": "output"} if self.granularity == "sublayers" else {}  # before, sub-blocks ended with a linear layer
+        return {"granularity": self.granularity, "keep": sorted(self.keep), **by}
 
     def options(self, anatomy: Anatomy) -> tuple[Droppable, ...]:
         """Return what may be dropped of a model, in the order in which it runs.
@@ -114,7 +113,44 @@ class Drop:
         stay = {index % count for index in self.keep}
         if self.granularity is None:
             return ()
-        return tuple(option for option in droppables(anatomy, self.granularity) if not stay & set(option.blocks))
+        found = [option for option in droppables(anatomy, self.granularity) if not stay & set(option.blocks)]
+        shared = [option for option in found if option.shared]
+        if shared:
+            raise SettingError(
+                "granularity",
+                owner=self,
+                got=self.granularity,
+                allowed=f"null for this model, whose {shared[0].name} shares parameters with {shared[0].shared}",
+            )
+        if not found and len(stay) < count:
+            raise SettingError(
+                "granularity",
+                owner=self,
+                got=self.granularity,
+                allowed="blocks or pairs for this model, whose blocks have no part that can be missing alone",
+            )
+        return tuple(found)
+
+    def check_export(self, anatomy: Anatomy) -> None:
+        """Raise SettingError where transformers would not build the model again without blocks that may be dropped.
+
+        A few choices are tried, on sketches without memory for the weights: the first block, the last, one in the
+        middle, and every other one.
+        """
+        if self.granularity not in ("blocks", "pairs"):
+            return
+        may_go = [option.blocks for option in self.options(anatomy)]
+        for chosen in ([0], [-1], [len(may_go) // 2], [*range(0, len(may_go), 2)], [*range(1, len(may_go), 2)]):
+            gone = sorted({block for index in chosen if may_go for block in may_go[index]})
+            reason = rehearse(anatomy, gone) if 0 < len(gone) < len(anatomy.blocks) else ""
+            if reason:
+                raise SettingError(
+                    "granularity",
+                    owner=self,
+                    got=self.granularity,
+                    allowed="sublayers, or null, where this model is exported",
+                    hint=f"without {_listed(gone)} {reason}; drop.keep names blocks that stay; or export=none",
+                )
 
     def rows(
         self,
@@ -150,13 +186,13 @@ class Drop:
             ]
             columns = (
                 {}
-                if hidden is None
+                if hidden is None and tokens is None
                 else {"influence": influence(anatomy, option, hidden, tokens=tokens, add_up=add_up)}
             )
             rows.append(
                 {
                     "name": option.name,
-                    "first": option.slots[0],
+                    "first": option.slots[0] if option.slots else _first_slot(anatomy, option.blocks[0]),
                     "block": option.blocks[0],
                     "numel": sum(p.numel() for p in own),
                     "levels": levels,
@@ -168,11 +204,18 @@ class Drop:
         return rows
 
 
+def _first_slot(anatomy: Anatomy, block: int) -> str:
+    """Return the name of the first slot of a block, or of the last one before it where it has none."""
+    here = [slot.name for slot in anatomy.slots_of(block)]
+    before = [slot.name for slot in anatomy.all_slots if slot.block < block]
+    return here[0] if here else before[-1]
+
+
 def droppables(anatomy: Anatomy, granularity: str) -> tuple[Droppable, ...]:
     """Return all modules that may be dropped at a granularity, in the order in which they run.
 
-    A sub-block is a child of the block with slots in it; slots that are the block's own children (as in OPT's MLP)
-    make up one sub-block together. Its writer is the slot that runs last.
+    A sub-block is a child of the block without whose output the residual stream goes on (``models.sublayers``); linear
+    layers that are the block's own children (as in OPT's MLP) make up one sub-block together.
 
     Args:
         anatomy: The model.
@@ -184,38 +227,35 @@ def droppables(anatomy: Anatomy, granularity: str) -> tuple[Droppable, ...]:
     check_choice("granularity", granularity, GRANULARITIES)
     blocks = range(len(anatomy.blocks))
     if granularity == "sublayers":
-        return tuple(option for block in blocks for option in _sublayers(anatomy, block))
+        return tuple(_sublayer(found) for found in anatomy.sublayers)
     step = 2 if granularity == "pairs" else 1
     return tuple(_whole_blocks(anatomy, tuple(blocks[start : start + step])) for start in blocks[::step])
+
+
+def _listed(blocks: Sequence[int]) -> str:
+    return f"block{'s' if len(blocks) > 1 else ''} {', '.join(map(str, blocks))}"
 
 
 def _whole_blocks(anatomy: Anatomy, blocks: tuple[int, ...]) -> Droppable:
     slots = tuple(slot.name for block in blocks for slot in anatomy.slots_of(block))
     parameters = tuple(parameter for block in blocks for parameter in anatomy.blocks[block].parameters())
     name = f"{anatomy.block_path}.{'+'.join(map(str, blocks))}"
-    return Droppable(name, DropEffect(blocks, whole=True), slots, parameters)
+    inside = tuple(f"{anatomy.block_path}.{block}." for block in blocks)
+    owners = parameter_names(anatomy.model)
+    names = (name for parameter in parameters for name in owners[id(parameter)])
+    shared = next((name for name in names if not name.startswith(inside)), "")
+    return Droppable(name, DropEffect(blocks, whole=True), slots, parameters, shared)
 
 
-def _sublayers(anatomy: Anatomy, block: int) -> list[Droppable]:
-    path = f"{anatomy.block_path}.{block}"
-    children: dict[str, list[Slot]] = {}
-    for slot in anatomy.slots_of(block):
-        child, _, deeper = slot.name.removeprefix(path + ".").partition(".")
-        children.setdefault(child if deeper else "", []).append(slot)
-    found = []
-    for child, slots in children.items():
-        modules = [anatomy.model.get_submodule(f"{path}.{child}")] if child else [slot.module for slot in slots]
-        name = child or "+".join(slot.name.rpartition(".")[2] for slot in slots)
-        parameters = tuple(parameter for module in modules for parameter in module.parameters())
-        effect = DropEffect((block,), whole=False, writer=slots[-1].name)
-        found.append(Droppable(f"{path}.{name}", effect, tuple(slot.name for slot in slots), parameters))
-    return found
+def _sublayer(found: Sublayer) -> Droppable:
+    effect = DropEffect((found.block,), whole=False, writer=found.writer)
+    return Droppable(found.name, effect, found.slots, found.parameters, found.shared)
 
 
 def influence(
     anatomy: Anatomy,
     option: Droppable,
-    hidden: Sequence[torch.Tensor],
+    hidden: Sequence[torch.Tensor] | None,
     *,
     tokens: Sequence[torch.Tensor] | None = None,
     add_up: Callable[[torch.Tensor], None] = lambda _sums: None,
@@ -228,60 +268,49 @@ def influence(
     Args:
         anatomy: The model.
         option: What is left out.
-        hidden: Inputs of its first block, in batches of shape (batch, seq_len, hidden).
+        hidden: Inputs of its first block, in batches of shape (batch, seq_len, hidden); None runs the whole model.
         tokens: Their token ids, which some models' blocks need.
         add_up: Sums a tensor in place over all processes that calibrate.
     """
     sums = torch.zeros(2, dtype=torch.float64, device=anatomy.device)
-    for batch, ids in zip(hidden, tokens or repeat(None), strict=False):
-        given = batch.to(anatomy.device)
-        present = given
-        for block in option.blocks:
-            present = anatomy.run_block(block, present, ids)
+    for batch, ids in zip(hidden or repeat(None), tokens or repeat(None), strict=False):
+        given, present = _ends(anatomy, option.blocks, batch, ids)
         absent = given
         if option.effect.writer is not None:
-            with silenced(anatomy.slot(option.effect.writer).module):
-                absent = anatomy.run_block(option.blocks[0], given, ids)
+            with silenced(anatomy.model.get_submodule(option.effect.writer)):
+                _, absent = _ends(anatomy, option.blocks, batch, ids)
         cosine = functional.cosine_similarity(present.float(), absent.float(), dim=-1)
         sums += torch.stack([cosine.sum(dtype=torch.float64), torch.tensor(cosine.numel()).to(sums)])
     add_up(sums)
     return 1.0 - float(sums[0] / sums[1])
 
 
-@contextmanager
-def silenced(module: nn.Module) -> Iterator[None]:
-    """Make a module that returns one tensor return zeros while the context lasts."""
-    forward = module.forward
-    with replaced_forward(module, lambda *args, **kwargs: torch.zeros_like(forward(*args, **kwargs))):
-        yield
-
-
-@contextmanager
-def silenced_rows(module: nn.Module, gone: npt.NDArray[np.int64], rows: int) -> Iterator[None]:
-    """Make a module return zeros for some rows of the population while the context lasts.
+def _ends(
+    anatomy: Anatomy, blocks: Sequence[int], hidden: torch.Tensor | None, tokens: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the residual stream before and behind consecutive blocks.
 
     Args:
-        module: A module that returns one tensor.
-        gone: Indices of the rows that get zeros.
-        rows: Number of rows; the batch holds equally many sequences a row.
+        anatomy: The model.
+        blocks: Their indices.
+        hidden: Input of the first of them (windows, seq_len, hidden); None runs the whole model.
+        tokens: Token ids (windows, seq_len), which some models' blocks and the whole model need.
     """
-    forward = module.forward
-
-    def partly_silent(inputs: torch.Tensor) -> torch.Tensor:
-        outputs: torch.Tensor = forward(inputs)
-        return outputs.view(rows, -1).index_fill(0, moved(gone, outputs.device), 0).view(outputs.shape)
-
-    with replaced_forward(module, partly_silent):
-        yield
+    if hidden is None and tokens is not None:
+        return anatomy.around(blocks[0], blocks[-1], tokens)
+    assert hidden is not None
+    given = present = hidden.to(anatomy.device)
+    for block in blocks:
+        present = anatomy.run_block(block, present, tokens)
+    return given, present
 
 
 @contextmanager
 def removed(anatomy: Anatomy, effects: Iterable[DropEffect]) -> Iterator[None]:
-    """Take what is dropped out of the model while the context lasts: blocks are gone, writers are all zeros."""
+    """Take what is dropped out of the model while the context lasts: blocks are gone, sub-blocks are all zeros."""
     effects = list(effects)
-    writers = [anatomy.slot(effect.writer) for effect in effects if effect.writer is not None]
     blocks = {block for effect in effects if effect.whole for block in effect.blocks}
-    with torch.no_grad(), _zeroed(writers), without_blocks(anatomy, blocks):
+    with torch.no_grad(), zeros_in(_gone(anatomy, effects)), without_blocks(anatomy, blocks):
         yield
 
 
@@ -299,79 +328,42 @@ def merged(anatomy: Anatomy, effects: Iterable[DropEffect]) -> list[DropEffect]:
     writers: dict[int, list[str]] = {}
     for option in droppables(anatomy, "sublayers") if gone else ():
         writers.setdefault(option.blocks[0], []).append(str(option.effect.writer))
-    empty = {block for block, names in writers.items() if gone.issuperset(names) and _passes(anatomy, block, names)}
+    without = {block: names for block, names in writers.items() if gone.issuperset(names)}
+    empty = _passing(anatomy, without) if without else set()
+    if empty and rehearse(anatomy, empty | {block for effect in effects if effect.whole for block in effect.blocks}):
+        empty = set()  # they stay as blocks of zeros
     kept = [effect for effect in effects if effect.whole or effect.blocks[0] not in empty]
     return [*kept, *(DropEffect((block,), whole=True) for block in sorted(empty))]
 
 
-@torch.no_grad()
-def _passes(anatomy: Anatomy, block: int, writers: Sequence[str]) -> bool:
-    """Return whether a block returns its input where its sub-blocks write nothing."""
-    if anatomy.whole_because:
-        return False
-    tokens = torch.arange(PROBE)[None].to(anatomy.device)
-    given = anatomy.embed(tokens)
-    with ExitStack() as stack:
-        for name in writers:
-            stack.enter_context(silenced(anatomy.slot(name).module))
-        return torch.equal(anatomy.run_block(block, given, tokens), given)
+def _passing(anatomy: Anatomy, writers: Mapping[int, Sequence[str]]) -> set[int]:
+    """Return the blocks that return their input where their sub-blocks write nothing.
+
+    Args:
+        anatomy: The model.
+        writers: Names of the modules that give no output, by block.
+    """
+    found = set()
+
+    def inspect(block: int, run: Run, given: torch.Tensor) -> None:
+        if block in writers:
+            with ExitStack() as stack:
+                for name in writers[block]:
+                    stack.enter_context(silenced(anatomy.model.get_submodule(name)))
+                if torch.equal(run()[0], given):
+                    found.add(block)
+
+    anatomy.probe_blocks(inspect)
+    return found
 
 
 def dropped_parameters(anatomy: Anatomy, effects: Iterable[DropEffect]) -> set[int]:
     """Return the ids of all parameters in dropped sub-blocks."""
-    dropped = {effect for effect in effects if not effect.whole}
-    if not dropped:
-        return set()
-    return {
-        id(parameter)
-        for option in droppables(anatomy, "sublayers")
-        if option.effect in dropped
-        for parameter in option.parameters
-    }
+    return {id(parameter) for parameter in _gone(anatomy, effects)}
 
 
-@contextmanager
-def without_blocks(anatomy: Anatomy, gone: Collection[int]) -> Iterator[None]:
-    """Take whole blocks out of the model and its config while the context lasts; the others are numbered anew."""
-    if not gone:
-        yield
-        return
-    model: Any = anatomy.model
-    config = model.config.get_text_config()
-    count = len(anatomy.blocks)
-    kept = [index for index in range(count) if index not in gone]
-    parent, _, name = anatomy.block_path.rpartition(".")
-    around = model.get_submodule(parent)
-    # one entry a block, as layer_types
-    lists = {
-        key: value
-        for key, value in vars(config).items()
-        if isinstance(value, list) and len(value) == count and key not in NOT_BY_BLOCK
-    }
-    setattr(around, name, nn.ModuleList([anatomy.blocks[index] for index in kept]))
-    config.num_hidden_layers = len(kept)
-    for key, value in lists.items():
-        setattr(config, key, [value[index] for index in kept])
-    try:
-        yield
-    finally:
-        setattr(around, name, anatomy.blocks)
-        config.num_hidden_layers = count
-        for key, value in lists.items():
-            setattr(config, key, value)
-
-
-@contextmanager
-def _zeroed(slots: Sequence[Slot]) -> Iterator[None]:
-    """Set weight and bias of some slots to zero while the context lasts."""
-    tensors = [parameter for slot in slots for parameter in slot.module.parameters(recurse=False)]
-    before = [tensor.clone() for tensor in tensors]
-    with torch.no_grad():
-        for tensor in tensors:
-            tensor.zero_()
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            for tensor, values in zip(tensors, before, strict=True):
-                tensor.copy_(values)
+def _gone(anatomy: Anatomy, effects: Iterable[DropEffect]) -> list[nn.Parameter]:
+    """Return all parameters in dropped sub-blocks."""
+    writers = {effect.writer for effect in effects if not effect.whole}
+    options = anatomy.sublayers if writers else ()
+    return [parameter for option in options if option.writer in writers for parameter in option.parameters]

@@ -4,6 +4,7 @@ import contextlib
 import importlib.util
 import json
 import logging
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from evosweep.core.errors import ModelError
 from evosweep.core.events import Progress
 from evosweep.models.admission import AUTO, VISION_LANGUAGE, admit
 from evosweep.models.checkpoint import check_loaded, check_vocabulary, read_config
+from evosweep.models.verify import first_line
 
 ADAPTER = "adapter_config.json"
 MERGE = "merge"
@@ -44,18 +46,20 @@ def pretrained(
     seeing = admission.kind == VISION_LANGUAGE
     loader: Any = transformers.AutoModelForImageTextToText if seeing else transformers.AutoModelForCausalLM
     settings = {} if admission.quantization is None else {"quantization_config": admission.quantization}
-    model, info = loader.from_pretrained(
-        path,
-        dtype=dtype,
-        trust_remote_code=False,
-        output_loading_info=True,
-        ignore_mismatched_sizes=True,
-        **settings,
-    )
+    with warnings.catch_warnings():  # of the checkpoint's own quantization, whose other settings are kept
+        warnings.filterwarnings("ignore", message="You passed `quantization_config`")
+        model, info = loader.from_pretrained(
+            path,
+            dtype=dtype,
+            trust_remote_code=False,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            **settings,
+        )
     left = check_loaded(path, model, info)
     if settings:
         forget_quantization(path, model, dtype)
-    tokenizer = transformers.AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+    tokenizer = _tokenizer(path)
     for line in (left, check_vocabulary(path, model, tokenizer)):
         if line:
             progress.say(line)
@@ -141,8 +145,9 @@ def merged(model: nn.Module, folder: Path) -> nn.Module:
             wrapped = peft.PeftModel.from_pretrained(model, str(folder))
             found: nn.Module = wrapped.merge_and_unload(safe_merge=True)
     except (RuntimeError, ValueError, TypeError, KeyError, OSError) as error:
-        line = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ModelError(f"model.path: the adapter {folder} does not fit its base model: {line}") from error
+        raise ModelError(
+            f"model.path: the adapter {folder} does not fit its base model: {first_line(error)}"
+        ) from error
     return found
 
 
@@ -155,6 +160,23 @@ def _quiet(name: str) -> Iterator[None]:
         yield
     finally:
         logger.setLevel(level)
+
+
+def _tokenizer(path: str) -> Any:
+    """Return a checkpoint's tokenizer.
+
+    Raises:
+        ModelError: It has none, or one that needs Python code of its own.
+    """
+    try:
+        return transformers.AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+    except (OSError, ValueError, ImportError, TypeError, KeyError) as error:
+        if "custom code" in str(error):
+            raise ModelError(
+                f"model.path: {path} has a tokenizer that needs its own Python code (auto_map in "
+                "tokenizer_config.json), which is never run: put a tokenizer.json beside it"
+            ) from error
+        raise ModelError(f"model.path: {path} has no tokenizer that can be loaded: {first_line(error)}") from error
 
 
 def _processor(path: str) -> Any:

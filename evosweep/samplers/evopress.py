@@ -1,6 +1,6 @@
 """EvoPress (Sieberling et al., arXiv 2410.14649) as an Optuna sampler."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,12 +8,16 @@ import numpy as np
 
 from evosweep.allocators.base import Allocator, allocate, allocator_name, is_allocator
 from evosweep.core.allocation_text import load_genome
-from evosweep.core.checks import check_int
-from evosweep.core.errors import SettingError
+from evosweep.core.checks import check_choice, check_int
+from evosweep.core.errors import EvosweepError, SettingError
 from evosweep.core.problem import Genome, Problem
 from evosweep.samplers.base import PopulationSampler
 from evosweep.search.evolution import EvoPress
+from evosweep.search.informed import InformedProposals, is_informed
 from evosweep.search.mutation import Flips, Mutation
+from evosweep.search.protocols import Survey, Text
+
+PROPOSALS = ("random", "informed")
 
 Start = str | Path | Allocator
 
@@ -30,7 +34,8 @@ class EvoPressSampler(PopulationSampler):
         start_candidates: Proposals of generation 0 where the budget is not what one level for all units costs.
         flips: Distribution of the number of flips: ``min_of_two`` draws (the paper's) or ``uniform``.
         group: Which units may swap: those of the same ``size``, only those that also have the same ``name`` in their
-            blocks, or ``none``: no swaps, exchanges only.
+            blocks (``name``), only those in neighbouring blocks that depend on one another (``entropy``, as Q-VLM's
+            blocks), or ``none``: no swaps, exchanges only.
         population_size: μ, parents: the best so far, each offspring of one of them by lot. All compete in the last
             stage, on the same tokens.
         start: Where to start instead of uniform (a warm start): an allocation file (``allocation.json``, or a text
@@ -38,6 +43,11 @@ class EvoPressSampler(PopulationSampler):
             generation 0.
         mutation: Makes an offspring of its parent; replaces the one that ``max_flips``, ``cross``, ``flips`` and
             ``group`` describe.
+        proposals: ``random`` (the paper's) draws flips by lot; ``informed`` measures every single move around the
+            parent first, and draws flips by what is believed of them, three of four offspring. In a ``study.optimize``
+            of your own nothing can be measured beside the trials, and all is drawn by lot.
+        probe_tokens: Tokens that a single move is measured on, on average, for informed proposals.
+        survey_every: Generations between two such measurements.
 
     Raises:
         SettingError: A setting is out of range, or the start does not fit the budget.
@@ -45,6 +55,7 @@ class EvoPressSampler(PopulationSampler):
     """
 
     name = "evopress"
+    takes_starts = True
 
     def __init__(
         self,
@@ -60,6 +71,9 @@ class EvoPressSampler(PopulationSampler):
         population_size: int = 1,
         start: Start | Sequence[Start] | None = None,
         mutation: Mutation | None = None,
+        proposals: str = "random",
+        probe_tokens: int = 1024,
+        survey_every: int = 25,
     ) -> None:
         super().__init__(problem, seed=seed)
         self.population_size = check_int("population_size", population_size, low=1)
@@ -68,24 +82,62 @@ class EvoPressSampler(PopulationSampler):
             raise SettingError("start", allowed="null, an allocation.json, an allocator or a list of such", got=start)
         self._starts: list[Genome | Allocator] = [self._checked(one) for one in given]
         allocators = [one for one in self._starts if not isinstance(one, np.ndarray)]
-        self.columns = tuple(dict.fromkeys(name for one in allocators for name in one.columns))
         if self._starts:
             one = allocator_name(allocators[0]) if allocators else ""
             self.name = f"{self.name}+best" if len(self._starts) > 1 else f"{self.name}+{one}".rstrip("+")
         self._first: list[Genome] | None = None
         own = Flips(max_flips=max_flips, cross=cross, flips=flips, group=group)
+        used = own if mutation is None else mutation
+        needed = [*(name for one in allocators for name in one.columns), *getattr(used, "columns", ())]
+        self.columns = tuple(dict.fromkeys(needed))
         self.search = EvoPress(
             problem,
             seed=seed,
             offspring=offspring,
-            mutation=own if mutation is None else mutation,
+            mutation=used,
             start_candidates=start_candidates,
         )
+        self.probe_tokens = check_int("probe_tokens", probe_tokens, low=1)
+        self.survey_every = check_int("survey_every", survey_every, low=1)
+        self.informed: InformedProposals | None = None
+        if check_choice("proposals", proposals, PROPOSALS) == "informed":
+            self.informed = InformedProposals(problem, seed=seed, search=self.search, max_flips=max_flips)
+            self.surveys = True
+
+    def survey(self, *, generation: int, parents: Sequence[Genome], text: Text) -> Survey | None:
+        """Return the measurements around the parent, every ``survey_every`` generations, for informed proposals.
+
+        Args:
+            generation: 0, 1, 2 ...
+            parents: The parents, best first.
+            text: What measurements can be made on.
+        """
+        if self.informed is None or not parents or generation % self.survey_every != 1 % self.survey_every:
+            return None
+        return self.informed.surveyor.survey(parents[0], tokens=self.probe_tokens, text=text)
+
+    def state(self) -> dict[str, Any]:
+        """Return what is known of single moves, as JSON; empty where nothing is measured."""
+        return {} if self.informed is None else {"kind": self.name, **self.informed.surveyor.state()}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Continue from what ``state`` returned.
+
+        Raises:
+            EvosweepError: The state is that of another sampler.
+        """
+        if self.informed is None:
+            super().restore(state)
+            return
+        check_kind(state, self.name)
+        self.informed.surveyor.restore(state)
 
     def genomes(self, *, generation: int, parents: Sequence[Genome]) -> list[Genome]:
         """Return the start, or the offspring of ``parents``."""
         if generation == 0 or not parents:
             return self._start()
+        if self.informed is not None and self._knows():
+            return self.informed.offspring(generation=generation, parents=parents)
         return self.search.offspring(generation=generation, parents=parents)
 
     def parent_index(self, *, generation: int, slot: int, count: int) -> int:
@@ -96,11 +148,17 @@ class EvoPressSampler(PopulationSampler):
             slot: Index of the offspring in its generation.
             count: Number of parents.
         """
+        if self._knows() and is_informed(slot):
+            return 0
         return self.search.parent_index(generation=generation, slot=slot, count=count)
 
     def size(self, generation: int) -> int:
         """Return the number of trials of a generation."""
         return len(self._start()) if generation == 0 else self.search.size
+
+    def _knows(self) -> bool:
+        """Return whether single moves were measured, so that offspring are informed."""
+        return self.informed is not None and self.informed.surveyor.base is not None
 
     def _checked(self, start: Any) -> Genome | Allocator:
         """Return the genome of a file, or an allocator that can work on this problem."""
@@ -144,3 +202,9 @@ def _read(problem: Problem, path: Path) -> Genome:
             got=f"{path} with {problem.cost(genome)} bits",
         )
     return genome
+
+
+def check_kind(state: Mapping[str, Any], name: str) -> None:
+    """Raise EvosweepError where a sampler's state is that of another sampler."""
+    if state.get("kind") != name:
+        raise EvosweepError(f"the saved search was made by sampler {state.get('kind')!r}, this one is {name}")

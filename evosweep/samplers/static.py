@@ -41,6 +41,10 @@ class AllocatorSampler(PopulationSampler):
         del generation
         return 1
 
+    def facts(self) -> Mapping[str, float]:
+        """Return what the allocator reports about its choice, if it does."""
+        return dict(getattr(self.allocator, "facts", {}))
+
 
 class SweptAllocatorSampler(PopulationSampler):
     """Proposes what an allocator chooses at every combination of its own settings; the best of them is the winner.

@@ -1,16 +1,14 @@
 """The search that combines measured moves within trust regions, as an Optuna sampler."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from evosweep.allocators.base import Allocator
 from evosweep.core.checks import check_int
-from evosweep.core.errors import EvosweepError, SettingError
+from evosweep.core.errors import SettingError
 from evosweep.core.problem import Genome, Problem
-from evosweep.samplers.evopress import EvoPressSampler
+from evosweep.samplers.evopress import EvoPressSampler, Start, check_kind
 from evosweep.search.combination import TrustRegion
-from evosweep.search.protocols import Survey
+from evosweep.search.protocols import Survey, Text
 
 KIND = "trust_region"
 CHANGES = (6, 16, 40, 100, None)
@@ -42,41 +40,38 @@ class TrustRegionSampler(EvoPressSampler):
         *,
         seed: int = 0,
         changes: Sequence[int | None] = CHANGES,
-        probe_tokens: int = 4096,
+        probe_tokens: int = 1024,
         offspring: int = 8,
-        start: str | Path | Allocator | None = None,
+        start: Start | Sequence[Start] | None = None,
     ) -> None:
-        super().__init__(problem, seed=seed, offspring=offspring, start=start)
+        super().__init__(problem, seed=seed, offspring=offspring, start=start, probe_tokens=probe_tokens)
         if isinstance(changes, str) or not isinstance(changes, Sequence) or not changes:
             raise SettingError("changes", allowed="a list of numbers of changes, as [6, 16, null]", got=changes)
         for index, limit in enumerate(changes):
             if limit is not None:
                 check_int(f"changes[{index}]", limit, low=1)
-        self.probe_tokens = check_int("probe_tokens", probe_tokens, low=1)
         self.trust_region = TrustRegion(problem, seed=seed, changes=changes, offspring=offspring)
         self._surveyed: int | None = None
 
-    def survey(self, *, generation: int, parents: Sequence[Genome], seq_len: int, available: int) -> Survey | None:
+    def survey(self, *, generation: int, parents: Sequence[Genome], text: Text) -> Survey | None:
         """Return the measurements around the incumbent; none in generation 0.
 
         Args:
             generation: 0, 1, 2 ...
             parents: The incumbent, if there is one.
-            seq_len: Tokens of a window.
-            available: Windows of the search split.
+            text: What measurements can be made on.
         """
         if generation == 0 or not parents:
             return None
         self._surveyed = generation
-        windows = max(1, self.probe_tokens // seq_len)
-        return self.trust_region.survey(parents[0], windows=windows, available=available)
+        return self.trust_region.surveyor.survey(parents[0], tokens=self.probe_tokens, text=text)
 
     def genomes(self, *, generation: int, parents: Sequence[Genome]) -> list[Genome]:
         """Return the start, the combinations of what was surveyed, or EvoPress's offspring where nothing was."""
         if self._surveyed is None or self._surveyed != generation:
             return super().genomes(generation=generation, parents=parents)
         self._surveyed = None
-        return self.trust_region.propose(generation=generation)
+        return self.trust_region.propose(generation=generation, base=parents[0])
 
     def parent_index(self, *, generation: int, slot: int, count: int) -> int:
         """Return 0: there is one parent.
@@ -91,7 +86,7 @@ class TrustRegionSampler(EvoPressSampler):
 
     def state(self) -> dict[str, Any]:
         """Return what it knows of single moves, as JSON."""
-        return {"kind": self.name, **self.trust_region.state()}
+        return {"kind": self.name, **self.trust_region.surveyor.state()}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Continue from what ``state`` returned.
@@ -99,6 +94,5 @@ class TrustRegionSampler(EvoPressSampler):
         Raises:
             EvosweepError: The state is that of another sampler.
         """
-        if state.get("kind") != self.name:
-            raise EvosweepError(f"the saved search was made by sampler {state.get('kind')!r}, this one is {self.name}")
-        self.trust_region.restore(state)
+        check_kind(state, self.name)
+        self.trust_region.surveyor.restore(state)

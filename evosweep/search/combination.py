@@ -6,20 +6,20 @@ standard error is known too. The effects are shrunk towards those of similar mov
 incumbent, and the best of them is the next incumbent. Pure: who scores is the caller's matter.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 
 from evosweep.core.problem import Genome, Problem
 from evosweep.core.seeds import generator
-from evosweep.search.move_survey import Knowledge, MoveSurvey
+from evosweep.search.effects import Estimates
+from evosweep.search.move_survey import Surveyor
 from evosweep.search.moves import fill, repair
-from evosweep.search.moves_table import MoveTable, best_moves
+from evosweep.search.moves_table import Floats, MoveTable, best_moves
 
 
 class TrustRegion:
-    """Proposes combinations of measured moves; ``survey`` measures, ``propose`` combines.
+    """Combines the moves around an incumbent that a surveyor knows something of.
 
     Args:
         problem: Units, ladders, budget.
@@ -33,64 +33,63 @@ class TrustRegion:
         self.seed = seed
         self.changes = tuple(changes)
         self.size = offspring
-        self.knowledge = Knowledge()
-        self.base: Genome | None = None
-        self._survey: MoveSurvey | None = None
+        self.surveyor = Surveyor(problem)
 
-    def survey(self, base: Genome, *, windows: int, available: int) -> MoveSurvey:
-        """Return the survey of the moves around a genome.
+    def propose(self, *, generation: int, base: Genome) -> list[Genome]:
+        """Return the proposals of a generation, all within the budget, none twice.
 
         Args:
+            generation: 1, 2 ...
             base: The incumbent, shape (units,).
-            windows: Windows that a move is measured on, on average.
-            available: Different windows that there are.
         """
-        if self.base is not None and (self.base != base).any():
-            self.knowledge.drift()
-        self.base = base.copy()
-        table = MoveTable.around(self.problem, base)
-        self._survey = MoveSurvey(self.problem, table, self.knowledge.of(table), windows=windows, available=available)
-        return self._survey
-
-    def propose(self, *, generation: int) -> list[Genome]:
-        """Return the proposals of a generation after its survey, all within the budget, none twice."""
-        survey = self._survey
-        if survey is None:
-            raise RuntimeError("nothing was surveyed")
-        self._survey = None
-        table = survey.table
-        self.knowledge.remember(table, *survey.combined())
-        estimates = survey.estimates()
-        drawn = max(self.size - len(self.changes), 0)
-        noise = generator(self.seed, "effects", generation).standard_normal((drawn, len(table)))
+        table, estimates = self.surveyor.estimates(base)
+        regions = len(self.changes)
         effects = np.concatenate(
             [
-                np.repeat(estimates.mean[None], len(self.changes), axis=0),
-                estimates.mean + noise * np.sqrt(estimates.variance),
+                np.repeat(estimates.mean[None], regions, axis=0),
+                drawn_effects(estimates, self.seed, generation, rows=max(self.size - regions, 0)),
             ]
         )
-        changes = [self.changes[row % len(self.changes)] for row in range(len(effects))]
-        slack = self.problem.budget - self.problem.cost(table.base)
+        changes = [self.changes[row % regions] for row in range(len(effects))]
         found: dict[bytes, Genome] = {}
-        for row, choice in enumerate(best_moves(table, effects, slack=slack, changes=changes)):
-            genome = self._legal(table.after(choice.moves), generation, row)
+        for genome in combined(self.problem, table, effects, changes=changes, seed=self.seed, generation=generation):
             found.setdefault(genome.tobytes(), genome)
         return list(found.values())[: self.size]
 
-    def _legal(self, genome: Genome, generation: int, row: int) -> Genome:
-        """Return a genome within the budget; where units gate others, costs of moves do not quite add up."""
-        if not self.problem.feasible(genome):
-            rng = generator(self.seed, "repair", generation, row)
-            repair(self.problem, genome, rng)
-            fill(self.problem, genome, rng)
-        return genome
 
-    def state(self) -> dict[str, Any]:
-        """Return what it knows, as JSON."""
-        return {"base": None if self.base is None else self.base.tolist(), "effects": self.knowledge.state()}
+def drawn_effects(estimates: Estimates, seed: int, generation: int, *, rows: int) -> Floats:
+    """Return effects drawn from what is believed of them (Thompson sampling), shape (rows, moves).
 
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """Continue from what ``state`` returned."""
-        base = state["base"]
-        self.base = None if base is None else np.array(base, dtype=np.int64)
-        self.knowledge.restore(state["effects"])
+    Args:
+        estimates: What is believed.
+        seed: Of the search.
+        generation: Draws differ by it.
+        rows: How many draws.
+    """
+    noise = generator(seed, "effects", generation).standard_normal((rows, len(estimates.mean)))
+    return np.asarray(estimates.mean + noise * np.sqrt(estimates.variance))
+
+
+def combined(
+    problem: Problem, table: MoveTable, effects: Floats, *, changes: Sequence[int | None], seed: int, generation: int
+) -> list[Genome]:
+    """Return, for each row of effects, the base after the best moves, within the budget.
+
+    Args:
+        problem: Units, ladders, budget.
+        table: Moves around the base.
+        effects: Shape (rows, moves).
+        changes: Most moves of each row.
+        seed: Of the search.
+        generation: With seed and row, seeds repairs, which only units that gate others need: their costs do not add up.
+    """
+    slack = problem.budget - problem.cost(table.base)
+    genomes = []
+    for row, choice in enumerate(best_moves(table, effects, slack=slack, changes=changes)):
+        genome = table.after(choice.moves)
+        if not problem.feasible(genome):
+            rng = generator(seed, "repair", generation, row)
+            repair(problem, genome, rng)
+            fill(problem, genome, rng)
+        genomes.append(genome)
+    return genomes

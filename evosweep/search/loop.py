@@ -24,7 +24,7 @@ from evosweep.core.events import (
 from evosweep.core.problem import Genome
 from evosweep.search.final import distinct_elites, score_elites
 from evosweep.search.plan import Plan
-from evosweep.search.protocols import Sampler, Scorer
+from evosweep.search.protocols import Sampler, Scorer, Text
 from evosweep.search.selection import Selection, Selector
 from evosweep.search.state import SearchState
 from evosweep.search.survey import run_survey
@@ -114,6 +114,7 @@ class _Search:
             surrogate=None if screening is None else screening.start(problem),
             same_tokens=self.sampler.same_tokens,
             parents=self.sampler.population_size,
+            order=self.sampler.order if self.sampler.ranks else None,
         )
 
     def catch_up(self) -> None:
@@ -215,8 +216,8 @@ class _Search:
         if not self.sampler.surveys:
             return 0
         seq_len = self.scorer.seq_len
-        available = self.scorer.final_tokens(None) // seq_len
-        survey = self.sampler.survey(generation=generation, parents=parents, seq_len=seq_len, available=available)
+        text = Text(windows=self.scorer.final_tokens(None) // seq_len, seq_len=seq_len)
+        survey = self.sampler.survey(generation=generation, parents=parents, text=text)
         return 0 if survey is None else run_survey(survey, self.scorer, generation=generation, note=self.progress.say)
 
     def _record(
@@ -286,7 +287,14 @@ class _Search:
             stopped=stopped,
             winner_generation=winner.generation,
             final=final,
+            candidates_of_front=self._front() if self.sampler.ranks else (),
         )
+
+    def _front(self) -> tuple[Genome, ...]:
+        """Return the last parents and all elites, none twice."""
+        records = self.state.records
+        elites = (self.sampler.problem.encode(record.elite) for record in records)
+        return tuple({genome.tobytes(): genome for genome in (*records[-1].parents, *elites)}.values())
 
 
 def _figures(record: GenerationRecord) -> dict[str, str]:

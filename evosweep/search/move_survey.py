@@ -1,18 +1,22 @@
 """Measures single moves around an incumbent, most where the decision about them is open, and remembers the effects."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from evosweep.core.problem import Problem
+from evosweep.core.problem import Genome, Problem
 from evosweep.search.effects import Estimates, Measured, groups_of, shrunk
 from evosweep.search.moves_table import Floats, Indices, MoveTable, best_moves
-from evosweep.search.protocols import Request
+from evosweep.search.protocols import Request, Text
+from evosweep.search.racing import LEAST_SEGMENTS, SEGMENT
 
-DRIFT = 0.25  # share of an effect's square by which its variance grows when the incumbent moves on
+DRIFT = 0.1  # share of an effect's square by which its variance grows when the incumbent moves on
 ROUNDS = 3  # in which the moves whose decision is open are measured further
+FIRST = 0.5  # share of the tokens a move that all moves are measured on at first
+MOST = 4  # times its average tokens that a move is measured on in one further round
 OPEN = 0.05  # decisions that would cost less than this share of the costliest are taken as made
 
 
@@ -71,55 +75,58 @@ class MoveSurvey:
         problem: Units, ladders, budget.
         table: Moves.
         before: Means and variances of what is known of them already.
-        windows: Windows that a move is measured on, on average.
-        available: Different windows that there are.
+        tokens: Tokens that a move is measured on, on average.
+        text: The text that there is.
     """
 
     def __init__(
-        self, problem: Problem, table: MoveTable, before: tuple[Floats, Floats], *, windows: int, available: int
+        self, problem: Problem, table: MoveTable, before: tuple[Floats, Floats], *, tokens: int, text: Text
     ) -> None:
         self.problem = problem
         self.table = table
         self.before = before
+        self.text = text
         self.groups = groups_of(problem, table)
         self.measured = Measured.none(len(table))
-        self.total = windows * len(table)
-        self.first = max(1, windows // 2)
-        self.windows = min(available, self.first + ROUNDS * 2 * windows)
+        self.total = tokens * len(table)
+        self.tokens = tokens
+        self.windows = min(text.windows, 1 + (1 + ROUNDS * MOST) * tokens // text.seq_len + ROUNDS)
         self._round = 0
         self._spent = 0
         self._next = 0  # window
         self._asked: Indices = np.zeros(0, dtype=np.int64)
 
     def ask(self) -> Request | None:
-        """Return the base and the moves that should be scored next, and on which windows; None at the end."""
+        """Return the base and the moves that should be scored next, and on which tokens; None at the end."""
         if self._round > ROUNDS or self._next >= self.windows or not len(self.table):
             return None
+        moves = self._wanted()
         if self._round == 0:
-            known = np.isfinite(self.before[1])
-            moves = np.flatnonzero(~known | self._open())
-            count = self.first
+            tokens = self.tokens * FIRST
         else:
             left = self.total - self._spent
-            moves = np.flatnonzero(self._open())
-            count = 1
-            if len(moves):
-                share = left / (ROUNDS + 1 - self._round)
-                count = min(max(1, int(share / len(moves))), 2 * max(1, self.total // len(self.table)))
-                moves = moves[: max(left // count, 0)]
-        if not len(moves):
+            share = left / (ROUNDS + 1 - self._round)
+            tokens = min(share / max(len(moves), 1), self.tokens * MOST)
+        if not len(moves) or (self._round and tokens < SEGMENT):
             return None
-        stop = min(self._next + count, self.windows)
+        length = min(max(int(tokens) // SEGMENT, LEAST_SEGMENTS) * SEGMENT, self.text.seq_len)
+        count = max(1, int(tokens) // self.text.seq_len)
+        windows = slice(self._next, min(self._next + count, self.windows))
         self._asked = moves
-        windows = slice(self._next, stop)
-        self._next = stop
+        self._next = windows.stop
         self._round += 1
-        self._spent += len(moves) * (windows.stop - windows.start)
-        return Request(np.concatenate([self.table.base[None], self.table.genomes(moves)]), windows)
+        self._spent += len(moves) * (windows.stop - windows.start) * length
+        return Request(np.concatenate([self.table.base[None], self.table.genomes(moves)]), windows, length)
+
+    def _wanted(self) -> Indices:
+        """Return the moves that are measured next: first all that nothing is known of, and always the open ones."""
+        if self._round == 0:
+            return np.flatnonzero(~np.isfinite(self.before[1]) | self._open())
+        return np.flatnonzero(self._open())
 
     def tell(self, losses: npt.NDArray[np.float32]) -> None:
         """Receive the losses of the genomes asked for last, shape (genomes, windows, tokens)."""
-        usable: npt.NDArray[np.bool_] = np.isfinite(losses).all(axis=(1, 2))
+        usable = np.isfinite(losses.sum(axis=(1, 2), dtype=np.float64))
         self.measured = self.measured.adding(self._asked[usable[1:]], losses[usable])
 
     def combined(self) -> tuple[Floats, Floats]:
@@ -154,3 +161,50 @@ def expected_regret(mean: Floats, variance: Floats) -> Floats:
     z = np.abs(mean) / deviation
     tail = np.array([0.5 * math.erfc(value / math.sqrt(2)) for value in z.tolist()])
     return np.asarray(deviation * (np.exp(-(z**2) / 2) / math.sqrt(2 * math.pi) - z * tail))
+
+
+class Surveyor:
+    """Surveys the moves around one incumbent after the other, and says what is believed of any genome's moves.
+
+    Args:
+        problem: Units, ladders, budget.
+    """
+
+    def __init__(self, problem: Problem) -> None:
+        self.problem = problem
+        self.knowledge = Knowledge()
+        self.base: Genome | None = None
+        self._survey: MoveSurvey | None = None
+
+    def survey(self, base: Genome, *, tokens: int, text: Text) -> MoveSurvey:
+        """Return the survey of the moves around a genome; ``estimates`` of that genome includes it.
+
+        Args:
+            base: The incumbent, shape (units,).
+            tokens: Tokens that a move is measured on, on average.
+            text: The text that there is.
+        """
+        if self.base is not None and (self.base != base).any():
+            self.knowledge.drift()
+        self.base = base.copy()
+        table = MoveTable.around(self.problem, base)
+        self._survey = MoveSurvey(self.problem, table, self.knowledge.of(table), tokens=tokens, text=text)
+        return self._survey
+
+    def estimates(self, base: Genome) -> tuple[MoveTable, Estimates]:
+        """Return the moves around a genome and what is believed of them, shrunk towards their kind."""
+        if self._survey is not None:
+            self.knowledge.remember(self._survey.table, *self._survey.combined())
+            self._survey = None
+        table = MoveTable.around(self.problem, base)
+        return table, shrunk(*self.knowledge.of(table), groups_of(self.problem, table), table.directions)
+
+    def state(self) -> dict[str, Any]:
+        """Return what is known, as JSON."""
+        return {"base": None if self.base is None else self.base.tolist(), "effects": self.knowledge.state()}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Continue from what ``state`` returned."""
+        base = state["base"]
+        self.base = None if base is None else np.array(base, dtype=np.int64)
+        self.knowledge.restore(state["effects"])

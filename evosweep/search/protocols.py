@@ -69,10 +69,20 @@ class Request:
     Attributes:
         genomes: Level indices, shape (genomes, units).
         windows: Which of the survey's windows.
+        length: How many tokens of each window, from its start.
     """
 
     genomes: Genomes
     windows: slice
+    length: int
+
+
+@dataclass(frozen=True)
+class Text:
+    """The search text: how many windows it has, and how many tokens each."""
+
+    windows: int
+    seq_len: int
 
 
 class Survey(Protocol):
@@ -105,6 +115,7 @@ class Sampler(Protocol):
         same_tokens: Whether all generations are to be scored on the same tokens.
         population_size: How many of the best become parents.
         surveys: Whether it has something measured before it proposes: ``survey`` is called before ``population``.
+        ranks: Whether it says itself which candidates are better, by ``order``.
     """
 
     name: str
@@ -114,15 +125,23 @@ class Sampler(Protocol):
     same_tokens: bool
     population_size: int
     surveys: bool
+    ranks: bool
 
-    def survey(self, *, generation: int, parents: Sequence[Genome], seq_len: int, available: int) -> Survey | None:
+    def order(self, genomes: Sequence[Genome], losses: npt.NDArray[np.float64]) -> Sequence[int]:
+        """Return candidate indices, best first, where it ranks them itself; the best is the generation's elite.
+
+        Args:
+            genomes: Shape (units,) each.
+            losses: On the same tokens, shape (genomes,).
+        """
+
+    def survey(self, *, generation: int, parents: Sequence[Genome], text: Text) -> Survey | None:
         """Return what is to be measured before a generation is proposed; None if nothing is.
 
         Args:
             generation: 0, 1, 2 ...
             parents: As ``population`` will receive them.
-            seq_len: Tokens of a window.
-            available: Windows of the search split.
+            text: What measurements can be made on.
         """
 
     def population(self, *, generation: int, parents: Sequence[Genome]) -> list[Candidate]:

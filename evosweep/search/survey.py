@@ -30,10 +30,10 @@ def run_survey(survey: Survey, scorer: Scorer, *, generation: int, note: Callabl
             stage=STAGE,
             tokens=tokens,
             windows=request.windows,
-            length=scorer.seq_len,
+            length=request.length,
         )
         survey.tell(losses)
-        spent += len(request.genomes) * (request.windows.stop - request.windows.start) * scorer.seq_len
+        spent += len(request.genomes) * (request.windows.stop - request.windows.start) * request.length
         requests += len(request.genomes)
     note(f"generation {generation}: {requests} measurements of single moves, {spent:,} tokens")
     return spent

@@ -6,10 +6,10 @@ from functools import cached_property
 
 from evosweep.compressors.base import Compressor, LevelSpec, Plans
 from evosweep.core.errors import SettingError
-from evosweep.core.unit import Unit
+from evosweep.core.unit import ACTIVE_SHARE, Unit
 from evosweep.models.anatomy import Anatomy
 from evosweep.models.dropping import Drop, Droppable
-from evosweep.models.slots import OuterSlot, Slot
+from evosweep.models.slots import ExpertSlot, OuterSlot, Slot
 from evosweep.store.coverage import Coverage, coverage_of
 from evosweep.store.manifest_rows import ManifestLevel, ManifestUnit
 from evosweep.store.statistics.base import check_needs
@@ -28,9 +28,11 @@ class StorePlan:
         dropped: The modules that may be dropped.
         needs: Statistics that the compressor reads.
         rows: All units, in the order in which the model computes them.
-        fixed_bits: Bits of all parameters that belong to no unit, tied ones once, in the model's type.
+        fixed_bits: Bits of all parameters and saved buffers that belong to no unit, tied ones once, as the model has
+            them.
         coverage: What share of the blocks' weights the units cover.
         outer: What is a unit beside the layers of the blocks.
+        excluded: Names of what stays as it is though it could be a unit.
     """
 
     anatomy: Anatomy
@@ -43,6 +45,7 @@ class StorePlan:
     fixed_bits: int
     coverage: Coverage
     outer: Units = field(default_factory=Units)
+    excluded: frozenset[str] = frozenset()
 
     @cached_property
     def units(self) -> tuple[Unit, ...]:
@@ -73,18 +76,23 @@ def plan_store(
     drop = drop or Drop()
     outer = units or Units()
     needs = check_needs(compressor)
-    shapes = {slot.name: slot.shape for slot in outer.layers(anatomy)}
-    levels = {**compressor.plan(shapes), **outer.plan(anatomy)}
     dropped = drop.options(anatomy)
+    excluded = outer.excluded(anatomy, dropped)
+    dropped = tuple(part for part in dropped if part.name not in excluded)
+    shapes = {slot.name: slot.shape for slot in outer.layers(anatomy) if slot.name not in excluded}
+    around = {name: made for name, made in outer.plan(anatomy).items() if name not in excluded}
+    levels = {**compressor.plan(shapes), **around}
     rows = [ManifestUnit.from_json(row) for row in drop.rows(anatomy, dropped, levels, hidden=None)]
     rows += [planned_unit(slot, levels[slot.name]) for slot in anatomy.all_slots if slot.name in levels]
     if not rows:
         raise SettingError("", owner=compressor, allowed="something else than none where drop=none too", got="none")
     made = [slot for slot in anatomy.slots if slot.name in levels]
+    outer.check_experts(anatomy.slots, levels)
     gone = [id(parameter) for part in dropped for parameter in part.parameters]
     coverage = coverage_of(anatomy, made, dropped=() if made else set(gone))
     if made:
-        outer.check_coverage(coverage)
+        meant = [slot for slot in anatomy.slots if slot.name in excluded]
+        outer.check_coverage(coverage_of(anatomy, [*made, *meant]) if meant else coverage)
     return StorePlan(
         anatomy=anatomy,
         compressor=compressor,
@@ -95,6 +103,7 @@ def plan_store(
         rows=in_model_order(anatomy, rows),
         fixed_bits=_fixed_bits(anatomy, levels, dropped),
         outer=outer,
+        excluded=excluded,
         coverage=coverage,
     )
 
@@ -110,6 +119,7 @@ def planned_unit(slot: Slot, levels: Sequence[LevelSpec]) -> ManifestUnit:
         shape=slot.shape,
         group=slot.group,
         outer=isinstance(slot, OuterSlot),
+        columns={ACTIVE_SHARE: slot.share} if isinstance(slot, ExpertSlot) else {},
     )
 
 
@@ -122,8 +132,7 @@ def in_model_order(anatomy: Anatomy, rows: Sequence[ManifestUnit]) -> tuple[Mani
 def _fixed_bits(anatomy: Anatomy, levels: Plans, dropped: Sequence[Droppable]) -> int:
     in_units = {id(slot.parameter) for slot in anatomy.all_slots if slot.name in levels}
     in_units |= {id(parameter) for part in dropped for parameter in part.parameters}
-    return sum(
-        parameter.numel() * parameter.element_size() * 8
-        for parameter in anatomy.model.parameters()
-        if id(parameter) not in in_units
-    )
+    saved = anatomy.model.state_dict(keep_vars=True)
+    buffers = [tensor for name, tensor in anatomy.model.named_buffers() if name in saved]
+    others = [parameter for parameter in anatomy.model.parameters() if id(parameter) not in in_units]
+    return sum(tensor.numel() * tensor.element_size() * 8 for tensor in [*others, *buffers])

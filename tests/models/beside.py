@@ -98,6 +98,9 @@ CHAIN: dict[str, Callable[[], transformers.PretrainedConfig]] = {
     ),
     "lfm2": lambda: small_config("lfm2", layer_types=["conv", "full_attention", "conv"]),
     "falcon_h1": lambda: small_config("falcon_h1", num_hidden_layers=2, mamba_d_ssm=64, **MAMBA),
+    "rwkv": lambda: transformers.RwkvConfig(
+        vocab_size=V, hidden_size=32, attention_hidden_size=32, num_hidden_layers=4, context_length=64, rescale_every=2
+    ),
     "bamba": lambda: small_config("bamba", attn_layer_indices=[1], **MAMBA),
 }
 """Models whose blocks can be run one by one, by name."""
@@ -106,9 +109,6 @@ WHOLE: dict[str, Callable[[], transformers.PretrainedConfig]] = {
     "gemma3n": _gemma3n,
     "gemma4_shared": lambda: _gemma4(shared=2),
     "deepseek_v4": _deepseek_v4,
-    "rwkv": lambda: transformers.RwkvConfig(
-        vocab_size=V, hidden_size=32, attention_hidden_size=32, num_hidden_layers=4, context_length=64, rescale_every=2
-    ),
 }
 """Models whose blocks cannot be run one by one, by name."""
 

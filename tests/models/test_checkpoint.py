@@ -258,6 +258,12 @@ def test_configs_out_of_range_are_one_line(changes: dict, message: str) -> None:
     assert "\n" not in str(found.value)
 
 
+def test_a_model_without_a_tokenizer_is_refused(folder: Path) -> None:
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (folder / name).unlink()
+    assert f"{folder} has no tokenizer that can be loaded" in refusal(folder)
+
+
 def test_a_vocabulary_smaller_than_the_tokenizers_is_refused(loaded, tmp_path: Path) -> None:
     small("llama", vocab_size=200).save_pretrained(tmp_path / "short")
     loaded.tokenizer.save_pretrained(tmp_path / "short")
@@ -302,3 +308,12 @@ def test_an_fp8_checkpoint_is_dequantized_on_request(folder: Path) -> None:
 def load_plain(folder: Path):
     assert "quantization_config" not in json.loads((folder / "config.json").read_text())
     return transformers.AutoModelForCausalLM.from_pretrained(folder)
+
+
+def test_a_tokenizer_that_needs_code_is_one_line(folder: Path, capfd) -> None:
+    (folder / "tokenizer.json").unlink()
+    own = {"tokenizer_class": "OwnTokenizer", "auto_map": {"AutoTokenizer": ["tokenization_own.OwnTokenizer", None]}}
+    (folder / "tokenizer_config.json").write_text(json.dumps(own))
+    (folder / "tokenization_own.py").write_text("raise SystemExit('it ran')\n")
+    assert "has a tokenizer that needs its own Python code (auto_map in tokenizer_config.json)" in refusal(folder)
+    assert "y/N" not in "".join(capfd.readouterr())

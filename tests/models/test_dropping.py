@@ -51,10 +51,14 @@ def plainly(anatomy: Anatomy, store, genome, windows) -> float:
                     stack.callback(anatomy.blocks[block].register_forward_hook(_pass_by, with_kwargs=True).remove)
             else:
                 module = anatomy.model.get_submodule(effect.writer)
-                stack.callback(module.register_forward_hook(lambda _m, _a, out: torch.zeros_like(out)).remove)
+                stack.callback(module.register_forward_hook(_zero).remove)
         logits = anatomy.model(input_ids=tokens, use_cache=False).logits[:, :-1].double()
     loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
     return float(loss.exp())
+
+
+def _zero(module, args, output):
+    return (torch.zeros_like(output[0]), *output[1:]) if isinstance(output, tuple) else torch.zeros_like(output)
 
 
 def _pass_by(module, args, kwargs, output):

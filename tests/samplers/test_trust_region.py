@@ -6,6 +6,7 @@ from evosweep.core.errors import SettingError
 from evosweep.core.problem import Problem
 from evosweep.core.seeds import generator
 from evosweep.samplers.base import PopulationSampler
+from evosweep.samplers.evopress import EvoPressSampler
 from evosweep.samplers.trust_region import TrustRegionSampler
 from evosweep.search.loop import run_search
 from evosweep.search.plan import Plan
@@ -22,6 +23,11 @@ class TestTrustRegionSampler(SamplerContract):
 class TestWarmStartedTrustRegionSampler(SamplerContract):
     def make(self, problem: Problem, seed: int) -> PopulationSampler:
         return TrustRegionSampler(problem, seed=seed, offspring=4, start=ILP())
+
+
+class TestInformedEvoPress(SamplerContract):
+    def make(self, problem: Problem, seed: int) -> PopulationSampler:
+        return EvoPressSampler(problem, seed=seed, offspring=4, proposals="informed")
 
 
 class Landscape:
@@ -104,13 +110,20 @@ def test_measurements_count_as_tokens_of_the_search() -> None:
     assert 0.5 * probes < result.generations[1].tokens < 2 * probes
 
 
-def test_a_search_that_continues_gives_what_it_would_have_given(tmp_path) -> None:
+@pytest.mark.parametrize("kind", ["trust_region", "informed"])
+def test_a_search_that_continues_gives_what_it_would_have_given(tmp_path, kind: str) -> None:
     problem = make_problem()
-    whole = search(problem, Landscape(problem, noise=0.3, pairs=0.1))
+
+    def run(**more):
+        sampler: PopulationSampler = TrustRegionSampler(problem, seed=0, probe_tokens=256)
+        if kind == "informed":
+            sampler = EvoPressSampler(problem, seed=0, offspring=6, proposals="informed", survey_every=2)
+        return search(problem, Landscape(problem, noise=0.3, pairs=0.1), sampler=sampler, **more)
+
+    whole = run()
     path = tmp_path / "state.jsonl"
-    search(problem, Landscape(problem, noise=0.3, pairs=0.1), generations=2, state_path=path)
-    state = SearchState.read(path, problem=problem)
-    resumed = search(problem, Landscape(problem, noise=0.3, pairs=0.1), state=state)
+    run(generations=2, state_path=path)
+    resumed = run(state=SearchState.read(path, problem=problem))
     assert [record.elite for record in resumed.generations] == [record.elite for record in whole.generations]
     assert [record.stages for record in resumed.generations] == [record.stages for record in whole.generations]
 
@@ -121,3 +134,15 @@ def test_a_search_that_continues_gives_what_it_would_have_given(tmp_path) -> Non
 def test_bad_settings_are_refused(problem: Problem, setting: str, value: object) -> None:
     with pytest.raises(SettingError, match=setting):
         TrustRegionSampler(problem, **{setting: value})  # type: ignore[arg-type]
+
+
+def test_informed_offspring_are_better_than_those_drawn_by_lot() -> None:
+    problem = make_problem()
+    scorer = Landscape(problem, noise=0.05)
+    means = []
+    for proposals in ("random", "informed"):
+        sampler = EvoPressSampler(problem, seed=0, offspring=16, proposals=proposals)
+        result = search(problem, scorer, sampler=sampler, generations=1)
+        means.append(np.mean([candidate.scores[0] for candidate in result.generations[1].candidates]))
+    start = scorer.true(problem.uniform()[None])[0]
+    assert means[1] < start < means[0]

@@ -30,7 +30,8 @@ def planned_setting(compressor: Compressor, level: LevelSpec, columns: int) -> S
     if named is not None:
         return named
     if isinstance(compressor, IntegerLevels):
-        return Setting(level.name, columns, int(level.nominal.number), compressor.group, compressor.symmetric)
+        group = None if compressor.group is None else compressor.group_of(columns)
+        return Setting(level.name, columns, int(level.nominal.number), group, compressor.symmetric)
     if isinstance(level.spec, FloatSpec):
         return Setting(level.name, columns, number=_number(level.name, level.spec.element))
     return None

@@ -1,0 +1,249 @@
+"""trust_region and informed proposals beside EvoPress, at equal tokens, all from the same start.
+
+    python benchmarks/trust_region.py [--seeds 8] [--budgets 2.5 3 3.5] [--tokens 9]      # made-up losses, minutes
+    python benchmarks/trust_region.py --model [overrides]                                 # a model, for a GPU
+
+Without --model, losses are made up to what was measured on SmolLM2-135M with 2-6 bits, around the ILP's 3 bits (421
+moves, 100 pairs and 32 sets of 6-100 moves on 224 tokens): effects of kinds and their spread, the noise of a segment of
+32 tokens (independent from unit to unit, growing with the effect), and interactions (the effect of 16 moves together
+was 0.84 of their sum, of 100 moves 0.93). The start is the ILP's on effects known to a factor of e^±0.5. Printed: true
+loss over the best known at each share of the tokens, mean and standard error over seeds.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from evosweep.allocators.ilp import least_harm
+from evosweep.core.problem import Genome, Problem
+from evosweep.core.results import read_result
+from evosweep.core.seeds import generator
+from evosweep.core.unit import Level, Unit
+from evosweep.samplers.base import PopulationSampler
+from evosweep.samplers.evopress import EvoPressSampler
+from evosweep.samplers.trust_region import TrustRegionSampler
+from evosweep.search.loop import run_search
+from evosweep.search.plan import Plan
+from evosweep.search.racing import SEGMENT
+
+Floats = npt.NDArray[np.float64]
+KINDS = {  # weights, loss that 3 bits cost a unit on average, its spread over blocks (of the logarithm)
+    "self_attn.q_proj": (331_776, 0.0010, 0.9),
+    "self_attn.k_proj": (110_592, 0.0010, 0.9),
+    "self_attn.v_proj": (110_592, 0.0014, 0.9),
+    "self_attn.o_proj": (331_776, 0.0014, 0.9),
+    "mlp.gate_proj": (884_736, 0.0033, 0.9),
+    "mlp.up_proj": (884_736, 0.0055, 0.8),
+    "mlp.down_proj": (884_736, 0.0065, 0.9),
+}
+BITS = (2, 3, 4, 5, 6)
+GUESS = 0.5  # standard deviation of the logarithm of what the start believes
+NOISE = (2.2, 0.010)  # of a segment's effect: a share of the effect, and a part that grows with its root
+STAGES = [{"survivors": 8, "tokens": 2048}, {"survivors": 2, "tokens": 8192}, {"survivors": 1, "tokens": 32768}]
+SEQ_LEN = 2048
+WINDOWS = 256  # of the search text
+MARKS = (0.1, 0.25, 0.5, 1.0)  # shares of the tokens that are reported
+
+
+def made_up(seed: int, bits: float, blocks: int = 30) -> tuple[Problem, Floats]:
+    """Return a problem of SmolLM2's shape, and the harm of its levels, shape (units, levels)."""
+    rng = generator(seed, "made up")
+    units = []
+    harms = []
+    for block in range(blocks):
+        for kind, (numel, mean, spread) in KINDS.items():
+            ladder = tuple(Level(f"{one}bit", cost=int(numel * (one + 0.297))) for one in BITS)
+            units.append(Unit(f"layers.{block}.{kind}", numel, block, ladder))
+            scale = mean * np.exp(rng.normal(0.0, spread) - spread**2 / 2)
+            harms.append(scale * 4.0 ** -(np.array(BITS) - 3) * np.exp(rng.normal(0.0, 0.3, len(BITS))))
+    budget = int(sum(unit.numel for unit in units) * (bits + 0.297))
+    return Problem(tuple(units), budget=budget), np.minimum.accumulate(np.array(harms), axis=1)
+
+
+@dataclass
+class MadeUp:
+    """A scorer of made-up losses: effects, their interactions, and token noise that all genomes share.
+
+    Args:
+        problem: Units and levels.
+        harms: Of every level, shape (units, levels).
+        seed: Of interactions and tokens.
+    """
+
+    problem: Problem
+    harms: Floats
+    seed: int
+    seq_len: int = SEQ_LEN
+
+    def __post_init__(self) -> None:
+        rng = generator(self.seed, "interactions")
+        units = len(self.harms)
+        pairs = rng.normal(0.0, 0.3, (units, units))
+        self.pairs = np.triu(pairs, 1) + np.triu(pairs, 1).T
+
+    def true(self, genomes: npt.NDArray[np.int64]) -> Floats:
+        """Return the loss of genomes on endless text, shape (genomes,)."""
+        single = self.harms[np.arange(genomes.shape[1]), genomes]
+        roots = np.sqrt(single)
+        return single.sum(1) + 0.15 * np.einsum("gi,ij,gj->g", roots, self.pairs, roots) / len(self.harms) ** 0.5
+
+    def _segments(self, genomes: npt.NDArray[np.int64], *key: int | str, segments: int) -> Floats:
+        """Return mean losses of segments, shape (genomes, segments)."""
+        rng = generator(self.seed, *key)
+        single = self.harms[np.arange(genomes.shape[1]), genomes]
+        share = rng.standard_normal((genomes.shape[1], segments))
+        rough = rng.standard_normal((genomes.shape[1], segments))
+        roots = np.sqrt(single / 0.0025)
+        noise = NOISE[0] * single @ share + NOISE[1] * roots @ rough
+        return self.true(genomes)[:, None] + noise + rng.normal(0, 0.2, segments)
+
+    def score(self, genomes: npt.NDArray[np.int64], *, generation: int, stage: int, tokens: int) -> Floats:
+        """Return the loss of genomes on the tokens of a stage."""
+        return self._segments(genomes, generation, stage, segments=tokens // SEGMENT).mean(axis=1)
+
+    def losses(
+        self,
+        genomes: npt.NDArray[np.int64],
+        *,
+        generation: int,
+        stage: int,
+        tokens: int,
+        windows: slice,
+        length: int,
+    ) -> npt.NDArray[np.float32]:
+        """Return the loss of genomes on each token, the same for all tokens of a segment.
+
+        Args:
+            genomes: Shape (genomes, units).
+            generation: Of the tokens.
+            stage: Of the tokens.
+            tokens: Not read.
+            windows: Which windows.
+            length: Tokens of each window.
+        """
+        del tokens
+        found = []
+        for window in range(windows.start, windows.stop):
+            segments = self._segments(genomes, generation, stage, window, segments=length // SEGMENT)
+            found.append(np.repeat(segments, SEGMENT, axis=1))
+        return np.stack(found, axis=1).astype(np.float32)
+
+    def reduce(self, loss: float) -> float:
+        """Return the loss."""
+        return loss
+
+    def score_all(self, genomes: npt.NDArray[np.int64], *, limit: int | None) -> Floats:
+        """Return the loss of genomes on all search tokens."""
+        return self._segments(genomes, "all", segments=self.final_tokens(limit) // SEGMENT).mean(axis=1)
+
+    def final_tokens(self, limit: int | None) -> int:
+        """Return how many tokens the final scoring takes."""
+        return WINDOWS * SEQ_LEN if limit is None else min(limit, WINDOWS * SEQ_LEN)
+
+    def validate(self, genome: Genome) -> dict[str, float]:
+        """Return the loss on endless text."""
+        return {"kl": float(self.true(genome[None])[0]), "ppl": 1.0}
+
+
+@dataclass
+class Fixed:
+    """An allocator that returns one genome."""
+
+    genome: Genome
+    columns: tuple[str, ...] = ()
+    name: str = "ilp"
+
+    def check(self, problem: Problem) -> None:
+        """Accept every problem."""
+
+    def allocate(self, problem: Problem) -> Genome:
+        """Return the genome."""
+        del problem
+        return self.genome
+
+
+def samplers(problem: Problem, start: Fixed, seed: int) -> dict[str, PopulationSampler]:
+    """Return what is compared, by name."""
+    return {
+        "evopress": EvoPressSampler(problem, seed=seed, start=start),
+        "informed": EvoPressSampler(problem, seed=seed, start=start, proposals="informed"),
+        "trust_region": TrustRegionSampler(problem, seed=seed, start=start),
+    }
+
+
+def made_up_rows(seeds: int, bits: float, tokens: int, only: list[str]) -> dict[str, Floats]:
+    """Return the true loss at each mark, by sampler, shape (seeds, marks + 1); the first is the start's."""
+    rows: dict[str, list[list[float]]] = {}
+    for seed in range(seeds):
+        problem, harms = made_up(seed, bits)
+        scorer = MadeUp(problem, harms, seed)
+        guess = harms * np.exp(generator(seed, "guess").normal(0, GUESS, harms.shape))
+        start = Fixed(least_harm(problem, np.minimum.accumulate(guess, axis=1), node_limit=1000))
+        for name, sampler in samplers(problem, start, seed).items():
+            if only and name not in only:
+                continue
+            plan = Plan.of(generations=1000, stages=STAGES, tokens=tokens, final=False)
+            result = run_search(
+                name=name, sampler=sampler, scorer=scorer, plan=plan, dense={"kl": 0.0, "ppl": 1.0}, listeners=[]
+            )
+            records = result.generations
+            row = [records[0].validation["kl"]]
+            for mark in MARKS:
+                row.append([one.validation["kl"] for one in records if one.tokens <= mark * tokens][-1])
+            rows.setdefault(name, []).append(row)
+    return {name: np.array(found) for name, found in rows.items()}
+
+
+def print_made_up(seeds: int, budgets: list[float], tokens: int, only: list[str]) -> None:
+    """Print a Markdown table."""
+    print("| bits | sampler | start | " + " | ".join(f"{mark * tokens / 1e6:.2g} M tokens" for mark in MARKS) + " |")
+    print("|---|---|---|" + "---|" * len(MARKS))
+    for bits in budgets:
+        for name, found in made_up_rows(seeds, bits, tokens, only).items():
+            error = found.std(axis=0, ddof=1) / seeds**0.5 if seeds > 1 else found[0] * 0
+            gains = (found - found[:, :1]).std(axis=0, ddof=1) / seeds**0.5 if seeds > 1 else error
+            cells = [f"{mean:.4f} ± {gain:.4f}" for mean, gain in zip(found.mean(axis=0), gains, strict=True)]
+            print(f"| {bits:g} | {name} | " + " | ".join(cells) + " |", flush=True)
+
+
+def on_a_model(overrides: list[str], folder: Path) -> None:
+    """Run the command line's searches and print their results as JSON."""
+    folder.mkdir(parents=True, exist_ok=True)
+    command = [
+        *(sys.executable, "-m", "evosweep", "-m", "+experiment=quant_3bit", "tracking=none", "export=none"),
+        *("sampler=evopress_ilp,trust_region_ilp", "search.tokens=9000000", "search.generations=1000"),
+        *overrides,
+    ]
+    subprocess.run(command, cwd=folder, check=True, env=os.environ)
+    rows = [read_result(path) for path in sorted(folder.glob("runs/**/result.json"))]
+    print(
+        json.dumps([{key: row[key] for key in ("sampler", "seed", "kl", "ppl", "tokens", "seconds")} for row in rows])
+    )
+
+
+def main() -> None:
+    """Print a table, or JSON with --model."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=8)
+    parser.add_argument("--budgets", type=float, nargs="+", default=[2.5, 3.0, 3.5])
+    parser.add_argument("--tokens", type=float, default=9.0, help="million")
+    parser.add_argument("--only", nargs="*", default=[])
+    parser.add_argument("--model", action="store_true")
+    parser.add_argument("--folder", type=Path, default=Path())
+    parser.add_argument("overrides", nargs="*")
+    options = parser.parse_args()
+    if options.model:
+        on_a_model(options.overrides, options.folder)
+    else:
+        print_made_up(options.seeds, options.budgets, int(options.tokens * 1e6), options.only)
+
+
+if __name__ == "__main__":
+    main()
