@@ -20,6 +20,7 @@ from evosweep.models.experts import find_mixtures
 from evosweep.models.head import Head
 from evosweep.models.patch import replaced_forward
 from evosweep.models.probe import Inspect, probe_blocks
+from evosweep.models.rescaling import undo_rescaling
 from evosweep.models.rows import OwnForwardSlot, passed_by
 from evosweep.models.slots import LinearSlot, OuterSlot, Slot, outer_slots, slot_kind
 from evosweep.models.sublayers import Sublayer, find_sublayers, parameter_names
@@ -350,23 +351,6 @@ def _base_model(model: nn.Module, block_path: str) -> nn.Module:
     if not called:
         raise ModelError(f"{type(model).__name__} has no base model under its head, so it is no causal language model")
     return called[-1]  # the outermost returns last
-
-
-def undo_rescaling(model: Any) -> bool:
-    """Return whether a model divides weights in place when it runs; it does not any more, and what it did is undone.
-
-    RWKV halves two matrices of every ``rescale_every``-th block, and the stream with them, against overflow in fp16.
-    The weights that are compressed and written must be those that the model is loaded with.
-    """
-    if not getattr(model.config, "rescale_every", 0):
-        return False
-    base = model.base_model
-    if base.layers_are_rescaled:
-        base.train()
-        base._rescale_layers()
-        base.eval()
-    model.config.rescale_every = 0
-    return True
 
 
 def find_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
