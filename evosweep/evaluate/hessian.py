@@ -159,10 +159,10 @@ def input_products(
     """
     seen: dict[int, torch.Tensor] = {}
 
-    def own(index: int, _module: torch.nn.Module, given: tuple[Any, ...]) -> tuple[Any, ...]:
-        values = given[0]
+    def own(index: int, *given: Any) -> tuple[Any, ...]:
+        values, *rest = given[1]  # after the module
         seen[index] = values.view_as(values) if values.requires_grad else values.detach().requires_grad_(True)
-        return (seen[index], *given[1:])
+        return (seen[index], *rest)
 
     with _differentiable([]), ExitStack() as stack:
         for index, slot in enumerate(slots):
