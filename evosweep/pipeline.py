@@ -16,6 +16,7 @@ import torch
 
 from evosweep.core.events import Listener, SearchResult
 from evosweep.core.files import write_json
+from evosweep.core.metrics import COVERAGE
 from evosweep.core.problem import Problem
 from evosweep.core.results import write_result
 from evosweep.core.run_record import RunRecord, command_of
@@ -246,7 +247,13 @@ def _searched(
             plan=task.plan,
             dense=bench.dense,
             listeners=listeners,
-            facts={"study": study, "store": bench.store.key, "mlflow_run": task.tracker.run_id, **notes.facts},
+            facts={
+                "study": study,
+                "store": bench.store.key,
+                "mlflow_run": task.tracker.run_id,
+                COVERAGE: round(bench.plan.coverage.share, 6),
+                **notes.facts,
+            },
             tokens_spent=spent,
             progress=bench.progress,
             state=_earlier(task, problem, bench),

@@ -19,9 +19,10 @@ from evosweep.models.contexts import Arguments, Contexts
 from evosweep.models.experts import find_mixtures
 from evosweep.models.head import Head
 from evosweep.models.patch import replaced_forward
+from evosweep.models.probe import Inspect, probe_blocks
 from evosweep.models.rows import OwnForwardSlot, passed_by
 from evosweep.models.slots import LinearSlot, OuterSlot, Slot, outer_slots, slot_kind
-from evosweep.models.sublayers import Inspect, Sublayer, find_sublayers, probe_blocks
+from evosweep.models.sublayers import Sublayer, find_sublayers, parameter_names
 from evosweep.models.verify import check_causal, check_whole, not_by_row, why_not_block_by_block, why_not_on_text
 
 PROBE_TOKENS = 8
@@ -46,7 +47,7 @@ class Anatomy:
         dtype: Its type.
         whole_because: Why the blocks cannot be run one by one, so that the whole model runs instead; empty: they can.
         not_by_row: Layers that are no slots because rows of a population with different weights of them do not give
-            what each gives alone, and what is wrong then.
+            what each gives alone, or because they share a parameter, and what is wrong then.
 
     Raises:
         ModelError: No list of blocks, or no linear layer in them, could be found; the model is not causal, gives NaN,
@@ -69,7 +70,7 @@ class Anatomy:
         self.whole_because = why_not_block_by_block(self, expected) or why_not_on_text(self, text)
         if self.whole_because:
             check_whole(self, expected)
-        self.not_by_row = not_by_row(self, self.slots)
+        self.not_by_row = {**not_by_row(self, self.slots), **_sharing(self.slots, model)}
         self.slots = _without(self.slots, self.not_by_row)
         self._contexts.forget()
 
@@ -107,12 +108,12 @@ class Anatomy:
 
     @cached_property
     def sublayers(self) -> tuple[Sublayer, ...]:
-        """Attention, MLP and the like of every block: what can be missing alone."""
+        """Attention, MLP and other parts of every block that can be missing alone."""
         return find_sublayers(self.model, path=self.block_path, slots=self.slots, probe=self.probe_blocks)
 
     def probe_blocks(self, inspect: Inspect) -> None:
-        """Run the model once on a few random tokens; ``inspect`` may run each block again, as ``sublayers`` says."""
-        probe_blocks(self.model, self.blocks, lambda tokens: self.base(input_ids=tokens, use_cache=False), inspect)
+        """Run the model once on a few random tokens; ``inspect`` may run each block again, as ``probe`` says."""
+        probe_blocks(self.model, self.blocks, self.run_whole, inspect, alone=not self.whole_because)
 
     def slot(self, name: str) -> Slot:
         """Return the slot with a name; KeyError where there is none."""
@@ -321,6 +322,16 @@ def _without(slots: Sequence[Slot], gone: Collection[str]) -> list[Slot]:
     for slot in left:
         names.setdefault(slot.group, slot.name)
     return [replace(slot, group=names[slot.group]) for slot in left]
+
+
+def _sharing(slots: Sequence[Slot], model: nn.Module) -> dict[str, str]:
+    """Return the slots whose parameter another module has, too, and which."""
+    names = parameter_names(model)
+    others = {
+        slot.name: [name for name in names[id(slot.parameter)] if name.rpartition(".")[0] != slot.name]
+        for slot in slots
+    }
+    return {name: f"it shares its weight with {other[0].rpartition('.')[0]}" for name, other in others.items() if other}
 
 
 def _base_model(model: nn.Module, block_path: str) -> nn.Module:
