@@ -21,10 +21,17 @@ from evosweep.models.head import Head
 from evosweep.models.patch import replaced_forward
 from evosweep.models.probe import Inspect, probe_blocks
 from evosweep.models.rescaling import undo_rescaling
-from evosweep.models.rows import OwnForwardSlot, passed_by
-from evosweep.models.slots import LinearSlot, OuterSlot, Slot, outer_slots, slot_kind
-from evosweep.models.sublayers import Sublayer, find_sublayers, parameter_names
-from evosweep.models.verify import check_causal, check_whole, not_by_row, why_not_block_by_block, why_not_on_text
+from evosweep.models.rows import passed_by, slot_kind_of
+from evosweep.models.slots import LinearSlot, OuterSlot, Slot, outer_slots
+from evosweep.models.sublayers import Sublayer, find_sublayers
+from evosweep.models.verify import (
+    check_causal,
+    check_whole,
+    not_by_row,
+    sharing,
+    why_not_block_by_block,
+    why_not_on_text,
+)
 
 PROBE_TOKENS = 8
 
@@ -71,7 +78,7 @@ class Anatomy:
         self.whole_because = why_not_block_by_block(self, expected) or why_not_on_text(self, text)
         if self.whole_because:
             check_whole(self, expected)
-        self.not_by_row = {**not_by_row(self, self.slots), **_sharing(self.slots, model)}
+        self.not_by_row = {**not_by_row(self, self.slots), **sharing(self.slots, model)}
         self.slots = _without(self.slots, self.not_by_row)
         self._contexts.forget()
 
@@ -254,7 +261,7 @@ class Anatomy:
         mixtures = find_mixtures(self.model, self.block_path)
         kinds: dict[str, tuple[type[LinearSlot], nn.Module]] = {}
         for name, module in self.model.named_modules():
-            kind = _kind(module)
+            kind = slot_kind_of(module)
             if name.startswith(self.block_path + ".") and kind is not None:
                 kinds[name] = kind, module
         if not kinds and not mixtures:
@@ -289,12 +296,6 @@ class Anatomy:
         return int(name.removeprefix(self.block_path + ".").split(".")[0])
 
 
-def _kind(module: nn.Module) -> type[LinearSlot] | None:
-    """Return the class of slot that a module's weight is, None where there is none for it."""
-    kind = slot_kind(module)
-    return OwnForwardSlot if kind is LinearSlot and type(module).forward is not nn.Linear.forward else kind
-
-
 def _remember(inputs: dict[str, torch.Tensor], name: str, module: nn.Module, args: Sequence[Any]) -> None:
     del module
     inputs.setdefault(name, args[0] if args else torch.empty(0))
@@ -323,16 +324,6 @@ def _without(slots: Sequence[Slot], gone: Collection[str]) -> list[Slot]:
     for slot in left:
         names.setdefault(slot.group, slot.name)
     return [replace(slot, group=names[slot.group]) for slot in left]
-
-
-def _sharing(slots: Sequence[Slot], model: nn.Module) -> dict[str, str]:
-    """Return the slots whose parameter another module has, too, and which."""
-    names = parameter_names(model)
-    others = {
-        slot.name: [name for name in names[id(slot.parameter)] if name.rpartition(".")[0] != slot.name]
-        for slot in slots
-    }
-    return {name: f"it shares its weight with {other[0].rpartition('.')[0]}" for name, other in others.items() if other}
 
 
 def _base_model(model: nn.Module, block_path: str) -> nn.Module:
