@@ -190,7 +190,7 @@ class Drop:
             ]
             columns = (
                 {}
-                if hidden is None
+                if hidden is None and tokens is None
                 else {"influence": influence(anatomy, option, hidden, tokens=tokens, add_up=add_up)}
             )
             rows.append(
@@ -275,7 +275,7 @@ def _sublayer(found: Sublayer) -> Droppable:
 def influence(
     anatomy: Anatomy,
     option: Droppable,
-    hidden: Sequence[torch.Tensor],
+    hidden: Sequence[torch.Tensor] | None,
     *,
     tokens: Sequence[torch.Tensor] | None = None,
     add_up: Callable[[torch.Tensor], None] = lambda _sums: None,
@@ -288,24 +288,41 @@ def influence(
     Args:
         anatomy: The model.
         option: What is left out.
-        hidden: Inputs of its first block, in batches of shape (batch, seq_len, hidden).
+        hidden: Inputs of its first block, in batches of shape (batch, seq_len, hidden); None runs the whole model.
         tokens: Their token ids, which some models' blocks need.
         add_up: Sums a tensor in place over all processes that calibrate.
     """
     sums = torch.zeros(2, dtype=torch.float64, device=anatomy.device)
-    for batch, ids in zip(hidden, tokens or repeat(None), strict=False):
-        given = batch.to(anatomy.device)
-        present = given
-        for block in option.blocks:
-            present = anatomy.run_block(block, present, ids)
+    for batch, ids in zip(hidden or repeat(None), tokens or repeat(None), strict=False):
+        given, present = _ends(anatomy, option.blocks, batch, ids)
         absent = given
         if option.effect.writer is not None:
             with silenced(anatomy.model.get_submodule(option.effect.writer)):
-                absent = anatomy.run_block(option.blocks[0], given, ids)
+                _, absent = _ends(anatomy, option.blocks, batch, ids)
         cosine = functional.cosine_similarity(present.float(), absent.float(), dim=-1)
         sums += torch.stack([cosine.sum(dtype=torch.float64), torch.tensor(cosine.numel()).to(sums)])
     add_up(sums)
     return 1.0 - float(sums[0] / sums[1])
+
+
+def _ends(
+    anatomy: Anatomy, blocks: Sequence[int], hidden: torch.Tensor | None, tokens: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the residual stream before and behind consecutive blocks.
+
+    Args:
+        anatomy: The model.
+        blocks: Their indices.
+        hidden: Input of the first of them (windows, seq_len, hidden); None runs the whole model.
+        tokens: Token ids (windows, seq_len), which some models' blocks and the whole model need.
+    """
+    if hidden is None and tokens is not None:
+        return anatomy.around(blocks[0], blocks[-1], tokens)
+    assert hidden is not None
+    given = present = hidden.to(anatomy.device)
+    for block in blocks:
+        present = anatomy.run_block(block, present, tokens)
+    return given, present
 
 
 @contextmanager
