@@ -260,16 +260,9 @@ class MlflowTracker:
     def on_event(self, event: Event) -> None:
         """Log a start, a generation, or an end."""
         if isinstance(event, SearchStarted):
-            problem = self._problem = event.problem
-            self.tag(
-                {
-                    "units": len(problem.units),
-                    "problem": problem.fingerprint,
-                    "budget_bits": problem.budget,
-                    "budget_bits_per_weight": f"{problem.bits_per_weight(problem.budget):.6f}",
-                    **{key: value for key, value in event.facts.items() if key != "mlflow_run"},
-                }
-            )
+            self._problem = event.problem
+            for write in writes.started(event.problem, event.facts):
+                self._put(write)
         elif isinstance(event, GenerationRecord):
             self._generation(event)
         elif isinstance(event, SearchEnded):

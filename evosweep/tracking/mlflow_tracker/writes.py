@@ -18,6 +18,7 @@ from PIL import Image
 
 from evosweep.core.files import json_safe
 from evosweep.core.metrics import METRICS
+from evosweep.core.problem import Problem
 from evosweep.core.redact import redact
 from evosweep.tracking.base import TextInput
 from evosweep.tracking.mlflow_tracker.continued import process_tags
@@ -179,6 +180,21 @@ def model(figures: Mapping[str, Any], export: Mapping[str, Any], *, name: str, p
 def finish_figures(facts: Mapping[str, Any]) -> dict[str, float]:
     """Return the metrics of a finishing step's facts: all of its numbers, under ``finish/``."""
     return {f"finish/{name}": float(value) for name, value in facts.items() if isinstance(value, int | float)}
+
+
+def started(problem: Problem, facts: Mapping[str, Any]) -> list[Write]:
+    """Return the writes of a search's start: its problem and facts as tags, of these the figures as metrics too."""
+    known = {key: value for key, value in facts.items() if key != "mlflow_run"}
+    found = tags(
+        {
+            "units": len(problem.units),
+            "problem": problem.fingerprint,
+            "budget_bits": problem.budget,
+            "budget_bits_per_weight": f"{problem.bits_per_weight(problem.budget):.6f}",
+            **known,
+        }
+    )
+    return [found, *metrics({name: float(known[name]) for name in METRICS if name in known})]
 
 
 def exported(row: Mapping[str, Any]) -> list[Write]:
