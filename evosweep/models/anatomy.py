@@ -353,7 +353,9 @@ def _base_model(model: nn.Module, block_path: str) -> nn.Module:
         model(input_ids=torch.zeros((1, PROBE_TOKENS), dtype=torch.long, device=device), use_cache=False)
     if not called:
         raise ModelError(f"{type(model).__name__} has no base model under its head, so it is no causal language model")
-    return called[-1]  # the outermost returns last
+    head = model.get_output_embeddings()  # type: ignore[operator]
+    below = [module for module in called if all(inner is not head for inner in module.modules())]
+    return (below or called)[-1]  # the outermost returns last
 
 
 def undo_rescaling(model: Any) -> bool:

@@ -260,13 +260,15 @@ def taken_away(bench: Workbench, effects: Sequence[DropEffect]) -> Iterator[None
 
 def _zero(module: nn.Module, args: Any, output: Any) -> Any:
     del module, args
-    return (torch.zeros_like(output[0]), *output[1:]) if isinstance(output, tuple) else torch.zeros_like(output)
+    if isinstance(output, tuple | list):
+        return type(output)([torch.zeros_like(output[0]), *output[1:]])
+    return torch.zeros_like(output)
 
 
 def _pass_by(module: nn.Module, args: Any, keywords: Mapping[str, Any], output: Any) -> Any:
     del module
     given = args[0] if args else keywords["hidden_states"]
-    return (given, *output[1:]) if isinstance(output, tuple) else given
+    return type(output)([given, *output[1:]]) if isinstance(output, tuple | list) else given
 
 
 @torch.no_grad()
