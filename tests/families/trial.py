@@ -261,7 +261,8 @@ def taken_away(bench: Workbench, effects: Sequence[DropEffect]) -> Iterator[None
 def _zero(module: nn.Module, args: Any, output: Any) -> Any:
     del module, args
     if isinstance(output, tuple | list):
-        return type(output)([torch.zeros_like(output[0]), *output[1:]])
+        zeros = [torch.zeros_like(output[0]), *output[1:]]
+        return type(output)(*zeros) if hasattr(output, "_fields") else type(output)(zeros)
     return torch.zeros_like(output)
 
 
