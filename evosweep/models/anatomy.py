@@ -16,6 +16,7 @@ from torch import nn
 
 from evosweep.core.errors import ModelError
 from evosweep.models.contexts import Arguments, Contexts
+from evosweep.models.decoder import find_blocks
 from evosweep.models.experts import find_mixtures
 from evosweep.models.head import Head
 from evosweep.models.patch import replaced_forward
@@ -279,6 +280,11 @@ class Anatomy:
             stack.callback(self.blocks[0].register_forward_hook(lambda _m, _a, out: returned.append(out)).remove)
             tokens = torch.zeros((1, PROBE_TOKENS), dtype=torch.long, device=self.device)
             self.base(input_ids=tokens, use_cache=False)
+        if not returned:
+            raise ModelError(
+                f"{type(self.model).__name__}: the blocks of {self.block_path} do not run on text alone, so its text "
+                "decoder was not found; give the text model alone"
+            )
         self._returns: type | None = type(returned[0]) if isinstance(returned[0], tuple | list) else None
         self._rest = () if self._returns is None else (None,) * (len(returned[0]) - 1)
         # A router may be a linear layer that returns its choices, too.
@@ -341,36 +347,9 @@ def _base_model(model: nn.Module, block_path: str) -> nn.Module:
         model(input_ids=torch.zeros((1, PROBE_TOKENS), dtype=torch.long, device=device), use_cache=False)
     if not called:
         raise ModelError(f"{type(model).__name__} has no base model under its head, so it is no causal language model")
-    return called[-1]  # the outermost returns last
-
-
-def find_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
-    """Return path and ModuleList of the decoder's blocks: as many as the config says there are layers.
-
-    Of a model with towers for images or sound, one of which may be as deep, it is the list inside the text decoder.
-    """
-    config = model.config.get_text_config()  # type: ignore[union-attr, operator]
-    count = getattr(config, "num_hidden_layers", None)
-    lists = {name: module for name, module in model.named_modules() if isinstance(module, nn.ModuleList)}
-    fitting = [(name, module) for name, module in lists.items() if len(module) == count]
-    if not fitting:
-        raise ModelError(
-            f"{type(model).__name__}: none of its module lists ({', '.join(lists) or 'it has none'}) has the "
-            f"{count} blocks that its config names"
-        )
-    inside = [found for found in fitting if found[0].startswith(_decoder_path(model))]
-    if not inside and config is not model.config:
-        raise ModelError(
-            f"{type(model).__name__}: no text decoder was found around a module list of {count} blocks, only "
-            f"{', '.join(name for name, _ in fitting)}; give the text model alone"
-        )
-    return (inside or fitting)[0]
-
-
-def _decoder_path(model: Any) -> str:
-    """Return the path of a model's text decoder with a dot behind it; an empty one where it is the model itself."""
-    decoder = model.get_decoder() if hasattr(model, "get_decoder") else model
-    return next((f"{name}." for name, module in model.named_modules() if module is decoder and name), "")
+    head = model.get_output_embeddings()  # type: ignore[operator]
+    below = [module for module in called if all(inner is not head for inner in module.modules())]
+    return (below or called)[-1]  # the outermost returns last
 
 
 def _given(args: Sequence[Any], kwargs: Mapping[str, Any]) -> torch.Tensor:

@@ -238,16 +238,14 @@ def droppables(anatomy: Anatomy, granularity: str) -> tuple[Droppable, ...]:
 
 
 def _needed(anatomy: Anatomy) -> dict[int, str]:
-    """Return the blocks that give other blocks more than hidden states, and what."""
-    found: dict[int, str] = {}
+    """Return the blocks that cannot be dropped as a whole, and why: most give others more than hidden states."""
+    found = dict.fromkeys(range(len(anatomy.blocks)), "does not run on text alone")
 
     def inspect(block: int, call: Call) -> None:
-        reason = call.passes_on()
-        if reason:
-            found[block] = reason
+        found[block] = call.passes_on()
 
     anatomy.probe_blocks(inspect)
-    return found
+    return {block: reason for block, reason in found.items() if reason}
 
 
 def _listed(blocks: Sequence[int]) -> str:

@@ -28,7 +28,7 @@ LAST = ("num_kv_shared_layers",)
 """Fields that count blocks from the last."""
 LAST_INDEX = ("moe_layer_end_index",)
 """Fields that are the index of the last block of a kind."""
-COUNTS = ("decoder_layers", "num_decoder_layers")
+COUNTS = ("decoder_layers", "num_decoder_layers", "num_layers")
 """Fields that are the number of blocks, where another one has that meaning by transformers' map of names."""
 ROOT_OF_COUNT = ("scale_depth",)
 """Fields that the model divides by the square root of the number of blocks."""

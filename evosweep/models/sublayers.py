@@ -103,7 +103,8 @@ def with_first(output: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> A
     """Return what a module returned with its first tensor changed."""
     if isinstance(output, torch.Tensor):
         return change(output)
-    return type(output)([change(output[0]), *output[1:]])
+    changed = [change(output[0]), *output[1:]]
+    return type(output)(*changed) if hasattr(output, "_fields") else type(output)(changed)  # a tuple with names
 
 
 @contextmanager
@@ -155,6 +156,7 @@ def _other_values(parameters: Iterable[nn.Parameter], make: Callable[[torch.Tens
 
 def _parts(block: nn.Module, path: str, slots: Sequence[Slot]) -> list[Part]:
     """Return the modules of a block with matrices in them; linear layers that are its own children are one part."""
+    paths = {id(module): f"{path}.{name}" for name, module in block.named_modules()}
     children: dict[str, nn.Module] = {}
     for name, child in block.named_children():
         inner = child.named_children() if isinstance(child, nn.ModuleList) else [("", child)]
@@ -165,7 +167,7 @@ def _parts(block: nn.Module, path: str, slots: Sequence[Slot]) -> list[Part]:
         if any(slot.name == name for slot in own) or not _owners(child):
             continue
         inside = tuple(slot for slot in slots if slot.name.startswith(f"{name}."))
-        last = [slot.name for slot in inside[-1:]]
+        last = [paths[id(slot.module)] for slot in inside[-1:]]
         parts.append(Part(name, {name: child}, (name, *last), inside))
     if own:
         names = "+".join(slot.name.rpartition(".")[2] for slot in own)

@@ -21,7 +21,7 @@ dropped parts) scored at once, and each of them swapped into the model's own for
 whole, as its blocks cannot be run one by one |
 | sub-blocks | how many parts of the four blocks can be dropped alone, with the same logits where there is noise in \
 the weights that count as gone |
-| blocks | each block dropped alone: scored, exported and loaded again |
+| blocks | each block dropped alone and scored; the model exported without the first, and without the third |
 | dense, packed | a mixed genome exported, loaded again and compared with the model's own forward |
 
 **no**: refused with one line before any work; the reason stands below the table. {counts}
