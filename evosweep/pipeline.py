@@ -14,12 +14,13 @@ from typing import Any
 
 import torch
 
-from evosweep.core.errors import SettingError
-from evosweep.core.events import Event, GenerationRecord, Listener, SearchResult
+from evosweep.core.events import Listener, SearchResult
+from evosweep.core.files import write_json
 from evosweep.core.metrics import COVERAGE
 from evosweep.core.problem import Problem
 from evosweep.core.results import write_result
 from evosweep.core.run_record import RunRecord, command_of
+from evosweep.core.unit import with_columns
 from evosweep.evaluate.memory import plan_memory
 from evosweep.evaluate.sensitivity import MEASURES, measure
 from evosweep.exporters.card import with_figures
@@ -27,24 +28,37 @@ from evosweep.finish.base import save_tuned
 from evosweep.models.activations import is_static, no_ranges
 from evosweep.models.checkpoint import check_length
 from evosweep.models.patch import replaced_parameters
-from evosweep.result_row import against_of, comparable_row, continuations_of, domains_of, plain_row, tails_of, tasks_of
+from evosweep.result_row import (
+    against_of,
+    comparable_row,
+    continuations_of,
+    controls_of,
+    domains_of,
+    plain_row,
+    tails_of,
+    tasks_of,
+    with_front,
+)
 from evosweep.samplers.base import PopulationSampler
 from evosweep.search.loop import end_search, run_search
 from evosweep.search.state import SearchState
 from evosweep.shared_search import identity_of, scoring
-from evosweep.task import Draft, Exporter, Notes, Storage, Task
-from evosweep.tracking.base import TextInput, Tracker, TrackingError
+from evosweep.task import Draft, Exporter, Notes, Task
+from evosweep.task_checks import check_levels, check_ranked
+from evosweep.tracking.allocation_file import ALLOCATION, AllocationFile
+from evosweep.tracking.base import TextInput, TrackingError
 from evosweep.tracking.behind import Behind
 from evosweep.tracking.naming import run_name
+from evosweep.tracking.study.front import write_front
 from evosweep.tracking.study.record import StudyRecorder
 from evosweep.workbench import Workbench
 
 logger = logging.getLogger(__name__)
-ALLOCATION = "allocation.json"
 SETTLE = 60.0  # seconds that writing may go on after a search
 HURRY = 2.0  # after an interruption
 CONFIG = "config.yaml"  # settings of a run; there once they are checked
 STATE = "search_state.jsonl"  # what a search needs to go on
+MEASURED = "measured.json"  # what was measured of every unit before the search
 MODEL = "model"  # folder of the exported winner
 
 
@@ -67,7 +81,8 @@ def check(task: Task, bench: Workbench) -> Draft:
     if is_static(bench.resources.activations) and not bench.builder.settings.input_ranges:
         raise no_ranges(bench.resources.activations, owner=bench.resources)
     sampler = task.sampler(problem=problem, seed=task.seed)
-    _check_choice(task, bench, sampler)
+    check_levels(bench, sampler)
+    check_ranked(task, sampler)
     columns = tuple(column for column in sampler.columns if column in MEASURES)
     if columns:
         bench.splits["search"].count("evaluate.sensitivity_tokens", bench.resources.sensitivity_tokens)
@@ -86,18 +101,6 @@ def check(task: Task, bench: Workbench) -> Draft:
     return Draft(name, columns)
 
 
-def _check_choice(task: Task, bench: Workbench, sampler: PopulationSampler) -> None:
-    """Raise SettingError where a sampler would have to choose among single levels."""
-    chooses = sampler.limit is None or bool(sampler.columns)
-    if chooses and all(len(unit.levels) == 1 for unit in bench.planned):
-        raise SettingError(
-            "",
-            owner=bench.compressor,
-            allowed=f"one that gives units two levels or more for sampler={sampler.name}",
-            got=[level.name for level in bench.planned[0].levels],
-        )
-
-
 def run(task: Task, bench: Workbench, draft: Draft, notes: Notes) -> dict[str, Any]:
     """Run a checked task from level store to report.
 
@@ -111,7 +114,7 @@ def run(task: Task, bench: Workbench, draft: Draft, notes: Notes) -> dict[str, A
         The flat row of ``result.json``.
     """
     with _tracked(task, bench, draft, notes):
-        problem, spent = _measured(task, bench, draft)
+        problem, spent = measured_problem(task, bench, draft)
         recorder = _recorder(task, bench, draft)
         listeners = (
             AllocationFile(task.folder, problem),
@@ -120,9 +123,13 @@ def run(task: Task, bench: Workbench, draft: Draft, notes: Notes) -> dict[str, A
         )
         with _settled(listeners):
             result = _searched(task, bench, draft, notes, problem, spent, listeners, recorder)
+            result = with_front(task, bench, result)
+            if result.front:
+                write_front(task.storage.open(), f"{recorder.name} front", result, record=task.storage.record)
             result = replace(result, continuations=continuations_of(task, bench, result))
             result = replace(result, tails=tails_of(bench, result), tasks=tasks_of(task, bench, result))
             result = replace(result, domains=domains_of(bench, result), against=against_of(bench, result))
+            result = replace(result, domains=domains_of(bench, result), controls=controls_of(task, bench, result))
             row = {**plain_row(task, bench, draft, notes, result), **comparable_row(task, bench, result)}
             write_result(task.folder, row)
             if task.export_now:
@@ -200,32 +207,6 @@ def export(
         )
 
 
-class AllocationFile:
-    """Listener that keeps ``allocation.json`` in the run's folder at the best allocation so far.
-
-    Args:
-        folder: Of the run.
-        problem: Units and their levels.
-    """
-
-    missing = ""
-
-    def __init__(self, folder: Path, problem: Problem) -> None:
-        self.folder = folder
-        self.problem = problem
-
-    def on_event(self, event: Event) -> None:
-        """Write the elite whenever it changes, and the winner in the end."""
-        if isinstance(event, GenerationRecord) and (event.changed or event.generation == 0):
-            facts = {"generation": event.generation, "bits_per_weight": event.bits_per_weight, **event.validation}
-            self.problem.save(event.elite, self.folder / ALLOCATION, **facts)
-
-    def wait(self, timeout: float | None = None) -> bool:
-        """Return at once: everything is written as it happens."""
-        del timeout
-        return True
-
-
 def _recorder(task: Task, bench: Workbench, draft: Draft) -> StudyRecorder:
     """Return the recorder of the run's study, a new one or that of a run which goes on."""
     storage = task.storage.open()
@@ -259,7 +240,7 @@ def _searched(
     with scoring(task, bench, problem=problem, study=study, config=notes.config) as scorer:
         result = run_search(
             name=draft.name,
-            sampler=task.sampler(problem=problem, seed=task.seed),
+            sampler=_sampler(task, problem),
             scorer=scorer,
             plan=task.plan,
             dense=bench.dense,
@@ -282,6 +263,14 @@ def _searched(
     return result
 
 
+def _sampler(task: Task, problem: Problem) -> PopulationSampler:
+    """Return the sampler of a task, with the starts that the task adds to its own."""
+    sampler = task.sampler(problem=problem, seed=task.seed)
+    if task.more_starts is not None and sampler.takes_starts:
+        sampler.more_starts = task.more_starts(sampler)
+    return sampler
+
+
 def _earlier(task: Task, problem: Problem, bench: Workbench) -> SearchState | None:
     """Return the state that a run which goes on stopped in; None for a new one, or before its first generation."""
     path = task.folder / STATE
@@ -295,11 +284,21 @@ def _earlier(task: Task, problem: Problem, bench: Workbench) -> SearchState | No
     return state
 
 
-def _measured(task: Task, bench: Workbench, draft: Draft) -> tuple[Problem, int]:
-    """Return the problem with the columns that must be measured on the model, and the tokens that this took."""
-    problem = bench.problem(task.budget)
+def measured_problem(task: Task, bench: Workbench, draft: Draft) -> tuple[Problem, int]:
+    """Return the problem with the columns that must be measured on the model, and the tokens that this took.
+
+    What was measured is written into the task's folder, for other budgets.
+
+    Args:
+        task: The search.
+        bench: The model and its levels.
+        draft: Names the columns.
+    """
     spent = 0
-    units = bench.units_of_search
+    found: dict[str, dict[str, float]] = {unit.name: {} for unit in bench.units_of_search}
+    if task.columns is not None:
+        return bench.problem(task.budget, with_columns(bench.units_of_search, task.columns)), spent
+    problem = bench.problem(task.budget)
     if not draft.columns:
         return problem, spent
     with bench.timed("sensitivities"):
@@ -313,8 +312,10 @@ def _measured(task: Task, bench: Workbench, draft: Draft) -> tuple[Problem, int]
                 progress=bench.progress,
             )
             spent += tokens
-            units = tuple(replace(unit, columns={**unit.columns, **columns.get(unit.name, {})}) for unit in units)
-    return bench.problem(task.budget, units), spent
+            for name, values in columns.items():
+                found[name] |= values
+    write_json(task.folder / MEASURED, {"tokens": spent, "columns": found})
+    return bench.problem(task.budget, with_columns(bench.units_of_search, found)), spent
 
 
 @contextmanager
@@ -378,20 +379,3 @@ def _settled(listeners: Sequence[Any]) -> Iterator[None]:
         raise
     for listener in listeners:
         listener.wait(SETTLE)
-
-
-def check_together(storage: Storage, tracker: Tracker, exporter: Exporter) -> None:
-    """Raise SettingError where studies and runs would go to one file, or weights be logged that are not exported.
-
-    Args:
-        storage: Of studies.
-        tracker: Of runs.
-        exporter: Of winners.
-    """
-    path = getattr(storage, "path", None)
-    if path is not None and tracker.database == path.absolute():
-        raise SettingError(
-            "storage.path", allowed="a file of its own", got=str(path), hint="that is MLflow's database (tracking.uri)"
-        )
-    if tracker.model == "weights" and not (exporter.enabled and getattr(exporter, "runs", True)):
-        raise SettingError("tracking.model", allowed=["none"], got="weights", hint="no model is exported")

@@ -1,6 +1,9 @@
 """Makes the flat row of ``result.json``: what a run found, and what compares it with others."""
 
+from dataclasses import replace
 from typing import Any
+
+import numpy as np
 
 from evosweep.core.events import SearchResult
 from evosweep.core.problem import Problem
@@ -8,6 +11,8 @@ from evosweep.data.domains import PREFIX
 from evosweep.evaluate.scorer import StagedScorer
 from evosweep.evaluate.tasks.accuracy import compared
 from evosweep.fitness.kl import KL
+from evosweep.samplers.two_objectives import front_of
+from evosweep.search.controls import controls
 from evosweep.task import Draft, Notes, Task
 from evosweep.tracking.significance import BY_WINDOW, paired
 from evosweep.workbench import Workbench
@@ -110,6 +115,62 @@ def against_of(bench: Workbench, result: SearchResult) -> dict[str, dict[str, An
     }
 
 
+def controls_of(task: Task, bench: Workbench, result: SearchResult) -> dict[str, dict[str, float]]:
+    """Return validation figures of a searched winner, of the uniform allocation, and of the winner's controls.
+
+    Args:
+        task: Its report says whether they are wanted.
+        bench: Scores them.
+        result: Of the search.
+    """
+    wanted = any(getattr(artifact, "needs_controls", False) for artifact in task.report.artifacts)
+    if not wanted or len(result.generations) < 2:
+        return {}
+    problem = result.problem
+    winner = problem.encode(result.allocation)
+    genomes = {"found": winner, **controls(problem, winner), "uniform": problem.uniform()}
+    scorer = StagedScorer(bench.evaluator, fitness=KL(), seed=0)
+    with bench.timed("controls"):
+        return {
+            name: {**scorer.validate(genome), "bits_per_weight": problem.bits_per_weight(problem.cost(genome))}
+            for name, genome in genomes.items()
+        }
+
+
+def with_front(task: Task, bench: Workbench, result: SearchResult) -> SearchResult:
+    """Return a result with the points of its front, scored on common search tokens, which are counted.
+
+    Args:
+        task: Its plan says on how many tokens.
+        bench: Scores them.
+        result: Of the search.
+    """
+    genomes = result.candidates_of_front
+    if not genomes:
+        return result
+    problem = result.problem
+    scorer = task.scorer(evaluator=bench.evaluator, fitness=task.fitness, seed=task.seed)
+    limit = task.plan.final_limit if task.plan.final else COMMON_TOKENS
+    with bench.timed("front"):
+        losses = scorer.score_all(np.stack(genomes), limit=limit)
+        sizes = np.array([problem.cost(genome) for genome in genomes], dtype=np.float64)
+        points = []
+        for number, index in enumerate(front_of(sizes, losses).tolist()):
+            bits = int(sizes[index])
+            points.append(
+                {
+                    "point": number,
+                    "bits_per_weight": problem.bits_per_weight(bits),
+                    "size_mb": problem.megabytes(bits),
+                    "search_loss": float(losses[index]),
+                    **scorer.validate(genomes[index]),
+                    "allocation": dict(problem.decode(genomes[index])),
+                }
+            )
+    tokens = result.tokens + scorer.final_tokens(limit) * len(genomes)
+    return replace(result, front=tuple(points), tokens=tokens)
+
+
 def comparable_row(task: Task, bench: Workbench, result: SearchResult) -> dict[str, Any]:
     """Return the entries of ``result.json`` that compare winners of different searches.
 
@@ -137,6 +198,8 @@ def comparable_row(task: Task, bench: Workbench, result: SearchResult) -> dict[s
         "against": {name: dict(test) for name, test in result.against.items()},
         "uniform": uniform_row(bench, result.problem),
         "tails": {name: dict(figures) for name, figures in result.tails.items()},
+        "front": [dict(point) for point in result.front],
+        "controls": {name: dict(figures) for name, figures in result.controls.items()},
         "tasks": {name: dict(figures) for name, figures in result.tasks.items()},
         "domains": {name: dict(figures) for name, figures in result.domains.items()},
     }

@@ -1,6 +1,6 @@
 """The objects that a search is made of, and what is recorded beside its figures."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from evosweep.compressors.base import Compressor
 from evosweep.core.budget import Budget
 from evosweep.core.events import Progress
-from evosweep.core.problem import Problem
+from evosweep.core.problem import Genome, Problem
 from evosweep.evaluate.population import Evaluator
 from evosweep.evaluate.scorer import StagedScorer
 from evosweep.evaluate.tasks.tasks import Tasks
@@ -120,6 +120,8 @@ class Task:
         varied: Settings that a multirun varies, with this run's values; part of the run's name.
         register: Name under which the exported winner is registered as a model; None: it is not.
         export_now: Whether the winner is exported by this run; a multirun exports its own winner at the end.
+        columns: What was measured of units before, by the unit's name; None: the run measures what its sampler needs.
+        more_starts: Returns further starts of the search, given its sampler.
     """
 
     seed: int
@@ -141,6 +143,8 @@ class Task:
     resume: bool = False
     guard: Callable[[], AbstractContextManager[Any]] = nullcontext
     sharing: Sharing = field(default_factory=Sharing)
+    columns: Mapping[str, Mapping[str, float]] | None = None
+    more_starts: Callable[[PopulationSampler], Sequence[Genome]] | None = None
 
 
 @dataclass(frozen=True)

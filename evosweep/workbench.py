@@ -16,6 +16,7 @@ from evosweep.core.budget import Budget
 from evosweep.core.errors import BudgetError, EvosweepError, ModelError
 from evosweep.core.events import Progress, Silent
 from evosweep.core.problem import Genome, Problem
+from evosweep.core.rules import Ladders, limited
 from evosweep.core.unit import Unit
 from evosweep.data.documents import DocumentSource
 from evosweep.data.domains import Domains
@@ -113,7 +114,17 @@ class Workbench:
 
     @cached_property
     def planned(self) -> tuple[Unit, ...]:
-        """Units and costs before any level is made, tied layers as one unit."""
+        """Units and costs before any level is made: tied layers as one unit, ladders as rules leave them."""
+        return self.units.tied(limited(self.plan.units, self.ladders), self.anatomy)
+
+    @cached_property
+    def ladders(self) -> Ladders:
+        """Names of the levels that rules leave units, by unit; units that no rule is about are not in it."""
+        return self.units.ladders(self.plan.units, self.anatomy)
+
+    @cached_property
+    def unlimited(self) -> tuple[Unit, ...]:
+        """Units as planned, with all their levels: what a budget may name, whatever the rules are."""
         return self.units.tied(self.plan.units, self.anatomy)
 
     @cached_property
@@ -128,11 +139,12 @@ class Workbench:
 
     @cached_property
     def store(self) -> LevelStore:
-        """The level store, found or built."""
+        """The level store, found or built, without the levels that rules forbid."""
         with self.timed("store"), parallel.together("store"):
-            return self.builder.open(
+            opened = self.builder.open(
                 self.plan, self.splits["calibration"], model_name=self.loaded.name, progress=self.progress
             )
+        return opened.limited(self.ladders)
 
     @cached_property
     def evaluator(self) -> Evaluator:
@@ -210,13 +222,13 @@ class Workbench:
     def planned_problem(self, budget: Budget) -> Problem:
         """Return the problem as it will be, before any level is made; raises where the budget does not fit."""
         with self._explained():
-            return budget.problem(self.planned, fixed_bits=self.fixed_bits)
+            return budget.problem(self.planned, fixed_bits=self.fixed_bits, planned=self.unlimited)
 
     def problem(self, budget: Budget, units: Sequence[Unit] | None = None) -> Problem:
         """Return the problem of the store's levels, or of these units of it, under a budget."""
         made = self.units_of_search if units is None else units
         with self._explained():
-            return budget.problem(made, fixed_bits=self.store.fixed_bits, planned=self.planned)
+            return budget.problem(made, fixed_bits=self.store.fixed_bits, planned=self.unlimited)
 
     @contextmanager
     def _explained(self) -> Iterator[None]:

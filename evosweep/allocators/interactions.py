@@ -95,7 +95,7 @@ class Interactions:
     def sums(self, genome: Genome) -> Floats:
         """Return Σ √h over the units of each group, shape (groups,)."""
         roots = self.roots[np.arange(len(genome)), genome]
-        return np.bincount(self.groups, roots, minlength=len(self.labels))
+        return np.bincount(self.groups, roots, minlength=len(self.labels)).astype(np.float64)
 
     def value(self, genome: Genome) -> float:
         """Return the harm of a genome: Σ_u h_u (1 − ρ_gg) + Sᵀ ρ S, S the groups' sums of √h."""

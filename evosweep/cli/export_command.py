@@ -11,11 +11,14 @@ from omegaconf import DictConfig
 from evosweep.cli.find import find_winner
 from evosweep.cli.finish import export_lines
 from evosweep.cli.reopen import export_earlier, exporter_of, reopen, settings_of
+from evosweep.core.allocation import Allocation
 from evosweep.core.errors import EvosweepError
-from evosweep.core.results import RESULT, read_result
-from evosweep.pipeline import MODEL
+from evosweep.core.results import RESULT, read_result, write_result
+from evosweep.pipeline import CONFIG, MODEL
+from evosweep.tracking.allocation_file import ALLOCATION
 from evosweep.tracking.console import terminal
 
+WINNERS = ("front", "uniform", "tails", "tasks", "controls", "history", "export", "exports", "finish", "continuations")
 SEVERAL = "models"  # folder of a run's exports, where there are several
 
 
@@ -39,12 +42,16 @@ def add_commands(commands: Any, *, run: str) -> None:
 
 def _export(options: argparse.Namespace, conf: Path) -> None:
     folder = find_winner(options.run)
-    names, overrides = _formats(options.overrides)
+    typed, point = _point(folder, options.overrides)
+    names, overrides = _formats(typed)
     several = len(names) > 1
     settings = _settings(folder, names, overrides, conf)
     if options.to is not None:
         _check_empty(options.to)
-    first = reopen(folder, next(iter(settings.values())))
+    first = reopen(folder, next(iter(settings.values())), allocation=None if point is None else point / ALLOCATION)
+    if point is not None:
+        first = replace(first, folder=point, problem=first.problem.within(first.problem.cost(first.genome)), tuned={})
+        folder = point
     runs = {name: replace(first, config=config) for name, config in settings.items()}
     for run in runs.values():
         exporter_of(run)  # all are checked before the first is written
@@ -54,6 +61,34 @@ def _export(options: argparse.Namespace, conf: Path) -> None:
         row = read_result(folder / RESULT) if (folder / RESULT).is_file() else {"kl": float("nan")}
         for line in export_lines([folder], [{"run": str(folder), **row, "export": facts}]):
             terminal().print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def _point(folder: Path, overrides: Sequence[str]) -> tuple[list[str], Path | None]:
+    """Return the overrides without ``point=``, and the folder of that point of the run's front; None for the winner.
+
+    Raises:
+        EvosweepError: The run has no front, or no such point.
+    """
+    texts = [text for text in overrides if text.startswith("point=")]
+    others = [text for text in overrides if text not in texts]
+    if not texts:
+        return others, None
+    points = read_result(folder / RESULT).get("front") if (folder / RESULT).is_file() else None
+    if not points:
+        raise EvosweepError(f"{folder} has no front to take {texts[-1]} of: it is of sampler=nsga2_evopress alone")
+    wanted = texts[-1].partition("=")[2]
+    found = next((point for point in points if str(point["point"]) == wanted), None)
+    if found is None:
+        sizes = ", ".join(f"{point['point']} ({point['size_mb']:.1f} MB)" for point in points)
+        raise EvosweepError(f"point must be one of {sizes}, got {wanted!r}")
+    target = folder / f"point_{wanted}"
+    target.mkdir(exist_ok=True)
+    figures = {key: value for key, value in found.items() if key != "allocation"}
+    Allocation(found["allocation"]).save(target / ALLOCATION, **figures)
+    row = {key: value for key, value in read_result(folder / RESULT).items() if key not in WINNERS}
+    write_result(target, {**row, **figures, "mlflow_run": None})
+    (target / CONFIG).write_bytes((folder / CONFIG).read_bytes())
+    return others, target
 
 
 def _settings(folder: Path, names: Sequence[str], overrides: Sequence[str], conf: Path) -> dict[str, DictConfig]:

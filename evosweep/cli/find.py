@@ -7,6 +7,7 @@ from pathlib import Path
 
 from evosweep.core.errors import EvosweepError, did_you_mean
 from evosweep.core.results import RESULT, write_result
+from evosweep.core.run_record import several_of
 
 RUN_ID = re.compile(r"[0-9a-f]{32}")
 ALLOCATION = "allocation.json"
@@ -25,6 +26,12 @@ def find_winner(run: str) -> Path:
         EvosweepError: There is no such run, or it ended before its first generation.
     """
     folder = find_run(run)
+    several = several_of(folder).get("budgets")
+    winner = several_of(folder).get("winner")
+    if winner:
+        return folder / winner
+    if several:
+        raise EvosweepError(f"{folder} holds a run for each of its budgets: name one, as {folder / several[0]}")
     if not (folder / ALLOCATION).is_file():
         raise EvosweepError(
             f"the run in {folder} has no winner: it ended before its first generation was over; python -m evosweep "

@@ -3,6 +3,8 @@
 import io
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +18,14 @@ from evosweep.core.errors import EvosweepError
 from evosweep.core.files import write_json
 from evosweep.core.redact import redact
 from evosweep.core.results import RESULT, read_result
+from evosweep.core.run_record import several_of
 from evosweep.evaluate.tails import SHARES
 from evosweep.pipeline import CONFIG, MODEL
 from evosweep.tracking import comparison
 from evosweep.tracking.artifacts.compared import FIGURES as compared_figures
 from evosweep.tracking.base import TrackingError
 from evosweep.tracking.console import COLUMNS, domain_table, summary, terminal
+from evosweep.tracking.report import FOLDER as REPORT
 from evosweep.tracking.significance import against_uniform, found_sentences
 
 DASHBOARD = "http://127.0.0.1:8080/dashboard"  # optuna-dashboard's default address
@@ -40,11 +44,13 @@ def finish(run: Launch, status: str, began: Sequence[Path]) -> None:
     """
     folders = run.jobs()
     rows = [read_result(folder / RESULT) for folder in folders]
+    if run.multirun is None:
+        run = replace(run, multirun=several_of(run.folder).get("multirun"))
     table = summary(rows, title=str(run.config.name)) if rows else None
     console = terminal()
     try:
         if run.multirun is not None and status != "KILLED":
-            _export_winners(run.config, folders, rows)
+            _export_winners(run.config, folders, rows, only=several_of(run.folder).get("winner"))
             rows = [read_result(folder / RESULT) for folder in folders]
     finally:
         if table is not None:
@@ -89,9 +95,18 @@ def _noise(line: Mapping[str, Any]) -> str:
     return f" ({search}calibration sd {line['kl_sd_calibration']:.4f})"
 
 
-def _export_winners(main: DictConfig, folders: Sequence[Path], rows: Sequence[Row]) -> None:
-    """Export the best job of every budget, where its settings ask for that."""
+def _export_winners(main: DictConfig, folders: Sequence[Path], rows: Sequence[Row], *, only: str | None = None) -> None:
+    """Export the best job of every budget, where its settings ask for that.
+
+    Args:
+        main: Settings of the command.
+        folders: Of the jobs.
+        rows: Their results.
+        only: Name of the one folder whose winner was looked for; None: of every budget.
+    """
     for index in best_jobs(rows):
+        if only is not None and folders[index].name != only:
+            continue
         config = OmegaConf.load(folders[index] / CONFIG)
         assert isinstance(config, DictConfig)
         if config.export.get("enabled") and not rows[index].get("export"):
@@ -245,8 +260,13 @@ def _link(rows: Sequence[Row]) -> str | None:
 def _log(run: Launch, status: str, began: Sequence[Path], rows: Sequence[Row], table: Any) -> None:
     """Close the multirun's parent run in every experiment that its jobs were logged to, with their comparison."""
     assert run.multirun is not None
-    with tempfile.TemporaryDirectory() as name:
-        files, note = _files(Path(name), rows, table)
+    with ExitStack() as stack:
+        if several_of(run.folder):
+            folder = run.folder / REPORT
+            folder.mkdir(exist_ok=True)
+        else:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        files, note = _files(folder, rows, table)
         note = "\n\n".join([*verdicts(rows), note])
         folders = run.jobs()
         winners = sorted(best_jobs(rows), key=lambda index: float(rows[index]["search_loss"]))

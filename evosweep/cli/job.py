@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from evosweep import __version__, parallel
 from evosweep.cli.check import OWN
-from evosweep.cli.compose import build, imply_budget, sections
+from evosweep.cli.compose import build, sections
 from evosweep.cli.folders import CLAIM, check_writable
 from evosweep.cli.identity import RunIdentity, overrides_of
 from evosweep.cli.launch import JOBS, MULTIRUN, VARIED
@@ -33,11 +33,12 @@ from evosweep.core.errors import SettingError
 from evosweep.core.redact import redact
 from evosweep.core.results import RESULT, read_result
 from evosweep.data.domains import Domains
-from evosweep.pipeline import CONFIG, check, check_together
+from evosweep.pipeline import CONFIG, check
 from evosweep.pipeline import run as run_pipeline
 from evosweep.search.plan import Plan
 from evosweep.search.sharing import Sharing
 from evosweep.task import Notes, Task
+from evosweep.task_checks import check_together
 from evosweep.tracking.console import RichProgress
 from evosweep.tracking.naming import run_params, varied_values
 from evosweep.tracking.study.storage import Memory
@@ -105,15 +106,13 @@ def run(config: DictConfig) -> dict[str, Any]:
         EvosweepError: Something in the configuration or its files cannot be used.
     """
     hydra = HydraConfig.get()
-    quiet_libraries(verbose=hydra.verbose)
     folder = Path(hydra.runtime.output_dir)
-    imply_budget(config, list(hydra.overrides.task))
     varied = varied_values(list(hydra.overrides.task), json.loads(os.environ.get(VARIED, "[]")))
     resumes = config.get("resume") is not None and (folder / CONFIG).is_file()
     if resumes and over(folder, config):
         return read_result(folder / RESULT)  # a job of a multirun that goes on
     task = replace(task_of(config, folder=folder, resume=resumes), varied=varied)
-    shared_progress().begin(prefix=_prefix(), log=folder / CLAIM, first=_command(list(hydra.overrides.task)))
+    shared_progress().begin(prefix=prefix_of_job(), log=folder / CLAIM, first=command_text(list(hydra.overrides.task)))
     bench = bench_of(config)
     draft = check(task, bench)
     overrides = list(hydra.overrides.task)
@@ -201,14 +200,19 @@ def check_shared(storage: Any, sharing: Sharing) -> None:
         )
 
 
-def _prefix() -> str:
+def prefix_of_job() -> str:
     number = HydraConfig.get().job.num if MULTIRUN in os.environ else None
     return "" if number is None else f"[job {int(number) + 1}/{os.environ.get(JOBS, '?')}] "
 
 
-def _command(overrides: Sequence[str]) -> str:
+def command_text(overrides: Sequence[str]) -> str:
     """Return the command that starts a job with these overrides, without credentials."""
     return shlex.join(["python", "-m", "evosweep", *redact(list(overrides))])
+
+
+def settings_text(config: DictConfig, overrides: Sequence[str]) -> str:
+    """Return the text of a run's ``config.yaml``: its command, and its settings without credentials."""
+    return f"# {command_text(overrides)}\n{redact(OmegaConf.to_yaml(config, resolve=True))}"
 
 
 def notes_of(
@@ -232,7 +236,7 @@ def notes_of(
             "calibration_seed": config.tokens.get("seed", 0),
         },
         params=run_params(choices=choices, model=model, budget=str(task.budget), seed=task.seed, varied=task.varied),
-        config=f"# {_command(overrides)}\n{redact(OmegaConf.to_yaml(config, resolve=True))}",
+        config=settings_text(config, overrides),
         source=redact(OmegaConf.to_yaml(config.data, resolve=True)),
         experiment=config.name,
         multirun=os.environ.get(MULTIRUN),

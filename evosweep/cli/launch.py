@@ -6,6 +6,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from evosweep.core.results import RESULT
+from evosweep.core.run_record import SEVERAL, several_of
 
 MULTIRUN = "EVOSWEEP_MULTIRUN"  # environment: name of the multirun that a job belongs to
 JOBS = "EVOSWEEP_JOBS"  # environment: how many jobs it has
@@ -28,7 +29,10 @@ class Launch:
 
     def jobs(self) -> list[Path]:
         """Return the folders of the jobs that have a result, in the order of their numbers."""
-        if self.multirun is None:
+        if self.multirun is None and not several_of(self.folder):
             return [self.folder] if (self.folder / RESULT).is_file() else []
         found = [path.parent for path in self.folder.glob(f"*/{RESULT}")]
-        return sorted(found, key=lambda path: (len(path.name), path.name))
+        found.sort(key=lambda path: (len(path.name), path.name))
+        listed = sorted(self.folder.glob(f"*/{SEVERAL}"), key=lambda path: (len(path.parent.name), path.parent.name))
+        found += [path.parent / name for path in listed for name in several_of(path.parent)["budgets"]]
+        return [folder for folder in found if (folder / RESULT).is_file()]

@@ -51,7 +51,7 @@ def job(config: DictConfig) -> Any:
     forget_failure()
     try:
         check_config(config, CONF)
-        from evosweep.cli.job import run  # noqa: PLC0415 - heavy; a misspelt setting is answered without it
+        from evosweep.cli.joint import run  # noqa: PLC0415 - heavy; a misspelt setting is answered without it
 
         return run(config)
     except (EvosweepError, OmegaConfBaseException, OSError, SafetensorError) as error:

@@ -26,8 +26,9 @@ from evosweep.core.run_record import command_of
 from evosweep.exporters.card import with_figures
 from evosweep.finish.base import Finished, load_tuned, save_tuned
 from evosweep.models.patch import replaced_parameters
-from evosweep.pipeline import ALLOCATION, CONFIG
+from evosweep.pipeline import CONFIG
 from evosweep.result_row import uniform_row
+from evosweep.tracking.allocation_file import ALLOCATION
 from evosweep.workbench import Workbench
 
 

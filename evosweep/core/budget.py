@@ -25,6 +25,7 @@ class Budget:
         megabytes: 10⁶ bytes of the whole model: units, and everything else at its own width.
         sparsity: What every unit costs with this share of its weights removed, masks included.
         blocks_kept: This share of what all units cost, where they can be dropped.
+        others: Of several budgets: tokens of all searches but the first together, over those of the first.
 
     Raises:
         SettingError: Not exactly one is given, or its value is out of range.
@@ -38,7 +39,9 @@ class Budget:
         megabytes: float | None = None,
         sparsity: float | None = None,
         blocks_kept: float | None = None,
+        others: float = 0.3,
     ) -> None:
+        self.others = check_number("others", others, low=0)
         values = {
             "as_uniform": as_uniform,
             "bits_per_weight": bits_per_weight,

@@ -135,6 +135,10 @@ class SearchResult:
         domains: Figures on each further text, of the dense model, the uniform allocation and the winner.
         against: Paired tests of the winner against the uniform allocation and its own start, on validation.
         final: What all elites scored on common tokens; None where they were not scored again.
+        controls: Validation figures and bits per weight of ``found``, ``uniform``, and the winner with each kind of
+            decision made uniform; empty where nothing was searched.
+        candidates_of_front: Genomes from which the front of a search of two objectives is taken; empty for any other.
+        front: Points of that front, the largest size first: ``point``, ``allocation``, sizes and figures of each.
     """
 
     sampler: str
@@ -155,6 +159,9 @@ class SearchResult:
     continuations: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     tasks: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     tails: Mapping[str, Mapping[str, Mapping[str, float]]] = field(default_factory=dict)
+    controls: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    candidates_of_front: tuple[Genome, ...] = ()
+    front: tuple[Mapping[str, Any], ...] = ()
     domains: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     against: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 

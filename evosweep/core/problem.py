@@ -1,5 +1,6 @@
 """A search problem: units, their levels and a budget; numpy only."""
 
+import copy
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -278,6 +279,13 @@ class Problem:
                 high = middle - 1
         genome = at(thresholds[low])
         return genome if self.feasible(genome) else np.zeros_like(genome)  # which has everything dropped
+
+    def within(self, budget: int) -> "Problem":
+        """Return the same problem under another budget, unchecked; tables of costs are shared."""
+        other = copy.copy(self)
+        other.__dict__.pop("fingerprint", None)
+        object.__setattr__(other, "budget", max(int(budget), self.least))
+        return other
 
     def only(self, genome: Genome) -> "Problem":
         """Return the problem in which every unit has no other level than in a genome."""

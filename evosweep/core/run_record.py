@@ -1,13 +1,16 @@
 """Where else a run is recorded, and whether it is over: one that was killed goes on as the same run and study."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from evosweep.core.files import write_json
 from evosweep.core.results import RESULT
 
 RUN_RECORD = "run.json"
+SEVERAL = "budgets.json"  # of a run with a list of budgets: their folders, and the name that joins them
 
 
 @dataclass(frozen=True)
@@ -41,8 +44,17 @@ class RunRecord:
 def is_finished(folder: Path) -> bool:
     """Return whether a run has its result, and nothing is left to do; runs of earlier versions have no record."""
     if not (folder / RESULT).is_file():
-        return False
+        return (folder / SEVERAL).is_file() and RunRecord.read(folder).finished
     return RunRecord.read(folder).finished or not (folder / RUN_RECORD).is_file()
+
+
+def several_of(folder: Path) -> Mapping[str, Any]:
+    """Return ``budgets`` (folders below it) and ``multirun`` of a run with a list of budgets; empty for any other."""
+    try:
+        value = json.loads((folder / SEVERAL).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}
 
 
 def command_of(config: Path) -> str:

@@ -4,7 +4,7 @@ A store keeps levels by layer; the tie is made in the problem alone. ``tied`` ma
 turns its genomes into those of the layers, and allocations are written by layer.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -34,7 +34,7 @@ def tied(units: Sequence[Unit], ties: Iterable[Sequence[str]], *, common: bool =
         SettingError: Layers of a tie have other levels than each other, are in several blocks, or are dropped apart.
     """
     known = {unit.name: unit for unit in units}
-    groups = _merged([name for name in names if name in known] for names in ties)
+    groups = joined_ties(ties, known)
     made: dict[str, Unit] = {}
     for names in groups:
         if len(names) > 1:
@@ -190,11 +190,11 @@ def _renamed(gates: Sequence[str], made: Mapping[str, Unit]) -> Names:
     return tuple(dict.fromkeys(made[name].name if name in made else name for name in gates))
 
 
-def _merged(groups: Iterable[Sequence[str]]) -> list[set[str]]:
-    """Return groups with those joined that share a name."""
+def joined_ties(ties: Iterable[Sequence[str]], known: Collection[str]) -> list[set[str]]:
+    """Return ties with those joined that share a layer; names that are not known are left out."""
     found: list[set[str]] = []
-    for group in groups:
-        joined = set(group)
+    for names in ties:
+        joined = {name for name in names if name in known}
         apart = []
         for other in found:
             if other & joined:

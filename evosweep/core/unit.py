@@ -1,7 +1,7 @@
 """Units, the modules of a model that get a level each, and levels, the ways in which a unit can be compressed."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 Kind = Literal["bits", "sparsity", "rank", "kept", "bits_per_weight"]
@@ -87,3 +87,8 @@ class Unit:
     def only_drops(self) -> bool:
         """Whether all its levels are either to keep or to drop it."""
         return all(level.nominal is not None and level.nominal.kind == "kept" for level in self.levels)
+
+
+def with_columns(units: Sequence[Unit], columns: Mapping[str, Mapping[str, float]]) -> tuple[Unit, ...]:
+    """Return units with further columns, by the unit's name."""
+    return tuple(replace(unit, columns={**unit.columns, **columns.get(unit.name, {})}) for unit in units)

@@ -239,6 +239,8 @@ def measure(
         address.append(evaluator.resources.activations)
     if column == EMQ and evaluator.resources.mq_bench is not None:
         address.append(sha256_file(evaluator.resources.mq_bench))
+    if evaluator.store.limits:
+        address.append(evaluator.store.limits)
     if kind.version:
         address.append(kind.version)
     ties = [unit.name for unit in problem.units if unit.members]

@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakKeyDictionary
 
+import numpy as np
+import numpy.typing as npt
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.trial import FrozenTrial, TrialState
@@ -60,6 +62,9 @@ class PopulationSampler(optuna.samplers.BaseSampler):
         limit: Number of generations that it can propose; None if there is no end.
         same_tokens: Whether it compares scores of different generations, which then must be on the same tokens.
         population_size: μ, number of parents of the next generation.
+        takes_starts: Whether generation 0 of our own loop may hold other genomes beside its own.
+        ranks: Whether it says itself which candidates are better, by ``order``.
+        more_starts: Genomes that generation 0 of our own loop has in addition.
         surveys: Whether it has single moves measured before it proposes, by ``survey``.
     """
 
@@ -68,10 +73,13 @@ class PopulationSampler(optuna.samplers.BaseSampler):
     limit: int | None = None
     columns: Sequence[str] = ()
     same_tokens = False
+    takes_starts = False
+    ranks = False
     surveys = False
 
     def __init__(self, problem: Problem, *, seed: int) -> None:
         self.problem = problem
+        self.more_starts: Sequence[Genome] = ()
         self.seed = check_int("seed", seed)
         self._distributions = unit_distributions(problem)
         self._others = optuna.samplers.RandomSampler(seed=self.seed % 2**32)
@@ -121,7 +129,10 @@ class PopulationSampler(optuna.samplers.BaseSampler):
         """
         hashes = [self.problem.decode(parent).hash for parent in parents]
         candidates = []
-        for slot, genome in enumerate(self.genomes(generation=generation, parents=parents)):
+        genomes = self.genomes(generation=generation, parents=parents)
+        if generation == 0:
+            genomes = [*genomes, *self.more_starts]
+        for slot, genome in enumerate(genomes):
             parent = None
             if hashes:
                 parent = hashes[self.parent_index(generation=generation, slot=slot, count=len(hashes))]
@@ -138,6 +149,16 @@ class PopulationSampler(optuna.samplers.BaseSampler):
         """
         del generation, parents, text
         return None
+
+    def order(self, genomes: Sequence[Genome], losses: npt.NDArray[np.float64]) -> Sequence[int]:
+        """Return candidate indices, best first: here, those with lower losses.
+
+        Args:
+            genomes: Shape (units,) each.
+            losses: On the same tokens, shape (genomes,).
+        """
+        del genomes
+        return list(map(int, np.argsort(losses, kind="stable")))
 
     def learn(self, candidates: Sequence[Candidate]) -> None:
         """Learn the scores of the generation proposed last. Samplers that learn from parents alone do nothing."""

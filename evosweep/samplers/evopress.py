@@ -54,6 +54,7 @@ class EvoPressSampler(PopulationSampler):
     """
 
     name = "evopress"
+    takes_starts = True
 
     def __init__(
         self,

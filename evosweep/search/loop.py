@@ -114,6 +114,7 @@ class _Search:
             surrogate=None if screening is None else screening.start(problem),
             same_tokens=self.sampler.same_tokens,
             parents=self.sampler.population_size,
+            order=self.sampler.order if self.sampler.ranks else None,
         )
 
     def catch_up(self) -> None:
@@ -286,7 +287,14 @@ class _Search:
             stopped=stopped,
             winner_generation=winner.generation,
             final=final,
+            candidates_of_front=self._front() if self.sampler.ranks else (),
         )
+
+    def _front(self) -> tuple[Genome, ...]:
+        """Return the last parents and all elites, none twice."""
+        records = self.state.records
+        elites = (self.sampler.problem.encode(record.elite) for record in records)
+        return tuple({genome.tobytes(): genome for genome in (*records[-1].parents, *elites)}.values())
 
 
 def _figures(record: GenerationRecord) -> dict[str, str]:

@@ -115,6 +115,7 @@ class Sampler(Protocol):
         same_tokens: Whether all generations are to be scored on the same tokens.
         population_size: How many of the best become parents.
         surveys: Whether it has something measured before it proposes: ``survey`` is called before ``population``.
+        ranks: Whether it says itself which candidates are better, by ``order``.
     """
 
     name: str
@@ -124,6 +125,15 @@ class Sampler(Protocol):
     same_tokens: bool
     population_size: int
     surveys: bool
+    ranks: bool
+
+    def order(self, genomes: Sequence[Genome], losses: npt.NDArray[np.float64]) -> Sequence[int]:
+        """Return candidate indices, best first, where it ranks them itself; the best is the generation's elite.
+
+        Args:
+            genomes: Shape (units,) each.
+            losses: On the same tokens, shape (genomes,).
+        """
 
     def survey(self, *, generation: int, parents: Sequence[Genome], text: Text) -> Survey | None:
         """Return what is to be measured before a generation is proposed; None if nothing is.

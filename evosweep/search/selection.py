@@ -1,6 +1,6 @@
 """Selection of the next parents from a generation's candidates, stage by stage."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -48,6 +48,7 @@ class Selector:
         surrogate: Drops candidates before they are scored; None drops nobody.
         same_tokens: Whether all generations are scored on the same tokens.
         parents: How many of the best become parents.
+        order: Returns which of some genomes with these scores are better, best first; None: those with lower scores.
     """
 
     problem: Problem
@@ -57,6 +58,7 @@ class Selector:
     surrogate: Surrogate | None
     same_tokens: bool
     parents: int
+    order: Callable[[Sequence[Genome], npt.NDArray[np.float64]], Sequence[int]] | None = None
 
     def run(self, candidates: Sequence[Candidate], parents: Sequence[Genome], generation: int) -> Selection:
         """Return what is left of a generation; a genome that was proposed twice is scored once.
@@ -124,10 +126,16 @@ class Selector:
                 for candidate, score in zip(alive, outcome.scores, strict=True)
             ]
             by_slot.update((candidate.slot, candidate) for candidate in alive if candidate.slot >= 0)
-            alive = [alive[rank] for rank in outcome.order()[:survivors]]
+            alive = [alive[rank] for rank in self._order(alive, outcome)[:survivors]]
         best = [candidate for candidate in alive if candidate is alive[0] or np.isfinite(candidate.scores[last])]
         ordered = tuple(by_slot[slot] for slot in sorted(by_slot))
         return Selection(alive[0], tuple(c.genome for c in best), ordered, tuple(records), tokens, saved)
+
+    def _order(self, alive: Sequence[Candidate], outcome: Outcome) -> Sequence[int]:
+        """Return candidate indices, best first."""
+        if self.order is None:
+            return list(outcome.order())
+        return self.order([candidate.genome for candidate in alive], outcome.scores)
 
     def _score(self, alive: Sequence[Candidate], generation: int, index: int, survivors: int) -> Outcome:
         """Return what a stage found, its scores infinite where fitness is NaN."""

@@ -30,16 +30,17 @@ class Surrogate:
     Args:
         problem: Units and their levels.
         share: Share of a generation that is dropped unscored.
+        memory: Generations that it is fitted to.
 
     Raises:
         SettingError: ``share`` is not above 0 and at most 0.95.
     """
 
-    def __init__(self, problem: Problem, *, share: float) -> None:
+    def __init__(self, problem: Problem, *, share: float, memory: int = MEMORY) -> None:
         self.share = check_number("surrogate", share, low=0, high=MOST, exclusive=True)
         self._starts = np.concatenate([[0], np.cumsum(problem.sizes)[:-1]])
         self._width = int(problem.sizes.sum())
-        self._seen: deque[tuple[Floats, Floats]] = deque(maxlen=MEMORY)
+        self._seen: deque[tuple[Floats, Floats]] = deque(maxlen=memory)
 
     def learn(self, genomes: Sequence[Genome], scores: Sequence[float]) -> None:
         """Add one generation's scores to the data; those that are not finite are left out."""
@@ -60,13 +61,22 @@ class Surrogate:
 
     def promising(self, genomes: Sequence[Genome]) -> list[int]:
         """Return the indices of genomes to be scored, rising; all of them while too little is known."""
-        if len(self._seen) < LEAST or len(genomes) < 2:
+        if not self.ready or len(genomes) < 2:
             return list(range(len(genomes)))
+        kept = max(1, round((1 - self.share) * len(genomes)))
+        return sorted(np.argsort(self.predict(genomes), kind="stable")[:kept].tolist())
+
+    @property
+    def ready(self) -> bool:
+        """Whether enough generations were learned."""
+        return len(self._seen) >= LEAST
+
+    def predict(self, genomes: Sequence[Genome]) -> Floats:
+        """Return what genomes would score within a generation, in its standard deviations, shape (genomes,)."""
         rows = np.concatenate([rows for rows, _ in self._seen])
         values = np.concatenate([values for _, values in self._seen])
         weights = np.linalg.solve(rows.T @ rows + PENALTY * np.eye(self._width), rows.T @ values)
-        kept = max(1, round((1 - self.share) * len(genomes)))
-        return sorted(np.argsort(self._features(genomes) @ weights, kind="stable")[:kept].tolist())
+        return np.asarray(self._features(genomes) @ weights, dtype=np.float64)
 
     def _features(self, genomes: Sequence[Genome]) -> Floats:
         """Return one-hot levels, shape (genomes, levels of all units)."""

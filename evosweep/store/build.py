@@ -112,6 +112,7 @@ class StoreBuilder:
             "token_weighting": self.settings.token_weighting,
             "layer_errors": self.settings.layer_errors,
             **({"units": plan.outer.describe()} if plan.outer.any else {}),
+            **({"excluded": sorted(plan.excluded)} if plan.excluded else {}),
             **({"as_is": as_is} if as_is else {}),
             **({"input_ranges": True} if self.settings.input_ranges else {}),  # stores without them stay where they are
         }

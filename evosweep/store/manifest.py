@@ -1,7 +1,7 @@
 """A level store on disk: a manifest and one safetensors file a block."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -92,6 +92,7 @@ class LevelStore:
             if _hash(folder / name) != expected:
                 raise StoreError(f"level store {folder} is damaged: {name} is missing or changed")
         self._handles: dict[str, Any] = {}
+        self.limits: Mapping[str, Sequence[str]] = {}  # names of the levels that remain of a unit, where not all do
 
     @property
     def key(self) -> str:
@@ -118,6 +119,33 @@ class LevelStore:
         """What dropping does to the model, by the unit's index."""
         rows = enumerate(self.manifest.units)
         return {index: DropEffect.of(row.drop) for index, row in rows if row.drop is not None}
+
+    def limited(self, ladders: Mapping[str, Collection[str]]) -> "LevelStore":
+        """Return this store without some levels.
+
+        Args:
+            ladders: Names of the levels that remain of a unit, by its name; other units keep all of theirs.
+
+        Raises:
+            StoreError: A unit would have none left, as what remains was left out of the store.
+        """
+        if not ladders:
+            return self
+        rows = []
+        for row in self.manifest.units:
+            kept = ladders.get(row.name)
+            levels = tuple(level for level in row.levels if kept is None or level.name in kept)
+            if not levels:
+                raise StoreError(
+                    f"level store {self.key} has none of the levels that rules leave {row.name} "
+                    f"({', '.join(kept or ())}), "
+                    f"as others are no dearer and better; it has {', '.join(level.name for level in row.levels)}"
+                )
+            rows.append(replace(row, levels=levels))
+        view = LevelStore(self.folder, verify=False)
+        view.manifest = replace(self.manifest, units=tuple(rows))
+        view.limits = {name: list(ladders[name]) for name in sorted(ladders)}
+        return view
 
     def weight(self, unit: str, level: str, *, device: torch.device | str = "cpu") -> torch.Tensor:
         """Return the dequantized fp32 weight (out, in) of one level of one unit.

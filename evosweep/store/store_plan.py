@@ -31,6 +31,7 @@ class StorePlan:
         fixed_bits: Bits of all parameters that belong to no unit, tied ones once, in the model's type.
         coverage: What share of the blocks' weights the units cover.
         outer: What is a unit beside the layers of the blocks.
+        excluded: Names of what stays as it is though it could be a unit.
     """
 
     anatomy: Anatomy
@@ -43,6 +44,7 @@ class StorePlan:
     fixed_bits: int
     coverage: Coverage
     outer: Units = field(default_factory=Units)
+    excluded: frozenset[str] = frozenset()
 
     @cached_property
     def units(self) -> tuple[Unit, ...]:
@@ -73,9 +75,12 @@ def plan_store(
     drop = drop or Drop()
     outer = units or Units()
     needs = check_needs(compressor)
-    shapes = {slot.name: slot.shape for slot in outer.layers(anatomy)}
-    levels = {**compressor.plan(shapes), **outer.plan(anatomy)}
     dropped = drop.options(anatomy)
+    excluded = outer.excluded(anatomy, dropped)
+    dropped = tuple(part for part in dropped if part.name not in excluded)
+    shapes = {slot.name: slot.shape for slot in outer.layers(anatomy) if slot.name not in excluded}
+    around = {name: made for name, made in outer.plan(anatomy).items() if name not in excluded}
+    levels = {**compressor.plan(shapes), **around}
     rows = [ManifestUnit.from_json(row) for row in drop.rows(anatomy, dropped, levels, hidden=None)]
     rows += [planned_unit(slot, levels[slot.name]) for slot in anatomy.all_slots if slot.name in levels]
     if not rows:
@@ -84,7 +89,8 @@ def plan_store(
     gone = [id(parameter) for part in dropped for parameter in part.parameters]
     coverage = coverage_of(anatomy, made, dropped=() if made else set(gone))
     if made:
-        outer.check_coverage(coverage)
+        meant = [slot for slot in anatomy.slots if slot.name in excluded]
+        outer.check_coverage(coverage_of(anatomy, [*made, *meant]) if meant else coverage)
     return StorePlan(
         anatomy=anatomy,
         compressor=compressor,
@@ -95,6 +101,7 @@ def plan_store(
         rows=in_model_order(anatomy, rows),
         fixed_bits=_fixed_bits(anatomy, levels, dropped),
         outer=outer,
+        excluded=excluded,
         coverage=coverage,
     )
 

@@ -1,15 +1,19 @@
 """What is a unit: embedding and head where they have levels of their own, and layers that are tied to one level."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from evosweep.compressors.base import Compressor, LevelSpec, identity
 from evosweep.core.checks import check_choice, check_number
 from evosweep.core.errors import SettingError
+from evosweep.core.rules import Ladders, Rules
 from evosweep.core.ties import matching, tied
 from evosweep.core.unit import Unit
 from evosweep.models.anatomy import Anatomy
+from evosweep.models.dropping import Droppable
 from evosweep.models.fusion import fused_layers
 from evosweep.models.slots import Slot
 from evosweep.store.coverage import Coverage, compressible
@@ -31,6 +35,10 @@ class Units:
         tie: Which layers are one unit with one level: ``none``, ``fused`` (those that serving engines run as one
             product: query, key and value; gate and up), or patterns as for ``core.ties.matching``; among patterns,
             ``fused`` stands for those layers.
+        exclude: Patterns of what is no unit and stays as it is: layers, and what could be dropped.
+        fix: Level that units have, by pattern, as for ``core.rules.Rules``.
+        min: Level that units have at least.
+        max: Level that units have at most.
         include: Patterns of layers that are units though they route, gate or are narrow, as for
             ``store.coverage.compressible``.
         coverage: Least share of the blocks' weights, from 0 to 1, that units must cover.
@@ -42,10 +50,16 @@ class Units:
     embedding: Compressor | None = None
     head: Compressor | None = None
     tie: str | Sequence[str] = NONE
+    exclude: Sequence[str] = ()
+    fix: Mapping[str, Any] | None = None
+    min: Mapping[str, Any] | None = None
+    max: Mapping[str, Any] | None = None
     include: Sequence[str] = ()
     coverage: float = 0.95
 
     def __post_init__(self) -> None:
+        with self._named():
+            _ = self.rules
         if not isinstance(self.include, Sequence) or isinstance(self.include, str) or not all(self.include):
             raise SettingError("include", owner=self, allowed="a list of patterns", got=self.include)
         check_number("coverage", self.coverage, low=0, high=1)
@@ -89,11 +103,54 @@ class Units:
         Raises:
             SettingError: A pattern matches nothing, or layers that cannot be one unit are tied.
         """
+        with self._named():
+            return tied(units, self._ties(units, anatomy), common=common)
+
+    def _ties(self, units: Sequence[Unit], anatomy: Anatomy) -> list[tuple[str, ...]]:
+        """Return the names of layers that share a level, a tuple for each tie."""
         wanted = [self.tie] if isinstance(self.tie, str) else list(self.tie)
+        ties = matching(units, [pattern for pattern in wanted if pattern not in TIES])
+        return ties + (fused_layers(anatomy) if FUSED in wanted else [])
+
+    @cached_property
+    def rules(self) -> Rules:
+        """What takes no part, and which levels the units may have."""
+        return Rules(self.exclude, fix=self.fix or {}, min=self.min or {}, max=self.max or {})
+
+    def excluded(self, anatomy: Anatomy, dropped: Sequence[Droppable] = ()) -> frozenset[str]:
+        """Return the names of layers, of embedding and head, and of what could be dropped, that stay as they are.
+
+        Args:
+            anatomy: The model.
+            dropped: What could be dropped of it.
+
+        Raises:
+            SettingError: A pattern matches nothing, or nothing is left.
+        """
+        blocks = {slot.name: slot.block for slot in anatomy.slots} | {part.name: part.blocks[0] for part in dropped}
+        names = {name: name.split(f".{block}.", 1)[-1] for name, block in blocks.items()}
+        names |= {name: name for name in self.compressors(anatomy)}
+        with self._named():
+            return self.rules.excluded(names)
+
+    def ladders(self, units: Sequence[Unit], anatomy: Anatomy) -> Ladders:
+        """Return the names of the levels that remain of every unit that a rule is about.
+
+        Args:
+            units: With all their levels, tied layers one by one.
+            anatomy: The model.
+
+        Raises:
+            SettingError: A pattern matches nothing, a unit lacks the level, or rules contradict each other.
+        """
+        with self._named():
+            return self.rules.ladders(units, self._ties(units, anatomy))
+
+    @contextmanager
+    def _named(self) -> Iterator[None]:
+        """Say of errors whose argument they are about."""
         try:
-            ties = matching(units, [pattern for pattern in wanted if pattern not in TIES])
-            ties += fused_layers(anatomy) if FUSED in wanted else []
-            return tied(units, ties, common=common)
+            yield
         except SettingError as error:
             error.owner = self
             raise

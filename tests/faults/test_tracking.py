@@ -8,7 +8,7 @@ import pytest
 from mlflow import MlflowClient
 
 from evosweep.core.results import read_result
-from evosweep.pipeline import AllocationFile
+from evosweep.tracking.allocation_file import AllocationFile
 from evosweep.tracking.mlflow_tracker import tracker
 from evosweep.tracking.mlflow_tracker.writes import Series
 from tests.cli import TINY, evosweep, workplace

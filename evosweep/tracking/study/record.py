@@ -75,6 +75,7 @@ class StudyRecorder:
             )
         except OSError as error:
             raise TrackingError(f"the study {name!r} cannot be written: {one_line(error)}") from error
+        self.name = name
         self.record = record
         self.artifacts = artifacts
         self.light = light

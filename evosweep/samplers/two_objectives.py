@@ -1,0 +1,233 @@
+"""Size and loss in one search: EvoPress's moves with NSGA-II's survival, as in SimQ-NAS (arXiv 2312.13301)."""
+
+from collections import deque
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from optuna._hypervolume import compute_hypervolume
+from optuna.samplers.nsgaii._elite_population_selection_strategy import _crowding_distance_sort, _rank_population
+from optuna.study import StudyDirection
+from optuna.trial import create_trial
+
+from evosweep.allocators.base import Allocator, allocate
+from evosweep.core.checks import check_int, check_number
+from evosweep.core.errors import EvosweepError, SettingError
+from evosweep.core.events import Candidate
+from evosweep.core.genomes import genome_from_text, genome_to_text
+from evosweep.core.problem import Genome, Problem
+from evosweep.samplers.evopress import EvoPressSampler
+from evosweep.search.front_offspring import FrontOffspring
+from evosweep.search.surrogate import Surrogate
+
+Floats = npt.NDArray[np.float64]
+DIRECTIONS = [StudyDirection.MINIMIZE, StudyDirection.MINIMIZE]
+MEMORY = 8  # generations that the model of losses is fitted to
+BROKEN = 1e9  # loss of a genome whose loss is no number
+
+
+class TwoObjectivesSampler(EvoPressSampler):
+    """Searches a front of sizes and losses at once; the largest size is the budget, and its genome is the elite.
+
+    Candidates survive a stage by non-domination and crowding (NSGA-II, Deb et al. 2002), both computed by Optuna. In a
+    ``study.optimize`` with one objective, parents are the best by value.
+
+    Args:
+        problem: Units, ladders, budget.
+        seed: Same seed, same proposals.
+        offspring: Proposals a generation.
+        population_size: Parents: the points of the front that are kept.
+        smallest: Smallest size of interest, as a share of the way from the least that levels allow (0) to the budget.
+        resize: Probability that an offspring has another size than its parent.
+        cross: Probability that it is crossed from two parents.
+        screen: Proposals for each offspring; a ridge model of all losses so far keeps the least dominated of them. 1
+            keeps all.
+        max_flips: Largest number of flips of an offspring that keeps its size.
+        start: An allocator, whose choices at all sizes are the first generation; null: uniform ones.
+
+    Raises:
+        SettingError: A setting is out of range.
+    """
+
+    name = "nsga2_evopress"
+    ranks = True
+
+    def __init__(
+        self,
+        problem: Problem,
+        *,
+        seed: int = 0,
+        offspring: int = 64,
+        population_size: int = 12,
+        smallest: float = 0.0,
+        resize: float = 0.4,
+        cross: float = 0.2,
+        screen: int = 4,
+        max_flips: int = 3,
+        start: str | Path | Allocator | None = None,
+    ) -> None:
+        if isinstance(start, str | Path):
+            raise SettingError(
+                "start", allowed="null or an allocator, which has a choice for every size", got=str(start)
+            )
+        super().__init__(
+            problem,
+            seed=seed,
+            offspring=offspring,
+            max_flips=max_flips,
+            population_size=check_int("population_size", population_size, low=2),
+            start=start,
+        )
+        share = check_number("smallest", smallest, low=0, high=1)
+        self.screen = check_int("screen", screen, low=1)
+        allocator = start
+        self.front = FrontOffspring(
+            problem,
+            seed=seed,
+            mutation=self.search.mutation,
+            least=int(problem.least + share * (problem.budget - problem.least)),
+            resize=resize,
+            cross=cross,
+            base=None if allocator is None else lambda here: allocate(allocator, here),
+        )
+        self._all_sizes: list[Genome] | None = None
+        self._model = Surrogate(problem, share=0.5, memory=MEMORY)
+        self._taught: deque[tuple[list[str], list[float]]] = deque(maxlen=MEMORY)
+        self._ranked: tuple[Floats, Floats] | None = None  # sizes and losses of the last ranking
+        self._reference: float | None = None
+
+    def genomes(self, *, generation: int, parents: Sequence[Genome]) -> list[Genome]:
+        """Return the starts, or the offspring of ``parents``."""
+        if generation == 0 or not parents:
+            return self._start()
+        count = self.search.size * (1 if self.screen == 1 or not self._model.ready else self.screen)
+        proposed = [
+            self.front.offspring(
+                generation=generation,
+                parents=parents,
+                slot=slot,
+                parent=self.parent_index(generation=generation, slot=slot, count=len(parents)),
+            )
+            for slot in range(count)
+        ]
+        return proposed if count == self.search.size else self._screened(proposed, parents)
+
+    def order(self, genomes: Sequence[Genome], losses: Floats) -> list[int]:
+        """Return candidate indices, best first: the lowest loss, then by non-domination, then by crowding.
+
+        Args:
+            genomes: Shape (units,) each.
+            losses: On the same tokens, shape (genomes,); infinite for those that are broken.
+        """
+        sizes = np.array([self.problem.cost(genome) for genome in genomes], dtype=np.float64)
+        finite = np.where(np.isfinite(losses), losses, BROKEN)
+        self._ranked = (sizes, finite)
+        ranked = nsga2_order(sizes, finite)
+        best = int(np.lexsort((sizes, finite))[0])
+        return [best, *(index for index in ranked if index != best and np.isfinite(losses[index]))] + [
+            index for index in ranked if index != best and not np.isfinite(losses[index])
+        ]
+
+    def learn(self, candidates: Sequence[Candidate]) -> None:
+        """Learn the first stage's losses of a generation, for the screening of the next ones."""
+        scored = [c for c in candidates if c.scores and c.duplicate_of is None]
+        losses = np.array([max(c.scores[min(c.scores)], 1e-12) for c in scored])
+        self._taught.append(([genome_to_text(self.problem, c.genome) for c in scored], np.log(losses).tolist()))
+        self._model.learn([c.genome for c in scored], self._taught[-1][1])
+        if self._reference is None and scored:
+            last = max(max(c.scores) for c in scored)
+            self._reference = max(c.scores[last] for c in scored if c.scores.get(last, BROKEN) < BROKEN)
+
+    def facts(self) -> Mapping[str, float]:
+        """Return the hypervolume and the number of points of the front that was ranked last.
+
+        The volume is between the front and a reference point: the largest size, and the loss of the first generation's
+        worst. Sizes count from the smallest on, and both are scaled to 1.
+        """
+        if self._ranked is None or self._reference is None:
+            return {}
+        sizes, losses = self._ranked
+        return {
+            "hypervolume": hypervolume(
+                sizes, losses, least=self.front.least, most=self.problem.budget, worst=self._reference
+            ),
+            "front": float(np.unique(front_of(sizes, losses)).size),
+        }
+
+    def state(self) -> dict[str, Any]:
+        """Return what its model was taught, and the reference point of hypervolumes, as JSON."""
+        return {"kind": self.name, "taught": [list(pair) for pair in self._taught], "reference": self._reference}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Continue from what ``state`` returned.
+
+        Raises:
+            EvosweepError: The state is that of another sampler.
+        """
+        if state.get("kind") != self.name:
+            raise EvosweepError(f"the saved search was made by sampler {state.get('kind')!r}, this one is {self.name}")
+        self._reference = state["reference"]
+        for texts, losses in state["taught"]:
+            self._taught.append((list(texts), list(losses)))
+            self._model.learn([genome_from_text(self.problem, text) for text in texts], losses)
+
+    def _start(self) -> list[Genome]:
+        if self._all_sizes is None:  # not earlier: the allocator's columns may not be measured yet
+            self._all_sizes = self.front.starts(self.population_size)
+        return [genome.copy() for genome in self._all_sizes]
+
+    def _screened(self, proposed: Sequence[Genome], parents: Sequence[Genome]) -> list[Genome]:
+        """Return as many of the proposals as a generation has, the least dominated by the model first, none twice."""
+        known = {genome.tobytes() for genome in parents}
+        distinct = list({genome.tobytes(): genome for genome in proposed if genome.tobytes() not in known}.values())
+        sizes = np.array([self.problem.cost(genome) for genome in distinct], dtype=np.float64)
+        chosen = nsga2_order(sizes, self._model.predict(distinct))[: self.search.size]
+        return [distinct[index] for index in sorted(chosen)]
+
+
+def nsga2_order(sizes: Floats, losses: Floats) -> list[int]:
+    """Return indices by non-domination rank and crowding distance, the best first.
+
+    Args:
+        sizes: Shape (points,).
+        losses: Shape (points,).
+    """
+    points = []
+    for index, values in enumerate(zip(sizes.tolist(), losses.tolist(), strict=True)):
+        point = create_trial(values=list(values))
+        point.number = index
+        points.append(point)
+    order: list[int] = []
+    for individuals in _rank_population(points, DIRECTIONS):
+        _crowding_distance_sort(individuals)
+        order += [point.number for point in individuals]
+    return order
+
+
+def front_of(sizes: Floats, losses: Floats) -> npt.NDArray[np.int64]:
+    """Return the indices of the points that no other dominates, the largest size first; of equal ones, the first."""
+    order = np.lexsort((np.arange(len(sizes)), losses, sizes))
+    found = []
+    best = np.inf
+    for index in order.tolist():
+        if losses[index] < best:
+            best = float(losses[index])
+            found.append(index)
+    return np.array(found[::-1], dtype=np.int64)
+
+
+def hypervolume(sizes: Floats, losses: Floats, *, least: float, most: float, worst: float) -> float:
+    """Return the share of sizes and losses that is dominated by points, from 0 to 1; computed by Optuna.
+
+    Args:
+        sizes: Shape (points,).
+        losses: Shape (points,).
+        least: Smallest size.
+        most: Largest size; with ``worst``, the reference point.
+        worst: Largest loss.
+    """
+    points = np.stack([(sizes - least) / max(most - least, 1), losses / worst], axis=1)
+    inside = points[(points <= 1).all(axis=1)]
+    return float(compute_hypervolume(np.maximum(inside, 0.0), np.ones(2))) if len(inside) else 0.0
