@@ -3,13 +3,15 @@
 # make engines      llama.cpp, vLLM, MLX, auto-round, GPTQModel, each in an environment of its own, for the tests that load exports
 # make lint         formatting, linters and types alone
 # make format       formats the code and mends what the linter can mend
+# make results      every table and figure of docs/book.md that needs a GPU; what is there already is kept
+# make results-cpu  those that two CPU cores make
 # make docs         the documentation as a website in site/; a warning is an error
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: quickstart test engines lint format docs clean
+.PHONY: quickstart test engines lint format docs results results-cpu clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/python -m evosweep +experiment=quickstart
@@ -28,6 +30,12 @@ lint: $(VENV)/.installed-dev
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+results: $(VENV)/.installed-dev
+	$(BIN)/python -m benchmarks.results --machine gpu
+
+results-cpu: $(VENV)/.installed-dev
+	$(BIN)/python -m benchmarks.results --machine cpu
 
 docs: $(VENV)/.installed-docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict

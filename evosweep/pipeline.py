@@ -34,6 +34,7 @@ from evosweep.result_row import (
     continuations_of,
     controls_of,
     domains_of,
+    paragraph_of,
     plain_row,
     tails_of,
     tasks_of,
@@ -129,7 +130,8 @@ def run(task: Task, bench: Workbench, draft: Draft, notes: Notes) -> dict[str, A
             result = replace(result, continuations=continuations_of(task, bench, result))
             result = replace(result, tails=tails_of(bench, result), tasks=tasks_of(task, bench, result))
             result = replace(result, domains=domains_of(bench, result), against=against_of(bench, result))
-            result = replace(result, domains=domains_of(bench, result), controls=controls_of(task, bench, result))
+            paragraph = paragraph_of(bench, result) if task.report.artifacts else {}
+            result = replace(result, controls=controls_of(task, bench, result), paragraph=paragraph)
             row = {**plain_row(task, bench, draft, notes, result), **comparable_row(task, bench, result)}
             write_result(task.folder, row)
             if task.export_now:

@@ -17,6 +17,7 @@ from evosweep.task import Draft, Notes, Task
 from evosweep.tracking.significance import BY_WINDOW, paired
 from evosweep.workbench import Workbench
 
+PARAGRAPH = 160  # tokens that the report colours
 COMMON_TOKENS = 8192  # search tokens that winners are compared on where the plan scores no elites again
 
 
@@ -102,10 +103,19 @@ def domains_of(bench: Workbench, result: SearchResult) -> dict[str, dict[str, An
 
 
 def against_of(bench: Workbench, result: SearchResult) -> dict[str, dict[str, Any]]:
-    """Return the paired tests of a winner against the uniform allocation and its own start, on validation windows."""
+    """Return the paired tests of a winner against the uniform allocation and, after a search, its own start.
+
+    They are over validation windows, which no search uses.
+
+    Args:
+        bench: Scores them.
+        result: Of the search.
+    """
     problem = result.problem
     found = bench.kl_by_window(problem.encode(result.allocation))
-    others = {"uniform": problem.uniform(), "start": problem.encode(result.generations[0].elite)}
+    others = {"uniform": problem.uniform()}
+    if len(result.generations) > 1:
+        others["start"] = problem.encode(result.generations[0].elite)
     return {
         name: {
             **paired(found, bench.kl_by_window(genome)).row(),
@@ -113,6 +123,28 @@ def against_of(bench: Workbench, result: SearchResult) -> dict[str, dict[str, An
         }
         for name, genome in others.items()
     }
+
+
+def paragraph_of(bench: Workbench, result: SearchResult) -> dict[str, list[Any]]:
+    """Return tokens of a typical window of validation text, and what each of two allocations loses at them.
+
+    The window is that of the median KL. A token's KL is that of the distribution which it was drawn from, so the first
+    token has none.
+
+    Returns:
+        ``tokens``: text of each; ``uniform`` and ``found``: KL in nats.
+    """
+    problem = result.problem
+    found = problem.encode(result.allocation)
+    by_window = bench.kl_by_window(found)
+    window = int(np.argsort(by_window)[len(by_window) // 2])
+    length = min(PARAGRAPH, bench.splits["validation"].seq_len)
+    losses = bench.evaluator.token_losses(
+        np.stack([problem.uniform(), found]), split="validation", windows=[window], fitness=[KL()], length=length
+    )["kl"][:, 0]
+    ids = bench.splits["validation"].windows[window, 1:length].tolist()
+    pieces = [bench.loaded.tokenizer.decode([token]) for token in ids]
+    return {"tokens": pieces, "uniform": losses[0].tolist(), "found": losses[1].tolist()}
 
 
 def controls_of(task: Task, bench: Workbench, result: SearchResult) -> dict[str, dict[str, float]]:

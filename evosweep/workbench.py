@@ -102,7 +102,7 @@ class Workbench:
     @cached_property
     def anatomy(self) -> Anatomy:
         """The structure of the dense model."""
-        anatomy = Anatomy(self.loaded.model)
+        anatomy = Anatomy(self.loaded.model, torch.from_numpy(self.splits["search"].windows[:1]))
         for note in anatomy.notes:
             self.progress.say(note)
         return anatomy

@@ -138,6 +138,10 @@ CASES = {
     "batch tokens": (["store.batch_tokens=0"], "store.batch_tokens", "0"),
     "export tokens": (["export.check_tokens=none"], "export.check_tokens", "none"),
     "curvature of what has no weight": (["sampler=hawq_v2", "drop=sublayers"], "sampler.allocator.harm", "hawq_v2"),
+    "gradients of what has no weight": (["sampler=fisher", "drop=sublayers"], "sampler.allocator.harm", "fisher"),
+    "an order of what has no weight": (["sampler=hawq", "drop=sublayers"], "harm must", "'hawq'"),
+    "a curvature that is none": (["sampler=hawq", "sampler.allocator.curvature=trase"], "curvature must", "'trace'"),
+    "no bench": (["sampler=emq", "evaluate.mq_bench=nowhere.json"], "evaluate.mq_bench", "'nowhere.json'"),
     "parents": (["sampler.population_size=0"], "sampler.population_size", "0"),
     "a text as journal": (["storage.path=corpus.jsonl"], "storage.path must be a journal file", "something else"),
     "zeros where the format has none": (

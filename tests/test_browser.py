@@ -124,6 +124,11 @@ def test_the_report_is_read_in_order_and_needs_no_network(finished: Path, rows: 
         assert titles[:3] == ["allocation", "convergence", "stages"]
         widths = page.eval_on_selector_all("img", "found => found.map(each => each.naturalWidth)")
         assert len(widths) >= 3 and all(width > 300 for width in widths)
+        assert {"spending", "Token by token", "More than the mean"} <= set(titles)
+        assert page.locator(".tokens").count() == 2 and page.locator(".tokens span[title]").count() > 50
+        for width in (1440, 390):  # nothing but tables and code that scroll by themselves is wider than the screen
+            page.set_viewport_size({"width": width, "height": 900})
+            assert page.evaluate("document.documentElement.scrollWidth") <= width
 
 
 def test_the_dashboard_s_best_trial_is_the_exported_one(page, dashboard_url: str) -> None:

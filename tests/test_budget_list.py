@@ -104,8 +104,8 @@ def test_a_finished_run_is_not_run_again_and_an_unfinished_one_goes_on(folder, r
     ("budget", "words"),
     [
         ("budget.bits_per_weight=[1,3.5,1.5]", ["2 of 3 budgets cannot be met (1, 1.5)", "at least"]),
-        ("budget.bits_per_weight=[]", ["budget.bits_per_weight must be a list of different budgets"]),
-        ("budget.bits_per_weight=[3,3]", ["budget.bits_per_weight must be a list of different budgets"]),
+        ("budget.bits_per_weight=[]", ["budget.bits_per_weight must be one budget, or a list of two"]),
+        ("budget.bits_per_weight=[3,3]", ["budget.bits_per_weight must be one budget, or a list of two"]),
         ("budget.bits_per_weight=[50,60]", ["different size here"]),
         ("budget.as_uniform=[3,9]", ["budget.as_uniform must be one of 2, 3", "got 9"]),
     ],

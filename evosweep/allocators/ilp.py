@@ -118,10 +118,10 @@ def _bound(problem: Problem, harm: Floats) -> _Bound:
         high = middle
         genome = min(genome, chosen, key=lambda option: _total(harm, option))
     priced = harm + price * above
-    return _Bound(price, value, priced - priced.min(axis=1, keepdims=True), _improved(problem, harm, genome))
+    return _Bound(price, value, priced - priced.min(axis=1, keepdims=True), improved(problem, harm, genome))
 
 
-def _improved(problem: Problem, harm: Floats, genome: Genome) -> Genome:
+def improved(problem: Problem, harm: Floats, genome: Genome) -> Genome:
     """Return a genome after changing one unit at a time, most harm saved first, while the budget allows it."""
     genome = genome.copy()
     for _ in range(problem.total_levels):

@@ -81,8 +81,9 @@ class _Joint:
     def run_list(self, kind: str) -> dict[str, Any]:
         """Run the searches of a list of budgets; return the row of the first of them."""
         values = list(self.config.budget[kind])
-        if not values or len(set(map(str, values))) < len(values):
-            raise SettingError(f"budget.{kind}", allowed="a list of different budgets", got=values)
+        if len(values) < 2 or len(set(map(str, values))) < len(values):
+            several = "one budget, or a list of two or more different ones"
+            raise SettingError(f"budget.{kind}", allowed=several, got=values)
         names = [f"{kind}_{value}" for value in values]
         if self.resumes and over(self.folder, self.config):
             return read_result(self.folder / names[0] / RESULT)

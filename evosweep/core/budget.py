@@ -6,13 +6,15 @@ from dataclasses import replace
 
 import numpy as np
 
-from evosweep.core.checks import check_number
+from evosweep.core.checks import check_choice, check_number
 from evosweep.core.errors import BudgetError, SettingError
 from evosweep.core.problem import Problem
 from evosweep.core.unit import Unit
 
 LARGEST = 2.0**62  # bits; a larger budget binds nothing
 KINDS = ("as_uniform", "bits_per_weight", "megabytes", "sparsity", "blocks_kept")
+ALL = "all"
+COUNTS = (ALL, "active")
 MOST = 1e12  # bits per weight or megabytes: beyond anything that exists
 
 
@@ -25,6 +27,8 @@ class Budget:
         megabytes: 10⁶ bytes of the whole model: units, and everything else at its own width.
         sparsity: What every unit costs with this share of its weights removed, masks included.
         blocks_kept: This share of what all units cost, where they can be dropped.
+        count: Whether ``all`` weights of a mixture of experts count, or only those that are ``active`` for one token:
+            the share of the experts that each token goes to. Bits per weight and megabytes are then of those.
         others: Of several budgets: tokens of all searches but the first together, over those of the first.
 
     Raises:
@@ -40,7 +44,9 @@ class Budget:
         sparsity: float | None = None,
         blocks_kept: float | None = None,
         others: float = 0.3,
+        count: str = ALL,
     ) -> None:
+        self.count = check_choice("count", count, COUNTS)
         self.others = check_number("others", others, low=0)
         values = {
             "as_uniform": as_uniform,
@@ -78,9 +84,9 @@ class Budget:
             BudgetError: The budget is below the smallest that the levels allow; the message gives the range.
             SettingError: ``as_uniform`` names a level that some unit lacks.
         """
-        widest = _widest(units, fixed_bits)
+        widest = _widest(self._counted(units), fixed_bits)
         try:
-            bits = self._bits(widest if planned is None else _widest(planned, fixed_bits))
+            bits = self._bits(widest if planned is None else _widest(self._counted(planned), fixed_bits))
         except SettingError as error:
             error.owner = self
             raise
@@ -103,6 +109,9 @@ class Budget:
             f"budget.{self.kind}={self.value:g} is more than the largest levels use "
             f"({self._at_least(problem, problem.most)}): every unit can take its largest level"
         )
+
+    def _counted(self, units: Sequence[Unit]) -> Sequence[Unit]:
+        return units if self.count == ALL else [unit.active for unit in units]
 
     def _bits(self, problem: Problem) -> int:
         if self.kind == "bits_per_weight":

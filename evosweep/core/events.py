@@ -134,6 +134,7 @@ class SearchResult:
         winner_generation: Generation in which the winner first was the elite; -1: the last one.
         domains: Figures on each further text, of the dense model, the uniform allocation and the winner.
         against: Paired tests of the winner against the uniform allocation and its own start, on validation.
+        paragraph: ``tokens`` of held-out text, and the KL of ``uniform`` and ``found`` at each of them.
         final: What all elites scored on common tokens; None where they were not scored again.
         controls: Validation figures and bits per weight of ``found``, ``uniform``, and the winner with each kind of
             decision made uniform; empty where nothing was searched.
@@ -164,6 +165,7 @@ class SearchResult:
     front: tuple[Mapping[str, Any], ...] = ()
     domains: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     against: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    paragraph: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def cost(self) -> int:

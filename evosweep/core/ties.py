@@ -265,8 +265,13 @@ def _one(members: Sequence[Unit]) -> Unit:
 
 
 def _joined(names: Sequence[str]) -> str:
-    """Return names joined by ``+`` behind the path that they share."""
+    """Return names joined by ``+`` behind the path that they share; ``*`` stands for numbers that alone differ."""
     parts = [name.split(".") for name in names]
+    differing = [position for position, found in enumerate(zip(*parts, strict=False)) if len(set(found)) > 1]
+    if len(differing) == 1 and len({len(part) for part in parts}) == 1:
+        position = differing[0]
+        if all(part[position].isdecimal() for part in parts):
+            return ".".join([*parts[0][:position], "*", *parts[0][position + 1 :]])
     shared = 0
     while all(len(part) > shared + 1 and part[shared] == parts[0][shared] for part in parts):
         shared += 1

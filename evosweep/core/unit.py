@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+ACTIVE_SHARE = "active_share"  # column of an expert's matrix: share of a mixture's experts that each token goes to
 Kind = Literal["bits", "sparsity", "rank", "kept", "bits_per_weight"]
 
 
@@ -77,6 +78,13 @@ class Unit:
     def kind(self) -> str:
         """Its path inside the block, the same for its siblings in other blocks: ``self_attn.q_proj``."""
         return self.name.split(f".{self.block}.", 1)[-1]
+
+    @property
+    def active(self) -> "Unit":
+        """The unit with weights and costs as many as are active for one token: a share of those of experts."""
+        share = self.columns.get(ACTIVE_SHARE, 1.0)
+        levels = tuple(replace(level, cost=round(share * level.cost)) for level in self.levels)
+        return self if share == 1 else replace(self, numel=max(1, round(share * self.numel)), levels=levels)
 
     @property
     def level_names(self) -> tuple[str, ...]:

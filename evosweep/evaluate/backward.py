@@ -1,15 +1,20 @@
 """Backward passes of the dense model, in which each layer's gradient is read and thrown away as soon as it is there."""
 
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
 import torch
+from torch.utils.checkpoint import checkpoint
 
 from evosweep.models.anatomy import Anatomy
+from evosweep.models.device import free_bytes
+from evosweep.models.patch import replaced_forward
 from evosweep.models.slots import Slot
 
+KEPT = 40  # tensors of hidden size that a block keeps of a token for its backward pass
+SHARE = 0.5  # of free memory that all blocks' may take
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 """From logits (rows, seq_len, vocabulary) in fp32 and token ids (rows, seq_len) to the sum over tokens of a loss."""
 Visit = Callable[[int, torch.Tensor], None]
@@ -41,6 +46,27 @@ def next_tokens(logits: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
     return torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten(), reduction="sum")
 
 
+def fits(anatomy: Anatomy, tokens: int) -> bool:
+    """Return whether what all blocks keep of so many tokens for a backward pass fits half of the free memory."""
+    hidden = int(anatomy.head.weight.shape[1])
+    bytes_of_all = KEPT * hidden * anatomy.dtype.itemsize * tokens * len(anatomy.blocks)
+    return bytes_of_all <= SHARE * free_bytes(anatomy.device)
+
+
+@contextmanager
+def bounded_memory(anatomy: Anatomy, tokens: int) -> Iterator[None]:
+    """Let a backward pass over so many tokens run, while the context lasts, in the memory that is free.
+
+    Where all blocks together do not fit, each keeps its input alone and runs again when its turn comes, which costs a
+    forward pass more and gives the same gradients.
+    """
+    with ExitStack() as stack:
+        for block in [] if fits(anatomy, tokens) else anatomy.blocks:
+            again = partial(checkpoint, block.forward, use_reentrant=False)
+            stack.enter_context(replaced_forward(block, again))
+        yield
+
+
 def visit_gradients(anatomy: Anatomy, slots: Sequence[Slot], ids: torch.Tensor, *, loss: Loss, visit: Visit) -> None:
     """Call ``visit`` with the gradient of a loss in the weight of each slot, never keeping more than one gradient.
 
@@ -67,6 +93,7 @@ def visit_gradients(anatomy: Anatomy, slots: Sequence[Slot], ids: torch.Tensor, 
             stack.callback(parameter.requires_grad_, parameter.requires_grad)
             parameter.requires_grad_(True)
             stack.callback(parameter.register_post_accumulate_grad_hook(partial(read, indices)).remove)
+        stack.enter_context(bounded_memory(anatomy, ids.numel()))
         logits = anatomy.model(input_ids=ids, use_cache=False).logits.float()
         loss(logits, ids).backward()
 
@@ -100,6 +127,7 @@ def visit_outputs(
         for index, slot in enumerate(slots):
             stack.callback(slot.watch_inputs(partial(_remember, inputs, index)).remove)
             stack.callback(slot.module.register_forward_hook(partial(_pass_output, partial(watch, index))).remove)
+        stack.enter_context(bounded_memory(anatomy, ids.numel()))
         logits = anatomy.model(input_ids=ids, use_cache=False).logits.float()
         loss(logits, ids).backward()
 

@@ -1,20 +1,25 @@
 """The units that change each block of a model, as indices into a genome."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import nn
 
 from evosweep.evaluate.routing import levels_in
 from evosweep.models.anatomy import Anatomy
 from evosweep.models.dropping import DropEffect
-from evosweep.models.slots import Slot
+from evosweep.models.mixture import Rows, experts_by_row
+from evosweep.models.slots import ExpertSlot, Slot
 from evosweep.store.manifest import LevelStore
 
 Genomes = npt.NDArray[np.int64]
+Levels = npt.NDArray[np.int64]
+Key = tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -22,7 +27,8 @@ class BlockUnits:
     """The units that change one block, as indices into a genome.
 
     Attributes:
-        slots: Index of the unit of each slot.
+        slots: Index of the unit of each slot of a layer.
+        experts: Index of the unit of each expert's matrix.
         writers: Index of the unit that drops a sub-block, by the module whose output is missing then.
         whole: Indices of the units that drop the whole block.
     """
@@ -30,10 +36,29 @@ class BlockUnits:
     slots: Mapping[Slot, int]
     writers: Mapping[nn.Module, int]
     whole: tuple[int, ...]
+    experts: Mapping[ExpertSlot, int] = field(default_factory=dict)
 
     @cached_property
     def indices(self) -> npt.NDArray[np.int64]:
-        return np.array([*self.slots.values(), *self.writers.values(), *self.whole], dtype=np.int64)
+        found = [*self.slots.values(), *self.experts.values(), *self.writers.values(), *self.whole]
+        return np.array(found, dtype=np.int64)
+
+    @contextmanager
+    def experts_at(self, levels: Mapping[int, Levels], weight: Callable[[Key], torch.Tensor]) -> Iterator[None]:
+        """Multiply the tokens of each row with the experts' weights of its own levels while the context lasts.
+
+        Args:
+            levels: Level of each row, by index of the unit.
+            weight: Weight (out, in) by index of the unit, and level; decoded when an expert runs.
+        """
+        mixtures: dict[nn.Module, dict[tuple[str, int], Rows]] = {}
+        for slot, unit in self.experts.items():
+            rows = Rows(levels[unit], lambda level, unit=unit: weight((unit, level)))  # type: ignore[misc]
+            mixtures.setdefault(slot.module, {})[slot.attribute, slot.expert] = rows
+        with ExitStack() as stack:
+            for module, rows_of in mixtures.items():
+                stack.enter_context(experts_by_row(module, rows_of))
+            yield
 
 
 def units_by_block(anatomy: Anatomy, store: LevelStore, drops: Mapping[int, DropEffect]) -> list[BlockUnits]:
@@ -48,9 +73,11 @@ def units_by_block(anatomy: Anatomy, store: LevelStore, drops: Mapping[int, Drop
     found = []
     for block in range(len(anatomy.blocks)):
         here = {index: effect for index, effect in drops.items() if block in effect.blocks}
+        slots = {slot: indices[slot.name] for slot in anatomy.slots_of(block) if slot.name in indices}
         found.append(
             BlockUnits(
-                slots={slot: indices[slot.name] for slot in anatomy.slots_of(block) if slot.name in indices},
+                slots={slot: index for slot, index in slots.items() if not isinstance(slot, ExpertSlot)},
+                experts={slot: index for slot, index in slots.items() if isinstance(slot, ExpertSlot)},
                 writers={
                     anatomy.model.get_submodule(effect.writer): index
                     for index, effect in here.items()
@@ -64,4 +91,5 @@ def units_by_block(anatomy: Anatomy, store: LevelStore, drops: Mapping[int, Drop
 
 def wanted_levels(units: BlockUnits, genomes: Genomes) -> list[tuple[int, int]]:
     """Return (unit, level) of all levels that a population has in the slots of a block."""
-    return [(index, level) for index in units.slots.values() for level in levels_in(genomes[:, index])[0]]
+    layers = [*units.slots.values(), *units.experts.values()]
+    return [(index, level) for index in layers for level in levels_in(genomes[:, index])[0]]

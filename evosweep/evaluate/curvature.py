@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from evosweep.allocators.harm import HAWQ, HAWQ_HUTCHINSON, HAWQ_TOP, ORDER
-from evosweep.core.events import Progress
+from evosweep.core.events import Progress, Silent
 from evosweep.core.problem import Problem
 from evosweep.core.seeds import generator
 from evosweep.evaluate.gradient_scores import Changes
@@ -21,6 +21,7 @@ PASSES = 32  # number of backward passes, unless that puts more than TOGETHER to
 TOGETHER = 16384  # most tokens in one backward pass
 ITERATIONS = 6  # of the power iteration: the value converges twice as fast as the vector
 PRODUCT = 3  # a product with the Hessian costs as much as so many forward passes, from a block on average
+INPUT_PASSES = 4  # products with the Hessian in the layers' inputs
 LEAST = 32  # tokens of a power iteration, whatever was asked for
 
 
@@ -95,7 +96,44 @@ def hawq_v2_hutchinson(
     )
     traces = (sums[:, 0] / (count * length)).clip(min=0.0).tolist()
     means = [trace / _numel(slot) for slot, trace in _pairs(slots, traces)]
-    return _harms(HAWQ_HUTCHINSON, evaluator, problem, slots, means)
+    harms = _harms(HAWQ_HUTCHINSON, evaluator, problem, slots, means)
+    if evaluator.inputs is not None:
+        _add_inputs(harms, evaluator, problem, slots, seed)
+    return harms
+
+
+def _add_inputs(
+    harms: dict[str, dict[str, float]], evaluator: Evaluator, problem: Problem, slots: Sequence[Slot], seed: int
+) -> None:
+    """Add ½ · mean trace of the Hessian in a layer's inputs · ‖Q(x) − x‖² to every level, where inputs are rounded.
+
+    All levels of a unit have the same inputs, so this changes no allocation, only what one is expected to cost.
+
+    Args:
+        harms: Changed in place.
+        evaluator: Rounds inputs.
+        problem: Units.
+        slots: Of the units' layers, in order.
+        seed: Chooses windows and signs.
+    """
+    orders = orders_of(evaluator, windows=INPUT_PASSES, together=1, seed=seed)
+    length = min(evaluator.splits["search"].windows.shape[1], LONGEST)
+    found = run_passes(
+        evaluator,
+        slots,
+        orders,
+        score="input_hutchinson",
+        steps=Steps(),
+        progress=Silent(),
+        description="measuring traces of inputs",
+    )
+    traces = (found[:, 0] / INPUT_PASSES).clip(min=0.0)
+    changes = found[:, 1] / (INPUT_PASSES * length)
+    by_layer = {slot.name: 0.5 * float(one) for slot, one in _pairs(slots, (traces * changes).tolist())}
+    for unit in problem.units:
+        own = sum(by_layer[layer.name] for layer in unit.layers)
+        for level in unit.level_names:
+            harms[unit.name][f"{HAWQ_HUTCHINSON}/{level}"] += own
 
 
 def hawq_tokens(problem: Problem, tokens: int) -> int:

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from evosweep.evaluate.backward import Outputs, next_tokens, sampled_labels, visit_gradients, visit_outputs
-from evosweep.evaluate.hessian import hutchinson
+from evosweep.evaluate.hessian import hutchinson, input_products
 from evosweep.evaluate.population import Evaluator
 from evosweep.models.patch import replaced_weights
 from evosweep.models.slots import Slot
@@ -129,6 +129,28 @@ def sign_products(
     return hutchinson(evaluator.anatomy, slots, ids, order["seed"])
 
 
+def input_sign_products(
+    evaluator: Evaluator, slots: Sequence[Slot], ids: torch.Tensor, order: Mapping[str, Any]
+) -> torch.Tensor:
+    """Return vᵀ H v a value, and Σ (Q(x) − x)², of the inputs x of each slot, shape (slots, 2).
+
+    v are signs, H is the KL's Hessian in the inputs, and Q rounds them as ``evaluate.activations`` says.
+
+    Args:
+        evaluator: Has the dense model, and rounds inputs.
+        slots: The layers.
+        ids: Token ids (rows, seq_len).
+        order: Its ``seed`` chooses the signs.
+    """
+    assert evaluator.inputs is not None
+    found = torch.zeros(len(slots), 2, dtype=torch.float64, device=ids.device)
+    for index, (inputs, product) in enumerate(input_products(evaluator.anatomy, slots, ids, order["seed"])):
+        change = evaluator.inputs.rounded(slots[index].name, inputs).float() - inputs.float()
+        found[index, 0] = product / inputs.numel()
+        found[index, 1] = change.square().sum()
+    return found
+
+
 class Changes:
     """What each level changes in the weights of some slots.
 
@@ -173,4 +195,5 @@ SCORES: Mapping[str, Score] = {
     "absolute_products": absolute_products,
     "output_squares": output_squares,
     "hutchinson": sign_products,
+    "input_hutchinson": input_sign_products,
 }

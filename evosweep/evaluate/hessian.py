@@ -2,6 +2,8 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import Any
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -54,10 +56,7 @@ class Curvature:
         self._parameters = list(parameters.values())
         self._owner = [list(parameters).index(id(slot.parameter)) for slot in slots]
         with _differentiable(self._parameters):
-            logits = anatomy.model(input_ids=ids[:, :LONGEST], use_cache=False).logits.flatten(0, 1).float()
-            log_q = logits.log_softmax(-1)
-            log_p = log_q.detach()
-            kl = (log_p.exp() * (log_p - log_q)).sum()
+            kl = _kl(anatomy, ids)
             self._gradients = torch.autograd.grad(kl, self._parameters, create_graph=True)
 
     def product(self, vectors: Mapping[int, torch.Tensor], *, last: bool = False) -> dict[int, torch.Tensor]:
@@ -129,13 +128,60 @@ def hutchinson(anatomy: Anatomy, slots: Sequence[Slot], ids: torch.Tensor, seed:
     for indices in chunks_of(slots):
         curvature = Curvature(anatomy, [slots[index] for index in indices], ids)
         rng = torch.Generator(ids.device).manual_seed(seed)
-        signs = {position: _signs(slots[index], rng) for position, index in enumerate(indices)}
+        signs = {position: _signs(slots[index].shape, rng) for position, index in enumerate(indices)}
         products = curvature.product(signs, last=True)
         for position, index in enumerate(indices):
             found[index] = (signs[position] * products[position]).sum(dtype=torch.float64)
     return found
 
 
-def _signs(slot: Slot, rng: torch.Generator) -> torch.Tensor:
-    drawn = torch.randint(0, 2, slot.shape, generator=rng, device=rng.device, dtype=torch.int8)
+def _signs(shape: Sequence[int], rng: torch.Generator) -> torch.Tensor:
+    drawn = torch.randint(0, 2, tuple(shape), generator=rng, device=rng.device, dtype=torch.int8)
     return (2 * drawn - 1).float()
+
+
+def input_products(
+    anatomy: Anatomy, slots: Sequence[Slot], ids: torch.Tensor, seed: int
+) -> list[tuple[torch.Tensor, float]]:
+    """Return the inputs of every layer, and vᵀ H v at random signs v, with H the Hessian of the KL in those inputs.
+
+    The mean of vᵀ H v over v is the trace that HAWQ-V2 weighs an activation's rounding by (arXiv 1911.03852, section
+    3.3). All layers are multiplied at once; layers that are given one tensor are told apart.
+
+    Args:
+        anatomy: The dense model.
+        slots: Linear layers, or the head.
+        ids: Token ids (rows, seq_len); only the first ``LONGEST`` of each row are used.
+        seed: Of the signs.
+
+    Raises:
+        ModelError: A slot is one expert of several.
+    """
+    seen: dict[int, torch.Tensor] = {}
+
+    def own(index: int, _module: torch.nn.Module, given: tuple[Any, ...]) -> tuple[Any, ...]:
+        values = given[0]
+        seen[index] = values.view_as(values) if values.requires_grad else values.detach().requires_grad_(True)
+        return (seen[index], *given[1:])
+
+    with _differentiable([]), ExitStack() as stack:
+        for index, slot in enumerate(slots):
+            slot.watch_inputs(lambda _: None).remove()  # raises for an expert
+            stack.callback(slot.module.register_forward_pre_hook(partial(own, index)).remove)
+        kl = _kl(anatomy, ids)
+        inputs = [seen[index] for index in range(len(slots))]
+        gradients = torch.autograd.grad(kl, inputs, create_graph=True)
+        rng = torch.Generator(ids.device).manual_seed(seed)
+        signs = [_signs(values.shape, rng) for values in inputs]
+        along = torch.stack([(one.float() * sign).sum() for one, sign in zip(gradients, signs, strict=True)]).sum()
+        products = torch.autograd.grad(along, inputs)
+    sums = [float((one.float() * sign).sum(dtype=torch.float64)) for one, sign in zip(products, signs, strict=True)]
+    return [(values.detach(), product) for values, product in zip(inputs, sums, strict=True)]
+
+
+def _kl(anatomy: Anatomy, ids: torch.Tensor) -> torch.Tensor:
+    """Return the sum over tokens of the KL of the model from itself: zero, with the derivatives of the KL."""
+    logits = anatomy.model(input_ids=ids[:, :LONGEST], use_cache=False).logits.flatten(0, 1).float()
+    log_q = logits.log_softmax(-1)
+    log_p = log_q.detach()
+    return (log_p.exp() * (log_p - log_q)).sum()

@@ -12,6 +12,7 @@ from evosweep.core.unit import Unit
 from evosweep.models.activations import CHOICES, NONE
 from evosweep.models.anatomy import Anatomy
 from evosweep.models.device import free_bytes
+from evosweep.models.slots import ExpertSlot
 
 FREE_SHARE = 0.85  # of free memory is used, where memory_gb is not given
 TARGETS_SHARE = 0.1
@@ -127,7 +128,13 @@ class MemoryPlan:
 
 def per_token(anatomy: Anatomy) -> int:
     """Return the bytes of activations that one token of one candidate takes in a block."""
-    return int(anatomy.head.weight.shape[1]) * 4 * ACTIVATION_COPIES
+    width = int(anatomy.head.weight.shape[1]) * 4 * ACTIVATION_COPIES
+    mixtures: dict[int, float] = {}  # by module: inputs and outputs of all matrices that a token meets
+    for slot in anatomy.slots:
+        if isinstance(slot, ExpertSlot):
+            met = slot.share * sum(slot.shape) * anatomy.dtype.itemsize
+            mixtures[id(slot.module)] = mixtures.get(id(slot.module), 0.0) + met
+    return width + int(max(mixtures.values(), default=0.0))
 
 
 def plan_memory(resources: Resources, anatomy: Anatomy, units: Sequence[Unit], *, seq_len: int) -> MemoryPlan:
@@ -143,6 +150,13 @@ def plan_memory(resources: Resources, anatomy: Anatomy, units: Sequence[Unit], *
         SettingError: There is no room for one candidate on one window.
     """
     layers = [unit for unit in units if not unit.gates]
+    if resources.activations != NONE and any(isinstance(slot, ExpertSlot) for slot in anatomy.slots):
+        raise SettingError(
+            "activations",
+            owner=resources,
+            allowed=f"{NONE} for a mixture of experts, whose inputs cannot be rounded yet",
+            got=resources.activations,
+        )
     return MemoryPlan.of(
         resources,
         anatomy.device,

@@ -66,6 +66,7 @@ class Replaced:
                 for (slot, unit), groups in zip(units.slots.items(), groups_by_slot, strict=True):
                     weights = WeightsOfUnit(self.levels, unit, groups.levels)
                     stack.enter_context(slot.forward_by_row(groups, weights if lazy else dict(weights)))
+            stack.enter_context(units.experts_at(levels, self.levels.weight))
             for module, unit in units.writers.items():
                 gone = np.flatnonzero(levels[unit] == 0)
                 if len(gone):

@@ -37,6 +37,7 @@ from evosweep.core.problem import Genome, Problem
 from evosweep.core.seeds import generator
 from evosweep.evaluate.curvature import hawq, hawq_tokens, hawq_v2, hawq_v2_hutchinson
 from evosweep.evaluate.emq import emq, emq_tokens, sentences
+from evosweep.evaluate.entropy import activation_entropy
 from evosweep.evaluate.gradients import auto_quantize, auto_scheme, fisher
 from evosweep.evaluate.linearity import NOISES, higgs, higgs_data
 from evosweep.evaluate.pairs import pair_tokens, pairs
@@ -46,6 +47,7 @@ from evosweep.evaluate.steps import Steps
 from evosweep.fitness.kl import KL
 from evosweep.fitness.perplexity import Perplexity
 from evosweep.models.activations import NONE
+from evosweep.search.block_groups import ENTROPY
 
 Columns = dict[str, dict[str, float]]
 """Columns by unit name."""
@@ -198,6 +200,7 @@ MEASURES = {
     LOSS_ALONE: Measure(loss_alone, _as_one_level),
     AROUND_UNIFORM: Measure(around_uniform, _all_levels, _longest),
     AROUND_TOP: Measure(around_top, _all_levels, _longest),
+    ENTROPY: Measure(activation_entropy, lambda problem, tokens: tokens),
     HILL: Measure(hill_exponents, lambda *_: 0),
     HAWQ: Measure(hawq_v2, _as_one_level, version=1),
     HAWQ_HUTCHINSON: Measure(hawq_v2_hutchinson, _as_one_level),

@@ -51,10 +51,12 @@ class Winner:
     evaluator: Evaluator
 
     def __post_init__(self) -> None:
-        if any(unit.members for unit in self.problem.units):
-            layers = self.evaluator.store.units
+        layers = self.evaluator.store.units
+        counted = any(unit.active is not unit for unit in layers)  # perhaps by what is active for a token alone
+        if counted or any(unit.members for unit in self.problem.units):
+            most = sum(unit.levels[-1].cost for unit in layers)
             object.__setattr__(self, "genome", Expansion.of(self.problem.units, layers)(self.genome))
-            object.__setattr__(self, "problem", replace(self.problem, units=layers))
+            object.__setattr__(self, "problem", replace(self.problem, units=layers, budget=most))
 
     @cached_property
     def slots(self) -> Mapping[Slot, int]:
@@ -95,7 +97,8 @@ class Winner:
     def layers(self) -> dict[str, tuple[Slot, int]]:
         """Return (slot, unit index) of all weights of units that are not dropped, by path while ``in_place``."""
         paths = {id(module): path for path, module in self.evaluator.anatomy.model.named_modules()}
-        return {paths[id(slot.module)]: (slot, index) for slot, index in self.slots.items() if id(slot.module) in paths}
+        here = {slot: index for slot, index in self.slots.items() if id(slot.module) in paths}
+        return {slot.path_at(paths[id(slot.module)]): (slot, index) for slot, index in here.items()}
 
     def others(self, *, without: Collection[int] = ()) -> dict[str, torch.Tensor]:
         """Return the tensors of the model that belong to no unit, by name, tied ones once.

@@ -172,10 +172,7 @@ def _targets(anatomy: Anatomy, windows: Any, used: Sequence[int]) -> dict[int, d
     found = {}
     for index in used:
         tokens = moved(windows[index][None], anatomy.device)
-        hidden = anatomy.embed(tokens)
-        for block in range(len(anatomy.blocks)):
-            hidden = anatomy.run_block(block, hidden)
-        final = anatomy.finish(tokens, hidden)[0, :-1]
+        final = anatomy.run(tokens)[0, :-1]
         targets = KL().targets(Outputs(anatomy.head, final, tokens[0, 1:]))
         found[index] = {name: value.cpu() for name, value in targets.items()}
     return found
@@ -195,12 +192,7 @@ def _backward(winner: Winner, tokens: torch.Tensor, targets: Sequence[Mapping[st
     anatomy = winner.evaluator.anatomy
     whole = {block for effect in winner.dropped if effect.whole for block in effect.blocks}
     with torch.enable_grad():
-        with torch.no_grad():
-            hidden = anatomy.embed(tokens)
-        for block in range(len(anatomy.blocks)):
-            if block not in whole:
-                hidden = anatomy.run_block(block, hidden)
-        final = anatomy.finish(tokens, hidden)
+        final = anatomy.run(tokens, without=whole)
     at_head = torch.zeros_like(final)
     total = 0.0
     count = final[:, 1:, 0].numel()

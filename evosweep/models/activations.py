@@ -110,6 +110,10 @@ class RoundedInputs:
             hooks.callback(self._forget)
             yield
 
+    def rounded(self, name: str, values: torch.Tensor) -> torch.Tensor:
+        """Return the inputs (..., in) of a unit as they are rounded for it."""
+        return rounded(values, self.form, None if self.ranges is None else self.ranges[name])
+
     def _hook(self, name: str) -> Callable[..., tuple[Any, ...]]:
         largest = None if self.ranges is None else self.ranges[name]
 

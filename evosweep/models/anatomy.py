@@ -16,12 +16,14 @@ from torch import nn
 
 from evosweep.core.errors import ModelError
 from evosweep.models.contexts import Arguments, Contexts
+from evosweep.models.experts import find_mixtures
 from evosweep.models.head import Head
 from evosweep.models.patch import replaced_forward
-from evosweep.models.rows import OwnForwardSlot
+from evosweep.models.probe import Inspect, probe_blocks
+from evosweep.models.rows import OwnForwardSlot, passed_by
 from evosweep.models.slots import LinearSlot, OuterSlot, Slot, outer_slots, slot_kind
-from evosweep.models.sublayers import Inspect, Sublayer, find_sublayers, probe_blocks
-from evosweep.models.verify import check_causal, check_whole, not_by_row, why_not_block_by_block
+from evosweep.models.sublayers import Sublayer, find_sublayers, parameter_names
+from evosweep.models.verify import check_causal, check_whole, not_by_row, why_not_block_by_block, why_not_on_text
 
 PROBE_TOKENS = 8
 
@@ -31,6 +33,8 @@ class Anatomy:
 
     Args:
         model: A transformers causal language model in eval mode.
+        text: Token ids (windows, seq_len) on which blocks that run one by one must give what the model gives, beside a
+            few random ones: a mask may differ from window to window only where they are long.
 
     Attributes:
         model: The same.
@@ -43,14 +47,14 @@ class Anatomy:
         dtype: Its type.
         whole_because: Why the blocks cannot be run one by one, so that the whole model runs instead; empty: they can.
         not_by_row: Layers that are no slots because rows of a population with different weights of them do not give
-            what each gives alone, and what is wrong then.
+            what each gives alone, or because they share a parameter, and what is wrong then.
 
     Raises:
         ModelError: No list of blocks, or no linear layer in them, could be found; the model is not causal, gives NaN,
             or cannot be run on several rows at once with the same result.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, text: torch.Tensor | None = None) -> None:
         self.model = model
         self.rescaling = undo_rescaling(model)
         self.block_path, self.blocks = find_blocks(model)
@@ -62,10 +66,11 @@ class Anatomy:
         self._contexts = Contexts(self._record, vocabulary=vocabulary, device=self.device)
         with torch.no_grad():
             self.slots: list[Slot] = self._probe()
-        self.whole_because = why_not_block_by_block(self, expected)
+        self.whole_because = ""
+        self.whole_because = why_not_block_by_block(self, expected) or why_not_on_text(self, text)
         if self.whole_because:
             check_whole(self, expected)
-        self.not_by_row = not_by_row(self, self.slots)
+        self.not_by_row = {**not_by_row(self, self.slots), **_sharing(self.slots, model)}
         self.slots = _without(self.slots, self.not_by_row)
         self._contexts.forget()
 
@@ -103,12 +108,12 @@ class Anatomy:
 
     @cached_property
     def sublayers(self) -> tuple[Sublayer, ...]:
-        """Attention, MLP and the like of every block: what can be missing alone."""
+        """Attention, MLP and other parts of every block that can be missing alone."""
         return find_sublayers(self.model, path=self.block_path, slots=self.slots, probe=self.probe_blocks)
 
     def probe_blocks(self, inspect: Inspect) -> None:
-        """Run the model once on a few random tokens; ``inspect`` may run each block again, as ``sublayers`` says."""
-        probe_blocks(self.model, self.blocks, lambda tokens: self.base(input_ids=tokens, use_cache=False), inspect)
+        """Run the model once on a few random tokens; ``inspect`` may run each block again, as ``probe`` says."""
+        probe_blocks(self.model, self.blocks, self.run_whole, inspect, alone=not self.whole_because)
 
     def slot(self, name: str) -> Slot:
         """Return the slot with a name; KeyError where there is none."""
@@ -150,9 +155,48 @@ class Anatomy:
         """Return final hidden states (batch, seq_len, hidden) of token ids (batch, seq_len), by the model's forward."""
         return self._as_head(_first(self.base(input_ids=tokens, use_cache=False)))
 
+    def around(self, first: int, last: int, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return what one block is given and what it or a later one returns, while the whole model runs.
+
+        Args:
+            first: Index of the block whose input is wanted.
+            last: Index of the block whose output is.
+            tokens: Token ids (batch, seq_len).
+        """
+        found: list[torch.Tensor] = []
+        with ExitStack() as stack:
+            before = self.blocks[first].register_forward_pre_hook(
+                lambda _module, args, kwargs: found.append(_given(args, kwargs).clone()), with_kwargs=True
+            )
+            stack.callback(before.remove)
+            behind = self.blocks[last].register_forward_hook(lambda _m, _a, out: found.append(_first(out).clone()))
+            stack.callback(behind.remove)
+            self.run_whole(tokens)
+        return found[0], found[1]
+
     def _as_head(self, final: torch.Tensor) -> torch.Tensor:
         """Return final hidden states in the head's type: some models' streams are fp32 whatever their weights are."""
         return final.to(self.head.weight.dtype)
+
+    def run(self, tokens: torch.Tensor, *, without: Collection[int] = ()) -> torch.Tensor:
+        """Return final hidden states (batch, seq_len, hidden) of token ids (batch, seq_len), the cheapest way.
+
+        Args:
+            tokens: The token ids.
+            without: Indices of blocks that pass their input on.
+        """
+        if self.whole_because:
+            rows = torch.zeros(1, dtype=torch.long, device=self.device)
+            with ExitStack() as stack:
+                for block in without:
+                    stack.enter_context(passed_by(self.blocks[block], rows, 1))
+                return self.run_whole(tokens)
+        with torch.no_grad():
+            hidden = self.embed(tokens)
+        for block in range(len(self.blocks)):
+            if block not in without:
+                hidden = self.run_block(block, hidden, tokens)
+        return self.finish(tokens, hidden)
 
     def prepare(self, seq_len: int, tokens: torch.Tensor | None = None) -> None:
         """Record what blocks are given beside hidden states of windows of a length; ``run_block`` does where needed.
@@ -206,12 +250,13 @@ class Anatomy:
 
     def _probe(self) -> list[Slot]:
         inputs: dict[str, torch.Tensor] = {}
+        mixtures = find_mixtures(self.model, self.block_path)
         kinds: dict[str, tuple[type[LinearSlot], nn.Module]] = {}
         for name, module in self.model.named_modules():
             kind = _kind(module)
             if name.startswith(self.block_path + ".") and kind is not None:
                 kinds[name] = kind, module
-        if not kinds:
+        if not kinds and not mixtures:
             known = sorted({type(module).__name__ for module in self.blocks.modules()})
             raise ModelError(f"the blocks of this model have no linear layer that we know, only {', '.join(known)}")
         returned: list[Any] = []
@@ -220,17 +265,24 @@ class Anatomy:
             for name, (_, module) in kinds.items():
                 stack.callback(module.register_forward_pre_hook(partial(_remember, inputs, name)).remove)
                 stack.callback(module.register_forward_hook(partial(_remember_output, outputs, name)).remove)
+            for name, mixture in mixtures.items():
+                mark = partial(_remember, inputs, name)
+                stack.callback(mixture.module.register_forward_pre_hook(mark).remove)
             stack.callback(self.blocks[0].register_forward_hook(lambda _m, _a, out: returned.append(out)).remove)
             tokens = torch.zeros((1, PROBE_TOKENS), dtype=torch.long, device=self.device)
             self.base(input_ids=tokens, use_cache=False)
         self._returns: type | None = type(returned[0]) if isinstance(returned[0], tuple | list) else None
         self._rest = () if self._returns is None else (None,) * (len(returned[0]) - 1)
         # A router may be a linear layer that returns its choices, too.
-        inputs = {name: given for name, given in inputs.items() if isinstance(outputs[name], torch.Tensor)}
-        return [
-            kinds[name][0](name=name, block=self._block_of(name), module=kinds[name][1], group=_group(name, inputs))
-            for name in inputs
-        ]
+        layers = {name: given for name, given in inputs.items() if isinstance(outputs.get(name), torch.Tensor)}
+        slots: list[Slot] = []
+        for name in inputs:
+            if name in mixtures:
+                slots += mixtures[name].slots
+            elif name in layers:
+                kind, module = kinds[name]
+                slots.append(kind(name=name, block=self._block_of(name), module=module, group=_group(name, layers)))
+        return slots
 
     def _block_of(self, name: str) -> int:
         return int(name.removeprefix(self.block_path + ".").split(".")[0])
@@ -244,7 +296,7 @@ def _kind(module: nn.Module) -> type[LinearSlot] | None:
 
 def _remember(inputs: dict[str, torch.Tensor], name: str, module: nn.Module, args: Sequence[Any]) -> None:
     del module
-    inputs.setdefault(name, args[0])
+    inputs.setdefault(name, args[0] if args else torch.empty(0))
 
 
 def _remember_output(outputs: dict[str, Any], name: str, module: nn.Module, args: Sequence[Any], output: Any) -> None:
@@ -270,6 +322,16 @@ def _without(slots: Sequence[Slot], gone: Collection[str]) -> list[Slot]:
     for slot in left:
         names.setdefault(slot.group, slot.name)
     return [replace(slot, group=names[slot.group]) for slot in left]
+
+
+def _sharing(slots: Sequence[Slot], model: nn.Module) -> dict[str, str]:
+    """Return the slots whose parameter another module has, too, and which."""
+    names = parameter_names(model)
+    others = {
+        slot.name: [name for name in names[id(slot.parameter)] if name.rpartition(".")[0] != slot.name]
+        for slot in slots
+    }
+    return {name: f"it shares its weight with {other[0].rpartition('.')[0]}" for name, other in others.items() if other}
 
 
 def _base_model(model: nn.Module, block_path: str) -> nn.Module:

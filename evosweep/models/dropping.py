@@ -18,8 +18,9 @@ from torch.nn import functional
 from evosweep.core.checks import check_choice, check_int
 from evosweep.core.errors import SettingError
 from evosweep.models.anatomy import Anatomy
+from evosweep.models.probe import Call
 from evosweep.models.renumber import rehearse, without_blocks
-from evosweep.models.sublayers import Run, Sublayer, parameter_names, silenced, zeros_in
+from evosweep.models.sublayers import Sublayer, parameter_names, silenced, zeros_in
 
 GRANULARITIES = ("sublayers", "blocks", "pairs")
 DROPPED = "dropped"
@@ -60,7 +61,7 @@ class Droppable:
         effect: What dropping it does.
         slots: Names of the slots in it.
         parameters: All its parameters.
-        shared: Another name of one of them, where another part of the model has it too.
+        kept_because: Why it cannot be dropped, if so, in a few words that follow its name.
     """
 
     name: str
@@ -68,7 +69,7 @@ class Droppable:
     slots: tuple[str, ...]
     parameters: tuple[nn.Parameter, ...]
 
-    shared: str = ""
+    kept_because: str = ""
 
     @property
     def blocks(self) -> tuple[int, ...]:
@@ -114,13 +115,16 @@ class Drop:
         if self.granularity is None:
             return ()
         found = [option for option in droppables(anatomy, self.granularity) if not stay & set(option.blocks)]
-        shared = [option for option in found if option.shared]
-        if shared:
+        kept = {option.name: option.kept_because for option in found if option.kept_because}
+        if kept:
+            name, reason = next(iter(kept.items()))
+            also = f", and {len(kept) - 1} more like it" if len(kept) > 1 else ""
             raise SettingError(
                 "granularity",
                 owner=self,
                 got=self.granularity,
-                allowed=f"null for this model, whose {shared[0].name} shares parameters with {shared[0].shared}",
+                allowed=f"another one for this model, or null: {name} {reason}{also}",
+                hint="drop.keep names blocks that stay",
             )
         if not found and len(stay) < count:
             raise SettingError(
@@ -186,7 +190,7 @@ class Drop:
             ]
             columns = (
                 {}
-                if hidden is None
+                if hidden is None and tokens is None
                 else {"influence": influence(anatomy, option, hidden, tokens=tokens, add_up=add_up)}
             )
             rows.append(
@@ -229,33 +233,49 @@ def droppables(anatomy: Anatomy, granularity: str) -> tuple[Droppable, ...]:
     if granularity == "sublayers":
         return tuple(_sublayer(found) for found in anatomy.sublayers)
     step = 2 if granularity == "pairs" else 1
-    return tuple(_whole_blocks(anatomy, tuple(blocks[start : start + step])) for start in blocks[::step])
+    needed = _needed(anatomy)
+    return tuple(_whole_blocks(anatomy, tuple(blocks[start : start + step]), needed) for start in blocks[::step])
+
+
+def _needed(anatomy: Anatomy) -> dict[int, str]:
+    """Return the blocks that give other blocks more than hidden states, and what."""
+    found: dict[int, str] = {}
+
+    def inspect(block: int, call: Call) -> None:
+        reason = call.passes_on()
+        if reason:
+            found[block] = reason
+
+    anatomy.probe_blocks(inspect)
+    return found
 
 
 def _listed(blocks: Sequence[int]) -> str:
     return f"block{'s' if len(blocks) > 1 else ''} {', '.join(map(str, blocks))}"
 
 
-def _whole_blocks(anatomy: Anatomy, blocks: tuple[int, ...]) -> Droppable:
+def _whole_blocks(anatomy: Anatomy, blocks: tuple[int, ...], needed: Mapping[int, str]) -> Droppable:
     slots = tuple(slot.name for block in blocks for slot in anatomy.slots_of(block))
     parameters = tuple(parameter for block in blocks for parameter in anatomy.blocks[block].parameters())
     name = f"{anatomy.block_path}.{'+'.join(map(str, blocks))}"
     inside = tuple(f"{anatomy.block_path}.{block}." for block in blocks)
     owners = parameter_names(anatomy.model)
-    names = (name for parameter in parameters for name in owners[id(parameter)])
-    shared = next((name for name in names if not name.startswith(inside)), "")
-    return Droppable(name, DropEffect(blocks, whole=True), slots, parameters, shared)
+    names = [name for parameter in parameters for name in owners[id(parameter)]]
+    reasons = [f"shares parameters with {other}" for other in names if not other.startswith(inside)]
+    reasons += [needed[block] for block in blocks if block in needed]
+    return Droppable(name, DropEffect(blocks, whole=True), slots, parameters, next(iter(reasons), ""))
 
 
 def _sublayer(found: Sublayer) -> Droppable:
     effect = DropEffect((found.block,), whole=False, writer=found.writer)
-    return Droppable(found.name, effect, found.slots, found.parameters, found.shared)
+    reason = f"shares parameters with {found.shared}" if found.shared else ""
+    return Droppable(found.name, effect, found.slots, found.parameters, reason)
 
 
 def influence(
     anatomy: Anatomy,
     option: Droppable,
-    hidden: Sequence[torch.Tensor],
+    hidden: Sequence[torch.Tensor] | None,
     *,
     tokens: Sequence[torch.Tensor] | None = None,
     add_up: Callable[[torch.Tensor], None] = lambda _sums: None,
@@ -268,24 +288,41 @@ def influence(
     Args:
         anatomy: The model.
         option: What is left out.
-        hidden: Inputs of its first block, in batches of shape (batch, seq_len, hidden).
+        hidden: Inputs of its first block, in batches of shape (batch, seq_len, hidden); None runs the whole model.
         tokens: Their token ids, which some models' blocks need.
         add_up: Sums a tensor in place over all processes that calibrate.
     """
     sums = torch.zeros(2, dtype=torch.float64, device=anatomy.device)
-    for batch, ids in zip(hidden, tokens or repeat(None), strict=False):
-        given = batch.to(anatomy.device)
-        present = given
-        for block in option.blocks:
-            present = anatomy.run_block(block, present, ids)
+    for batch, ids in zip(hidden or repeat(None), tokens or repeat(None), strict=False):
+        given, present = _ends(anatomy, option.blocks, batch, ids)
         absent = given
         if option.effect.writer is not None:
             with silenced(anatomy.model.get_submodule(option.effect.writer)):
-                absent = anatomy.run_block(option.blocks[0], given, ids)
+                _, absent = _ends(anatomy, option.blocks, batch, ids)
         cosine = functional.cosine_similarity(present.float(), absent.float(), dim=-1)
         sums += torch.stack([cosine.sum(dtype=torch.float64), torch.tensor(cosine.numel()).to(sums)])
     add_up(sums)
     return 1.0 - float(sums[0] / sums[1])
+
+
+def _ends(
+    anatomy: Anatomy, blocks: Sequence[int], hidden: torch.Tensor | None, tokens: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the residual stream before and behind consecutive blocks.
+
+    Args:
+        anatomy: The model.
+        blocks: Their indices.
+        hidden: Input of the first of them (windows, seq_len, hidden); None runs the whole model.
+        tokens: Token ids (windows, seq_len), which some models' blocks and the whole model need.
+    """
+    if hidden is None and tokens is not None:
+        return anatomy.around(blocks[0], blocks[-1], tokens)
+    assert hidden is not None
+    given = present = hidden.to(anatomy.device)
+    for block in blocks:
+        present = anatomy.run_block(block, present, tokens)
+    return given, present
 
 
 @contextmanager
@@ -328,12 +365,12 @@ def _passing(anatomy: Anatomy, writers: Mapping[int, Sequence[str]]) -> set[int]
     """
     found = set()
 
-    def inspect(block: int, run: Run, given: torch.Tensor) -> None:
+    def inspect(block: int, call: Call) -> None:
         if block in writers:
             with ExitStack() as stack:
                 for name in writers[block]:
                     stack.enter_context(silenced(anatomy.model.get_submodule(name)))
-                if torch.equal(run()[0], given):
+                if torch.equal(call.run()[0], call.given):
                     found.add(block)
 
     anatomy.probe_blocks(inspect)

@@ -114,9 +114,15 @@ def _difference(model: nn.Module, sketch: nn.Module, path: str) -> str:
     for name, module in sketch.get_submodule(path).named_modules():
         for key, value in _settings(module).items():
             mine = _settings(ours[name]).get(key, value)
-            if mine != value:
+            if not _equal(mine, value):
                 return f"{path}.{name}.{key} is {mine}, and {value} where it is loaded again"
     return ""
+
+
+def _equal(value: Any, other: Any) -> bool:
+    if isinstance(value, float) and isinstance(other, float):
+        return math.isclose(value, other, rel_tol=1e-9)
+    return bool(value == other)
 
 
 def _shape(shape: tuple[int, ...] | None) -> str:

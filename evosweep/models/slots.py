@@ -5,6 +5,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional
@@ -12,6 +13,7 @@ from torch.utils.hooks import RemovableHandle
 from transformers.pytorch_utils import Conv1D
 
 from evosweep.core.errors import ModelError
+from evosweep.models.mixture import Rows, attributes, experts_by_row, is_swapped, up_attribute
 from evosweep.models.patch import replaced_forward, replaced_parameter
 
 
@@ -77,6 +79,9 @@ class Slot(Protocol):
     def write(self, weight: torch.Tensor) -> None:
         """Overwrite the weight with (out, in) values."""
 
+    def path_at(self, module: str) -> str:
+        """Return the path at which ``slot_at`` finds the slot, where its module is at this path."""
+
     def forward_by_row(self, groups: RowGroups, weights: Mapping[int, torch.Tensor]) -> AbstractContextManager[None]:
         """Return a context in which each row of the batch is multiplied with the weight of its own level.
 
@@ -123,6 +128,10 @@ class LinearSlot:
         with torch.no_grad():
             self.read().copy_(weight)
 
+    def path_at(self, module: str) -> str:
+        """Return the path at which ``slot_at`` finds the slot, where its module is at this path."""
+        return module
+
     def forward_by_row(self, groups: RowGroups, weights: Mapping[int, torch.Tensor]) -> AbstractContextManager[None]:
         """Return a context in which each row of the batch is multiplied with the weight of its own level."""
         bias: Any = self.module.bias
@@ -152,11 +161,13 @@ class ExpertSlot(LinearSlot):
         attribute: Name of the parameter in ``module``: ``gate_up_proj``, ``down_proj``.
         expert: Index of the expert.
         swapped: Whether the parameter is (experts, in, out) instead.
+        share: Share of the tokens that go to one of the experts, on average.
     """
 
     attribute: str = "down_proj"
     expert: int = 0
     swapped: bool = False
+    share: float = 1.0
     layout = "expert"
 
     @property
@@ -168,13 +179,20 @@ class ExpertSlot(LinearSlot):
         """Return this expert's (out, in) view of a tensor laid out as ``parameter``."""
         return tensor[self.expert].T if self.swapped else tensor[self.expert]
 
+    def path_at(self, module: str) -> str:
+        """Return the path at which ``slot_at`` finds the slot, where its mixture is at this path."""
+        return f"{module}.{self.expert}.{self.attribute}"
+
     def forward_by_row(self, groups: RowGroups, weights: Mapping[int, torch.Tensor]) -> AbstractContextManager[None]:
-        """Raise ModelError: an expert sees the tokens that its router sends, not rows of a batch."""
-        raise ModelError(f"{self.name}: a population cannot be scored through single experts yet")
+        """Return a context in which each row's tokens that go to this expert meet the weight of their row's level."""
+        levels = np.full(groups.rows, groups.levels[0], dtype=np.int64)
+        for level, members in zip(groups.levels[1:], groups.members[1:], strict=True):
+            levels[members.cpu().numpy()] = level
+        return experts_by_row(self.module, {(self.attribute, self.expert): Rows(levels, weights.__getitem__)})
 
     def watch_inputs(self, callback: Callable[[torch.Tensor], None]) -> RemovableHandle:
-        """Raise ModelError: the module's inputs are those of all experts."""
-        raise ModelError(f"{self.name}: the inputs of a single expert cannot be measured yet")
+        """Raise ModelError: the module's inputs are those of all experts; see ``mixture.watched_experts``."""
+        raise ModelError(f"{self.name}: the inputs of a single expert are measured with all of its mixture")
 
 
 @dataclass(frozen=True)
@@ -244,6 +262,9 @@ def slot_at(model: nn.Module, path: str) -> LinearSlot:
     Raises:
         ModelError: The model has no module there, or one without a slot.
     """
+    expert = _expert_at(model, path)
+    if expert is not None:
+        return expert
     try:
         module = model.get_submodule(path)
     except AttributeError as error:
@@ -252,6 +273,19 @@ def slot_at(model: nn.Module, path: str) -> LinearSlot:
     if kind is None:
         raise ModelError(f"{path} is a {type(module).__name__}, not a linear layer")
     return kind(name=path, block=0, module=module, group=path)
+
+
+def _expert_at(model: nn.Module, path: str) -> ExpertSlot | None:
+    """Return the slot of an expert of a fused mixture at ``path of the mixture.index.attribute``; None: no expert."""
+    around, _, attribute = path.rpartition(".")
+    mixture, _, number = around.rpartition(".")
+    try:
+        module = model.get_submodule(mixture)
+    except AttributeError:
+        return None
+    if not number.isdecimal() or up_attribute(module) is None or attribute not in attributes(module):
+        return None
+    return ExpertSlot(path, 0, module, path, attribute=attribute, expert=int(number), swapped=is_swapped(module))
 
 
 def linear_by_row(

@@ -10,7 +10,6 @@ BERT's output) are cut behind their last linear layer instead.
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import partial
 from itertools import product
 from typing import Any
 
@@ -19,16 +18,13 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from evosweep.core.seeds import generator
 from evosweep.models.device import moved
-from evosweep.models.patch import replaced_forward
+from evosweep.models.probe import Call, Inspect
 from evosweep.models.slots import Slot
 
-PROBE = (2, 6)  # random tokens that sub-blocks are tried on: sequences, and tokens in each
 CLOSE = {torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 5e-2}  # of the largest value of a block's output
 
 Run = Callable[[], list[torch.Tensor]]
-Inspect = Callable[[int, Run, torch.Tensor], None]
 
 
 @dataclass(frozen=True)
@@ -78,47 +74,19 @@ def find_sublayers(
         model: The model in eval mode.
         path: Of its list of blocks.
         slots: All slots in them.
-        probe: ``probe_blocks`` of the model.
+        probe: ``probe.probe_blocks`` of the model.
     """
     found: list[Sublayer] = []
     owners = parameter_names(model)
 
-    def inspect(block: int, run: Run, given: torch.Tensor) -> None:
-        del given
+    def inspect(block: int, call: Call) -> None:
         name = f"{path}.{block}"
         parts = _parts(model.get_submodule(name), name, [slot for slot in slots if slot.block == block])
-        tried = (_tried(part, block, model, run, owners) for part in _in_order(parts, run))
+        tried = (_tried(part, block, model, call.run, owners) for part in _in_order(parts, call.run))
         found.extend(sublayer for sublayer in tried if sublayer is not None)
 
     probe(inspect)
     return tuple(sorted(found, key=lambda sublayer: sublayer.block))
-
-
-@torch.no_grad()
-def probe_blocks(
-    model: nn.Module, blocks: nn.ModuleList, forward: Callable[[torch.Tensor], Any], inspect: Inspect
-) -> None:
-    """Run a model once on a few random tokens, and let ``inspect`` run each block as often as it wants on its inputs.
-
-    Args:
-        model: The model in eval mode.
-        blocks: Its blocks.
-        forward: Runs it on token ids.
-        inspect: Given the block's index, a function that runs it and returns its floating-point outputs, and the
-            hidden states that it is given.
-    """
-    embedding: Any = model.get_input_embeddings()  # type: ignore[operator]
-    rows = generator(0, "sub-blocks").integers(len(embedding.weight), size=PROBE)
-
-    def replacement(block: int, real: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        given = (args[0] if args else kwargs["hidden_states"]).clone()
-        inspect(block, lambda: _tensors(real(*_copied(args), **_copied(kwargs))), given)
-        return real(*args, **kwargs)
-
-    with ExitStack() as stack:
-        for index, block in enumerate(blocks):
-            stack.enter_context(replaced_forward(block, partial(replacement, index, block.forward)))
-        forward(torch.from_numpy(rows).to(embedding.weight.device))
 
 
 @contextmanager
@@ -263,25 +231,10 @@ def _owners(top: nn.Module) -> list[nn.Module]:
 
 def _same(values: Sequence[torch.Tensor], expected: Sequence[torch.Tensor]) -> bool:
     """Return whether what a block returned is the same, up to rounding."""
-    pairs = list(zip(values, expected, strict=True))
-    scale = max(float(wanted.abs().max()) for _, wanted in pairs)
-    bound = CLOSE[expected[0].dtype] * max(scale, 1e-6)
-    return all(bool(((value - wanted).abs() <= bound).all()) for value, wanted in pairs)
+    pairs = zip(values, expected, strict=False)
+    return len(values) == len(expected) and all(_close(value, wanted) for value, wanted in pairs)
 
 
-def _tensors(value: Any) -> list[torch.Tensor]:
-    """Return all floating-point tensors in what a module returned."""
-    if isinstance(value, torch.Tensor):
-        return [value] if value.is_floating_point() and value.numel() else []
-    if isinstance(value, dict):
-        value = list(value.values())
-    return [tensor for item in value for tensor in _tensors(item)] if isinstance(value, list | tuple) else []
-
-
-def _copied(value: Any) -> Any:
-    """Return arguments with copies of their tensors, which a block may change in place."""
-    if isinstance(value, torch.Tensor):
-        return value.clone()
-    if type(value) is dict:
-        return {key: _copied(item) for key, item in value.items()}
-    return type(value)(map(_copied, value)) if type(value) in (list, tuple) else value
+def _close(value: torch.Tensor, wanted: torch.Tensor) -> bool:
+    bound = CLOSE[wanted.dtype] * max(float(wanted.abs().max()), 1e-6)
+    return value.shape == wanted.shape and bool(((value - wanted).abs() <= bound).all())

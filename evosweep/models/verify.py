@@ -52,6 +52,8 @@ class BlockByBlock(Protocol):
         """
         ...
 
+    def run(self, tokens: torch.Tensor) -> torch.Tensor: ...
+
     def run_whole(self, tokens: torch.Tensor) -> torch.Tensor: ...
 
     def finish(self, tokens: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor: ...
@@ -120,6 +122,26 @@ def why_not_block_by_block(chain: BlockByBlock, expected: torch.Tensor) -> str:
     if difference <= _tolerance(chain.model):
         return ""
     return f"run one by one they give other logits, off by {difference:.2g} of the largest"
+
+
+@torch.no_grad()
+def why_not_on_text(chain: BlockByBlock, text: torch.Tensor | None) -> str:
+    """Return why blocks that run one by one give other final hidden states on real windows; nothing where they do not.
+
+    Args:
+        chain: The model.
+        text: Token ids (windows, seq_len).
+    """
+    if text is None:
+        return ""
+    tokens = text.to(chain.device)
+    try:
+        difference = _relative(chain.run(tokens), chain.run_whole(tokens))
+    except Exception as error:  # whatever a model's own code raises
+        return first_line(error)
+    if difference <= _tolerance(chain.model):
+        return ""
+    return f"run one by one on the text they give other hidden states, off by {difference:.2g} of the largest"
 
 
 @torch.no_grad()

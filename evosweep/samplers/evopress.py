@@ -34,7 +34,8 @@ class EvoPressSampler(PopulationSampler):
         start_candidates: Proposals of generation 0 where the budget is not what one level for all units costs.
         flips: Distribution of the number of flips: ``min_of_two`` draws (the paper's) or ``uniform``.
         group: Which units may swap: those of the same ``size``, only those that also have the same ``name`` in their
-            blocks, or ``none``: no swaps, exchanges only.
+            blocks (``name``), only those in neighbouring blocks that depend on one another (``entropy``, as Q-VLM's
+            blocks), or ``none``: no swaps, exchanges only.
         population_size: μ, parents: the best so far, each offspring of one of them by lot. All compete in the last
             stage, on the same tokens.
         start: Where to start instead of uniform (a warm start): an allocation file (``allocation.json``, or a text
@@ -81,17 +82,19 @@ class EvoPressSampler(PopulationSampler):
             raise SettingError("start", allowed="null, an allocation.json, an allocator or a list of such", got=start)
         self._starts: list[Genome | Allocator] = [self._checked(one) for one in given]
         allocators = [one for one in self._starts if not isinstance(one, np.ndarray)]
-        self.columns = tuple(dict.fromkeys(name for one in allocators for name in one.columns))
         if self._starts:
             one = allocator_name(allocators[0]) if allocators else ""
             self.name = f"{self.name}+best" if len(self._starts) > 1 else f"{self.name}+{one}".rstrip("+")
         self._first: list[Genome] | None = None
         own = Flips(max_flips=max_flips, cross=cross, flips=flips, group=group)
+        used = own if mutation is None else mutation
+        needed = [*(name for one in allocators for name in one.columns), *getattr(used, "columns", ())]
+        self.columns = tuple(dict.fromkeys(needed))
         self.search = EvoPress(
             problem,
             seed=seed,
             offspring=offspring,
-            mutation=own if mutation is None else mutation,
+            mutation=used,
             start_candidates=start_candidates,
         )
         self.probe_tokens = check_int("probe_tokens", probe_tokens, low=1)

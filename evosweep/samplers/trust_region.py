@@ -40,7 +40,7 @@ class TrustRegionSampler(EvoPressSampler):
         *,
         seed: int = 0,
         changes: Sequence[int | None] = CHANGES,
-        probe_tokens: int = 4096,
+        probe_tokens: int = 1024,
         offspring: int = 8,
         start: Start | Sequence[Start] | None = None,
     ) -> None:

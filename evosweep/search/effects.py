@@ -10,7 +10,8 @@ from evosweep.search.moves_table import Floats, MoveTable
 from evosweep.search.racing import ALIKE, segments
 
 PRIOR_DEGREES = 4.0  # degrees of freedom that the spread of similar moves counts for in a move's own spread
-NEVER_EQUAL = 0.01  # of the spread that is seen, what is at least taken as real
+NEVER_EQUAL = 0.1  # of the spread that is seen, what is at least taken as real
+OWN_GROUP = 8  # moves from one level that are a group of their own
 LEAST_GROUP = 4  # moves of a group that has a mean of its own
 EXACT = 1e-12  # least variance, as a share of the largest square: a loss without noise is known only so well
 
@@ -77,8 +78,14 @@ class Measured:
 
 
 def groups_of(problem: Problem, table: MoveTable) -> npt.NDArray[np.int64]:
-    """Return the index of each move's group, moves of one kind of unit in one direction, shape (moves,)."""
-    keys = problem.kinds[table.units] * 3 + table.directions + 1
+    """Return the index of each move's group: units of one kind, from one level in one direction; shape (moves,).
+
+    Groups of fewer than eight moves are joined over levels.
+    """
+    coarse = problem.kinds[table.units] * 3 + table.directions + 1
+    fine = coarse * problem.costs.shape[1] + table.base[table.units]
+    few = np.bincount(fine)[fine] < OWN_GROUP
+    keys = np.where(few, coarse, fine + 1 + coarse.max(initial=0))
     return np.unique(keys, return_inverse=True)[1].astype(np.int64)
 
 
@@ -100,9 +107,9 @@ def shrunk(
 ) -> Estimates:
     """Return empirical-Bayes estimates: each mean is drawn towards its group's, the more the noisier it is.
 
-    In a group, effects are taken as normal around a common mean with variance τ², estimated by moments (DerSimonian and
-    Laird, 1986); the estimate is the posterior mean (Efron and Morris, 1975). Groups with fewer than four measured
-    moves share one for each direction.
+    In a group, effects are taken as normal around a common mean with variance τ², both by moments; the estimate is
+    the posterior mean (Efron and Morris, 1975). Groups with fewer than four measured moves share one for each
+    direction.
 
     Args:
         means: Measured effects, shape (moves,).
@@ -126,17 +133,14 @@ def shrunk(
 
 
 def _moments(means: Floats, variances: Floats) -> tuple[float, float]:
-    """Return the common mean of effects and their variance around it, from measurements with known variances."""
+    """Return the common mean of effects and their variance around it, from measurements with known variances.
+
+    All count alike (Hedges and Olkin, 1985): larger effects are noisier, so that weights by precision would draw the
+    mean towards 0 and hide the spread.
+    """
     known = np.isfinite(variances)
     if not known.any():
         return 0.0, 1.0
-    weights = 1 / variances[known]
-    values = means[known]
-    centre = float((weights * values).sum() / weights.sum())
-    excess = float((weights * (values - centre) ** 2).sum()) - (len(values) - 1)
-    scale = float(weights.sum() - (weights**2).sum() / weights.sum())
-    spread = max(excess / scale, 0.0) if scale > 0 else 0.0
-    least = NEVER_EQUAL * max(float(values.var()), float(variances[known].min()))
-    spread = max(spread, least)
-    total = 1 / (variances[known] + spread)
-    return float((total * values).sum() / total.sum()), spread
+    noise = float(variances[known].mean())
+    seen = float(means[known].var(ddof=1)) if known.sum() > 1 else noise
+    return float(means[known].mean()), max(seen - noise, NEVER_EQUAL * max(seen, noise))

@@ -13,7 +13,7 @@ from evosweep.search.moves_table import Floats, Indices, MoveTable, best_moves
 from evosweep.search.protocols import Request, Text
 from evosweep.search.racing import LEAST_SEGMENTS, SEGMENT
 
-DRIFT = 0.25  # share of an effect's square by which its variance grows when the incumbent moves on
+DRIFT = 0.1  # share of an effect's square by which its variance grows when the incumbent moves on
 ROUNDS = 3  # in which the moves whose decision is open are measured further
 FIRST = 0.5  # share of the tokens a move that all moves are measured on at first
 MOST = 4  # times its average tokens that a move is measured on in one further round

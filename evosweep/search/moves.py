@@ -48,14 +48,15 @@ def _with_gated_units(problem: Problem, genome: Genome, steps: Steps, *, opening
     return np.where(movable, steps + np.where(toggles, behind, 0), -1)
 
 
-def swap(problem: Problem, genome: Genome, rng: np.random.Generator, *, siblings: bool = False) -> bool:
+def swap(problem: Problem, genome: Genome, rng: np.random.Generator, *, among: Steps | None = None) -> bool:
     """Raise one unit and lower another by the same number of bits, in place.
 
     Args:
         problem: Units, ladders, budget.
         genome: Shape (units,); changed in place.
         rng: Chooses the units.
-        siblings: Whether both must have the same name inside their blocks (``q_proj`` and ``q_proj``).
+        among: Label of every unit, shape (units,): both must have the same (as ``problem.kinds``, the name inside their
+            blocks); None: any two.
 
     Returns:
         False, with the genome unchanged, if no two units allow a swap.
@@ -64,7 +65,7 @@ def swap(problem: Problem, genome: Genome, rng: np.random.Generator, *, siblings
     down = steps_down(problem, genome)
     for raised in rng.permutation(_indices(up >= 0)):
         matches = down == up[raised]
-        partners = _indices(matches & (problem.kinds == problem.kinds[raised]) if siblings else matches)
+        partners = _indices(matches if among is None else matches & (among == among[raised]))
         partners = partners[partners != raised]
         if len(partners):
             _raise(problem, genome, int(raised), rng)

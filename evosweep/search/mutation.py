@@ -3,14 +3,16 @@
 from typing import Protocol
 
 import numpy as np
+import numpy.typing as npt
 
 from evosweep.core.checks import check_choice, check_int, check_number
 from evosweep.core.problem import Genome, Problem
+from evosweep.search.block_groups import ENTROPY, dependent_groups
 from evosweep.search.moves import exchange, sidestep, swap
 
 TRIES = 16
 FLIPS = ("min_of_two", "uniform")
-GROUPS = ("size", "name", "none")
+GROUPS = ("size", "name", "entropy", "none")
 SIDESTEPS = 1 / 3  # share of flips that move among levels of equal cost, where some unit has such levels
 
 
@@ -37,7 +39,8 @@ class Flips:
         flips: Distribution of the number of flips: ``min_of_two`` is min(U{1..max_flips}, U{1..max_flips}), few
             likelier than many (the paper's); ``uniform`` is U{1..max_flips}.
         group: Which units may swap: those whose steps cost the same (``size``), of these only the ones with the same
-            name in their blocks (``name``), or none (``none``): every flip is an exchange.
+            name in their blocks (``name``), only those in neighbouring blocks that depend on one another by the entropy
+            of their activations (``entropy``, as Q-VLM groups blocks), or none (``none``): every flip is an exchange.
     """
 
     def __init__(
@@ -47,6 +50,8 @@ class Flips:
         self.cross = check_number("cross", cross, low=0, high=1)
         self.flips = check_choice("flips", flips, FLIPS)
         self.group = check_choice("group", group, GROUPS)
+        self.columns = (ENTROPY,) if group == "entropy" else ()
+        self._grouped: tuple[Problem, npt.NDArray[np.int64]] | None = None
 
     def __call__(self, problem: Problem, parent: Genome, rng: np.random.Generator) -> Genome:
         """Return an offspring within the budget that differs from its parent wherever any legal move exists."""
@@ -64,7 +69,17 @@ class Flips:
         if problem.has_equal_costs and rng.random() < SIDESTEPS and sidestep(problem, genome, rng):
             return
         crossing = rng.random() < self.cross or self.group == "none"
-        if not crossing and swap(problem, genome, rng, siblings=self.group == "name"):
+        if not crossing and swap(problem, genome, rng, among=self._labels(problem)):
             return
         if not exchange(problem, genome, rng) and problem.has_equal_costs:
             sidestep(problem, genome, rng)  # where nothing can be raised, it is the only move
+
+    def _labels(self, problem: Problem) -> npt.NDArray[np.int64] | None:
+        """Return the label that units must share to swap, shape (units,); None: any two may."""
+        if self.group == "name":
+            return problem.kinds
+        if self.group != "entropy":
+            return None
+        if self._grouped is None or self._grouped[0] is not problem:
+            self._grouped = (problem, dependent_groups(problem))
+        return self._grouped[1]

@@ -21,14 +21,17 @@ from evosweep.data.tokens import TokenSplit
 from evosweep.models.anatomy import Anatomy
 from evosweep.models.attention import attention_received
 from evosweep.models.load import weights_hash
+from evosweep.models.slots import ExpertSlot
 from evosweep.store.calibrate import Calibration, Walk
 from evosweep.store.manifest import LevelStore
 from evosweep.store.manifest_rows import SCHEMA, Manifest
+from evosweep.store.routed import routing_notes
 from evosweep.store.store_plan import StorePlan
 from evosweep.store.unfinished import UnfinishedStore
 from evosweep.store.weighting import WEIGHTINGS
 
 DISK_MARGIN = 1.05
+EXPERTS = 1  # raise when the levels of experts change: older stores of mixtures then are not reused
 FEW_TOKENS = 8  # that the attention of every block is tried on before any work
 
 
@@ -96,6 +99,8 @@ class StoreBuilder:
             if store is None:
                 store, verb = self._build(target, plan, calibration, address, model_name, progress)
         progress.say(f"level store {store.key} {verb}, {megabytes(store.size)}")
+        for note in routing_notes(store.manifest.units, store.manifest.calibration_tokens):
+            progress.say(note)
         return store
 
     def _address(self, plan: StorePlan, calibration: TokenSplit) -> dict[str, Any]:
@@ -112,6 +117,7 @@ class StoreBuilder:
             "token_weighting": self.settings.token_weighting,
             "layer_errors": self.settings.layer_errors,
             **({"units": plan.outer.describe()} if plan.outer.any else {}),
+            **({"experts": EXPERTS} if any(isinstance(slot, ExpertSlot) for slot in plan.anatomy.slots) else {}),
             **({"excluded": sorted(plan.excluded)} if plan.excluded else {}),
             **({"as_is": as_is} if as_is else {}),
             **({"input_ranges": True} if self.settings.input_ranges else {}),  # stores without them stay where they are

@@ -18,13 +18,14 @@ from evosweep.data.tokens import TokenSplit
 from evosweep.models.activations import INPUT_RANGE
 from evosweep.models.anatomy import Anatomy
 from evosweep.models.device import free_bytes
-from evosweep.models.slots import Slot
+from evosweep.models.slots import ExpertSlot, Slot
 from evosweep.store.calibrate_outer import OuterWalk
 from evosweep.store.manifest import Stored
 from evosweep.store.manifest_rows import ManifestLevel, ManifestUnit
 from evosweep.store.outliers import outlier_ratios
 from evosweep.store.passage import Passage
 from evosweep.store.payload_files import shared_tensors, stored_once
+from evosweep.store.routed import ROUTED_SHARE, ROUTED_TOKENS
 from evosweep.store.shared_compression import gathered, shared_out
 from evosweep.store.statistics.base import statistic_module
 from evosweep.store.statistics.walk import measure_inputs
@@ -276,6 +277,7 @@ class Walk:
             file: Name of its file; None is that of its block.
         """
         moment = measured.get(SECOND_MOMENT)
+        share = float(measured.get(ROUTED_SHARE, 1.0))  # errors are means over all tokens, and an expert gets some
         whole = 0.0 if moment is None else layer_error(weight, moment)
         levels = []
         for spec in self.plan.levels[slot.name]:
@@ -283,10 +285,12 @@ class Walk:
                 payload = payloads[spec.name]
                 error, relative = (payload.error, None) if moment is None else _errors(payload, weight, moment, whole)
                 planned = ManifestLevel.planned(spec)
+                error = None if error is None else share * error
                 levels.append(replace(planned, error=error, relative_error=relative, payload=payload.layout()))
         row = planned_unit(slot, self.plan.levels[slot.name])
         shared = shared_tensors(slot.name, payloads)
-        columns = dict(ratios)
+        columns = {**row.columns, **ratios}
+        columns |= {name: float(measured[name]) for name in (ROUTED_TOKENS, ROUTED_SHARE) if name in measured}
         if self.settings.input_ranges and INPUT_RANGE in measured:
             columns[INPUT_RANGE] = float(measured[INPUT_RANGE])
         name = file or file_of(slot.block)
@@ -328,11 +332,16 @@ def calibration_memory(anatomy: Anatomy, tokens: int) -> CalibrationMemory:
     home = torch.device("cpu") if wanted > HIDDEN_SHARE * free else anatomy.device
     left = free if home != anatomy.device else free - wanted
     per_token = max(
-        sum((item + 4) * slot.shape[1] + item * slot.shape[0] for slot in anatomy.slots_of(block))
+        sum(_share(slot) * ((item + 4) * slot.shape[1] + item * slot.shape[0]) for slot in anatomy.slots_of(block))
         for block in range(len(anatomy.blocks))
     )
     fitting = max(1, int(BATCH_SHARE * left / per_token))
     return CalibrationMemory(home, min(fitting, MOST_AT_ONCE[anatomy.device.type]))
+
+
+def _share(slot: Slot) -> float:
+    """Return the share of the tokens that a slot's weight is multiplied with."""
+    return slot.share if isinstance(slot, ExpertSlot) else 1.0
 
 
 def file_of(block: int) -> str:

@@ -6,10 +6,10 @@ from functools import cached_property
 
 from evosweep.compressors.base import Compressor, LevelSpec, Plans
 from evosweep.core.errors import SettingError
-from evosweep.core.unit import Unit
+from evosweep.core.unit import ACTIVE_SHARE, Unit
 from evosweep.models.anatomy import Anatomy
 from evosweep.models.dropping import Drop, Droppable
-from evosweep.models.slots import OuterSlot, Slot
+from evosweep.models.slots import ExpertSlot, OuterSlot, Slot
 from evosweep.store.coverage import Coverage, coverage_of
 from evosweep.store.manifest_rows import ManifestLevel, ManifestUnit
 from evosweep.store.statistics.base import check_needs
@@ -28,7 +28,8 @@ class StorePlan:
         dropped: The modules that may be dropped.
         needs: Statistics that the compressor reads.
         rows: All units, in the order in which the model computes them.
-        fixed_bits: Bits of all parameters that belong to no unit, tied ones once, in the model's type.
+        fixed_bits: Bits of all parameters and saved buffers that belong to no unit, tied ones once, as the model has
+            them.
         coverage: What share of the blocks' weights the units cover.
         outer: What is a unit beside the layers of the blocks.
         excluded: Names of what stays as it is though it could be a unit.
@@ -86,6 +87,7 @@ def plan_store(
     if not rows:
         raise SettingError("", owner=compressor, allowed="something else than none where drop=none too", got="none")
     made = [slot for slot in anatomy.slots if slot.name in levels]
+    outer.check_experts(anatomy.slots, levels)
     gone = [id(parameter) for part in dropped for parameter in part.parameters]
     coverage = coverage_of(anatomy, made, dropped=() if made else set(gone))
     if made:
@@ -117,6 +119,7 @@ def planned_unit(slot: Slot, levels: Sequence[LevelSpec]) -> ManifestUnit:
         shape=slot.shape,
         group=slot.group,
         outer=isinstance(slot, OuterSlot),
+        columns={ACTIVE_SHARE: slot.share} if isinstance(slot, ExpertSlot) else {},
     )
 
 
@@ -129,8 +132,7 @@ def in_model_order(anatomy: Anatomy, rows: Sequence[ManifestUnit]) -> tuple[Mani
 def _fixed_bits(anatomy: Anatomy, levels: Plans, dropped: Sequence[Droppable]) -> int:
     in_units = {id(slot.parameter) for slot in anatomy.all_slots if slot.name in levels}
     in_units |= {id(parameter) for part in dropped for parameter in part.parameters}
-    return sum(
-        parameter.numel() * parameter.element_size() * 8
-        for parameter in anatomy.model.parameters()
-        if id(parameter) not in in_units
-    )
+    saved = anatomy.model.state_dict(keep_vars=True)
+    buffers = [tensor for name, tensor in anatomy.model.named_buffers() if name in saved]
+    others = [parameter for parameter in anatomy.model.parameters() if id(parameter) not in in_units]
+    return sum(tensor.numel() * tensor.element_size() * 8 for tensor in [*others, *buffers])

@@ -1,6 +1,6 @@
 """What is a unit: embedding and head where they have levels of their own, and layers that are tied to one level."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,14 +14,18 @@ from evosweep.core.ties import matching, tied
 from evosweep.core.unit import Unit
 from evosweep.models.anatomy import Anatomy
 from evosweep.models.dropping import Droppable
+from evosweep.models.experts import alike_experts
 from evosweep.models.fusion import fused_layers
-from evosweep.models.slots import Slot
+from evosweep.models.slots import ExpertSlot, Slot
 from evosweep.store.coverage import Coverage, compressible
 from evosweep.store.statistics.base import check_needs, statistic_module
 
 NONE = "none"
 FUSED = "fused"
 TIES = (NONE, FUSED)
+BLOCK = "block"
+EXPERTS = (BLOCK, "each")
+MOST_UNITS = 20_000
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,8 @@ class Units:
         include: Patterns of layers that are units though they route, gate or are narrow, as for
             ``store.coverage.compressible``.
         coverage: Least share of the blocks' weights, from 0 to 1, that units must cover.
+        experts: What is a unit of a mixture of experts: ``block``, the matrices of all experts of a block that do the
+            same; ``each``, every expert's matrix.
 
     Raises:
         SettingError: An argument is none of these.
@@ -56,6 +62,7 @@ class Units:
     max: Mapping[str, Any] | None = None
     include: Sequence[str] = ()
     coverage: float = 0.95
+    experts: str = BLOCK
 
     def __post_init__(self) -> None:
         with self._named():
@@ -67,6 +74,7 @@ class Units:
             raise SettingError("tie", owner=self, allowed="none, fused, or a list of patterns", got=self.tie)
         if isinstance(self.tie, str):
             check_choice("tie", self.tie, TIES)
+        check_choice("experts", self.experts, EXPERTS)
 
     def layers(self, anatomy: Anatomy) -> list[Slot]:
         """Return the layers of a model's blocks that are units.
@@ -101,16 +109,48 @@ class Units:
             common: As for ``core.ties.tied``.
 
         Raises:
-            SettingError: A pattern matches nothing, or layers that cannot be one unit are tied.
+            SettingError: A pattern matches nothing, layers that cannot be one unit are tied, or single experts would be
+                more units than a search can handle.
         """
         with self._named():
-            return tied(units, self._ties(units, anatomy), common=common)
+            made = tied(units, self._ties(units, anatomy), common=common)
+            if len(made) > MOST_UNITS and self.experts != BLOCK:
+                raise SettingError(
+                    "experts",
+                    allowed=f"{BLOCK}, which ties the experts of a block, or a model with at most {MOST_UNITS} units",
+                    got=self.experts,
+                    hint=f"every expert by itself makes {len(made)} units here",
+                )
+        return made
+
+    def check_experts(self, slots: Sequence[Slot], made: Collection[str]) -> None:
+        """Raise SettingError where only some experts of a mixture are units: they share a parameter.
+
+        Args:
+            slots: Of the model's blocks.
+            made: Names of those that are units.
+        """
+        owners: dict[int, list[Slot]] = {}
+        for slot in slots:
+            if isinstance(slot, ExpertSlot):
+                owners.setdefault(id(slot.parameter), []).append(slot)
+        for shared in owners.values():
+            left = [slot.name for slot in shared if slot.name not in made]
+            if left and len(left) < len(shared):
+                raise SettingError(
+                    "exclude",
+                    owner=self,
+                    allowed="all experts of a mixture or none of them",
+                    got=left[0],
+                    hint=f"{len(left)} of {len(shared)} matrices of one parameter would stay as they are",
+                )
 
     def _ties(self, units: Sequence[Unit], anatomy: Anatomy) -> list[tuple[str, ...]]:
         """Return the names of layers that share a level, a tuple for each tie."""
         wanted = [self.tie] if isinstance(self.tie, str) else list(self.tie)
         ties = matching(units, [pattern for pattern in wanted if pattern not in TIES])
-        return ties + (fused_layers(anatomy) if FUSED in wanted else [])
+        ties += fused_layers(anatomy) if FUSED in wanted else []
+        return ties + (alike_experts(anatomy) if self.experts == BLOCK else [])
 
     @cached_property
     def rules(self) -> Rules:

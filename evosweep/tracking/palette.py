@@ -10,6 +10,10 @@ from matplotlib import colormaps
 from evosweep.core.problem import Problem
 
 Rgb = tuple[int, int, int]
+# Okabe and Ito's colours, which colour-blind readers can distinguish: https://jfly.uni-koeln.de/color/
+DISTINCT = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#f0e442", "#888888")
+FOUND = DISTINCT[0]
+UNIFORM = DISTINCT[1]
 MISSING: Rgb = (225, 225, 225)  # a block has no such layer
 DARK: Rgb = (20, 20, 20)
 LIGHT: Rgb = (255, 255, 255)

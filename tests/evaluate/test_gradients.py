@@ -128,3 +128,19 @@ def test_the_ilp_reads_what_was_measured(
     assert harms[rows, genome].sum() < harms[rows, problem.uniform()].sum()
     for slot in evaluator.anatomy.slots:
         assert not slot.parameter.requires_grad and slot.parameter.grad is None
+
+
+@pytest.mark.parametrize("score", [squared_products, output_squares])
+def test_blocks_that_do_not_fit_run_twice_and_give_the_same(score, evaluator: Evaluator, ids, monkeypatch) -> None:
+    slots = evaluator.anatomy.slots
+    runs = []
+    hook = evaluator.anatomy.blocks[0].register_forward_pre_hook(lambda *_: runs.append(1))
+    whole = score(evaluator, slots, ids, {"seed": 1})
+    assert len(runs) == 1
+    monkeypatch.setattr("evosweep.evaluate.backward.free_bytes", lambda _: 1.0)
+    mlp = evaluator.anatomy.blocks[0].mlp.register_forward_pre_hook(lambda *_: runs.append(1))
+    again = score(evaluator, slots, ids, {"seed": 1})
+    hook.remove()
+    mlp.remove()
+    assert len(runs) == 4  # the block once, its MLP a second time in its own turn
+    assert torch.equal(whole, again) and "forward" not in vars(evaluator.anatomy.blocks[0])

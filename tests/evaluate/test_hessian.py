@@ -9,7 +9,8 @@ from torch.func import functional_call, jacrev
 
 from evosweep.allocators.harm import HAWQ, HAWQ_HUTCHINSON, HAWQ_TOP, ORDER
 from evosweep.core.events import Silent
-from evosweep.evaluate.hessian import Curvature, chunks_of, hutchinson, top_eigenvalue
+from evosweep.evaluate.hessian import Curvature, chunks_of, hutchinson, input_products, top_eigenvalue
+from evosweep.evaluate.memory import Resources
 from evosweep.evaluate.population import Evaluator
 from evosweep.evaluate.sensitivity import measure
 from evosweep.models.anatomy import Anatomy
@@ -89,3 +90,47 @@ def test_harm_is_half_the_curvature_times_the_squared_change(
         harms = [columns[unit.name][f"{column}/{level.name}"] for level in unit.levels]
         whole = columns[unit.name][f"{column}{ORDER}"] * (unit.numel if column == HAWQ_TOP else 1)
         assert harms == pytest.approx(0.5 * whole * np.array(errors), rel=1e-5) and whole > 0
+
+
+@pytest.mark.parametrize("place", [1, 9])
+def test_signs_on_inputs_give_the_trace_of_the_hessian_in_them(anatomy: Anatomy, ids, place: int) -> None:
+    """Against the whole Hessian in the inputs of one layer, in float64; other layers' inputs are there, too."""
+    slots = [anatomy.slots[place], anatomy.slots[place + 1], anatomy.slots[12]]
+    model = copy.deepcopy(anatomy.model).double()
+    model.set_attn_implementation("eager")
+    module = model.get_submodule(slots[0].name)
+    kept = []
+    hook = module.register_forward_pre_hook(lambda _m, args: kept.append(args[0].detach()))
+    model(input_ids=ids, use_cache=False)
+    hook.remove()
+    inputs = kept[0]
+
+    def logits(values: torch.Tensor) -> torch.Tensor:
+        hook = module.register_forward_pre_hook(lambda *_: (values,))
+        found = model(input_ids=ids, use_cache=False).logits[0]
+        hook.remove()
+        return found
+
+    slope = jacrev(logits, chunk_size=256)(inputs).flatten(2)
+    p = logits(inputs).softmax(-1)
+    mean = torch.einsum("tv,tvw->tw", p, slope)
+    trace = float((torch.einsum("tv,tvw->", p, slope.square()) - mean.square().sum()).detach())
+    draws = torch.tensor([input_products(anatomy, slots, ids, seed)[0][1] for seed in range(60)])
+    assert abs(float(draws.mean()) - trace) < 3.5 * float(draws.std()) / 60**0.5
+    found = input_products(anatomy, slots, ids, 0)[0][0]
+    assert torch.allclose(found.double(), inputs, atol=1e-5)
+
+
+def test_rounded_inputs_add_the_same_to_every_level(
+    anatomy: Anatomy, store, splits, make_store_problem, monkeypatch, tmp_path
+) -> None:
+    monkeypatch.setenv("EVOSWEEP_CACHE", str(tmp_path))
+    problem = make_store_problem(store)
+    found = {}
+    for activations in ("none", "int8"):
+        evaluator = Evaluator(anatomy=anatomy, store=store, splits=splits, resources=Resources(activations=activations))
+        found[activations], _ = measure(HAWQ_HUTCHINSON, evaluator, problem, tokens=64, seed=0, progress=Silent())
+    for unit in problem.units:
+        names = [f"{HAWQ_HUTCHINSON}/{level}" for level in unit.level_names]
+        added = [found["int8"][unit.name][name] - found["none"][unit.name][name] for name in names]
+        assert added[0] > 0 and added == pytest.approx([added[0]] * 3, rel=1e-6)

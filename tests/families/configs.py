@@ -63,9 +63,12 @@ SIZES: dict[str, Any] = {
     "pretraining_tp": 1,
     "type_vocab_size": 2,
     "num_nextn_predict_layers": 0,
+    "out_hidden_size": 64,
+    "text_hidden_size": 64,
     "embd_pdrop": 0.0,
 }
 ROPE = {"rope_theta": 10000.0, "rope_type": "default"}
+MROPE = {"rope_parameters": {**ROPE, "mrope_section": [2, 3, 3]}}
 HYBRID = ["linear_attention", "full_attention", "linear_attention", "full_attention"]
 SLIDING = ["sliding_attention", "full_attention", "sliding_attention", "full_attention"]
 GEMMA3N = {"layer_types": SLIDING, "num_kv_shared_layers": 2, "activation_sparsity_pattern": [0.9, 0.0, 0.0, 0.0]}
@@ -83,6 +86,9 @@ DOTS3 = {
     },
 }
 EXCEPTIONS: dict[str, dict[str, Any]] = {
+    **dict.fromkeys(("qwen2_vl_text", "qwen2_5_vl_text", "qwen2_5_omni_text", "paddleocr_vl_text"), MROPE),
+    "qwen2_vl": {"vision_config": {"embed_dim": 32, "hidden_size": 64, "mlp_ratio": 2}},
+    "cosmos3_edge_text": MROPE,
     "cohere_compass_text": {"rope_parameters": {"full_attention": {**ROPE, "mrope_section": [2, 3, 3]}}},
     "dbrx": {"attn_config": {"kv_n_heads": 2, "rope_theta": 10000.0, "clip_qkv": 8.0}},
     "dots3_note_text": DOTS3,
@@ -118,14 +124,14 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
-def causal_families() -> list[str]:
-    """Return the model types that transformers loads as causal language models."""
-    return list(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
+CAUSAL = "AutoModelForCausalLM"
+SEEING = "AutoModelForImageTextToText"
 
 
-def vision_families() -> list[str]:
-    """Return the model types that transformers loads as image and text to text, and not as causal models."""
-    return [kind for kind in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES if kind not in causal_families()]
+def families() -> dict[str, str]:
+    """Return the class of transformers that loads each family, by model type."""
+    seeing = dict.fromkeys(MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES, SEEING)
+    return {**dict.fromkeys(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, CAUSAL), **seeing}
 
 
 def small_config(kind: str) -> Any:

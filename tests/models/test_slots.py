@@ -8,6 +8,7 @@ from evosweep.core.errors import ModelError
 from evosweep.models.anatomy import Anatomy
 from evosweep.models.patch import replaced_weights
 from evosweep.models.slots import ExpertSlot, LinearSlot, RowGroups, TransposedSlot, slot_at
+from tests.mixtures.models import mixture
 from tests.models.test_anatomy import FAMILIES, small
 
 
@@ -88,8 +89,31 @@ def test_an_expert_of_a_fused_mixture_is_a_matrix_of_its_own() -> None:
     assert torch.equal(experts.down_proj[others], before[others])
     twin = ExpertSlot("x", 0, experts, "x", attribute="down_proj", expert=2, swapped=True)
     assert torch.equal(twin.read(), weight.T)
-    with pytest.raises(ModelError, match="cannot be scored through single experts yet"):
-        slot.forward_by_row(RowGroups([0], [], 0, 1, False), {})
+    found = slot_at(model, slot.name)
+    assert isinstance(found, ExpertSlot) and torch.equal(found.read(), weight) and slot.path_at(path) == slot.name
+    with pytest.raises(ModelError, match=r"the inputs of a single expert are measured with all of its mixture"):
+        slot.watch_inputs(print)
+
+
+def test_each_row_meets_its_own_weight_of_an_expert() -> None:
+    model = mixture("qwen3_moe")
+    experts = model.model.layers[0].mlp.experts
+    slot = slot_at(model, "model.layers.0.mlp.experts.2.down_proj")
+    weights = {level: draws(*slot.shape, seed=level) for level in (0, 2)}
+    groups = RowGroups([0, 2], [torch.tensor([1]), torch.tensor([0, 2])], main=1, rows=3, cover=False)
+    hidden = draws(3, 5, 32, seed=9)
+    index = torch.stack([torch.randperm(4, generator=torch.Generator().manual_seed(n))[:2] for n in range(15)])
+    scores = draws(15, 2, seed=4).softmax(-1)
+    with torch.no_grad():
+        expected = []
+        for row, level in enumerate((2, 0, 2)):
+            part = slice(5 * row, 5 * row + 5)
+            with replaced_weights([slot], {slot.name: weights[level]}):
+                expected.append(experts(hidden[row], index[part], scores[part]))
+        with slot.forward_by_row(groups, weights):
+            outputs = experts(hidden.flatten(0, 1), index, scores)
+    assert torch.allclose(outputs, torch.cat(expected), atol=1e-5)
+    assert "forward" not in vars(experts)
 
 
 def test_a_slot_is_found_by_its_path() -> None:

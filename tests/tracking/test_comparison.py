@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from evosweep.tracking import comparison
-from evosweep.tracking.artifacts.compared import FIGURES
+from evosweep.tracking.artifacts.compared import FIGURES, front
 
 
 def row(sampler: str, seed: int, kl: float, *, budget: str = "as_uniform=3", bits: float = 3.3, steps: int = 1, **more):
@@ -15,6 +15,7 @@ def row(sampler: str, seed: int, kl: float, *, budget: str = "as_uniform=3", bit
         "kl": kl,
         "ppl": 10 * kl,
         "bits_per_weight": bits,
+        "size_mb": 56 + 13 * bits,
         "tokens": 100,
         "seconds": 2.0,
         "dense_ppl": 5.0,
@@ -147,3 +148,8 @@ def test_single_searches_are_compared_window_by_window() -> None:
     found = {line[1]: line[-1] for line in comparison.table([best, near, far])}
     assert found["ilp"].startswith("no difference found (p = ")
     assert found["owl"].startswith("behind (p = ") and found["owl"].endswith(" over windows, one seed)")
+
+
+def test_the_front_holds_what_no_smaller_run_beats() -> None:
+    points = [(100.0, 0.7), (100.0, 0.6), (107.0, 0.65), (114.0, 0.2), (120.0, 0.2)]
+    assert front([{"size_mb": size, "kl": kl} for size, kl in points]) == [(100.0, 0.6), (114.0, 0.2)]

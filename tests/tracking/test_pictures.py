@@ -5,7 +5,8 @@ import pytest
 
 from evosweep.core.problem import Problem
 from evosweep.core.unit import Level, Unit
-from evosweep.tracking.artifacts.heatmap import CELL, level_image, level_table
+from evosweep.tracking.artifacts.heatmap import CELL, error_table, level_image, level_table
+from evosweep.tracking.artifacts.spending import spent
 from evosweep.tracking.palette import level_styles, short_labels
 
 JOINT = ["2bit", "75%@4bit", "62.5%@3bit", "37.5%@3bit", "3bit", "37.5%@4bit", "4bit", "dense"]
@@ -61,3 +62,19 @@ def test_ladders_of_any_length_have_styles(count: int) -> None:
     problem = Problem((Unit("layers.0.mlp", 100, 0, ladder),), budget=10**6)
     assert len(level_styles(problem)) == count
     assert level_image(problem, problem.decode(problem.uniform())).dtype == np.uint8
+
+
+def test_sensitivities_stand_where_the_levels_do() -> None:
+    ladder = (Level("2bit", 1000, relative_error=0.5), Level("3bit", 1500, relative_error=0.1))
+    units = [Unit(f"layers.{block}.mlp.up_proj", 500, block, ladder) for block in range(3)]
+    units.append(Unit("layers.2.mlp.down_proj", 500, 2, (Level("2bit", 1000),)))
+    problem = Problem(tuple(units), budget=1500 * 3 + 1000)
+    assert error_table(problem) == [[0.1, 0.1, 0.1], [None, None, None]]
+
+
+def test_bits_are_summed_over_a_group(problem: Problem) -> None:
+    genome = problem.uniform()
+    by_block = spent(problem, genome, lambda unit: unit.block)
+    assert list(by_block) == [0, 1, 2, 3]
+    weights = {block: sum(unit.numel for unit in problem.units if unit.block == block) for block in by_block}
+    assert sum(by_block[block] * weights[block] for block in by_block) == pytest.approx(problem.cost(genome))

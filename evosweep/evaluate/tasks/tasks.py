@@ -95,10 +95,20 @@ class Tasks:
             progress: Shows how far it is.
         """
         with applied(evaluator, genome):
-            return {
-                name: self._accuracy(evaluator.anatomy.model, tokenizer, questions, name, progress or Silent())
-                for name, questions in self.questions().items()
-            }
+            return self.ask_model(evaluator.anatomy.model, tokenizer=tokenizer, progress=progress)
+
+    def ask_model(self, model: Any, *, tokenizer: Any, progress: Progress | None = None) -> dict[str, Accuracy]:
+        """Return task -> accuracy of a model as it is.
+
+        Args:
+            model: A causal language model of transformers.
+            tokenizer: The model's.
+            progress: Shows how far it is.
+        """
+        return {
+            name: self._accuracy(model, tokenizer, questions, name, progress or Silent())
+            for name, questions in self.questions().items()
+        }
 
     def _accuracy(
         self, model: Any, tokenizer: Any, questions: Sequence[list[Question]], name: str, progress: Progress

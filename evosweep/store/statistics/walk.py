@@ -1,6 +1,6 @@
 """Measures the inputs of one block's layers while calibration text runs through it."""
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from itertools import repeat
@@ -11,8 +11,14 @@ import torch
 from evosweep.core.errors import StoreError
 from evosweep.models.anatomy import Anatomy
 from evosweep.models.attention import attention_received
+from evosweep.models.mixture import watched_experts
+from evosweep.models.slots import ExpertSlot
+from evosweep.parallel import all_reduce_sum
+from evosweep.store.routed import ROUTED_SHARE, ROUTED_TOKENS
 from evosweep.store.statistics.base import InputBatch, Measurement, statistic_module
 from evosweep.store.weighting import Weighting
+
+LESS_OF_ALL = 32  # an expert is shown so many times fewer tokens of all than its share of routed ones
 
 
 class _LastInput(Exception):
@@ -55,10 +61,12 @@ def measure_inputs(
                     anatomy.run_block(block, batch, ids)
                 elif ids is not None:
                     anatomy.run_whole(ids)
-    values = {
+    values: dict[str, dict[str, Any]] = {
         group: {name: measurement.finish() for name, measurement in measurements.items()}
         for group, measurements in inputs.found.items()
     }
+    for group, share in inputs.routed_shares().items():
+        values[group] |= share
     for group, statistics in values.items():
         _check_finite(group, statistics)
     return values
@@ -66,6 +74,8 @@ def measure_inputs(
 
 class _Inputs:
     """The measurements of every shared input of a block, filled by hooks on the first layer that is given it.
+
+    An expert's matrix has an input of its own: the tokens that the router sends to it, and a few of all tokens.
 
     Arguments as for ``measure_inputs``.
 
@@ -81,6 +91,22 @@ class _Inputs:
         self.shape: tuple[int, int] = (0, 0)
         self.received: torch.Tensor | None = None
         self.found: dict[str, dict[str, Measurement]] = {}
+        self.experts = [slot for slot in self.leaders if isinstance(slot, ExpertSlot)]
+        self.routed = torch.zeros(len(self.experts) + 1, dtype=torch.int64, device=anatomy.device)  # and of all tokens
+        for slot in self.experts:  # in every process, whether a token goes to it or not
+            self.found[slot.group] = self._measurements(slot.shape[1], anatomy.device)
+
+    def _measurements(self, columns: int, device: torch.device) -> dict[str, Measurement]:
+        return {name: kind.Measurement(columns=columns, device=device) for name, kind in self.kinds.items()}
+
+    def routed_shares(self) -> dict[str, dict[str, float]]:
+        """Return by group how many tokens the router sent to each expert, and what share that is of all tokens."""
+        all_reduce_sum(self.routed)
+        counts = self.routed.tolist()
+        return {
+            slot.group: {ROUTED_TOKENS: count, ROUTED_SHARE: max(count, 1) / max(counts[-1], 1)}
+            for slot, count in zip(self.experts, counts[:-1], strict=True)
+        }
 
     def expect(self, shape: Sequence[int], received: torch.Tensor | None) -> None:
         """Prepare for a batch.
@@ -90,6 +116,8 @@ class _Inputs:
             received: Attention that its tokens receive, where the weighting reads it.
         """
         self.shape = (shape[0], shape[1])
+        if self.experts:
+            self.routed[-1] += shape[0] * shape[1]
         self.received = received
 
     @contextmanager
@@ -97,14 +125,46 @@ class _Inputs:
         """Count what the layers are given for a while."""
         with ExitStack() as stack:
             for slot in self.leaders:
-                stack.callback(slot.module.register_forward_pre_hook(partial(self._count, slot.group)).remove)
+                if not isinstance(slot, ExpertSlot):
+                    stack.callback(slot.module.register_forward_pre_hook(partial(self._count, slot.group)).remove)
+            modules: dict[torch.nn.Module, dict[tuple[str, int], int]] = {}
+            for index, slot in enumerate(self.experts):
+                modules.setdefault(slot.module, {})[slot.attribute, slot.expert] = index
+            for module, indices in modules.items():
+                every = max(1, round(LESS_OF_ALL / self.experts[next(iter(indices.values()))].share))
+                stack.enter_context(watched_experts(module, partial(self._count_expert, indices), every=every))
+                if self.leaders[-1].module is module:
+                    stack.callback(module.register_forward_hook(_end).remove)
             yield
+
+    def _count_expert(
+        self,
+        indices: Mapping[tuple[str, int], int],
+        attribute: str,
+        expert: int,
+        inputs: torch.Tensor,
+        tokens: torch.Tensor | None,
+    ) -> None:
+        """Count what an expert's matrix is given; arguments as for ``mixture.Seen``.
+
+        Args:
+            indices: Position of each matrix in ``experts``.
+        """
+        index = indices[attribute, expert]
+        if self.weighting.by_window:
+            raise StoreError(
+                f"{self.experts[index].group} is given some of the tokens only; store.token_weighting must be relative "
+                "or plain"
+            )
+        if tokens is not None:
+            self.routed[index] += len(inputs)
+        for measurement in self.found[self.experts[index].group].values():
+            measurement.add(InputBatch(inputs, self.weighting))
 
     def _count(self, group: str, module: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> None:
         del module
         if group not in self.found:
-            size = {"columns": args[0].shape[-1], "device": args[0].device}
-            self.found[group] = {name: kind.Measurement(**size) for name, kind in self.kinds.items()}
+            self.found[group] = self._measurements(args[0].shape[-1], args[0].device)
         windows, tokens = self.shape
         if self.weighting.by_window and args[0].numel() != windows * tokens * args[0].shape[-1]:
             raise StoreError(
@@ -115,6 +175,11 @@ class _Inputs:
             measurement.add(batch)
         if group == self.leaders[-1].name:
             raise _LastInput
+
+
+def _end(module: torch.nn.Module, args: Any, output: Any) -> None:
+    del module, args, output
+    raise _LastInput
 
 
 def _check_finite(group: str, statistics: dict[str, Any]) -> None:

@@ -7,6 +7,9 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from evosweep.tracking.comparison import Row, entries
+from evosweep.tracking.palette import DISTINCT
+
+MARKERS = "osD^vPX*"
 
 
 def convergence(rows: Sequence[Row], folder: Path) -> list[Path]:
@@ -19,7 +22,7 @@ def convergence(rows: Sequence[Row], folder: Path) -> list[Path]:
     names = sorted({entry.name for entry in found})
     for axis, budget in zip(figure.subplots(1, len(budgets), squeeze=False)[0], budgets, strict=True):
         for entry in (entry for entry in found if entry.budget == budget):
-            style: dict[str, Any] = {"color": f"C{names.index(entry.name) % 10}"}
+            style: dict[str, Any] = {"color": DISTINCT[names.index(entry.name) % len(DISTINCT)]}
             for index, row in enumerate(entry.rows):
                 label = entry.name if index == 0 else None
                 points = [(step["tokens"], step["kl"]) for step in row["history"]]
@@ -36,22 +39,35 @@ def convergence(rows: Sequence[Row], folder: Path) -> list[Path]:
 
 
 def size_quality(rows: Sequence[Row], folder: Path) -> list[Path]:
-    """Write ``size_quality.png``: validation PPL against true size, a line a sampler; nothing for a single budget."""
-    found = entries(rows)
-    if len({entry.budget for entry in found}) < 2:
+    """Write ``size_quality.png``: every run by true size and validation KL, and the front of those that none beats.
+
+    Nothing where all runs have one size.
+    """
+    if len({entry.budget for entry in entries(rows)}) < 2:
         return []
     figure = Figure(figsize=(6.4, 4), layout="constrained")
     axis = figure.subplots()
-    for name in sorted({entry.name for entry in found}):
-        mine = sorted((entry.mean("bits_per_weight"), entry.mean("ppl")) for entry in found if entry.name == name)
-        axis.plot(*zip(*mine, strict=True), marker="o", markersize=4, label=name)
-    axis.axhline(rows[0]["dense_ppl"], linestyle="--", linewidth=1, color="grey", label="dense")
-    axis.set_xlabel("true bits per weight")
-    axis.set_ylabel("validation PPL")
+    names = sorted({row["sampler"] for row in rows})
+    for index, name in enumerate(names):
+        points = [(row["size_mb"], row["kl"]) for row in rows if row["sampler"] == name]
+        marker = MARKERS[index % len(MARKERS)]
+        axis.scatter(*zip(*points, strict=True), s=22, marker=marker, color=DISTINCT[index % len(DISTINCT)], label=name)
+    axis.step(*zip(*front(rows), strict=True), where="post", linewidth=1, color="grey", label="front", zorder=0)
+    axis.set_xlabel("true size (MB)")
+    axis.set_ylabel("validation KL (nats/token)")
     axis.set_yscale("log")
     axis.grid(alpha=0.3)
     axis.legend(fontsize=8)
     return [_saved(figure, folder / "size_quality.png")]
+
+
+def front(rows: Sequence[Row]) -> list[tuple[float, float]]:
+    """Return size and KL of the runs that no run of at most their size beats, smallest first."""
+    found: list[tuple[float, float]] = []
+    for size, kl in sorted((float(row["size_mb"]), float(row["kl"])) for row in rows):
+        if not found or kl < found[-1][1]:
+            found.append((size, kl))
+    return found
 
 
 def standings(rows: Sequence[Row], folder: Path) -> list[Path]:
@@ -65,9 +81,11 @@ def standings(rows: Sequence[Row], folder: Path) -> list[Path]:
     for axis, budget in zip(figure.subplots(1, len(budgets), squeeze=False)[0], budgets, strict=True):
         mine = [entry for entry in found if entry.budget == budget]
         means = [entry.mean("kl") for entry in mine]
-        axis.barh(range(len(mine)), means, color=["C0", *["0.75"] * (len(mine) - 1)])
+        axis.barh(range(len(mine)), means, color=[DISTINCT[0], *["0.65"] * (len(mine) - 1)])
         for index, entry in enumerate(mine):
-            axis.plot([row["kl"] for row in entry.rows], [index] * len(entry.rows), "k.", markersize=4)
+            axis.plot(
+                [row["kl"] for row in entry.rows], [index] * len(entry.rows), ".", color=DISTINCT[1], markersize=5
+            )
             axis.text(means[index], index, f" {means[index]:.3f}", va="center", fontsize=8)
         axis.set_yticks(range(len(mine)), [entry.name for entry in mine])
         axis.invert_yaxis()

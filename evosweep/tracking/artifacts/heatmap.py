@@ -1,9 +1,12 @@
 """Figure: which layer of which block got which level."""
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from PIL import Image, ImageDraw, ImageFont
@@ -21,7 +24,7 @@ MOST_LABELLED = 48  # blocks; cells of deeper models are too narrow for a label
 
 
 class LevelHeatmap:
-    """Blocks across, layers down, one colour a level."""
+    """Blocks across, layers down, one colour a level; under it how sensitive each layer is, where that is known."""
 
     def __call__(self, result: SearchResult, folder: Path) -> None:
         """Write ``allocation.png``."""
@@ -31,8 +34,13 @@ class LevelHeatmap:
         per_line = max(1, int(width / 1.1))
         legend = listed(list(styles.values()))
         lines = -(-len(legend) // per_line)
-        figure = Figure(figsize=(width, 1.5 + 0.32 * len(rows) + 0.25 * lines), layout="constrained")
-        axis = figure.subplots()
+        errors = error_table(result.problem)
+        known = any(value is not None for line in errors for value in line)
+        height = 1.5 + 0.32 * len(rows) + 0.25 * lines
+        figure = Figure(figsize=(width, height + (0.9 + 0.32 * len(rows)) * known), layout="constrained")
+        axis, *others = figure.subplots(1 + known, 1, squeeze=False)[:, 0]
+        if known:
+            _draw_errors(figure, others[0], errors, rows, blocks)
         pixels = np.array([[styles[name].colour if name else MISSING for name in line] for line in names])
         axis.imshow(pixels.astype(np.uint8), aspect="auto")
         axis.set_yticks(range(len(rows)), rows)
@@ -58,6 +66,44 @@ class LevelHeatmap:
         )
         axis.set_title(f"{result.sampler}, seed {result.seed}: level of every layer", fontsize=10)
         figure.savefig(folder / "allocation.png", dpi=120)
+
+
+def error_table(problem: Problem) -> list[list[float | None]]:
+    """Return the relative output error of each unit at the uniform allocation's level, by (kind, block).
+
+    None stands where a block has no such layer, or its error is not known or zero.
+    """
+    rows = list(dict.fromkeys(unit.kind for unit in problem.units))
+    blocks = sorted({unit.block for unit in problem.units})
+    table: list[list[float | None]] = [[None] * len(blocks) for _ in rows]
+    for unit, level in zip(problem.units, problem.uniform(), strict=True):
+        error = unit.levels[int(level)].relative_error
+        table[rows.index(unit.kind)][blocks.index(unit.block)] = error or None
+    return table
+
+
+def _draw_errors(
+    figure: Figure, axis: Any, errors: Sequence[Sequence[float | None]], rows: Sequence[str], blocks: Sequence[int]
+) -> None:
+    """Draw how sensitive each layer is, under its level.
+
+    Args:
+        figure: Gets the colour bar.
+        axis: Where to draw.
+        errors: As ``error_table`` returns them.
+        rows: Names of the layers.
+        blocks: Their numbers.
+    """
+    values = np.array([[np.nan if value is None else value for value in line] for line in errors])
+    shown = np.ma.masked_invalid(values)
+    axis.set_facecolor([value / 255 for value in MISSING])
+    drawn = axis.imshow(shown, aspect="auto", cmap="cividis", norm=LogNorm())
+    figure.colorbar(drawn, ax=axis, pad=0.01)
+    axis.set_yticks(range(len(rows)), rows)
+    ticks = range(0, len(blocks), max(1, len(blocks) // 15))
+    axis.set_xticks(ticks, [str(blocks[index]) for index in ticks])
+    axis.set_xlabel("block")
+    axis.set_title("sensitivity: relative output error of every layer at uniform's level", fontsize=10)
 
 
 def level_table(problem: Problem, allocation: Allocation) -> tuple[list[list[str]], list[str], list[int]]:

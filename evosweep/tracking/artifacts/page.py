@@ -6,13 +6,18 @@ from pathlib import Path
 
 from evosweep.core.events import SearchResult
 from evosweep.tracking.artifacts.page_tables import domains, tails, tasks
+from evosweep.tracking.artifacts.page_text import coloured, continuations
 from evosweep.tracking.describe import selection
 from evosweep.tracking.significance import found_sentences
 
-ORDER = ("allocation", "convergence", "stages", "additivity")
+ORDER = ("allocation", "convergence", "stages", "spending", "domains", "additivity")
+HEAD = (
+    "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width,initial-scale=1'>"
+)
 STYLE = (
     "body{font:15px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#222}"
     "table{border-collapse:collapse}td,th{padding:.2rem .8rem;border-bottom:1px solid #ddd;text-align:right}"
+    ".wide{overflow-x:auto}.tokens{white-space:pre-wrap;overflow-wrap:anywhere;font-size:14px}"
     "td:first-child,th:first-child{text-align:left}img{max-width:100%}pre{background:#f5f5f5;padding:1rem;overflow:auto}"
 )
 
@@ -33,7 +38,8 @@ class ReportPage:
             *domains(result),
             *tails(result),
             *tasks(result),
-            *_continuations(result),
+            *coloured(result),
+            *continuations(result),
             "<h2>Load it</h2>",
             _code(_loading(result, run)),
         ]
@@ -46,7 +52,7 @@ class ReportPage:
                 _code(values),
                 "</details>",
             ]
-        page = f"<!doctype html><html lang=en><meta charset=utf-8><title>evosweep</title><style>{STYLE}</style>"
+        page = f"{HEAD}<title>evosweep</title><style>{STYLE}</style>"
         (folder / "report.html").write_text(page + "".join(blocks) + "</html>", encoding="utf-8")
 
 
@@ -78,21 +84,7 @@ def _table(result: SearchResult) -> str:
         ("seconds", f"{row['seconds']:.0f}", "", ""),
     ]
     lines = ("".join(f"<td>{html.escape(cell)}</td>" for cell in line) for line in figures)
-    return "<table>" + "".join(f"<tr>{line}</tr>" for line in lines) + "</table>"
-
-
-def _continuations(result: SearchResult) -> list[str]:
-    """Return for each prompt a table of its continuations."""
-    if not result.continuations:
-        return []
-    blocks = ["<h2>In its own words</h2><p>Greedy continuations; a sample to read, not a measurement.</p>"]
-    for prompt, answers in result.continuations.items():
-        rows = "".join(
-            f"<tr><td>{html.escape(name)}</td><td style='text-align:left'>{html.escape(text)}</td></tr>"
-            for name, text in answers.items()
-        )
-        blocks.append(f"<h3>{html.escape(prompt)}</h3><table>{rows}</table>")
-    return blocks
+    return "<div class=wide><table>" + "".join(f"<tr>{line}</tr>" for line in lines) + "</table></div>"
 
 
 def _image(path: Path) -> str:
