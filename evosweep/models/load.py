@@ -22,7 +22,7 @@ from evosweep.core.errors import ModelError, SettingError, did_you_mean
 from evosweep.core.events import Progress
 from evosweep.core.files import new_folder
 from evosweep.models.admission import AUTO, KINDS, TEXT
-from evosweep.models.anatomy import find_blocks
+from evosweep.models.blocks import find_blocks
 from evosweep.models.checkpoint import check_folder
 from evosweep.models.device import free_bytes, let_visit, pick_device
 from evosweep.models.pretrained import ADAPTERS, REFUSE, adapter_base, is_adapter, merged, pretrained

@@ -8,7 +8,7 @@ import transformers
 from torch import nn
 
 from evosweep.models.admission import AUTO, VISION_LANGUAGE, kind_of
-from evosweep.models.anatomy import find_blocks
+from evosweep.models.blocks import find_blocks
 
 CAUSAL = "AutoModelForCausalLM"
 SEEING = "AutoModelForImageTextToText"

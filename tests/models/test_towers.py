@@ -17,7 +17,7 @@ from evosweep.exporters.dense import DenseSafetensors
 from evosweep.exporters.gguf_file import GgufFile
 from evosweep.exporters.pack_quantized import CompressedTensors
 from evosweep.exporters.packed import PackedSafetensors
-from evosweep.models.anatomy import find_blocks
+from evosweep.models.blocks import find_blocks
 from evosweep.models.load import HuggingFace, LoadedModel
 from evosweep.models.transforms.rotate import Rotate
 from evosweep.testing.tiny import tiny_splits

@@ -12,7 +12,7 @@ from torch import nn
 from evosweep.core.checks import check_bool, check_choice, check_int
 from evosweep.core.errors import ModelError, SettingError
 from evosweep.core.events import Progress
-from evosweep.models.anatomy import find_blocks
+from evosweep.models.blocks import find_blocks
 from evosweep.models.load import LoadedModel
 from evosweep.models.slots import LinearSlot, slot_at, slot_kind
 from evosweep.models.towers import has_towers

@@ -16,7 +16,7 @@ from torch import nn
 
 from evosweep.core.errors import ModelError
 from evosweep.core.seeds import generator
-from evosweep.models.anatomy import find_blocks
+from evosweep.models.blocks import find_blocks
 from evosweep.models.slots import LinearSlot, slot_kind
 from evosweep.models.verify import check_tokens
 
