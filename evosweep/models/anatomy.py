@@ -328,8 +328,9 @@ def _without(slots: Sequence[Slot], gone: Collection[str]) -> list[Slot]:
 def _sharing(slots: Sequence[Slot], model: nn.Module) -> dict[str, str]:
     """Return the slots whose parameter another module has, too, and which."""
     names = parameter_names(model)
+    paths = {id(module): path for path, module in model.named_modules()}
     others = {
-        slot.name: [name for name in names[id(slot.parameter)] if name.rpartition(".")[0] != slot.name]
+        slot.name: [name for name in names[id(slot.parameter)] if name.rpartition(".")[0] != paths[id(slot.module)]]
         for slot in slots
     }
     return {name: f"it shares its weight with {other[0].rpartition('.')[0]}" for name, other in others.items() if other}
