@@ -59,7 +59,7 @@ def test_what_units_leave_out_of_a_mixture_is_asked_for_and_logged(here: Path, c
     settings = [*OURS, f"model.path={folder}", "name=mixed", "export=none", "units.include=[no_such]"]
     assert evosweep(*settings) == 2
     assert "units.include must be patterns that match a layer" in capsys.readouterr().err
-    assert evosweep(*settings[:-1], "units.coverage=0.3", f"tracking.uri=sqlite:///{here}/mlflow.db") == 0
+    assert evosweep(*settings[:-1], "units.coverage=0.9", f"tracking.uri=sqlite:///{here}/mlflow.db") == 0
     row, _ = result_of(here, "mixed")
     client = mlflow.MlflowClient(f"sqlite:///{here}/mlflow.db")
     run = client.get_run(row["mlflow_run"])

@@ -35,19 +35,31 @@ def test_units_of_a_dense_model_cover_everything(anatomy: Anatomy) -> None:
     assert coverage.text == "units cover 100 % of the blocks' weights"
 
 
-def test_what_no_unit_covers_is_named_and_refused(mixture: Anatomy) -> None:
+def test_what_no_unit_covers_is_named_and_refused() -> None:
+    config = transformers.MambaConfig(vocab_size=256, hidden_size=64, num_hidden_layers=2, state_size=16)
+    states = Anatomy(transformers.AutoModelForCausalLM.from_config(config).eval())
     with pytest.raises(
-        SettingError, match=r"coverage must be at most 0\.\d+ for this model, where that is meant, "
+        SettingError, match=r"coverage must be at most 0\.9\d* for this model, where that is meant, "
     ) as found:
-        plan_store(mixture, RoundToNearest(group=32))
-    assert "no unit covers mlp.experts.gate_up_proj (2 x 65.5 k" in str(found.value)
-    coverage = plan_store(mixture, RoundToNearest(group=32), units=Units(coverage=0.1)).coverage
+        plan_store(states, RoundToNearest(group="auto"))
+    assert "no unit covers mixer.A_log (2 x 2.05 k, 6.3 %), mixer.conv1d (2 x 512, " in str(found.value)
+    coverage = plan_store(states, RoundToNearest(group="auto"), units=Units(coverage=0.9)).coverage
+    projections = 256 * 64 + 64 * 128 + (4 + 2 * 16) * 128
+    assert coverage.total == 2 * (projections + 128 * 16 + 128 * 4 + 128 * 4)
+    assert coverage.covered == 2 * projections
+    assert {(left.kind, left.count, left.weights) for left in coverage.left} == {
+        ("mixer.A_log", 2, 2 * 128 * 16),
+        ("mixer.conv1d", 2, 2 * 128 * 4),
+        ("mixer.dt_proj", 2, 2 * 128 * 4),
+    }
+
+
+def test_experts_count_one_by_one(mixture: Anatomy) -> None:
+    coverage = plan_store(mixture, RoundToNearest(group=32)).coverage
     attention, shared, experts, rest = 4 * 64 * 64, 3 * 64 * 64, 8 * 3 * 64 * 64, 64 * 8 + 64
     assert coverage.total == 2 * (attention + shared + experts + rest)
-    assert coverage.covered == 2 * (attention + shared)
+    assert coverage.covered == 2 * (attention + shared + experts)
     assert [(left.kind, left.count, left.weights) for left in coverage.left] == [
-        ("mlp.experts.gate_up_proj", 2, 2 * 8 * 128 * 64),
-        ("mlp.experts.down_proj", 2, 2 * 8 * 64 * 64),
         ("mlp.gate", 2, 2 * 8 * 64),
         ("mlp.shared_expert_gate", 2, 2 * 64),
     ]
@@ -55,7 +67,7 @@ def test_what_no_unit_covers_is_named_and_refused(mixture: Anatomy) -> None:
 
 def test_routers_and_gates_are_units_only_where_they_are_named(mixture: Anatomy) -> None:
     names = {unit.name for unit in plan_store(mixture, RoundToNearest(group=32), units=Units(coverage=0)).units}
-    assert not any("gate" in name and not name.endswith("gate_proj") for name in names)
+    assert names and not any(name.endswith((".gate", "_gate")) for name in names)
     named = Units(coverage=0, include=["*shared_expert_gate"])
     more = {unit.name for unit in plan_store(mixture, RoundToNearest(group=32), units=named).units}
     assert more - names == {f"model.layers.{block}.mlp.shared_expert_gate" for block in range(2)}
