@@ -3,11 +3,13 @@
     python benchmarks/trust_region.py [--seeds 8] [--budgets 2.5 3 3.5] [--tokens 9]      # made-up losses, minutes
     python benchmarks/trust_region.py --model [overrides]                                 # a model, for a GPU
 
-Without --model, losses are made up to what was measured on SmolLM2-135M with 2-6 bits, around the ILP's 3 bits (421
-moves, 100 pairs and 32 sets of 6-100 moves on 224 tokens): effects of kinds and their spread, the noise of a segment of
-32 tokens (independent from unit to unit, growing with the effect), and interactions (the effect of 16 moves together
-was 0.84 of their sum, of 100 moves 0.93). The start is the ILP's on effects known to a factor of e^±0.5. Printed: true
-loss over the best known at each share of the tokens, mean and standard error over seeds.
+Without --model, losses are made up: effects of kinds and their spread, and the noise of a segment of 32 tokens
+(independent from unit to unit, growing with the effect), are set by eye to 403 single moves of SmolLM2-135M with 2-6
+bits around the ILP's 3 bits, on 224 tokens. They are all but additive: 16 moves together are within 0.2 % of their sum,
+where on the model they were off by some 20 % on those tokens (effect 0.84 of the sum). That favours trust_region, so
+only --model decides. The constants of the survey were chosen on seeds 0-5 of this landscape; report other seeds, too
+(--first). The start is the ILP's on effects known to a factor of e^±0.5. Printed: true loss at each share of the
+tokens, mean over seeds, and the standard error of the gain over the start.
 """
 
 import argparse
@@ -178,10 +180,10 @@ def samplers(problem: Problem, start: Fixed, seed: int) -> dict[str, PopulationS
     }
 
 
-def made_up_rows(seeds: int, bits: float, tokens: int, only: list[str]) -> dict[str, Floats]:
+def made_up_rows(seeds: int, bits: float, tokens: int, only: list[str], first: int = 0) -> dict[str, Floats]:
     """Return the true loss at each mark, by sampler, shape (seeds, marks + 1); the first is the start's."""
     rows: dict[str, list[list[float]]] = {}
-    for seed in range(seeds):
+    for seed in range(first, first + seeds):
         problem, harms = made_up(seed, bits)
         scorer = MadeUp(problem, harms, seed)
         guess = harms * np.exp(generator(seed, "guess").normal(0, GUESS, harms.shape))
@@ -201,12 +203,12 @@ def made_up_rows(seeds: int, bits: float, tokens: int, only: list[str]) -> dict[
     return {name: np.array(found) for name, found in rows.items()}
 
 
-def print_made_up(seeds: int, budgets: list[float], tokens: int, only: list[str]) -> None:
+def print_made_up(seeds: int, budgets: list[float], tokens: int, only: list[str], first: int) -> None:
     """Print a Markdown table."""
     print("| bits | sampler | start | " + " | ".join(f"{mark * tokens / 1e6:.2g} M tokens" for mark in MARKS) + " |")
     print("|---|---|---|" + "---|" * len(MARKS))
     for bits in budgets:
-        for name, found in made_up_rows(seeds, bits, tokens, only).items():
+        for name, found in made_up_rows(seeds, bits, tokens, only, first).items():
             error = found.std(axis=0, ddof=1) / seeds**0.5 if seeds > 1 else found[0] * 0
             gains = (found - found[:, :1]).std(axis=0, ddof=1) / seeds**0.5 if seeds > 1 else error
             cells = [f"{mean:.4f} ± {gain:.4f}" for mean, gain in zip(found.mean(axis=0), gains, strict=True)]
@@ -232,6 +234,7 @@ def main() -> None:
     """Print a table, or JSON with --model."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=8)
+    parser.add_argument("--first", type=int, default=0, help="first seed")
     parser.add_argument("--budgets", type=float, nargs="+", default=[2.5, 3.0, 3.5])
     parser.add_argument("--tokens", type=float, default=9.0, help="million")
     parser.add_argument("--only", nargs="*", default=[])
@@ -242,7 +245,7 @@ def main() -> None:
     if options.model:
         on_a_model(options.overrides, options.folder)
     else:
-        print_made_up(options.seeds, options.budgets, int(options.tokens * 1e6), options.only)
+        print_made_up(options.seeds, options.budgets, int(options.tokens * 1e6), options.only, options.first)
 
 
 if __name__ == "__main__":
