@@ -160,6 +160,7 @@ class StoreBuilder:
             found = self._found(target)
             if found is not None:
                 return found, "found"
+            self._check_weighting(plan)
             self._check_attention(plan.anatomy)
             unfinished = UnfinishedStore(target, address)
             if leader:
@@ -184,6 +185,18 @@ class StoreBuilder:
                     unfinished.become_store()
             parallel.broadcast_bool(True)  # the other processes wait here until the folder has its name
             return LevelStore(target, verify=False), "built"  # just written and hashed
+
+    def _check_weighting(self, plan: StorePlan) -> None:
+        """Raise SettingError if the weighting needs whole windows, of which single experts see some tokens."""
+        experts = any(isinstance(slot, ExpertSlot) and slot.name in plan.levels for slot in plan.anatomy.slots)
+        if experts and WEIGHTINGS[self.settings.token_weighting].by_window:
+            fitting = [name for name, weighting in WEIGHTINGS.items() if not weighting.by_window]
+            raise SettingError(
+                "token_weighting",
+                owner=self,
+                allowed=f"one of {', '.join(fitting)} for a mixture, whose experts see some tokens of a window alone",
+                got=self.settings.token_weighting,
+            )
 
     @torch.no_grad()
     def _check_attention(self, anatomy: Anatomy) -> None:

@@ -1,6 +1,6 @@
 """The plan of a level store: its units and their levels, and what they cost, known from shapes alone."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -12,7 +12,7 @@ from evosweep.models.dropping import Drop, Droppable
 from evosweep.models.slots import ExpertSlot, OuterSlot, Slot
 from evosweep.store.coverage import Coverage, coverage_of
 from evosweep.store.manifest_rows import ManifestLevel, ManifestUnit
-from evosweep.store.statistics.base import check_needs
+from evosweep.store.statistics.base import check_needs, statistic_module
 from evosweep.store.units import Units
 
 
@@ -88,6 +88,7 @@ def plan_store(
         raise SettingError("", owner=compressor, allowed="something else than none where drop=none too", got="none")
     made = [slot for slot in anatomy.slots if slot.name in levels]
     outer.check_experts(anatomy.slots, levels)
+    _check_measurable(compressor, needs, made)
     gone = [id(parameter) for part in dropped for parameter in part.parameters]
     coverage = coverage_of(anatomy, made, dropped=() if made else set(gone))
     if made:
@@ -106,6 +107,19 @@ def plan_store(
         excluded=excluded,
         coverage=coverage,
     )
+
+
+def _check_measurable(compressor: Compressor, needs: Collection[str], slots: Sequence[Slot]) -> None:
+    """Raise SettingError where a compressor needs what is measured of whole layers, and some slots are experts."""
+    whole = sorted(name for name in needs if hasattr(statistic_module(name), "measure_model"))
+    expert = next((slot.name for slot in slots if isinstance(slot, ExpertSlot)), None)
+    if whole and expert is not None:
+        raise SettingError(
+            "",
+            owner=compressor,
+            allowed=f"one that needs no {', '.join(whole)}, which is not measured of single experts",
+            got=f"{type(compressor).__name__} for {expert}",
+        )
 
 
 def planned_unit(slot: Slot, levels: Sequence[LevelSpec]) -> ManifestUnit:

@@ -29,6 +29,12 @@ from tests.mixtures.models import mixture, token_splits
 from tests.models.test_dropping import NoTokenizer
 
 
+class Guided(GPTQ):
+    """A compressor that weighs outputs by their gradients."""
+
+    needs = frozenset({"output_gradient_square"})
+
+
 @pytest.fixture(scope="module")
 def anatomy() -> Anatomy:
     return Anatomy(mixture("mixtral"))
@@ -178,3 +184,13 @@ def test_what_cannot_hold_experts_says_so_before_the_search(anatomy: Anatomy) ->
 def test_inputs_of_experts_are_not_rounded(anatomy: Anatomy, store: LevelStore) -> None:
     with pytest.raises(SettingError, match="activations must be none for a mixture of experts"):
         Evaluator(anatomy=anatomy, store=store, splits=token_splits(), resources=Resources(activations="int8"))
+
+
+def test_what_experts_cannot_be_calibrated_for_is_refused(anatomy: Anatomy, tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("EVOSWEEP_CACHE", str(tmp_path))
+    with pytest.raises(SettingError, match=r"needs no output_gradient_square, which is not measured of single experts"):
+        plan_store(anatomy, Guided(bits=[2, 4], group=16))
+    plan = plan_store(anatomy, GPTQ(bits=[2, 4], group=16))
+    builder = StoreBuilder(token_weighting="clipped")
+    with pytest.raises(SettingError, match=r"token_weighting must be one of relative, plain, root for a mixture"):
+        builder.open(plan, token_splits()["calibration"], model_name="mixtral")
