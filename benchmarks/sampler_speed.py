@@ -1,10 +1,12 @@
 """How long a trial of ``study.optimize`` takes with EvoPressSampler, early and late in a study.
 
     python benchmarks/sampler_speed.py [--trials 500 5000] [--units 210] [--levels 7]
+    python benchmarks/sampler_speed.py --measured [--units 1000] [--levels 12]
 
 Printed: CPU milliseconds a trial (other processes do not change them much) over the 100 trials before each of the given
 numbers, with storage in memory and an objective that costs nothing; for comparison the same with a sampler of Optuna
-that looks at no history. And the time in which a generation is proposed in our own loop.
+that looks at no history. And the time in which a generation is proposed in our own loop. --measured: only that, of the
+samplers that have single moves measured, after a survey of made-up losses.
 """
 
 import argparse
@@ -17,6 +19,8 @@ from evosweep.core.problem import Problem
 from evosweep.core.unit import Level, Unit
 from evosweep.samplers.base import suggest_allocation, unit_distributions
 from evosweep.samplers.evopress import EvoPressSampler
+from evosweep.samplers.trust_region import TrustRegionSampler
+from evosweep.search.protocols import Text
 
 LAST = 100
 
@@ -57,15 +61,38 @@ def generation_milliseconds(problem: Problem, offspring: int, repeats: int = 20)
     return 1000 * float(np.median(times))
 
 
+def measured_milliseconds(problem: Problem, sampler: EvoPressSampler, repeats: int = 9) -> float:
+    """Return the median time in which a generation is proposed after a survey."""
+    parents = [problem.uniform()]
+    rng = np.random.default_rng(0)
+    times = []
+    for _ in range(repeats):
+        survey = sampler.survey(generation=1, parents=parents, text=Text(windows=64, seq_len=2048))
+        while survey is not None and (request := survey.ask()) is not None:
+            windows = request.windows.stop - request.windows.start
+            survey.tell(rng.normal(size=(len(request.genomes), windows, 64)).astype(np.float32))
+        began = time.process_time()
+        sampler.genomes(generation=1, parents=parents)
+        times.append(time.process_time() - began)
+    return 1000 * float(np.median(times))
+
+
 def main() -> None:
     """Print a Markdown table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trials", type=int, nargs="+", default=[500, 5000])
     parser.add_argument("--units", type=int, default=210)
     parser.add_argument("--levels", type=int, default=7)
+    parser.add_argument("--measured", action="store_true")
     options = parser.parse_args()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     problem = made_up_problem(options.units, options.levels)
+    if options.measured:
+        informed = EvoPressSampler(problem, offspring=64, proposals="informed")
+        for sampler in (TrustRegionSampler(problem), informed):
+            name = f"{sampler.name}, {sampler.size(1)} proposals"
+            print(f"{name}: {measured_milliseconds(problem, sampler):.1f} CPU ms", flush=True)
+        return
     assert len(unit_distributions(problem)) == options.units
     print(f"128 offspring proposed at once: {generation_milliseconds(problem, 128):.1f} CPU ms\n", flush=True)
     print("| sampler | " + " | ".join(f"CPU ms a trial at {n}" for n in options.trials) + " |")

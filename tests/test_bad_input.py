@@ -9,6 +9,7 @@ from tests.cli import TINY, evosweep, write_corpus
 def corpus(in_tmp):
     write_corpus(in_tmp)
     (in_tmp / "empty.txt").write_text("")
+    (in_tmp / "short.txt").write_text("too short")
     (in_tmp / "latin.txt").write_bytes("café ".encode("latin-1") * 100)
     (in_tmp / "folder").mkdir()
     (in_tmp / "linear_free").mkdir()
@@ -67,6 +68,18 @@ CASES = {
         "M of patterns must be",
         "q_proj",
         "2:5",
+    ),
+    "domain that is none": (["data.validation=[cod]"], "data.validation must be one of", "did you mean 'code'"),
+    "domain with too few tokens": (
+        ["data.validation=[short.txt]"],
+        "data.validation: 'short' has",
+        "tokens.validation=512 are asked",
+    ),
+    "unknown task": (["tasks=core", "tasks.names=[hellaswg]"], "tasks.names", "did you mean 'hellaswag'"),
+    "task file of another form": (
+        ["tasks=core", "tasks.names=[]", "tasks.files=[corpus.jsonl]"],
+        "corpus.jsonl, line 1: request must be an object",
+        "",
     ),
     "transform that is none": (["transform=rotat"], "transform", "did you mean 'rotate'"),
     "kind of rotation": (["transform=rotate", "transform.kind=hadamar"], "transform.kind must be one of", "'hadamard'"),
@@ -195,3 +208,19 @@ def test_a_tracker_that_cannot_be_used_leaves_nothing(corpus, capsys, arguments,
     errors = capsys.readouterr().err.strip().splitlines()
     assert len(errors) == 1 and expected in errors[0], errors
     assert sorted(path.name for path in corpus.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["data=mix", "data.shares={corpus.jsonl: 0.5, wikipedia: 0.3}"], "data.shares must be shares that sum to 1"),
+        (["data=mix", "data.shares={corpus.jsonl: 0.5, empty.txt: 0.5}"], "data.path: empty.txt has no text in it"),
+        (["data=questions", "data.template=chat"], "the model's tokenizer has no chat template"),
+        (["data=questions", "data.name=math"], "did you mean 'maths'"),
+    ],
+)
+def test_other_texts_that_cannot_be_used(corpus, capsys, arguments: list[str], expected: str) -> None:
+    others = [text for text in TINY if not text.startswith("data")]
+    assert evosweep(*others, *arguments, "tracking=none") == 2
+    (error,) = capsys.readouterr().err.strip().splitlines()
+    assert error.startswith("error: ") and expected in error

@@ -220,7 +220,7 @@ def evolved(
     population: int = POPULATION,
     iterations: int = ITERATIONS,
 ) -> Found:
-    """Return the formula of highest rank correlation that an evolutionary search finds (EMQ, algorithm 1).
+    """Return the formula of highest rank correlation that an evolutionary search finds, after EMQ's.
 
     Every iteration makes one formula. Its parents come from a random pool of the population: the best of it, or, so
     that the population keeps its diversity, any of it or a new random formula. They exchange branches, one of their

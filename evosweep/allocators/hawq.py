@@ -1,8 +1,8 @@
 """HAWQ and HAWQ-V2: units of higher curvature never get fewer bits, and of such allocations the best within the budget.
 
-HAWQ (arXiv 1905.03696, eq. 3) orders layers by their top Hessian eigenvalue over their number of weights, HAWQ-V2
-(arXiv 1911.03852, section 3.2) by their average trace; both keep levels in that order, which leaves few allocations.
-HAWQ-V2 computes Ω = Σ ½ · curvature · ‖W − Ŵ‖² (eq. 9) of all of them, draws the Pareto frontier of size and Ω, and
+HAWQ (arXiv 1905.03696) orders layers by S = λ / n, their top Hessian eigenvalue over their number of weights, HAWQ-V2
+(arXiv 1911.03852) by their average trace; both keep levels in that order, which leaves few allocations.
+HAWQ-V2 computes Ω = Σ ½ · curvature · ‖W − Ŵ‖² of all of them, draws the Pareto frontier of size and Ω, and
 takes the point of least Ω within the budget.
 """
 

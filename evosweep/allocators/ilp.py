@@ -122,7 +122,13 @@ def _bound(problem: Problem, harm: Floats) -> _Bound:
 
 
 def improved(problem: Problem, harm: Floats, genome: Genome) -> Genome:
-    """Return a genome after changing one unit at a time, most harm saved first, while the budget allows it."""
+    """Return a genome after changing one unit at a time, most harm saved first, while the budget allows it.
+
+    Args:
+        problem: Units, ladders, budget.
+        harm: Of every level, shape (units, longest ladder); infinity past a ladder's end.
+        genome: Within the budget, shape (units,).
+    """
     genome = genome.copy()
     for _ in range(problem.total_levels):
         extra = problem.costs - problem.costs[problem.indices, genome][:, None]

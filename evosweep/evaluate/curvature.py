@@ -28,7 +28,7 @@ LEAST = 32  # tokens of a power iteration, whatever was asked for
 def hawq_v2(
     evaluator: Evaluator, problem: Problem, *, tokens: int, seed: int, progress: Progress, steps: Steps | None = None
 ) -> dict[str, dict[str, float]]:
-    """Return ½ · mean Hessian eigenvalue · ‖W − Ŵ‖² of every unit at every level (HAWQ-V2, arXiv 1911.03852, eq. 9).
+    """Return ½ · mean Hessian eigenvalue · ‖W − Ŵ‖² of every unit at every level (HAWQ-V2, arXiv 1911.03852: Ω).
 
     The trace is that of the Hessian of KL(dense ‖ compressed) at the dense weights, which is the Fisher information:
     the expected square of the gradient of log p at labels drawn from the dense model itself. Labels of different
@@ -149,7 +149,7 @@ def hawq_tokens(problem: Problem, tokens: int) -> int:
 def hawq(
     evaluator: Evaluator, problem: Problem, *, tokens: int, seed: int, progress: Progress, steps: Steps | None = None
 ) -> dict[str, dict[str, float]]:
-    """Return ½ · top Hessian eigenvalue · ‖W − Ŵ‖² of every unit at every level (HAWQ, arXiv 1905.03696, eq. 6).
+    """Return ½ · top Hessian eigenvalue · ‖W − Ŵ‖² of every unit at every level (HAWQ, arXiv 1905.03696: Ω).
 
     The Hessian is that of the KL in one layer's weight; its top eigenvalue is found by power iteration on the first
     tokens of some windows. The layers of a block share one graph.

@@ -92,7 +92,7 @@ def _differentiable(parameters: Sequence[torch.Tensor]) -> Iterator[None]:
 
 
 def top_eigenvalue(curvature: Curvature, index: int, *, iterations: int, seed: int) -> float:
-    """Return the top eigenvalue of one layer's block of the Hessian, by power iteration (arXiv 1905.03696, alg. 1).
+    """Return the top eigenvalue of one layer's block of the Hessian, by power iteration, as HAWQ (arXiv 1905.03696).
 
     Args:
         curvature: Of that layer, perhaps among others.
@@ -115,7 +115,7 @@ def top_eigenvalue(curvature: Curvature, index: int, *, iterations: int, seed: i
 def hutchinson(anatomy: Anatomy, slots: Sequence[Slot], ids: torch.Tensor, seed: int) -> torch.Tensor:
     """Return vᵀ H v of every layer's block at a random v of signs, shape (slots,): its mean over v is the trace.
 
-    All layers of a chunk are multiplied at once, as in HAWQ-V2 (arXiv 1911.03852, eq. 8): products of different layers'
+    All layers of a chunk are multiplied at once, as in HAWQ-V2 (arXiv 1911.03852): products of different layers'
     signs are zero on average.
 
     Args:
@@ -145,8 +145,8 @@ def input_products(
 ) -> list[tuple[torch.Tensor, float]]:
     """Return the inputs of every layer, and vᵀ H v at random signs v, with H the Hessian of the KL in those inputs.
 
-    The mean of vᵀ H v over v is the trace that HAWQ-V2 weighs an activation's rounding by (arXiv 1911.03852, section
-    3.3). All layers are multiplied at once; layers that are given one tensor are told apart.
+    The mean of vᵀ H v over v is the trace that HAWQ-V2 weighs an activation's rounding by (arXiv 1911.03852).
+    All layers are multiplied at once; layers that are given one tensor are told apart.
 
     Args:
         anatomy: The dense model.
@@ -159,10 +159,10 @@ def input_products(
     """
     seen: dict[int, torch.Tensor] = {}
 
-    def own(index: int, _module: torch.nn.Module, given: tuple[Any, ...]) -> tuple[Any, ...]:
-        values = given[0]
+    def own(index: int, *given: Any) -> tuple[Any, ...]:
+        values, *rest = given[1]  # after the module
         seen[index] = values.view_as(values) if values.requires_grad else values.detach().requires_grad_(True)
-        return (seen[index], *given[1:])
+        return (seen[index], *rest)
 
     with _differentiable([]), ExitStack() as stack:
         for index, slot in enumerate(slots):

@@ -31,10 +31,10 @@ Ids = npt.NDArray[np.int64]
 def higgs(
     evaluator: Evaluator, problem: Problem, *, tokens: int, seed: int, progress: Progress, steps: Steps | None = None
 ) -> dict[str, dict[str, float]]:
-    """Return α t² of every level of every unit (HIGGS, arXiv 2411.17525, eq. 4), α measured on random tokens: no text.
+    """Return α t² of every level of every unit (HIGGS, arXiv 2411.17525), α measured on random tokens: no text.
 
     t² = ‖Ŵ − W‖² / ‖W‖²; α is the slope of the KL in t² where Gaussian noise is added to that layer alone, by least
-    squares through the origin over the noises t² of ``NOISES`` (algorithm 3).
+    squares through the origin over the noises t² of ``NOISES``: the linearity theorem says that the KL is Σ α t².
 
     Args:
         evaluator: Has the dense model and the levels.

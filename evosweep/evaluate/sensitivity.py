@@ -37,10 +37,10 @@ from evosweep.core.problem import Genome, Problem
 from evosweep.core.seeds import generator
 from evosweep.evaluate.curvature import hawq, hawq_tokens, hawq_v2, hawq_v2_hutchinson
 from evosweep.evaluate.emq import emq, emq_tokens, sentences
-from evosweep.evaluate.entropy import activation_entropy
 from evosweep.evaluate.gradients import auto_quantize, auto_scheme, fisher
+from evosweep.evaluate.group_effects import pair_tokens, pairs
+from evosweep.evaluate.input_entropy import activation_entropy
 from evosweep.evaluate.linearity import NOISES, higgs, higgs_data
-from evosweep.evaluate.pairs import pair_tokens, pairs
 from evosweep.evaluate.population import Evaluator
 from evosweep.evaluate.spectra import hill_exponents
 from evosweep.evaluate.steps import Steps

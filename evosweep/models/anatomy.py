@@ -21,10 +21,18 @@ from evosweep.models.experts import find_mixtures
 from evosweep.models.head import Head
 from evosweep.models.patch import replaced_forward
 from evosweep.models.probe import Inspect, probe_blocks
-from evosweep.models.rows import OwnForwardSlot, passed_by
-from evosweep.models.slots import LinearSlot, OuterSlot, Slot, outer_slots, slot_kind
-from evosweep.models.sublayers import Sublayer, find_sublayers, parameter_names
-from evosweep.models.verify import check_causal, check_whole, not_by_row, why_not_block_by_block, why_not_on_text
+from evosweep.models.rescaling import undo_rescaling
+from evosweep.models.rows import passed_by, slot_kind_of
+from evosweep.models.slots import LinearSlot, OuterSlot, Slot, outer_slots
+from evosweep.models.sublayers import Sublayer, find_sublayers
+from evosweep.models.verify import (
+    check_causal,
+    check_whole,
+    not_by_row,
+    sharing,
+    why_not_block_by_block,
+    why_not_on_text,
+)
 
 PROBE_TOKENS = 8
 
@@ -71,7 +79,7 @@ class Anatomy:
         self.whole_because = why_not_block_by_block(self, expected) or why_not_on_text(self, text)
         if self.whole_because:
             check_whole(self, expected)
-        self.not_by_row = {**not_by_row(self, self.slots), **_sharing(self.slots, model)}
+        self.not_by_row = {**not_by_row(self, self.slots), **sharing(self.slots, model)}
         self.slots = _without(self.slots, self.not_by_row)
         self._contexts.forget()
 
@@ -254,7 +262,7 @@ class Anatomy:
         mixtures = find_mixtures(self.model, self.block_path)
         kinds: dict[str, tuple[type[LinearSlot], nn.Module]] = {}
         for name, module in self.model.named_modules():
-            kind = _kind(module)
+            kind = slot_kind_of(module)
             if name.startswith(self.block_path + ".") and kind is not None:
                 kinds[name] = kind, module
         if not kinds and not mixtures:
@@ -294,12 +302,6 @@ class Anatomy:
         return int(name.removeprefix(self.block_path + ".").split(".")[0])
 
 
-def _kind(module: nn.Module) -> type[LinearSlot] | None:
-    """Return the class of slot that a module's weight is, None where there is none for it."""
-    kind = slot_kind(module)
-    return OwnForwardSlot if kind is LinearSlot and type(module).forward is not nn.Linear.forward else kind
-
-
 def _remember(inputs: dict[str, torch.Tensor], name: str, module: nn.Module, args: Sequence[Any]) -> None:
     del module
     inputs.setdefault(name, args[0] if args else torch.empty(0))
@@ -330,14 +332,6 @@ def _without(slots: Sequence[Slot], gone: Collection[str]) -> list[Slot]:
     return [replace(slot, group=names[slot.group]) for slot in left]
 
 
-def _sharing(slots: Sequence[Slot], model: nn.Module) -> dict[str, str]:
-    """Return the slots whose parameter another module has, too, and which."""
-    names = parameter_names(model)
-    others = {slot.name: names[id(slot.parameter)] for slot in slots if len(names[id(slot.parameter)]) > 1}
-    shown = {name: next(other for other in found if not other.startswith(f"{name}.")) for name, found in others.items()}
-    return {name: f"it shares its weight with {other.rpartition('.')[0]}" for name, other in shown.items()}
-
-
 def _base_model(model: nn.Module, block_path: str) -> nn.Module:
     """Return the outermost module around the blocks that the model calls to get final hidden states.
 
@@ -356,23 +350,6 @@ def _base_model(model: nn.Module, block_path: str) -> nn.Module:
     head = model.get_output_embeddings()  # type: ignore[operator]
     below = [module for module in called if all(inner is not head for inner in module.modules())]
     return (below or called)[-1]  # the outermost returns last
-
-
-def undo_rescaling(model: Any) -> bool:
-    """Return whether a model divides weights in place when it runs; it does not any more, and what it did is undone.
-
-    RWKV halves two matrices of every ``rescale_every``-th block, and the stream with them, against overflow in fp16.
-    The weights that are compressed and written must be those that the model is loaded with.
-    """
-    if not getattr(model.config, "rescale_every", 0):
-        return False
-    base = model.base_model
-    if base.layers_are_rescaled:
-        base.train()
-        base._rescale_layers()
-        base.eval()
-    model.config.rescale_every = 0
-    return True
 
 
 def _given(args: Sequence[Any], kwargs: Mapping[str, Any]) -> torch.Tensor:

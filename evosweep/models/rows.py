@@ -10,7 +10,7 @@ from torch import nn
 
 from evosweep.core.errors import ModelError
 from evosweep.models.patch import replaced_forward, replaced_parameter
-from evosweep.models.slots import LinearSlot, RowGroups
+from evosweep.models.slots import LinearSlot, RowGroups, slot_kind
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,12 @@ class OwnForwardSlot(LinearSlot):
     def forward_by_row(self, groups: RowGroups, weights: Mapping[int, torch.Tensor]) -> AbstractContextManager[None]:
         """Return a context in which each row of the batch goes through the layer with the weight of its own level."""
         return replaced_forward(self.module, own_forward_by_row(self.module, groups, weights))
+
+
+def slot_kind_of(module: nn.Module) -> type[LinearSlot] | None:
+    """Return the class of slot that a module's weight is, by its forward, too; None where there is none for it."""
+    kind = slot_kind(module)
+    return OwnForwardSlot if kind is LinearSlot and type(module).forward is not nn.Linear.forward else kind
 
 
 def own_forward_by_row(

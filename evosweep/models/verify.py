@@ -15,6 +15,7 @@ from evosweep.core.seeds import generator
 from evosweep.models.head import Head
 from evosweep.models.patch import replaced_weights
 from evosweep.models.slots import RowGroups, Slot
+from evosweep.models.sublayers import parameter_names
 
 CHECK_TOKENS = 8
 WINDOWS = 2  # that run at once
@@ -228,6 +229,17 @@ def _row_fault(
         return first_line(error)
     difference = max(_relative(rows[:1], dense), _relative(rows[1:], swapped))
     return "" if difference <= _tolerance_of(dense.dtype) else f"off by {difference:.2g} of the largest output"
+
+
+def sharing(slots: Sequence[Slot], model: nn.Module) -> dict[str, str]:
+    """Return the slots whose parameter another module has, too, and which."""
+    names = parameter_names(model)
+    paths = {id(module): path for path, module in model.named_modules()}
+    others = {
+        slot.name: [name for name in names[id(slot.parameter)] if name.rpartition(".")[0] != paths[id(slot.module)]]
+        for slot in slots
+    }
+    return {name: f"it shares its weight with {other[0].rpartition('.')[0]}" for name, other in others.items() if other}
 
 
 def first_line(error: BaseException) -> str:

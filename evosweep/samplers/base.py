@@ -150,6 +150,11 @@ class PopulationSampler(optuna.samplers.BaseSampler):
         del generation, parents, text
         return None
 
+    def survey_tokens(self, generation: int) -> int:
+        """Return about how many tokens a generation's ``survey`` takes, before it is known."""
+        del generation
+        return 0
+
     def order(self, genomes: Sequence[Genome], losses: npt.NDArray[np.float64]) -> Sequence[int]:
         """Return candidate indices, best first: here, those with lower losses.
 

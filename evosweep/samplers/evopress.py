@@ -112,9 +112,18 @@ class EvoPressSampler(PopulationSampler):
             parents: The parents, best first.
             text: What measurements can be made on.
         """
-        if self.informed is None or not parents or generation % self.survey_every != 1 % self.survey_every:
+        if self.informed is None or not parents or not self._surveys_in(generation):
             return None
         return self.informed.surveyor.survey(parents[0], tokens=self.probe_tokens, text=text)
+
+    def survey_tokens(self, generation: int) -> int:
+        """Return about how many tokens the measurements of a generation take."""
+        moves = 2 * len(self.problem.units)
+        return moves * self.probe_tokens if self.surveys and self._surveys_in(generation) else 0
+
+    def _surveys_in(self, generation: int) -> bool:
+        """Return whether moves are measured before a generation: before the first, then every ``survey_every``."""
+        return generation > 0 and (generation - 1) % self.survey_every == 0
 
     def state(self) -> dict[str, Any]:
         """Return what is known of single moves, as JSON; empty where nothing is measured."""

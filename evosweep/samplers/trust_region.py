@@ -44,7 +44,9 @@ class TrustRegionSampler(EvoPressSampler):
         offspring: int = 8,
         start: Start | Sequence[Start] | None = None,
     ) -> None:
-        super().__init__(problem, seed=seed, offspring=offspring, start=start, probe_tokens=probe_tokens)
+        super().__init__(
+            problem, seed=seed, offspring=offspring, start=start, probe_tokens=probe_tokens, survey_every=1
+        )
         if isinstance(changes, str) or not isinstance(changes, Sequence) or not changes:
             raise SettingError("changes", allowed="a list of numbers of changes, as [6, 16, null]", got=changes)
         for index, limit in enumerate(changes):

@@ -66,14 +66,18 @@ class EvoPress:
 
     def offspring(self, *, generation: int, parents: Sequence[Genome]) -> list[Genome]:
         """Return the λ offspring of a generation (1, 2, ...), all within the budget."""
-        return [
-            self.mutation(
-                self.problem,
-                parents[self.parent_index(generation=generation, slot=slot, count=len(parents))],
-                generator(self.seed, "offspring", generation, slot),
-            )
-            for slot in range(self.size)
-        ]
+        return [self.child(generation=generation, slot=slot, parents=parents) for slot in range(self.size)]
+
+    def child(self, *, generation: int, slot: int, parents: Sequence[Genome]) -> Genome:
+        """Return the offspring of one slot.
+
+        Args:
+            generation: 1, 2, ...
+            slot: Index of the offspring in its generation.
+            parents: Best first.
+        """
+        parent = parents[self.parent_index(generation=generation, slot=slot, count=len(parents))]
+        return self.mutation(self.problem, parent, generator(self.seed, "offspring", generation, slot))
 
 
 class RandomSearch:

@@ -102,6 +102,8 @@ class FrontOffspring:
     def _fitted(self, genome: Genome, wanted: int, rng: np.random.Generator) -> Genome:
         here = self.problem.within(max(wanted, self.problem.least))
         fitted = genome.copy()
+        if not here.gated:  # what a gate drops or brings back is worked out step by step
+            shift(here, fitted, rng)
         repair(here, fitted, rng)
         fill(here, fitted, rng)
         return fitted
@@ -114,3 +116,27 @@ class FrontOffspring:
         if index not in self._bases:
             self._bases[index] = self.base(self.problem.within(self.least + index * step))
         return self._bases[index]
+
+
+def shift(problem: Problem, genome: Genome, rng: np.random.Generator) -> None:
+    """Lower or raise random units by one step each, many at once, until a genome is about at the budget; in place.
+
+    Args:
+        problem: Units and ladders, none of which gates another.
+        genome: Shape (units,); changed in place.
+        rng: Chooses the units.
+    """
+    for _ in range(int(problem.sizes.max())):
+        slack = problem.budget - int(problem.costs[problem.indices, genome].sum())
+        table = problem.falls if slack < 0 else problem.rises
+        moves = problem.next_down if slack < 0 else problem.next_up
+        steps = table[problem.indices, genome]
+        order = rng.permutation(np.flatnonzero(steps > 0))
+        total = np.cumsum(steps[order])
+        count = int(np.searchsorted(total, abs(slack), side="right")) + (1 if slack < 0 else 0)
+        moved = order[:count]
+        if not len(moved):
+            return
+        genome[moved] = moves[moved, genome[moved]]
+        if count < len(order):
+            return

@@ -38,20 +38,32 @@ class InformedProposals:
             generation: 1, 2 ...
             parents: Best first; informed offspring are those of the best.
         """
-        genomes = self.search.offspring(generation=generation, parents=parents)
-        slots = [slot for slot in range(len(genomes)) if is_informed(slot)]
-        rng = generator(self.seed, "flips", generation)
-        flips = rng.integers(1, self.max_flips + 1, size=(len(slots), 2)).min(axis=1)
-        table, estimates = self.surveyor.estimates(parents[0])
-        if not len(table):
-            return genomes
-        effects = drawn_effects(estimates, self.seed, generation, rows=len(slots))
-        changes = (2 * flips).tolist()
-        made = combined(self.problem, table, effects, changes=changes, seed=self.seed, generation=generation)
-        for slot, genome in zip(slots, made, strict=True):
-            if (genome != parents[0]).any():
-                genomes[slot] = genome
+        slots = [slot for slot in range(self.search.size) if is_informed(slot)]
+        informed = dict(zip(slots, self._drawn(generation, parents[0], len(slots)), strict=False))
+        genomes = []
+        for slot in range(self.search.size):
+            genome = informed.get(slot)
+            if genome is None or (genome == parents[0]).all():
+                genome = self.search.child(generation=generation, slot=slot, parents=parents)
+            genomes.append(genome)
         return genomes
+
+    def _drawn(self, generation: int, parent: Genome, count: int) -> list[Genome]:
+        """Return informed offspring, fewer than ``count`` only where no move exists.
+
+        Args:
+            generation: 1, 2 ...
+            parent: Shape (units,).
+            count: How many.
+        """
+        table, estimates = self.surveyor.estimates(parent)
+        if not len(table):
+            return []
+        rng = generator(self.seed, "flips", generation)
+        flips = rng.integers(1, self.max_flips + 1, size=(count, 2)).min(axis=1)
+        effects = drawn_effects(estimates, self.seed, generation, rows=count)
+        changes = (2 * flips).tolist()
+        return combined(self.problem, table, effects, changes=changes, seed=self.seed, generation=generation)
 
 
 def is_informed(slot: int) -> bool:

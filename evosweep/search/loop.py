@@ -184,6 +184,7 @@ class _Search:
         for generation in generations:
             parents = self.sampler.population_size if generation else 0
             expected += self.plan.stages.tokens_of(self.sampler.size(generation), parents=parents)
+            expected += self.sampler.survey_tokens(generation)
         if expected == self.state.tokens:
             return None
         return expected if self.plan.tokens is None else min(expected, self.plan.tokens)

@@ -12,7 +12,7 @@ from evosweep.search.moves import steps_down, steps_up
 
 Floats = npt.NDArray[np.float64]
 Indices = npt.NDArray[np.int64]
-HALVINGS = 40  # bisections for the price of a bit
+HALVINGS = 16  # bisections for the price of a bit
 
 
 @dataclass(frozen=True)
@@ -141,10 +141,16 @@ def _cheapest(priced: Floats, most: Indices) -> Indices:
     """
     options = priced.argmin(axis=2)
     values = np.take_along_axis(priced, options[:, :, None], axis=2)[:, :, 0]
-    order = np.argsort(values, axis=1, kind="stable")
-    ranks = np.empty_like(order)
-    np.put_along_axis(ranks, order, np.arange(values.shape[1])[None], axis=1)
-    return np.where((values < 0) & (ranks < most[:, None]), options, -1)
+    taken = values < 0
+    limited = np.flatnonzero(taken.sum(axis=1) > most)
+    if len(limited):
+        numbers = most[limited]
+        best = np.partition(values[limited], numbers.max() - 1, axis=1)[:, : numbers.max()]
+        best.sort(axis=1)
+        taken[limited] &= values[limited] <= best[np.arange(len(limited)), numbers - 1][:, None]
+        for row in limited[taken[limited].sum(axis=1) > numbers]:  # equal values, where only some are wanted
+            taken[row, np.flatnonzero(taken[row])[most[row] :]] = False
+    return np.where(taken, options, -1)
 
 
 def _extended(table: MoveTable, effects: Floats, moves: Indices, *, slack: int, most: int) -> Indices:
@@ -158,6 +164,8 @@ def _extended(table: MoveTable, effects: Floats, moves: Indices, *, slack: int, 
         most: Most moves in all.
     """
     left = slack - int(table.costs[moves].sum())
+    if len(moves) == most:
+        return np.sort(moves)
     free = np.ones(len(table.base), dtype=bool)
     free[table.units[moves]] = False
     added = moves.tolist()

@@ -144,6 +144,9 @@ class Sampler(Protocol):
             text: What measurements can be made on.
         """
 
+    def survey_tokens(self, generation: int) -> int:
+        """Return about how many tokens a generation's ``survey`` takes, before it is known."""
+
     def population(self, *, generation: int, parents: Sequence[Genome]) -> list[Candidate]:
         """Return a generation's candidates; an empty list ends the search."""
 

@@ -57,3 +57,12 @@ def test_a_run_says_whether_it_beat_uniform_and_its_start(folder: Path) -> None:
     assert "By domain" in report
     sentences = found_sentences(row["sampler"], row["against"])
     assert len(sentences) == 2 and all(sentence in report for sentence in sentences)
+
+
+def test_a_mix_calibrates_and_its_text_is_reported_on(folder: Path) -> None:
+    others = [text for text in TINY if not text.startswith("data")]
+    mixed = ["data=mix", "data.shares={corpus.jsonl: 0.75, greek.jsonl: 0.25}", "data.validation=[greek.jsonl]"]
+    assert evosweep(*others, *BARE, *mixed, "tokens.validation=256", "sampler=uniform", "name=mixed") == 0
+    (path,) = folder.glob("runs/mixed/*/result.json")
+    assert list(read_result(path)["domains"]) == ["greek"]
+    assert found_sentences("uniform", read_result(path)["against"]) == []

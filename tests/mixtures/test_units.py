@@ -66,9 +66,7 @@ def test_too_many_units_name_the_alternative(anatomy: Anatomy, store: LevelStore
 
 
 def test_experts_of_one_parameter_stay_together(anatomy: Anatomy) -> None:
-    with pytest.raises(
-        SettingError, match=r"exclude must be all experts of a mixture or none of them, got 'model\.lay"
-    ):
+    with pytest.raises(SettingError, match=r"exclude must be all experts of a mixture or none of them, got"):
         plan_store(anatomy, GPTQ(bits=[2, 4], group=16), units=Units(exclude=["*experts.1.*"], coverage=0))
     plan = plan_store(anatomy, GPTQ(bits=[2, 4], group=16), units=Units(exclude=["*experts*"], coverage=0))
     assert not [unit for unit in plan.units if "experts" in unit.name]

@@ -1,5 +1,7 @@
 """What holds for every problem: costs, moves, mutants and survivors, against trying everything."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import example, given
@@ -11,6 +13,7 @@ from evosweep.core.genomes import genome_from_text, genome_to_text
 from evosweep.core.problem import Genome, Problem
 from evosweep.core.unit import Level, Unit
 from evosweep.search import moves
+from evosweep.search.block_groups import ENTROPY
 from evosweep.search.mutation import FLIPS, GROUPS, TRIES, Flips
 from evosweep.search.racing import Racing
 from evosweep.search.survival import Race, ScoreAll
@@ -209,6 +212,9 @@ class TestMutation:
     def test_a_mutant_fits_and_differs_wherever_a_move_exists(
         self, problem: Problem, seed: int, settings: dict
     ) -> None:
+        entropies = [{ENTROPY: float(unit.block * 7 % 5)} for unit in problem.units]
+        units = [replace(unit, columns=own) for unit, own in zip(problem.units, entropies, strict=True)]
+        problem = replace(problem, units=tuple(units))
         parent = moves.random_feasible(problem, np.random.default_rng(seed))
         before = parent.copy()
         rng = Counted(seed)

@@ -49,9 +49,11 @@ def size_quality(rows: Sequence[Row], folder: Path) -> list[Path]:
     axis = figure.subplots()
     names = sorted({row["sampler"] for row in rows})
     for index, name in enumerate(names):
-        points = [(row["size_mb"], row["kl"]) for row in rows if row["sampler"] == name]
+        mine = [row for row in rows if row["sampler"] == name]
+        sizes = [row["size_mb"] for row in mine]
         marker = MARKERS[index % len(MARKERS)]
-        axis.scatter(*zip(*points, strict=True), s=22, marker=marker, color=DISTINCT[index % len(DISTINCT)], label=name)
+        colour = DISTINCT[index % len(DISTINCT)]
+        axis.scatter(sizes, [row["kl"] for row in mine], s=22, marker=marker, color=colour, label=name)
     axis.step(*zip(*front(rows), strict=True), where="post", linewidth=1, color="grey", label="front", zorder=0)
     axis.set_xlabel("true size (MB)")
     axis.set_ylabel("validation KL (nats/token)")
