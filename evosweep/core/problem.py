@@ -19,6 +19,23 @@ from evosweep.core.unit import Unit
 Genome = npt.NDArray[np.int64]
 """Level index of every unit, shape (units,); index 0 is the cheapest level of that unit."""
 
+TABLES = (
+    "rises",
+    "falls",
+    "plateaus",
+    "has_equal_costs",
+    "sizes",
+    "indices",
+    "numels",
+    "kinds",
+    "gate",
+    "gated",
+    "least",
+    "most",
+    "total_levels",
+)
+"""Tables of a problem that do not depend on its budget."""
+
 
 @dataclass(frozen=True)
 class Problem:
@@ -282,6 +299,8 @@ class Problem:
 
     def within(self, budget: int) -> "Problem":
         """Return the same problem under another budget, unchecked; tables of costs are shared."""
+        for table in TABLES:  # worked out here, once, and not in every copy
+            getattr(self, table)
         other = copy.copy(self)
         other.__dict__.pop("fingerprint", None)
         object.__setattr__(other, "budget", max(int(budget), self.least))
