@@ -142,7 +142,11 @@ CASES = {
     "evaluate memory": (["evaluate.memory_gb=-1"], "evaluate.memory_gb", "-1"),
     "memory for no candidate": (["evaluate.memory_gb=1e-6"], "evaluate.memory_gb", "1e-06"),
     "no start": (["sampler.start=nowhere.json"], "nowhere.json", "cannot be read"),
-    "a start of another kind": (["sampler.start=[1]"], "sampler.start", "an allocation.json or an allocator"),
+    "a start of another kind": (
+        ["sampler.start=[1]"],
+        "sampler.start",
+        "an allocation.json, an allocator or a list of such",
+    ),
     "offload": (["model.offload=maybe"], "model.offload", "'maybe'"),
     "compile": (["evaluate.compile=1"], "evaluate.compile", "got 1"),
     "racing": (["search.racing=2"], "search.racing", "2"),

@@ -58,7 +58,7 @@ def test_every_module_of_a_plug_in_package_has_a_choice() -> None:
     package = Path(CONF).parent / "evosweep"
     for folder, shared in {
         "fitness": {"base"},
-        "allocators": {"base", "formulas", "harm", "quiet"},
+        "allocators": {"base", "formulas", "harm", "interactions", "quiet"},
         "compressors": {
             "base",
             "code_tables",
@@ -96,7 +96,16 @@ def test_every_module_of_a_plug_in_package_has_a_choice() -> None:
             "integer_layers",
             "proof",
         },
-        "data": {"documents", "sections", "table_rows", "tokens"},
+        "data": {
+            "documents",
+            "domains",
+            "near_duplicates",
+            "partition",
+            "sections",
+            "table_rows",
+            "text_library",
+            "tokens",
+        },
     }.items():
         for path in (package / folder).glob("*.py"):
             if path.stem not in shared | {"__init__"}:

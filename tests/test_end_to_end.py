@@ -132,7 +132,7 @@ def test_a_run_names_its_texts_and_its_study(runs: dict) -> None:
 
 def test_the_report_is_one_page_that_needs_no_network(finished: Path) -> None:
     page = next(finished.glob("runs/whole/*/3/report/report.html")).read_text()
-    assert page.count("<img ") == page.count('src="data:image/png;base64,') == 4
+    assert page.count("<img ") == page.count('src="data:image/png;base64,') == 6
     assert "http" not in page.split("<details>")[0] and "python -m evosweep" in page and "from_pretrained(" in page
 
 

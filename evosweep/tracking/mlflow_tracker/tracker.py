@@ -91,6 +91,7 @@ class MlflowTracker:
         self._experiment: str | None = None
         self._multirun = False
         self._problem: Problem | None = None
+        self._facts: dict[str, float] = {}  # of the search, that are metrics
         self._series = writes.Series()
         self._last: GenerationRecord | None = None
         self._folder: Path | None = None
@@ -261,12 +262,13 @@ class MlflowTracker:
         """Log a start, a generation, or an end."""
         if isinstance(event, SearchStarted):
             self._problem = event.problem
-            for write in writes.started(event.problem, event.facts):
-                self._put(write)
+            self._put(writes.started(event.problem, event.facts))
+            self._facts = writes.fact_figures(event.facts)
         elif isinstance(event, GenerationRecord):
             self._generation(event)
         elif isinstance(event, SearchEnded):
             self._end(event.result)
+            self.metrics(self._facts)  # behind the result's own, of which MLflow's comparison shows the first
 
     def metrics(self, values: Mapping[str, float], *, step: int = 0) -> None:
         """Log figures."""

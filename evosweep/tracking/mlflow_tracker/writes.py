@@ -182,19 +182,22 @@ def finish_figures(facts: Mapping[str, Any]) -> dict[str, float]:
     return {f"finish/{name}": float(value) for name, value in facts.items() if isinstance(value, int | float)}
 
 
-def started(problem: Problem, facts: Mapping[str, Any]) -> list[Write]:
-    """Return the writes of a search's start: its problem and facts as tags, of these the figures as metrics too."""
-    known = {key: value for key, value in facts.items() if key != "mlflow_run"}
-    found = tags(
+def started(problem: Problem, facts: Mapping[str, Any]) -> Write:
+    """Return the write of a search's start: its problem and facts as tags."""
+    return tags(
         {
             "units": len(problem.units),
             "problem": problem.fingerprint,
             "budget_bits": problem.budget,
             "budget_bits_per_weight": f"{problem.bits_per_weight(problem.budget):.6f}",
-            **known,
+            **{key: value for key, value in facts.items() if key != "mlflow_run"},
         }
     )
-    return [found, *metrics({name: float(known[name]) for name in METRICS if name in known})]
+
+
+def fact_figures(facts: Mapping[str, Any]) -> dict[str, float]:
+    """Return those of a search's facts that are metrics."""
+    return {name: float(facts[name]) for name in METRICS if name in facts}
 
 
 def exported(row: Mapping[str, Any]) -> list[Write]:
