@@ -48,7 +48,7 @@ def test_every_choice_composes(group: str, choice: str) -> None:
 def test_the_quickstart_sweeps_four_allocators_by_itself() -> None:
     config = composed("+experiment=quickstart")
     assert config.hydra.mode.name == "MULTIRUN"
-    assert config.hydra.sweeper.params.sampler == "uniform,owl,ilp_scaled,evopress_best"
+    assert config.hydra.sweeper.params.sampler == "uniform,owl,ilp_scaled,evopress_fisher"
     HydraConfig.instance().cfg = None
 
 
