@@ -28,18 +28,7 @@ from evosweep.finish.base import save_tuned
 from evosweep.models.activations import is_static, no_ranges
 from evosweep.models.checkpoint import check_length
 from evosweep.models.patch import replaced_parameters
-from evosweep.result_row import (
-    against_of,
-    comparable_row,
-    continuations_of,
-    controls_of,
-    domains_of,
-    paragraph_of,
-    plain_row,
-    tails_of,
-    tasks_of,
-    with_front,
-)
+from evosweep.result_row import comparable_row, described, plain_row, with_front
 from evosweep.samplers.base import PopulationSampler
 from evosweep.search.loop import end_search, run_search
 from evosweep.search.state import SearchState
@@ -127,11 +116,7 @@ def run(task: Task, bench: Workbench, draft: Draft, notes: Notes) -> dict[str, A
             result = with_front(task, bench, result)
             if result.front:
                 write_front(task.storage.open(), f"{recorder.name} front", result, record=task.storage.record)
-            result = replace(result, continuations=continuations_of(task, bench, result))
-            result = replace(result, tails=tails_of(bench, result), tasks=tasks_of(task, bench, result))
-            result = replace(result, domains=domains_of(bench, result), against=against_of(bench, result))
-            paragraph = paragraph_of(bench, result) if task.report.artifacts else {}
-            result = replace(result, controls=controls_of(task, bench, result), paragraph=paragraph)
+            result = described(task, bench, result)
             row = {**plain_row(task, bench, draft, notes, result), **comparable_row(task, bench, result)}
             write_result(task.folder, row)
             if task.export_now:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from evosweep.core.events import SearchResult
-from evosweep.core.problem import Problem
+from evosweep.core.problem import Genome, Problem
 from evosweep.data.domains import PREFIX
 from evosweep.evaluate.scorer import StagedScorer
 from evosweep.evaluate.tasks.accuracy import compared
@@ -19,6 +19,26 @@ from evosweep.workbench import Workbench
 
 PARAGRAPH = 160  # tokens that the report colours
 COMMON_TOKENS = 8192  # search tokens that winners are compared on where the plan scores no elites again
+
+
+def described(task: Task, bench: Workbench, result: SearchResult) -> SearchResult:
+    """Return a result with all that is measured of its winner for report and ``result.json``.
+
+    Args:
+        task: Says what is wanted: prompts, tasks, pictures.
+        bench: Measures it.
+        result: Of the search.
+    """
+    return replace(
+        result,
+        continuations=continuations_of(task, bench, result),
+        tails=tails_of(bench, result),
+        tasks=tasks_of(task, bench, result),
+        domains=domains_of(bench, result),
+        against=against_of(bench, result),
+        controls=controls_of(task, bench, result),
+        paragraph=paragraph_of(bench, result) if task.report.artifacts else {},
+    )
 
 
 def continuations_of(task: Task, bench: Workbench, result: SearchResult) -> dict[str, dict[str, str]]:
@@ -161,12 +181,8 @@ def controls_of(task: Task, bench: Workbench, result: SearchResult) -> dict[str,
     problem = result.problem
     winner = problem.encode(result.allocation)
     genomes = {"found": winner, **controls(problem, winner), "uniform": problem.uniform()}
-    scorer = StagedScorer(bench.evaluator, fitness=KL(), seed=0)
     with bench.timed("controls"):
-        return {
-            name: {**scorer.validate(genome), "bits_per_weight": problem.bits_per_weight(problem.cost(genome))}
-            for name, genome in genomes.items()
-        }
+        return {name: validated(bench, problem, genome) for name, genome in genomes.items()}
 
 
 def with_front(task: Task, bench: Workbench, result: SearchResult) -> SearchResult:
@@ -192,10 +208,9 @@ def with_front(task: Task, bench: Workbench, result: SearchResult) -> SearchResu
             points.append(
                 {
                     "point": number,
-                    "bits_per_weight": problem.bits_per_weight(bits),
                     "size_mb": problem.megabytes(bits),
                     "search_loss": float(losses[index]),
-                    **scorer.validate(genomes[index]),
+                    **validated(bench, problem, genomes[index]),
                     "allocation": dict(problem.decode(genomes[index])),
                 }
             )
@@ -228,7 +243,7 @@ def comparable_row(task: Task, bench: Workbench, result: SearchResult) -> dict[s
         "search_loss_tokens": scorer.final_tokens(limit),
         "continuations": {prompt: dict(texts) for prompt, texts in result.continuations.items()},
         "against": {name: dict(test) for name, test in result.against.items()},
-        "uniform": uniform_row(bench, result.problem),
+        "uniform": validated(bench, result.problem, result.problem.uniform()),
         "tails": {name: dict(figures) for name, figures in result.tails.items()},
         "front": [dict(point) for point in result.front],
         "controls": {name: dict(figures) for name, figures in result.controls.items()},
@@ -237,9 +252,14 @@ def comparable_row(task: Task, bench: Workbench, result: SearchResult) -> dict[s
     }
 
 
-def uniform_row(bench: Workbench, problem: Problem) -> dict[str, float]:
-    """Return validation figures and true bits of the uniform allocation."""
-    genome = problem.uniform()
+def validated(bench: Workbench, problem: Problem, genome: Genome) -> dict[str, float]:
+    """Return validation figures and true bits of an allocation.
+
+    Args:
+        bench: Scores it.
+        problem: Units and levels.
+        genome: The allocation.
+    """
     figures = StagedScorer(bench.evaluator, fitness=KL(), seed=0).validate(genome)
     return {**figures, "bits_per_weight": problem.bits_per_weight(problem.cost(genome))}
 

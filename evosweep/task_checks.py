@@ -30,14 +30,14 @@ def check_levels(bench: Workbench, sampler: PopulationSampler) -> None:
 def check_ranked(task: Task, sampler: PopulationSampler) -> None:
     """Raise SettingError where a plan drops candidates by their loss alone, and the sampler goes by their size, too."""
     for setting, dropping in (
-        ("racing", not isinstance(task.plan.survival, ScoreAll)),
+        ("racing", None if isinstance(task.plan.survival, ScoreAll) else task.plan.survival),
         ("surrogate", task.plan.screening),
     ):
-        if sampler.ranks and dropping:
+        if sampler.ranks and dropping is not None:
             raise SettingError(
                 f"search.{setting}",
                 allowed=f"null with sampler={sampler.name}, which compares sizes, too",
-                got="a setting",
+                got=dropping,
             )
 
 

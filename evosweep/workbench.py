@@ -114,7 +114,7 @@ class Workbench:
 
     @cached_property
     def planned(self) -> tuple[Unit, ...]:
-        """Units and costs before any level is made: tied layers as one unit, ladders as rules leave them."""
+        """Units with the levels that will be made and their costs: ties are one unit, and rules have removed levels."""
         return self.units.tied(limited(self.plan.units, self.ladders), self.anatomy)
 
     @cached_property

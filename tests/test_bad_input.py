@@ -141,6 +141,9 @@ CASES = {
     "sensitivity tokens": (["sampler=ilp", "evaluate.sensitivity_tokens=6400000"], "evaluate.sensitivity_tokens", ""),
     "evaluate memory": (["evaluate.memory_gb=-1"], "evaluate.memory_gb", "-1"),
     "memory for no candidate": (["evaluate.memory_gb=1e-6"], "evaluate.memory_gb", "1e-06"),
+    "a rule by half a name": (["units.fix={q_proj: 4}"], "units.fix[q_proj]", "did you mean 'self_attn.q_proj'"),
+    "two targets": (["target.kl=0.1", "target.ppl_ratio=1.1"], "target must be one of", "not several"),
+    "a race for two objectives": (["sampler=nsga2_evopress", "search.racing=0.2"], "search.racing must be null", "0.2"),
     "no start": (["sampler.start=nowhere.json"], "nowhere.json", "cannot be read"),
     "a start of another kind": (
         ["sampler.start=[1]"],

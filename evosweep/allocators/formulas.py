@@ -193,7 +193,10 @@ class Screening:
         self._known: dict[bytes, None] = {}
 
     def judged(self, formula: Formula) -> float | None:
-        """Return a formula's rank correlation with the KL; None where it does not pass."""
+        """Return a formula's rank correlation with the KL, or None if it is screened out.
+
+        Screened out are formulas that are not finite, that do not fall with bits, or that rank as an earlier one does.
+        """
         table = formula.table(self.proxies)
         if not np.isfinite(table[self._inside]).all():
             return None

@@ -63,7 +63,7 @@ class HAWQ:
         self.name = names[self.curvature] + ("" if self.ordered else "_free")
 
     def check(self, problem: Problem) -> None:
-        """Raise a SettingError if units have no weight of their own."""
+        """Raise a SettingError if a unit is no layer, so that no curvature can be measured of it."""
         self.harm.check(problem, owner=self)
 
     def allocate(self, problem: Problem) -> Genome:

@@ -31,12 +31,12 @@ class InterLayer:
         self.name = "inter_layer"
 
     def check(self, problem: Problem) -> None:
-        """Raise a SettingError if its sensitivity does not apply to such a problem."""
+        """Raise a SettingError if units have no sensitivities: some can only be dropped, or are no layers."""
         check_has_layers(problem, self)
         self.harm.check(problem, owner=self)
 
     def allocate(self, problem: Problem) -> Genome:
-        """Return the allocation of the lowest bound that fits the budget.
+        """Return the allocation whose augmented sensitivities lie under one bound, the lowest that the budget allows.
 
         Raises:
             StoreError: A column was not measured.

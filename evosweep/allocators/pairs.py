@@ -127,7 +127,7 @@ class _Program:
         self._offsets.append(float(sums @ slope))
 
     def sums(self, shares: Floats) -> Floats:
-        """Return the groups' sums for shares of levels."""
+        """Return Σ √h of each group, shape (groups,), for the share of each level of each unit."""
         return np.asarray(self._roots @ shares)
 
     def genome(self, shares: Floats) -> Genome:

@@ -27,7 +27,7 @@ from evosweep.exporters.card import with_figures
 from evosweep.finish.base import Finished, load_tuned, save_tuned
 from evosweep.models.patch import replaced_parameters
 from evosweep.pipeline import CONFIG
-from evosweep.result_row import uniform_row
+from evosweep.result_row import validated
 from evosweep.tracking.allocation_file import ALLOCATION
 from evosweep.workbench import Workbench
 
@@ -189,7 +189,7 @@ def export_earlier(run: Earlier, *, target: Path, name: str = "") -> dict[str, A
     register = run.config.export.get("register")
     facts |= {"register": register} if register else {}
     if row:
-        row.setdefault("uniform", uniform_row(run.bench, run.problem))
+        row.setdefault("uniform", validated(run.bench, run.problem, run.problem.uniform()))
         facts = with_figures(facts, row, command=command_of(run.folder / CONFIG))
         row = {**row, "export": facts, **({"finish": dict(finished.facts)} if finished.facts else {})}
         if name:

@@ -37,7 +37,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class GgmlSpec:
-    """Which block type a level is.
+    """Names the ggml block type of a level.
 
     Attributes:
         kind: Name of the type.

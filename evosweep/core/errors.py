@@ -1,7 +1,7 @@
 """Errors that a user can cause. Each message is one line: the setting, its allowed values, the value given."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 MOST_LISTED = 24  # choices shown in one line
@@ -100,8 +100,14 @@ def _same(kind: type[SettingError], setting: str, rest: str) -> SettingError:
     return error
 
 
-def did_you_mean(got: str, options: Iterable[str]) -> str:
-    """Return `` (did you mean 'x'?)`` for the nearest of ``options``, or an empty string."""
-    lowered = {option.lower(): option for option in options}
+def did_you_mean(got: str, options: Iterable[str], *, key: Callable[[str], str] = str) -> str:
+    """Return `` (did you mean 'x'?)`` for the nearest of ``options``, or an empty string.
+
+    Args:
+        got: What was given.
+        options: What it may be.
+        key: Returns the part of an option that ``got`` is compared with; the whole if not given.
+    """
+    lowered = {key(option).lower(): option for option in options}
     match = difflib.get_close_matches(got.lower(), list(lowered), n=1, cutoff=0.5)
     return f" (did you mean {lowered[match[0]]!r}?)" if match else ""

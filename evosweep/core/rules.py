@@ -120,9 +120,18 @@ def _matched(setting: str, pattern: str, names: Mapping[str, str]) -> list[str]:
             setting,
             allowed="a pattern that matches a unit",
             got=pattern,
-            hint=f"units are {', '.join(kinds[:SHOWN])}{did_you_mean(pattern, [*kinds, *names])}",
+            hint=f"units are {', '.join(kinds[:SHOWN])}{_nearest(pattern, kinds) or did_you_mean(pattern, names)}",
         )
     return found
+
+
+def _nearest(pattern: str, kinds: Iterable[str]) -> str:
+    """Return which kind of unit a pattern may mean, by the last part of both: ``q_proj`` is ``self_attn.q_proj``."""
+    return did_you_mean(_last(pattern), kinds, key=_last)
+
+
+def _last(name: str) -> str:
+    return name.rpartition(".")[2]
 
 
 def _same(level: Level, wanted: Level) -> bool:

@@ -34,7 +34,7 @@ class Target:
     ) -> None:
         given = {name: value for name, value in {"kl": kl, "ppl_ratio": ppl_ratio}.items() if value is not None}
         if len(given) > 1:
-            raise SettingError("", owner=self, allowed=f"one of {', '.join(KINDS)}", got=given)
+            raise SettingError("", owner=self, allowed=f"one of {', '.join(KINDS)}, not several", got=given)
         self.kind = next(iter(given), "")
         low = 1.0 if self.kind == "ppl_ratio" else 0.0
         self.value = check_number(self.kind, given[self.kind], low=low, exclusive=True) if given else 0.0

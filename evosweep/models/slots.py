@@ -80,7 +80,7 @@ class Slot(Protocol):
         """Overwrite the weight with (out, in) values."""
 
     def path_at(self, module: str) -> str:
-        """Return the path at which ``slot_at`` finds the slot, where its module is at this path."""
+        """Return the slot's path in a model that has the slot's module at ``module``."""
 
     def forward_by_row(self, groups: RowGroups, weights: Mapping[int, torch.Tensor]) -> AbstractContextManager[None]:
         """Return a context in which each row of the batch is multiplied with the weight of its own level.
@@ -129,7 +129,7 @@ class LinearSlot:
             self.read().copy_(weight)
 
     def path_at(self, module: str) -> str:
-        """Return the path at which ``slot_at`` finds the slot, where its module is at this path."""
+        """Return the slot's path in a model that has the slot's module at ``module``."""
         return module
 
     def forward_by_row(self, groups: RowGroups, weights: Mapping[int, torch.Tensor]) -> AbstractContextManager[None]:
@@ -180,7 +180,7 @@ class ExpertSlot(LinearSlot):
         return tensor[self.expert].T if self.swapped else tensor[self.expert]
 
     def path_at(self, module: str) -> str:
-        """Return the path at which ``slot_at`` finds the slot, where its mixture is at this path."""
+        """Return the slot's path in a model that has the slot's mixture at ``module``."""
         return f"{module}.{self.expert}.{self.attribute}"
 
     def forward_by_row(self, groups: RowGroups, weights: Mapping[int, torch.Tensor]) -> AbstractContextManager[None]:
