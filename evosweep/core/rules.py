@@ -116,21 +116,18 @@ def _matched(setting: str, pattern: str, names: Mapping[str, str]) -> list[str]:
     found = [name for name, kind in names.items() if matches(name) or matches(kind)]
     if not found:
         kinds = list(dict.fromkeys(names.values()))
+        near = did_you_mean(_last(pattern), kinds, key=_last) or did_you_mean(pattern, [*kinds, *names])
         raise SettingError(
             setting,
             allowed="a pattern that matches a unit",
             got=pattern,
-            hint=f"units are {', '.join(kinds[:SHOWN])}{_nearest(pattern, kinds) or did_you_mean(pattern, names)}",
+            hint=f"units are {', '.join(kinds[:SHOWN])}{near}",
         )
     return found
 
 
-def _nearest(pattern: str, kinds: Iterable[str]) -> str:
-    """Return which kind of unit a pattern may mean, by the last part of both: ``q_proj`` is ``self_attn.q_proj``."""
-    return did_you_mean(_last(pattern), kinds, key=_last)
-
-
 def _last(name: str) -> str:
+    """Return the part of a name behind its last dot: ``q_proj`` of ``self_attn.q_proj``, which users type alone."""
     return name.rpartition(".")[2]
 
 
