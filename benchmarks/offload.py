@@ -76,6 +76,10 @@ def options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
+class OutOfTimeError(BaseException):
+    """The time is over; no error that the product explains."""
+
+
 class Memory:
     """The most memory that this process holds, looked at from a thread of its own while the context lasts."""
 
@@ -232,7 +236,7 @@ def measure(given: argparse.Namespace, folder: Path) -> None:
 
 def _give_up(number: int, frame: object) -> None:
     del number, frame
-    raise TimeoutError("longer than --seconds")
+    raise OutOfTimeError("longer than --seconds")
 
 
 def main() -> None:
@@ -252,7 +256,7 @@ def main() -> None:
         print(json.dumps(line), flush=True)
         try:
             measure(given, folder / "model")
-        except TimeoutError as error:  # its phase has been printed
+        except OutOfTimeError as error:  # its phase has been printed
             raise SystemExit(f"given up: {error}={given.seconds}") from None
 
 
