@@ -9,9 +9,10 @@ python benchmarks/experts.py --hidden 4096 --intermediate 14336 --layers 8 --dev
 Prints a line of JSON for every block of a store and every round of scoring, so that a run that is cut off tells what it
 has measured, and all figures at the end: tokens a second of the store (calibration tokens), and of the search
 (candidates times tokens), by model. A GPTQ store that would take more than its share of ``--seconds`` is given up after
-some blocks, its speed is that of these, and levels rounded to nearest are scored instead: they decode alike. By arithmetic the first
-takes some 60 GB of the GPU at that width (23 GB of weights; of one block, second moments 7 GB, fp32 weights 6 GB, levels
-15 GB; matrices of one expert at three levels 8 GB), and 20 GB of disk.
+some blocks, its speed is that of these, and levels rounded to nearest are scored instead: they decode alike.
+
+By arithmetic that takes some 65 GB of the GPU: 23 GB of weights; of one block, second moments 7 GB, fp32 weights 6 GB,
+levels 15 GB, what is passed on 6 GB; matrices of one expert at three levels 8 GB. Also 15 GB of disk.
 """
 
 import argparse
