@@ -33,6 +33,7 @@ def measure_inputs(
     needs: Collection[str],
     weighting: Weighting,
     tokens: Sequence[torch.Tensor] | None = None,
+    among: Collection[str] | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Return the statistics of each shared input of a block: group name -> statistic -> value.
 
@@ -44,11 +45,12 @@ def measure_inputs(
         needs: Names of the statistics; those that are measured on the whole model are left out here.
         weighting: How tokens are weighted.
         tokens: The token ids of every batch (windows, seq_len), which the whole model and some blocks need.
+        among: Names of the groups that are measured; None: all.
 
     Raises:
         StoreError: An input is not finite, or its tokens cannot be weighted.
     """
-    inputs = _Inputs(anatomy, block, needs, weighting)
+    inputs = _Inputs(anatomy, block, needs, weighting, among)
     reads = weighting.importance is not None
     shapes = [batch.shape for batch in hidden or tokens or ()]
     batches = list(zip(shapes, hidden or repeat(None), tokens or repeat(None), strict=False))
@@ -61,12 +63,11 @@ def measure_inputs(
                     anatomy.run_block(block, batch, ids)
                 elif ids is not None:
                     anatomy.run_whole(ids)
-    values: dict[str, dict[str, Any]] = {
-        group: {name: measurement.finish() for name, measurement in measurements.items()}
-        for group, measurements in inputs.found.items()
-    }
-    for group, share in inputs.routed_shares().items():
-        values[group] |= share
+    shares = inputs.routed_shares()
+    values: dict[str, dict[str, Any]] = {}
+    for group in list(inputs.found):
+        measurements = inputs.found.pop(group)  # sums are freed one by one: all of them and their means may not fit
+        values[group] = {name: measurements.pop(name).finish() for name in list(measurements)} | shares.get(group, {})
     for group, statistics in values.items():
         _check_finite(group, statistics)
     return values
@@ -83,10 +84,18 @@ class _Inputs:
         found: Group name -> statistic -> its measurement.
     """
 
-    def __init__(self, anatomy: Anatomy, block: int, needs: Collection[str], weighting: Weighting) -> None:
+    def __init__(
+        self,
+        anatomy: Anatomy,
+        block: int,
+        needs: Collection[str],
+        weighting: Weighting,
+        among: Collection[str] | None = None,
+    ) -> None:
         modules = {name: statistic_module(name) for name in sorted(needs)}
         self.kinds = {name: module for name, module in modules.items() if hasattr(module, "Measurement")}
-        self.leaders = [slot for slot in anatomy.slots_of(block) if slot.group == slot.name]
+        leaders = [slot for slot in anatomy.slots_of(block) if slot.group == slot.name]
+        self.leaders = [slot for slot in leaders if among is None or slot.name in among]
         self.weighting = weighting
         self.shape: tuple[int, int] = (0, 0)
         self.received: torch.Tensor | None = None
@@ -150,7 +159,9 @@ class _Inputs:
         Args:
             indices: Position of each matrix in ``experts``.
         """
-        index = indices[attribute, expert]
+        index = indices.get((attribute, expert))
+        if index is None:
+            return  # it is measured in another pass
         if self.weighting.by_window:
             raise StoreError(
                 f"{self.experts[index].group} is given some of the tokens only; store.token_weighting must be relative "
