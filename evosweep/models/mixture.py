@@ -7,7 +7,7 @@ row routes its own tokens; token t of a batch belongs to row t // (tokens / rows
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Protocol
@@ -44,15 +44,51 @@ class Rows:
 class Seen(Protocol):
     """Signature of a function that is given the inputs of each expert's matrix."""
 
-    def __call__(self, attribute: str, expert: int, inputs: torch.Tensor, tokens: torch.Tensor | None) -> None:
+    def __call__(self, attribute: str, expert: int, inputs: torch.Tensor, *, routed: bool) -> None:
         """Take some inputs.
 
         Args:
-            attribute: Name of the parameter that holds the matrix.
+            attribute: Name of the parameter that holds the matrix, or path of the layer in the expert.
             expert: Index of the expert.
             inputs: Shape (some tokens, in).
-            tokens: Their indices in the batch; None where the router did not send them to this expert.
+            routed: Whether the router sent them to this expert.
         """
+
+
+class Routed(Protocol):
+    """A mixture of experts, however the model keeps them.
+
+    Attributes:
+        module: The module that tokens and what the router says of them go into, or that routes itself.
+    """
+
+    @property
+    def module(self) -> nn.Module: ...
+
+    def by_row(self, rows: "Mapping[Key, Rows]") -> AbstractContextManager[None]:
+        """Return a context in which each row of a batch meets the experts' weights of its own levels."""
+
+    def watched(self, seen: Seen, *, every: int) -> AbstractContextManager[None]:
+        """Return a context in which ``seen`` is shown what each matrix is given; arguments: ``watched_experts``."""
+
+
+@dataclass(frozen=True)
+class FusedMixture:
+    """A module that keeps the matrices of all experts of a layer as 3-D parameters.
+
+    Attributes:
+        module: The module.
+    """
+
+    module: nn.Module
+
+    def by_row(self, rows: "Mapping[Key, Rows]") -> AbstractContextManager[None]:
+        """Return a context in which each row of a batch meets the experts' weights of its own levels."""
+        return experts_by_row(self.module, rows)
+
+    def watched(self, seen: Seen, *, every: int) -> AbstractContextManager[None]:
+        """Return a context in which ``seen`` is shown what each matrix is given; arguments: ``watched_experts``."""
+        return watched_experts(self.module, seen, every=every)
 
 
 def up_attribute(module: nn.Module) -> str | None:
@@ -249,7 +285,7 @@ class _StandIn:
             stretch = slice(start, start + size)
             start += size
             if self.seen is not None:
-                self.seen(attribute, expert, inputs[stretch], token[stretch])
+                self.seen(attribute, expert, inputs[stretch], routed=True)
             # Where blocks visit the device one by one, replaced ones stay on the host.
             weight = self.matrices.weight(attribute, expert, level).to(inputs.device)
             offset = None if bias is None else bias[expert].to(inputs.device)
@@ -338,7 +374,7 @@ class _Watched:
         _StandIn(module, _Dense(module), self._unrouted).run(plain, _Pairs(token, expert, token), len(plain))
         return self.forward(hidden, *rest, **named)
 
-    def _unrouted(self, attribute: str, expert: int, inputs: torch.Tensor, tokens: torch.Tensor | None) -> None:
+    def _unrouted(self, attribute: str, expert: int, inputs: torch.Tensor, *, routed: bool) -> None:
         """Pass on inputs that the router did not send; arguments as for ``Seen``."""
-        del tokens
-        self.seen(attribute, expert, inputs, None)
+        del routed
+        self.seen(attribute, expert, inputs, routed=False)

@@ -18,7 +18,7 @@ from evosweep.data.tokens import TokenSplit
 from evosweep.models.activations import INPUT_RANGE
 from evosweep.models.anatomy import Anatomy
 from evosweep.models.device import free_bytes
-from evosweep.models.slots import ExpertSlot, Slot
+from evosweep.models.slots import RoutedSlot, Slot
 from evosweep.store.calibrate_outer import OuterWalk
 from evosweep.store.manifest import Stored
 from evosweep.store.manifest_rows import ManifestLevel, ManifestUnit
@@ -338,7 +338,7 @@ def calibration_memory(anatomy: Anatomy, tokens: int) -> CalibrationMemory:
 
 def _share(slot: Slot) -> float:
     """Return the share of the tokens that a slot's weight is multiplied with."""
-    return slot.share if isinstance(slot, ExpertSlot) else 1.0
+    return slot.share if isinstance(slot, RoutedSlot) else 1.0
 
 
 def file_of(block: int) -> str:

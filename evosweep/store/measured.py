@@ -1,8 +1,8 @@
 """What calibration measures of one block, no more of it at a time than fits memory.
 
 A second moment takes 4 n² bytes for an input of width n, and every expert of a mixture has one for each of its
-matrices: 128 experts of width 4096 take 8.6 GB. Where they do not fit together, the block's stored inputs run through it
-again for each part of them. Every moment sums the same batches in the same order then, so that it has the same bits.
+matrices: 128 experts of width 4096 take 8.6 GB. Where they do not fit together, the block's stored inputs run through
+it again for each part of them. Every moment sums the same batches in the same order then, so that it has the same bits.
 """
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -15,7 +15,7 @@ from evosweep import parallel
 from evosweep.compressors.statistics import INPUT_SQUARE, SECOND_MOMENT
 from evosweep.models.anatomy import Anatomy
 from evosweep.models.device import free_bytes
-from evosweep.models.slots import ExpertSlot, Slot
+from evosweep.models.slots import RoutedSlot, Slot
 from evosweep.store.outliers import outlier_ratios
 from evosweep.store.passage import Passage
 from evosweep.store.statistics.walk import measure_inputs
@@ -90,14 +90,14 @@ class Measured:
 
         All processes get the same parts: their sums are added up.
         """
-        single = [members for members in groups if isinstance(members[0], ExpertSlot)]
-        parts = [[members for members in groups if not isinstance(members[0], ExpertSlot)]]
+        single = [members for members in groups if isinstance(members[0], RoutedSlot)]
+        parts = [[members for members in groups if not isinstance(members[0], RoutedSlot)]]
         room = torch.tensor([-int(MOMENT_SHARE * free_bytes(self.anatomy.device))])
         parallel.all_reduce_max(room)
         left = -int(room)
         for members in single:
             size = MOMENT_ITEM * members[0].shape[1] ** 2 if SECOND_MOMENT in self.needs else 0
-            if left < size and any(isinstance(one[0], ExpertSlot) for one in parts[-1]):
+            if left < size and any(isinstance(one[0], RoutedSlot) for one in parts[-1]):
                 parts.append([])
                 left = -int(room)
             parts[-1].append(members)

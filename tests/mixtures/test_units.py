@@ -116,8 +116,8 @@ def test_an_expert_has_the_second_moment_of_its_routed_tokens(anatomy: Anatomy, 
     seen: dict[tuple[str, int], list[torch.Tensor]] = {}
     shown: dict[tuple[str, int], list[torch.Tensor]] = {}
 
-    def keep(attribute: str, expert: int, inputs: torch.Tensor, tokens: torch.Tensor | None) -> None:
-        (shown if tokens is None else seen).setdefault((attribute, expert), []).append(inputs)
+    def keep(attribute: str, expert: int, inputs: torch.Tensor, *, routed: bool) -> None:
+        (seen if routed else shown).setdefault((attribute, expert), []).append(inputs)
 
     hidden = torch.randn(1, 70, 32, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():

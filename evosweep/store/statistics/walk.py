@@ -11,8 +11,8 @@ import torch
 from evosweep.core.errors import StoreError
 from evosweep.models.anatomy import Anatomy
 from evosweep.models.attention import attention_received
-from evosweep.models.mixture import watched_experts
-from evosweep.models.slots import ExpertSlot
+from evosweep.models.mixture import Routed
+from evosweep.models.slots import RoutedSlot
 from evosweep.parallel import all_reduce_sum
 from evosweep.store.routed import ROUTED_SHARE, ROUTED_TOKENS
 from evosweep.store.statistics.base import InputBatch, Measurement, statistic_module
@@ -100,7 +100,7 @@ class _Inputs:
         self.shape: tuple[int, int] = (0, 0)
         self.received: torch.Tensor | None = None
         self.found: dict[str, dict[str, Measurement]] = {}
-        self.experts = [slot for slot in self.leaders if isinstance(slot, ExpertSlot)]
+        self.experts = [slot for slot in self.leaders if isinstance(slot, RoutedSlot)]
         self.routed = torch.zeros(len(self.experts) + 1, dtype=torch.int64, device=anatomy.device)  # and of all tokens
         for slot in self.experts:  # in every process, whether a token goes to it or not
             self.found[slot.group] = self._measurements(slot.shape[1], anatomy.device)
@@ -134,16 +134,17 @@ class _Inputs:
         """Count what the layers are given for a while."""
         with ExitStack() as stack:
             for slot in self.leaders:
-                if not isinstance(slot, ExpertSlot):
+                if not isinstance(slot, RoutedSlot):
                     stack.callback(slot.module.register_forward_pre_hook(partial(self._count, slot.group)).remove)
-            modules: dict[torch.nn.Module, dict[tuple[str, int], int]] = {}
+            mixtures: dict[Routed, dict[tuple[str, int], int]] = {}
             for index, slot in enumerate(self.experts):
-                modules.setdefault(slot.module, {})[slot.attribute, slot.expert] = index
-            for module, indices in modules.items():
+                mixtures.setdefault(slot.mixture, {})[slot.attribute, slot.expert] = index
+            for mixture, indices in mixtures.items():
                 every = max(1, round(LESS_OF_ALL / self.experts[next(iter(indices.values()))].share))
-                stack.enter_context(watched_experts(module, partial(self._count_expert, indices), every=every))
-                if self.leaders[-1].module is module:
-                    stack.callback(module.register_forward_hook(_end).remove)
+                stack.enter_context(mixture.watched(partial(self._count_expert, indices), every=every))
+                last = self.leaders[-1]
+                if isinstance(last, RoutedSlot) and last.mixture == mixture:
+                    stack.callback(mixture.module.register_forward_hook(_end).remove)
             yield
 
     def _count_expert(
@@ -152,7 +153,8 @@ class _Inputs:
         attribute: str,
         expert: int,
         inputs: torch.Tensor,
-        tokens: torch.Tensor | None,
+        *,
+        routed: bool,
     ) -> None:
         """Count what an expert's matrix is given; arguments as for ``mixture.Seen``.
 
@@ -167,7 +169,7 @@ class _Inputs:
                 f"{self.experts[index].group} is given some of the tokens only; store.token_weighting must be relative "
                 "or plain"
             )
-        if tokens is not None:
+        if routed:
             self.routed[index] += len(inputs)
         for measurement in self.found[self.experts[index].group].values():
             measurement.add(InputBatch(inputs, self.weighting))
