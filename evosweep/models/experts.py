@@ -159,13 +159,13 @@ def _inputs_in(expert: nn.Module, layers: Sequence[str], width: int) -> dict[str
     """
     inputs: dict[str, torch.Tensor] = {}
 
-    def remember(layer: str, _module: nn.Module, args: Sequence[torch.Tensor]) -> None:
+    def _remember(layer: str, _module: nn.Module, args: Sequence[torch.Tensor]) -> None:
         inputs.setdefault(layer, args[0])
 
     weight = next(expert.parameters())
     with ExitStack() as stack, torch.no_grad():
         for layer in layers:
-            stack.callback(expert.get_submodule(layer).register_forward_pre_hook(partial(remember, layer)).remove)
+            stack.callback(expert.get_submodule(layer).register_forward_pre_hook(partial(_remember, layer)).remove)
         try:
             given = torch.zeros((1, width), dtype=weight.dtype, device=weight.device)
             if not isinstance(expert(given), torch.Tensor):

@@ -6,6 +6,7 @@ and by the levels that the token's row has of that expert, so that each weight i
 row routes its own tokens; token t of a batch belongs to row t // (tokens / rows).
 """
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -95,7 +96,7 @@ def up_attribute(module: nn.Module) -> str | None:
     """Return the name of the parameter with the experts' first matrices; None where a module is no fused mixture."""
     down = getattr(module, DOWN, None)
     names = [name for name in UP if getattr(getattr(module, name, None), "ndim", 0) == 3]
-    known = hasattr(module, "is_transposed") or _is_batched(module)
+    known = hasattr(module, "is_transposed") or _is_batched(module) or _is_plain(module)
     fused = known and isinstance(down, nn.Parameter) and down.ndim == 3
     return names[0] if fused and names else None
 
@@ -112,7 +113,13 @@ def count(module: nn.Module) -> int:
 
 def is_swapped(module: nn.Module) -> bool:
     """Return whether a fused mixture keeps its matrices as (experts, in, out)."""
-    return bool(getattr(module, "is_transposed", True))
+    return bool(getattr(module, "is_transposed", _is_batched(module)))
+
+
+def _is_plain(module: nn.Module) -> bool:
+    """Return whether a module without the flags of transformers is called as those with them are: Step 3.7, LongCat."""
+    called = list(inspect.signature(type(module).forward).parameters)[1:]
+    return called == ["hidden_states", "top_k_index", "top_k_weights"]
 
 
 def _is_batched(module: nn.Module) -> bool:
@@ -265,6 +272,8 @@ class _StandIn:
         outer = self._times(down, [(number // first, level, size) for number, level, size in met], inner, token)
         if getattr(self.module, "has_post_expert_norm", False):
             outer = self.module.post_expert_norm(outer)
+        if hasattr(self.module, "identity_expert"):  # LongCat: those beyond the last expert return what they are given
+            outer = torch.cat([outer, hidden[pairs.source[order[len(outer) :]]]])
         return outer.new_zeros((len(key), outer.shape[-1])).index_copy_(0, order[: len(outer)], outer)
 
     def _times(
@@ -296,11 +305,14 @@ class _StandIn:
 
     def _gated(self, inner: torch.Tensor) -> torch.Tensor:
         """Return the activation of the first matrices' outputs."""
-        if _is_batched(self.module):
+        gated: torch.Tensor
+        if getattr(self.module, "has_gate", True) and hasattr(self.module, "_apply_gate"):
+            gated = self.module._apply_gate(inner)
+        elif up_attribute(self.module) == UP[0]:
             gate, up = inner.chunk(2, dim=-1)
-            product: torch.Tensor = up * self.module.act_fn(gate)
-            return product
-        gated: torch.Tensor = self.module._apply_gate(inner) if self.module.has_gate else self.module.act_fn(inner)
+            gated = up * self.module.act_fn(gate)
+        else:
+            gated = self.module.act_fn(inner)
         return gated
 
 
