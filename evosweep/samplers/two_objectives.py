@@ -204,7 +204,7 @@ class TwoObjectivesSampler(EvoPressSampler):
             key = genome.tobytes()
             if key not in known:
                 distinct.setdefault(key, index)
-        indices = list(distinct.values())
+        indices = list(distinct.values()) or list(range(self.search.size))
         genomes = [proposed[index] for index in indices]
         sizes = self.front.costs(genomes).astype(np.float64)
         order = nsga2_order(sizes, self._model.predict(genomes), count=self.search.size)
