@@ -17,7 +17,8 @@ class QVLMSampler(EvoPressSampler):
     """Searches one group of dependent blocks after the other, as Q-VLM does (Wang et al., arXiv 2410.08119).
 
     In every generation, offspring differ from their parent in one group only, whose share of the budget stays as it is;
-    every ``whole``-th generation moves budget between groups, as EvoPress's do.
+    every ``whole``-th generation moves budget between groups, as EvoPress's do. Q-VLM searches the ranges of quantized
+    activations instead of levels; ``dependent_groups`` says how its groups differ.
 
     Args:
         problem: Units with the column ``activation_entropy``, ladders, budget.

@@ -3,7 +3,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from evosweep.core.errors import SettingError, StoreError
+from evosweep.core.errors import EvosweepError, SettingError, StoreError
 from evosweep.core.problem import Problem
 from evosweep.samplers.base import PopulationSampler
 from evosweep.samplers.evopress import EvoPressSampler
@@ -72,6 +72,13 @@ def test_the_part_of_a_group_has_what_others_leave() -> None:
     genome = problem.uniform()
     inside = part(problem, np.array([0, 1, 2]), genome)
     assert inside.budget == problem.budget - int(problem.costs[np.arange(3, 12), genome[3:]].sum())
+
+
+def test_an_entropy_that_is_constant_groups_nothing() -> None:
+    problem = with_entropy(make_problem(), (2.0, 2.0, 2.0, 2.0))
+    with pytest.raises(EvosweepError, match="activation_entropy is the same for all 4 blocks: it groups nothing"):
+        dependent_groups(problem)
+    assert len(np.unique(dependent_groups(problem, most=1))) == 4
 
 
 def test_bad_settings_and_missing_columns_are_refused() -> None:
