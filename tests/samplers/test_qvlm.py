@@ -57,6 +57,21 @@ def test_a_generation_changes_one_group_and_keeps_its_share() -> None:
         assert changed == {[0, 1, 0, 1][[1, 2, 3, 5].index(generation)]}
 
 
+def test_all_of_evopress_settings_are_its_own() -> None:
+    problem = with_entropy(make_problem())
+    sampler = QVLMSampler(problem, offspring=8, population_size=2, cross=0.0, max_flips=1)
+    assert sampler.population_size == 2 and sampler.search.mutation.cross == 0.0
+    parents = [problem.uniform(), sampler.genomes(generation=1, parents=[problem.uniform()])[0]]
+    members = sampler._group(1)
+    found = sampler.genomes(generation=1, parents=parents)
+    for slot, genome in enumerate(found):
+        parent = parents[sampler.parent_index(generation=1, slot=slot, count=2)]
+        changed = np.flatnonzero(genome != parent)
+        assert 0 < len(changed) <= 2 and set(changed.tolist()) <= set(members.tolist())
+    with pytest.raises(SettingError, match="offspring must be"):
+        QVLMSampler(problem, offspring=0)
+
+
 def test_swaps_stay_within_dependent_blocks() -> None:
     problem = with_entropy(make_problem())
     groups = dependent_groups(problem)
