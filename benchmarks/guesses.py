@@ -11,19 +11,17 @@ left are named. Measurements are cached, and go on where they were stopped.
 
 import sys
 import time
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from omegaconf import DictConfig
 
-from benchmarks.settings import Clock, configured, names, parsed, parser_of, progress, say
+from benchmarks.settings import Clock, configured, names, parsed, parser_of, progress, say, with_measurements
 from evosweep.cli.compose import build
 from evosweep.cli.job import materials_of
 from evosweep.core.errors import EvosweepError
 from evosweep.core.problem import Problem
-from evosweep.evaluate.sensitivity import MEASURES, measure
 from evosweep.fitness.kl import KL
 from evosweep.workbench import Workbench, open_bench
 
@@ -45,16 +43,8 @@ def guessed(
         tokens: For each unit.
     """
     began = time.perf_counter()
-    make = build(config, "sampler")
-    spent = 0
-    for name in make(problem=problem, seed=config.seed).columns:
-        if name not in MEASURES:
-            continue
-        found, cost = measure(name, bench.evaluator, problem, tokens=tokens, seed=config.seed, progress=bench.progress)
-        spent += cost
-        units = [replace(unit, columns={**unit.columns, **found.get(unit.name, {})}) for unit in problem.units]
-        problem = replace(problem, units=tuple(units))
-    (genome,) = make(problem=problem, seed=config.seed).genomes(generation=0, parents=[])
+    problem, spent = with_measurements(config, bench, problem, tokens)
+    (genome,) = build(config, "sampler")(problem=problem, seed=config.seed).genomes(generation=0, parents=[])
     facts = {"megabytes": round(problem.megabytes(problem.cost(genome)), 2), "tokens": spent}
     return genome, {**facts, "seconds": round(time.perf_counter() - began, 1)}
 

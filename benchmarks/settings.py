@@ -3,14 +3,21 @@
 import argparse
 import json
 import time
+from dataclasses import replace
 from typing import Any
 
 from hydra import compose, initialize_config_module
+from hydra.errors import HydraException
 from omegaconf import DictConfig
 from rich.console import Console
 
-from evosweep.cli.compose import imply_budget
+from evosweep.cli.compose import build, imply_budget
+from evosweep.core.errors import EvosweepError
+from evosweep.core.problem import Problem
+from evosweep.core.unit import with_columns
+from evosweep.evaluate.sensitivity import MEASURES, measure
 from evosweep.tracking.console import RichProgress
+from evosweep.workbench import Workbench
 
 
 def parser_of(text: str | None) -> argparse.ArgumentParser:
@@ -50,9 +57,16 @@ def sizes(text: str) -> list[float]:
 
 
 def configured(overrides: list[str]) -> DictConfig:
-    """Return the configuration that overrides make."""
+    """Return the configuration that overrides make.
+
+    Raises:
+        EvosweepError: Hydra cannot compose them.
+    """
     with initialize_config_module("conf", version_base=None):
-        config = compose("config", overrides=overrides)
+        try:
+            config = compose("config", overrides=overrides)
+        except HydraException as error:
+            raise EvosweepError(" ".join(str(error).split())) from error
     imply_budget(config, overrides)
     return config
 
@@ -62,6 +76,25 @@ def progress() -> RichProgress:
     shown = RichProgress()
     shown.console = Console(stderr=True)
     return shown
+
+
+def with_measurements(config: DictConfig, bench: Workbench, problem: Problem, tokens: int) -> tuple[Problem, int]:
+    """Return a problem with the columns that a configured sampler reads, and the tokens that these are counted as.
+
+    Args:
+        config: Has the sampler and the seed.
+        bench: What columns are measured on.
+        problem: Units, levels, budget.
+        tokens: For each unit.
+    """
+    spent = 0
+    for name in build(config, "sampler")(problem=problem, seed=config.seed).columns:
+        if name not in MEASURES:
+            continue
+        found, cost = measure(name, bench.evaluator, problem, tokens=tokens, seed=config.seed, progress=bench.progress)
+        spent += cost
+        problem = replace(problem, units=with_columns(problem.units, found))
+    return problem, spent
 
 
 class Clock:

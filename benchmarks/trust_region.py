@@ -14,29 +14,28 @@ tokens, mean over seeds, and the standard error of the gain over the start.
 
 With --model, --budgets are true bits a weight, and a line of JSON is printed for each search: the KL on the validation
 split at each share of the tokens, and the tokens after which it is at or below the last KL of the first sampler
-(evopress) for good. The start's measurement is not counted, it is the same for all. No search begins after --seconds.
+(evopress) for good. The start's measurement is not counted, it is the same for all (sampler.start.harm=fisher measures
+less). No search begins after --seconds.
 """
 
 import argparse
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from omegaconf import DictConfig
 
-from benchmarks.settings import Clock, configured, names, parsed, parser_of, progress, say, sizes
-from evosweep.allocators.harm import AROUND_TOP
+from benchmarks.settings import Clock, configured, names, parsed, parser_of, progress, say, sizes, with_measurements
 from evosweep.allocators.ilp import least_harm
 from evosweep.cli.compose import build
 from evosweep.cli.job import materials_of, plan_of
 from evosweep.core.errors import EvosweepError
 from evosweep.core.problem import Genome, Problem
 from evosweep.core.seeds import generator
-from evosweep.core.unit import Level, Unit, with_columns
+from evosweep.core.unit import Level, Unit
 from evosweep.evaluate.scorer import StagedScorer
-from evosweep.evaluate.sensitivity import measure
 from evosweep.fitness.kl import KL
 from evosweep.samplers.base import PopulationSampler
 from evosweep.samplers.evopress import EvoPressSampler
@@ -62,9 +61,10 @@ NOISE = (2.2, 0.010)  # of a segment's effect: a share of the effect, and a part
 STAGES = [{"survivors": 8, "tokens": 2048}, {"survivors": 2, "tokens": 8192}, {"survivors": 1, "tokens": 32768}]
 SEQ_LEN = 2048
 WINDOWS = 256  # of the search text
+START = ["sampler=evopress_ilp"]
 ON_A_MODEL = {  # overrides of each sampler
-    "evopress": ["sampler=evopress_ilp"],
-    "informed": ["sampler=evopress_ilp", "sampler.proposals=informed"],
+    "evopress": START,
+    "informed": [*START, "sampler.proposals=informed"],
     "trust_region": ["sampler=trust_region_ilp"],
 }
 MARKS = (0.1, 0.25, 0.5, 1.0)  # shares of the tokens that are reported
@@ -279,21 +279,14 @@ def searched(config: DictConfig, bench: Workbench, problem: Problem, *, tokens: 
 def on_a_model(options: argparse.Namespace, overrides: list[str]) -> None:
     """Search a model's levels from the same start with each sampler, and print a line of JSON for each search."""
     clock = Clock(options.seconds)
-    bench = open_bench(materials_of(configured(overrides)), progress=progress())
+    bench = open_bench(materials_of(configured([*overrides, *START])), progress=progress())
     tokens = int(options.tokens * 1e6)
     for bits in options.budgets:
         sized = [*overrides, "budget=bits_per_weight", f"budget.bits_per_weight={bits}"]
-        config = configured([*sized, "sampler=evopress_ilp"])
+        config = configured([*sized, *START])
         problem = bench.problem(build(config, "budget"))
-        found, _ = measure(
-            AROUND_TOP,
-            bench.evaluator,
-            problem,
-            tokens=bench.resources.sensitivity_tokens,
-            seed=config.seed,
-            progress=bench.progress,
-        )
-        problem = replace(problem, units=with_columns(problem.units, found))
+        problem, spent = with_measurements(config, bench, problem, bench.resources.sensitivity_tokens)
+        say(bits=bits, start=config.sampler.start.harm, measured_on=spent, seconds=clock.seconds)
         for seed in range(options.first, options.first + options.seeds):
             runs: dict[str, Run] = {}
             for name in options.only or ON_A_MODEL:
