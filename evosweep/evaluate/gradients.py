@@ -49,8 +49,8 @@ def auto_quantize(
     diagonal of the Fisher information in each output, with the text's labels in place of the model's. A dearer level
     counts as no worse than any cheaper one of its unit, as in ModelOpt (``torch/quantization/algorithms.py``,
     ``AutoQuantizeGradientSearcher``). Differs from ModelOpt in that no level is free of harm unless it changes nothing
-    (ModelOpt scores an unquantized layer 0), that fused layers share a level only with ``units.tie=fused``, and that
-    experts have outputs of their own or none.
+    (ModelOpt scores an unquantized layer 0), that fused layers share a level only with ``units.tie=fused``, and that a
+    single expert of several has no score.
 
     Args:
         evaluator: Has the dense model and the levels.
