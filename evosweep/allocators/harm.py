@@ -121,9 +121,14 @@ class Harm:
 
 
 def _layer_errors(problem: Problem) -> npt.NDArray[np.float64]:
-    if any(level.error is None for unit in problem.units for level in unit.levels):
-        raise EvosweepError("this sampler needs the layer error of every level; this store has none")
+    lacking = [(unit.name, level.name) for unit in problem.units for level in unit.levels if level.error is None]
+    if lacking:
+        unit, name = lacking[0]
+        raise EvosweepError(
+            f"this sampler needs the layer error of every level; {len(lacking)} have none ({name} of {unit} ...): "
+            "store.layer_errors=true measures them"
+        )
     table = np.full(problem.costs.shape, np.inf)
-    for row, unit in enumerate(problem.units):
-        table[row, : len(unit.levels)] = np.array([level.error for level in unit.levels], dtype=np.float64)
+    for row, one in enumerate(problem.units):
+        table[row, : len(one.levels)] = np.array([level.error for level in one.levels], dtype=np.float64)
     return table
