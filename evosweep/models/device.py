@@ -91,7 +91,8 @@ def _lock_pages(block: nn.Module) -> None:
     ``Tensor.pin_memory`` takes the next power of two: 43 GB for the 26 GB of a model in Llama-13B's shape. What cannot
     be locked stays as it is, and is copied without running beside computation.
     """
-    runtime, locked = torch.cuda.cudart(), []
+    runtime = torch.cuda.cudart()
+    locked = []
     for tensor in [*block.parameters(), *block.buffers()]:
         home = tensor.data.clone()  # not in a file that is mapped, which cannot be locked
         if home.nbytes and not runtime.cudaHostRegister(home.data_ptr(), home.nbytes, 0).value:
