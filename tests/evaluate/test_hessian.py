@@ -14,6 +14,7 @@ from evosweep.evaluate.memory import Resources
 from evosweep.evaluate.population import Evaluator
 from evosweep.evaluate.sensitivity import measure
 from evosweep.models.anatomy import Anatomy
+from evosweep.models.fused import compile_norms
 
 PLACES = [1, 9]  # a key and a value projection: 512 weights each
 
@@ -52,6 +53,20 @@ def test_a_product_is_that_of_the_whole_hessian(anatomy: Anatomy, ids, hessians,
     expected = hessians[place] @ vector.double().flatten()
     assert float((found - expected).norm() / expected.norm()) < 1e-4
     assert not slots[0].parameter.requires_grad and slots[0].parameter.grad is None
+
+
+def test_norms_that_are_compiled_are_differentiated_twice(anatomy: Anatomy, ids) -> None:
+    slots = [anatomy.slots[PLACES[0]]]
+    model = copy.deepcopy(anatomy.model)
+    compiled = Anatomy(model)
+    compile_norms(compiled.blocks)
+    with torch.enable_grad():  # compiled code is made for gradients, as by a measurement before
+        model(input_ids=ids, use_cache=False)
+    vector = {0: torch.ones(slots[0].shape)}
+    plain = Curvature(anatomy, slots, ids).product(vector)[0]
+    assert torch.equal(Curvature(compiled, [compiled.slots[PLACES[0]]], ids).product(vector)[0], plain)
+    norm = next(module for name, module in model.named_modules() if name.endswith("input_layernorm"))
+    assert "forward" in vars(norm)  # compiled again
 
 
 @pytest.mark.parametrize("place", PLACES)
