@@ -274,7 +274,8 @@ class _StandIn:
             outer = self.module.post_expert_norm(outer)
         if hasattr(self.module, "identity_expert"):  # LongCat: those beyond the last expert return what they are given
             outer = torch.cat([outer, hidden[pairs.source[order[len(outer) :]]]])
-        return outer.new_zeros((len(key), outer.shape[-1])).index_copy_(0, order[: len(outer)], outer)
+        made = outer.new_empty if len(outer) == len(key) else outer.new_zeros
+        return made((len(key), outer.shape[-1])).index_copy_(0, order[: len(outer)], outer)
 
     def _times(
         self, attribute: str, stretches: Sequence[tuple[int, int, int]], inputs: torch.Tensor, token: torch.Tensor
@@ -288,6 +289,7 @@ class _StandIn:
             token: Index of each input's token.
         """
         bias = getattr(self.module, f"{attribute}_bias", None)
+        rows = inputs.new_empty((sum(size for _, _, size in stretches), self.width(attribute)))
         done = []
         start = 0
         for expert, level, size in stretches:
@@ -298,10 +300,12 @@ class _StandIn:
             # Where blocks visit the device one by one, replaced ones stay on the host.
             weight = self.matrices.weight(attribute, expert, level).to(inputs.device)
             offset = None if bias is None else bias[expert].to(inputs.device)
-            done.append(functional.linear(inputs[stretch], weight, offset))
-        if not done:
-            return inputs.new_zeros((0, len(self.matrices.weight(attribute, 0, 0))))
-        return torch.cat(done)
+            done.append(_product(inputs[stretch], weight, offset, rows[stretch]))
+        return torch.cat(done) if torch.is_grad_enabled() and done else rows
+
+    def width(self, attribute: str) -> int:
+        """Return how wide the outputs of the first or the second matrices are."""
+        return int(getattr(self.module, attribute).shape[2 if is_swapped(self.module) else 1])
 
     def _gated(self, inner: torch.Tensor) -> torch.Tensor:
         """Return the activation of the first matrices' outputs."""
@@ -314,6 +318,22 @@ class _StandIn:
         else:
             gated = self.module.act_fn(inner)
         return gated
+
+
+def _product(
+    inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, out: torch.Tensor
+) -> torch.Tensor:
+    """Return a linear layer's output; without gradients it is written where it is wanted, instead of copied there.
+
+    Args:
+        inputs: Shape (pairs, in).
+        weight: Shape (out, in).
+        bias: Shape (out,), if there is one.
+        out: Shape (pairs, out).
+    """
+    if torch.is_grad_enabled():
+        return functional.linear(inputs, weight, bias)
+    return torch.mm(inputs, weight.T, out=out) if bias is None else torch.addmm(bias, inputs, weight.T, out=out)
 
 
 def _joined(stretches: Sequence[tuple[int, int, int]]) -> list[tuple[int, int, int]]:
