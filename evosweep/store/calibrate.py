@@ -294,9 +294,12 @@ class Walk:
         return replace(row, levels=tuple(levels), columns=columns, file=name, shared=shared)
 
     def passed_on(self, slot: Slot, payloads: Mapping[str, Payload]) -> torch.Tensor:
-        """Return the weight through whose output later blocks are calibrated: the level nearest to ``propagate``."""
+        """Return the weight through whose output later blocks are calibrated: the level nearest to ``propagate``.
+
+        In the model's type: those of all layers of a block are kept until it is compressed.
+        """
         level = self._level_passed_on(slot, payloads)
-        return slot.read().clone() if level is None else payloads[level].weight
+        return slot.read().clone() if level is None else payloads[level].weight.to(slot.read().dtype)
 
     def _level_passed_on(self, slot: Slot, made: Collection[str]) -> str | None:
         """Return the name of the level nearest to ``propagate``, of those that are made; None is the dense weight."""
