@@ -69,7 +69,7 @@ class Anatomy:
         self.rescaling = undo_rescaling(model)
         self.block_path, self.blocks = find_blocks(model)
         expected = check_causal(model, next(model.parameters()).device)
-        self.base = _base_model(model, self.block_path)
+        self.base = base_model(model, self.block_path)
         self.device = next(model.parameters()).device
         self.dtype = next(model.parameters()).dtype
         vocabulary = int(model.get_input_embeddings().weight.shape[0])  # type: ignore[operator]
@@ -343,7 +343,7 @@ def _without(slots: Sequence[Slot], gone: Collection[str]) -> list[Slot]:
     return [replace(slot, group=names[slot.group]) for slot in left]
 
 
-def _base_model(model: nn.Module, block_path: str) -> nn.Module:
+def base_model(model: nn.Module, block_path: str) -> nn.Module:
     """Return the outermost module around the blocks that the model calls to get final hidden states.
 
     Some models call a module inside of their base model directly, so a hook records which one is called.
