@@ -13,7 +13,7 @@ from torch import nn
 from evosweep.evaluate.routing import levels_in
 from evosweep.models.anatomy import Anatomy
 from evosweep.models.dropping import DropEffect
-from evosweep.models.mixture import Routed, Rows
+from evosweep.models.routing_types import Routed, Rows
 from evosweep.models.slots import RoutedSlot, Slot
 from evosweep.store.manifest import LevelStore
 

@@ -17,8 +17,8 @@ from torch import nn
 from torch.nn import functional
 
 from evosweep.models.device import moved
-from evosweep.models.mixture import Key, Rows, Seen
 from evosweep.models.patch import replaced_forward
+from evosweep.models.routing_types import Key, Rows, Seen
 
 Tree = Any  # tensors in tuples, lists and dicts
 

@@ -7,11 +7,11 @@ row routes its own tokens; token t of a batch belongs to row t // (tokens / rows
 """
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,56 +21,11 @@ from torch.nn import functional
 
 from evosweep.models.device import moved
 from evosweep.models.patch import replaced_forward
+from evosweep.models.routing_types import Key, Rows, Seen
 
 DOWN = "down_proj"
 UP = ("gate_up_proj", "up_proj")
 BATCHED = "Llama4TextExperts"  # given all tokens for every expert, those that it does not get as zeros
-Key = tuple[str, int]
-"""Name of the parameter that holds an expert's matrix, and the expert's index."""
-
-
-@dataclass(frozen=True)
-class Rows:
-    """The rows of a population at the levels that they have of one expert's matrix.
-
-    Attributes:
-        levels: Level of each row, shape (rows,).
-        weight: Weight (out, in) by level.
-    """
-
-    levels: npt.NDArray[np.int64]
-    weight: Callable[[int], torch.Tensor]
-
-
-class Seen(Protocol):
-    """Signature of a function that is given the inputs of each expert's matrix."""
-
-    def __call__(self, attribute: str, expert: int, inputs: torch.Tensor, *, routed: bool) -> None:
-        """Take some inputs.
-
-        Args:
-            attribute: Name of the parameter that holds the matrix, or path of the layer in the expert.
-            expert: Index of the expert.
-            inputs: Shape (some tokens, in).
-            routed: Whether the router sent them to this expert.
-        """
-
-
-class Routed(Protocol):
-    """A mixture of experts, however the model keeps them.
-
-    Attributes:
-        module: The module that tokens and what the router says of them go into, or that routes itself.
-    """
-
-    @property
-    def module(self) -> nn.Module: ...
-
-    def by_row(self, rows: "Mapping[Key, Rows]") -> AbstractContextManager[None]:
-        """Return a context in which each row of a batch meets the experts' weights of its own levels."""
-
-    def watched(self, seen: Seen, *, every: int) -> AbstractContextManager[None]:
-        """Return a context in which ``seen`` is shown what each matrix is given; arguments: ``watched_experts``."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +38,7 @@ class FusedMixture:
 
     module: nn.Module
 
-    def by_row(self, rows: "Mapping[Key, Rows]") -> AbstractContextManager[None]:
+    def by_row(self, rows: Mapping[Key, Rows]) -> AbstractContextManager[None]:
         """Return a context in which each row of a batch meets the experts' weights of its own levels."""
         return experts_by_row(self.module, rows)
 
@@ -320,9 +275,7 @@ class _StandIn:
         return gated
 
 
-def _product(
-    inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, out: torch.Tensor
-) -> torch.Tensor:
+def _product(inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, out: torch.Tensor) -> torch.Tensor:
     """Return a linear layer's output; without gradients it is written where it is wanted, instead of copied there.
 
     Args:

@@ -15,8 +15,9 @@ from transformers.pytorch_utils import Conv1D
 
 from evosweep.core.errors import ModelError
 from evosweep.models.listed import ListedMixture, in_groups
-from evosweep.models.mixture import FusedMixture, Routed, Rows, attributes, is_swapped, up_attribute
+from evosweep.models.mixture import FusedMixture, attributes, is_swapped, up_attribute
 from evosweep.models.patch import replaced_forward, replaced_parameter
+from evosweep.models.routing_types import Routed, Rows
 
 
 @dataclass(frozen=True)
