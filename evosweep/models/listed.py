@@ -116,7 +116,10 @@ def in_groups(module: nn.Module, rows: Mapping[nn.Module, Rows]) -> Iterator[Non
     """
     around = vars(module).get("forward")
     before = around if isinstance(around, _InGroups) else _InGroups(module.forward, {})
-    with replaced_forward(module, _InGroups(before.own, {**before.rows, **rows})):
+    with ExitStack() as stack:
+        for layer in rows:  # so that the weights of blocks that visit the device are known not to be used
+            stack.enter_context(replaced_forward(layer, layer.forward))
+        stack.enter_context(replaced_forward(module, _InGroups(before.own, {**before.rows, **rows})))
         yield
 
 
@@ -127,10 +130,12 @@ class _InGroups:
     Attributes:
         own: The module's own forward.
         rows: Levels of the rows by linear layer.
+        keeps_weights: Whether the module's own weights are used all the same; see ``device.let_visit``.
     """
 
     own: Callable[..., Tree]
     rows: Mapping[nn.Module, Rows]
+    keeps_weights: bool = True
 
     def __call__(self, *args: Any, **keywords: Any) -> Tree:
         """Return what the module returns, each row at its own levels."""
