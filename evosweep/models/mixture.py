@@ -21,7 +21,7 @@ from torch.nn import functional
 
 from evosweep.models.device import moved
 from evosweep.models.patch import replaced_forward
-from evosweep.models.routing_types import Key, Rows, Seen
+from evosweep.models.routing_types import Key, Rows, Seen, every_so_many
 
 DOWN = "down_proj"
 UP = ("gate_up_proj", "up_proj")
@@ -352,7 +352,7 @@ class _Watched:
         module = self.forward.module
         experts = count(module)
         plain = hidden.unflatten(0, (experts, -1)).sum(dim=0) if _is_batched(module) else hidden
-        chosen = torch.arange(-self.passed % self.every, len(plain), self.every, device=hidden.device)
+        chosen = every_so_many(plain, passed=self.passed, every=self.every)
         self.passed += len(plain)
         token = chosen.repeat(experts)
         expert = torch.arange(experts, device=hidden.device).repeat_interleave(len(chosen))

@@ -41,6 +41,18 @@ class Seen(Protocol):
         """
 
 
+def every_so_many(tokens: torch.Tensor, *, passed: int, every: int) -> torch.Tensor:
+    """Return the indices of the tokens of a batch that all experts are shown.
+
+    Args:
+        tokens: Of the batch, shape (tokens, hidden).
+        passed: Number of tokens before them.
+        every: How many tokens lie between two that all experts are shown.
+    """
+    first = min(-passed % every, len(tokens))
+    return torch.arange(first, len(tokens), every, device=tokens.device)
+
+
 class Routed(Protocol):
     """A mixture of experts, however the model keeps them.
 

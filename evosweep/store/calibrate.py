@@ -18,7 +18,8 @@ from evosweep.data.tokens import TokenSplit
 from evosweep.models.activations import INPUT_RANGE
 from evosweep.models.anatomy import Anatomy
 from evosweep.models.device import free_bytes
-from evosweep.models.slots import RoutedSlot, Slot
+from evosweep.models.expert_slots import RoutedSlot
+from evosweep.models.slots import Slot
 from evosweep.store.calibrate_outer import OuterWalk
 from evosweep.store.manifest import Stored
 from evosweep.store.manifest_rows import ManifestLevel, ManifestUnit

@@ -13,8 +13,8 @@ from evosweep.evaluate.population import Evaluator
 from evosweep.fitness.kl import KL
 from evosweep.models.anatomy import Anatomy
 from evosweep.models.dropping import Drop
+from evosweep.models.expert_slots import ListedSlot
 from evosweep.models.patch import replaced_weights
-from evosweep.models.slots import ListedSlot
 from evosweep.models.sublayers import silenced
 from evosweep.store.build import StoreBuilder
 from evosweep.store.manifest import LevelStore
