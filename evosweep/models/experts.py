@@ -300,8 +300,9 @@ def _active(model: nn.Module, path: str) -> int:
     """Return how many experts of a mixture each token goes to."""
     config: Any = model.config.get_text_config()  # type: ignore[union-attr, operator]
     around = model.get_submodule(path.rpartition(".")[0])
+    outer = model.get_submodule(path.rpartition(".")[0].rpartition(".")[0])
     names: Sequence[str] = ("top_k", "num_experts_per_tok", "experts_per_token", "num_experts_per_token", "moe_topk")
-    for owner in (around, *around.children(), config):
+    for owner in (around, *around.children(), outer, config):
         for name in names:
             value = getattr(owner, name, None)
             value = value[0] if isinstance(value, list | tuple) and value else value

@@ -5,11 +5,13 @@ For modules that route tokens: nobody outside knows which rows the tokens come f
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import nn
 from torch.nn import functional
@@ -23,6 +25,20 @@ Part = tuple[nn.Module, str, int]
 """A module, the name of its parameter, and which of the matrices in that; 0 where it is one."""
 Weights = Mapping[tuple[str, int], Callable[[], torch.Tensor]]
 """Functions that return matrices (out, in), by name of the parameter and which of the matrices in it."""
+
+
+_RUNNING: ContextVar[npt.NDArray[np.int64] | None] = ContextVar("rows that run now, where not all do", default=None)
+
+
+def among_running(rows: npt.NDArray[np.int64], count: int) -> tuple[npt.NDArray[np.int64], int]:
+    """Return the positions of some rows among those that run now, and how many run.
+
+    Args:
+        rows: Indices of the rows.
+        count: Number of all rows.
+    """
+    running = _RUNNING.get()
+    return (rows, count) if running is None else (np.flatnonzero(np.isin(running, rows)), len(running))
 
 
 @contextmanager
@@ -83,7 +99,11 @@ class _InGroups:
             pick = partial(_picked, members=moved(members, states.device), rows=count, lengths=lengths)
             given = mapped(pick, args)
             named = mapped(pick, keywords)
-            parts.append(self._at(different[:, group].tolist(), given, named))
+            token = _RUNNING.set(members)
+            try:
+                parts.append(self._at(different[:, group].tolist(), given, named))
+            finally:
+                _RUNNING.reset(token)
         back = moved(np.argsort(np.concatenate(order)), states.device)
         return _joined(parts, [len(members) for members in order], back)
 
