@@ -36,7 +36,13 @@ class Kind(Protocol):
         """Return the experts and their tokens, from the arguments of a module's forward."""
 
     def inputs(self, module: Any, expert: int, tokens: torch.Tensor) -> Iterable[tuple[str, torch.Tensor]]:
-        """Return what each matrix of an expert is given, by the parameter's name, for tokens (tokens, hidden)."""
+        """Return what each matrix of an expert is given, by the parameter's name.
+
+        Args:
+            module: The module.
+            expert: Index of the expert.
+            tokens: What the expert is given, shape (tokens, hidden).
+        """
 
     def forward(self, module: Any, weights: Weights, *args: Any) -> torch.Tensor:
         """Return the module's output with other matrices (out, in), by name of the parameter and index of the expert.
@@ -122,7 +128,7 @@ def kind_of(module: nn.Module) -> Kind | None:
     return KINDS.get(type(module).__name__)
 
 
-def matrix(module: Any, weights: Weights, name: str, expert: int, like: torch.Tensor) -> torch.Tensor:
+def matrix(module: Any, weights: Weights, name: str, expert: int, tokens: torch.Tensor) -> torch.Tensor:
     """Return an expert's matrix (out, in), on the device of its inputs.
 
     Args:
@@ -130,11 +136,11 @@ def matrix(module: Any, weights: Weights, name: str, expert: int, like: torch.Te
         weights: Matrices that it has instead.
         name: Of the parameter.
         expert: Index of the expert.
-        like: Its inputs.
+        tokens: Its inputs.
     """
     other = weights.get((name, expert))
     found = packed_view(module, name, expert, getattr(module, name)) if other is None else other()
-    return found.to(like.device)
+    return found.to(tokens.device)
 
 
 def packed_view(module: Any, name: str, expert: int, tensor: torch.Tensor) -> torch.Tensor:
