@@ -12,7 +12,7 @@ from evosweep.core.unit import Unit
 from evosweep.models.activations import CHOICES, NONE
 from evosweep.models.anatomy import Anatomy
 from evosweep.models.device import free_bytes
-from evosweep.models.slots import RoutedSlot
+from evosweep.models.expert_slots import RoutedSlot
 
 FREE_SHARE = 0.85  # of free memory is used, where memory_gb is not given
 TARGETS_SHARE = 0.1

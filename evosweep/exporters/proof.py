@@ -10,7 +10,8 @@ from evosweep.core.errors import ExportError
 from evosweep.core.problem import Genome
 from evosweep.evaluate.population import Evaluator
 from evosweep.models.activations import NONE
-from evosweep.models.slots import OuterSlot, RoutedSlot, Slot
+from evosweep.models.expert_slots import RoutedSlot
+from evosweep.models.slots import OuterSlot, Slot
 
 ROUNDED_TOLERANCE = 0.05  # where inputs are rounded: the last bit of one may decide which of two values it becomes
 ORIGINAL = "the model itself, with the chosen levels' weights written into it,"

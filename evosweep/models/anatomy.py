@@ -17,9 +17,18 @@ from torch import nn
 from evosweep.core.errors import ModelError
 from evosweep.models.contexts import Arguments, Contexts
 from evosweep.models.decoder import find_blocks
-from evosweep.models.experts import find_listed, find_mixtures, listed_slots, same_input, with_listed
+from evosweep.models.experts import (
+    find_listed,
+    find_mixtures,
+    find_packed,
+    listed_slots,
+    packed_mixtures,
+    packed_slots,
+    same_input,
+    with_listed,
+)
+from evosweep.models.grouped_rows import first_tensor
 from evosweep.models.head import Head
-from evosweep.models.listed import first_tensor
 from evosweep.models.patch import replaced_forward
 from evosweep.models.probe import Inspect, probe_blocks
 from evosweep.models.rescaling import undo_rescaling
@@ -262,6 +271,7 @@ class Anatomy:
         inputs: dict[str, torch.Tensor] = {}
         mixtures = find_mixtures(self.model, self.block_path)
         listed = find_listed(self.model, self.block_path)
+        packed = find_packed(self.model, self.block_path)
         kinds: dict[str, tuple[type[LinearSlot], nn.Module]] = {}
         for name, module in self.model.named_modules():
             kind = slot_kind_of(module)
@@ -276,10 +286,14 @@ class Anatomy:
             for name, (_, module) in kinds.items():
                 stack.callback(module.register_forward_pre_hook(partial(_remember, inputs, name)).remove)
                 stack.callback(module.register_forward_hook(partial(_remember_output, outputs, name)).remove)
-            marked = {name: mixture.module for name, mixture in mixtures.items()}
-            for name, module in (marked | {mixture.name: mixture.module for mixture in listed}).items():
+            marked = {
+                *mixtures,
+                *(mixture.name for mixture in listed),
+                *(name for outer in packed.values() for name in outer),
+            }
+            for name in marked:
                 mark = partial(_remember_first, inputs, name)
-                stack.callback(module.register_forward_pre_hook(mark, with_kwargs=True).remove)
+                stack.callback(self.model.get_submodule(name).register_forward_pre_hook(mark, with_kwargs=True).remove)
             stack.callback(self.blocks[0].register_forward_hook(lambda _m, _a, out: returned.append(out)).remove)
             tokens = torch.zeros((1, PROBE_TOKENS), dtype=torch.long, device=self.device)
             self.base(input_ids=tokens, use_cache=False)
@@ -304,6 +318,8 @@ class Anatomy:
                 width = inputs[mixture.name].shape[-1]
                 experts = listed_slots(mixture, self._block_of(mixture.name), width)
                 slots = with_listed(slots, mixture, experts, list(inputs))
+        for packs in packed_mixtures(self.model, packed, inputs):
+            slots = with_listed(slots, packs, packed_slots(packs, self._block_of(packs.name)), list(inputs))
         return slots
 
     def _block_of(self, name: str) -> int:
