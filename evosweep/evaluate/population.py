@@ -8,6 +8,7 @@ import functools
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -151,9 +152,21 @@ class Evaluator:
 
     def own_losses(self, genomes: Genomes | None, wanted: Wanted) -> dict[str, npt.NDArray[np.float32]]:
         """Return what ``token_losses`` does, computed by this process alone."""
+        windows = [int(window) for window in wanted.windows]
+        split = self.splits[wanted.split]
+        length = wanted.length or split.seq_len
+        weights = split.weights(windows, length)
+        if weights is None:
+            return self._all_losses(genomes, wanted, windows)
+        found = self._all_losses(genomes, replace(wanted, length=None), windows)  # an image cannot be cut
+        return {name: losses[..., : length - 1] * weights for name, losses in found.items()}
+
+    def _all_losses(
+        self, genomes: Genomes | None, wanted: Wanted, windows: list[int]
+    ) -> dict[str, npt.NDArray[np.float32]]:
+        """Return the loss on every token, whatever it is; arguments as ``own_losses``."""
         split = wanted.split
         fitness = wanted.fitness
-        windows = [int(window) for window in wanted.windows]
         chosen = self.splits[split].windows[windows, : wanted.length]
         genomes = None if genomes is None else self.expand(genomes)
         if genomes is not None and self._gates.gating.any():  # so that they share rows
@@ -251,13 +264,14 @@ class Evaluator:
     ) -> dict[str, npt.NDArray[np.float32]]:
         """Return the losses of each genome on each token of some windows."""
         tokens = moved(windows, self.anatomy.device)
+        labels = self.anatomy.pictures.plain(tokens)
         hidden, rows = self._hidden(genomes, tokens)
         shape = (len(genomes), len(windows), windows.shape[1] - 1)
         losses = {one.name: np.empty(shape, dtype=np.float32) for one in fitness}
         for group in self._outer.by_head(genomes, rows):
             states = hidden if group.states is None else hidden[moved(group.states, hidden.device)]
             wanted = [window[group.level] for window in targets]
-            for name, values in self._heads.losses(states, tokens, fitness, wanted, group.level).items():
+            for name, values in self._heads.losses(states, labels, fitness, wanted, group.level).items():
                 losses[name][group.members] = values.cpu().numpy()[group.rows]
         return losses
 
@@ -364,7 +378,8 @@ class Evaluator:
         def outputs() -> Outputs:
             tokens = moved(self.splits[split].windows[window][None], self.anatomy.device)
             hidden, _ = self._hidden(None, tokens)
-            return Outputs(self.anatomy.head, hidden[0, 0, :-1], tokens[0, 1:], compiled=self._compiled)
+            labels = self.anatomy.pictures.plain(tokens)[0, 1:]
+            return Outputs(self.anatomy.head, hidden[0, 0, :-1], labels, compiled=self._compiled)
 
         return outputs
 

@@ -1,0 +1,109 @@
+"""Images with captions as calibration data: read, windowed through a model's processor, calibrated and scored on."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from evosweep.core.errors import DataError, SettingError
+from evosweep.core.events import Silent
+from evosweep.data.images import ImageFiles, ImageProcessor, ImageWindows
+from evosweep.data.pictures import FIRST
+from evosweep.models.seeing import image_processor
+from tests.models.seeing import save_seeing
+from tests.models.test_towers import load
+
+WORDS = ("red", "green", "blue", "small", "large", "round", "square", "bright", "dark", "lonely")
+
+
+def draw(folder: Path, count: int = 24, size: int = 28) -> Path:
+    """Write random images with captions of 30 to 60 letters."""
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for number in range(count):
+        pixels = rng.integers(0, 255, (size, size, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number:02}.png")
+        (folder / f"{number:02}.txt").write_text(" ".join(rng.choice(WORDS, 9)))
+    return folder
+
+
+def documents(path: Path, **settings: Any) -> list[Any]:
+    return ImageFiles(path=str(path), **settings).documents(progress=Silent())
+
+
+def test_a_folder_and_json_lines_give_the_same_images(tmp_path: Path) -> None:
+    folder = draw(tmp_path / "images", 4)
+    found = documents(folder)
+    assert [one.id for one in found] == ["00.png", "01.png", "02.png", "03.png"]
+    assert found[2].text == (folder / "02.txt").read_text() and found[2].image == folder / "02.png"
+    rows = [{"image": f"images/{one.id}", "caption": one.text} for one in found]
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    read = documents(file, column="caption")
+    assert [(one.text, one.image) for one in read] == [(one.text, one.image) for one in found]
+    assert [one.id for one in read] == [f"rows.jsonl#{number}" for number in range(4)]
+
+
+def one_line(path: Path, **settings: Any) -> str:
+    with pytest.raises(DataError) as caught:
+        documents(path, **settings)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_what_is_wrong_with_files_is_one_line(tmp_path: Path) -> None:
+    folder = draw(tmp_path / "images", 4)
+    (folder / "03.txt").unlink()
+    assert one_line(folder) == f"data.path: {folder}/03.png has no caption: 03.txt, which would hold it, is not there"
+    (folder / "03.txt").write_text(" \n")
+    assert one_line(folder).endswith("03.txt, which would hold it, is empty")
+    assert "there is no " in one_line(tmp_path / "imags") and "images" in one_line(tmp_path / "imags")
+    assert "must be a folder of images" in one_line(folder / "00.png")
+    (tmp_path / "empty").mkdir()
+    assert "holds no image (.bmp, .gif" in one_line(tmp_path / "empty")
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(json.dumps({"image": "a.png", "txt": "no"}))
+    assert "row 1) has no caption: text under 'text' is expected" in one_line(rows)
+    with pytest.raises(SettingError, match="template must be"):
+        ImageFiles(path="x", template="chats")
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> ImageProcessor:
+    return image_processor(load(save_seeing("llava", tmp_path_factory.mktemp("llava") / "llava")))
+
+
+def test_a_window_is_an_image_and_the_beginning_of_its_text(images: ImageProcessor, tmp_path: Path) -> None:
+    found = documents(draw(tmp_path / "images", 6))
+    windows, pictures = ImageWindows(images, seq_len=24).cut(found, split="search", count=None)
+    assert windows.shape == (6, 24)
+    assert len(pictures.inputs) == 6 and pictures.seq_len == 24
+    for window, document in zip(windows, found, strict=True):
+        assert (window >= FIRST).sum() == 4 and len(set(window[:4])) == 1
+        assert images.processor.tokenizer.decode(window[4:].tolist()) == document.text[:20]
+        given = pictures.arguments(torch.from_numpy(window[None]), dtype=torch.float32)
+        made = images.processor(images=Image.open(document.image), text=f"<image>{document.text}", return_tensors="pt")
+        assert torch.equal(given["input_ids"], made["input_ids"][:, :24])
+        assert torch.equal(given["pixel_values"], made["pixel_values"])
+    again, _ = ImageWindows(images, seq_len=24).cut(found[::-1], split="search", count=2)
+    assert (again == windows[:3:-1]).all()  # ids say what is in an image, in every order of reading
+
+
+def test_an_image_that_cannot_be_used_is_one_line(images: ImageProcessor, tmp_path: Path) -> None:
+    folder = draw(tmp_path / "images", 4)
+    maker = ImageWindows(images, seq_len=48)
+    with pytest.raises(DataError, match=r"needs 4: tokens.seq_len=\d+ fits nine in ten; or give more images"):
+        ImageWindows(images, seq_len=200).cut(documents(folder), split="search", count=4)
+    with pytest.raises(DataError, match=r"an image takes 4 tokens; or"):
+        (folder / "00.txt").write_text("a")
+        maker.cut(documents(folder)[:1], split="search", count=1)
+    (folder / "00.png").write_bytes((folder / "00.png").read_bytes()[:60])
+    with pytest.raises(DataError, match=r"data.path: .*00.png cannot be read as an image: \S") as caught:
+        maker.cut(documents(folder), split="search", count=1)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(DataError, match=r"data.template=chat: the model's processor has no chat template"):
+        maker.cut(documents(folder, template="chat")[1:], split="search", count=1)
