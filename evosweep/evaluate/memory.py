@@ -7,12 +7,12 @@ from pathlib import Path
 import torch
 
 from evosweep.core.checks import check_bool, check_choice, check_int, check_number
-from evosweep.core.errors import SettingError
+from evosweep.core.errors import EvosweepError, SettingError
 from evosweep.core.unit import Unit
 from evosweep.models.activations import CHOICES, NONE
 from evosweep.models.anatomy import Anatomy
 from evosweep.models.device import free_bytes
-from evosweep.models.slots import ExpertSlot
+from evosweep.models.slots import RoutedSlot
 
 FREE_SHARE = 0.85  # of free memory is used, where memory_gb is not given
 TARGETS_SHARE = 0.1
@@ -131,9 +131,10 @@ def per_token(anatomy: Anatomy) -> int:
     width = int(anatomy.head.weight.shape[1]) * 4 * ACTIVATION_COPIES
     mixtures: dict[int, float] = {}  # by module: inputs and outputs of all matrices that a token meets
     for slot in anatomy.slots:
-        if isinstance(slot, ExpertSlot):
+        if isinstance(slot, RoutedSlot):
             met = slot.share * sum(slot.shape) * anatomy.dtype.itemsize
-            mixtures[id(slot.module)] = mixtures.get(id(slot.module), 0.0) + met
+            module = id(slot.mixture.module)
+            mixtures[module] = mixtures.get(module, 0.0) + met
     return width + int(max(mixtures.values(), default=0.0))
 
 
@@ -150,7 +151,7 @@ def plan_memory(resources: Resources, anatomy: Anatomy, units: Sequence[Unit], *
         SettingError: There is no room for one candidate on one window.
     """
     layers = [unit for unit in units if not unit.gates]
-    if resources.activations != NONE and any(isinstance(slot, ExpertSlot) for slot in anatomy.slots):
+    if resources.activations != NONE and any(isinstance(slot, RoutedSlot) for slot in anatomy.slots):
         raise SettingError(
             "activations",
             owner=resources,
@@ -184,11 +185,24 @@ def chunks(rows: int, shape: tuple[int, ...], *, tokens_at_once: int) -> list[tu
     ]
 
 
-def halves(rows: slice, span: slice) -> list[tuple[slice, slice]] | None:
-    """Return a chunk of ``chunks`` as two, fewer rows each or else fewer windows; None for one row on one window."""
+def halves(rows: slice, span: slice, seq_len: int, error: torch.OutOfMemoryError) -> list[tuple[slice, slice]]:
+    """Return a chunk of ``chunks`` that did not fit as two, fewer rows each or else fewer windows.
+
+    Args:
+        rows: Of the population.
+        span: Of windows.
+        seq_len: Tokens of a window.
+        error: What was raised.
+
+    Raises:
+        EvosweepError: It is one row on one window.
+    """
     for part, whole, by_rows in ((rows, span, True), (span, rows, False)):
         if part.stop - part.start > 1:
             middle = (part.start + part.stop) // 2
             both = slice(part.start, middle), slice(middle, part.stop)
             return [(half, whole) if by_rows else (whole, half) for half in both]
-    return None
+    raise EvosweepError(
+        f"one candidate on one window of {seq_len} tokens does not fit the device's memory; "
+        "lower evaluate.memory_gb or tokens.seq_len"
+    ) from error

@@ -8,14 +8,12 @@ import functools
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from evosweep import parallel
-from evosweep.core.errors import EvosweepError
 from evosweep.core.lru import ByteLRU
 from evosweep.core.problem import Genome, Problem
 from evosweep.core.ties import Expansion
@@ -25,6 +23,7 @@ from evosweep.evaluate.block_units import units_by_block, wanted_levels
 from evosweep.evaluate.heads import Heads, Targets, finite, made_targets
 from evosweep.evaluate.level_weights import LevelWeights, bytes_of
 from evosweep.evaluate.memory import Resources, chunks, halves, per_token, plan_memory
+from evosweep.evaluate.on_text import on_text
 from evosweep.evaluate.outer import OuterUnits
 from evosweep.evaluate.replaced import Replaced
 from evosweep.evaluate.routing import distinct_rows
@@ -152,21 +151,13 @@ class Evaluator:
 
     def own_losses(self, genomes: Genomes | None, wanted: Wanted) -> dict[str, npt.NDArray[np.float32]]:
         """Return what ``token_losses`` does, computed by this process alone."""
-        windows = [int(window) for window in wanted.windows]
-        split = self.splits[wanted.split]
-        length = wanted.length or split.seq_len
-        weights = split.weights(windows, length)
-        if weights is None:
-            return self._all_losses(genomes, wanted, windows)
-        found = self._all_losses(genomes, replace(wanted, length=None), windows)  # an image cannot be cut
-        return {name: losses[..., : length - 1] * weights for name, losses in found.items()}
+        return on_text(wanted, self.splits[wanted.split], functools.partial(self._all_losses, genomes))
 
-    def _all_losses(
-        self, genomes: Genomes | None, wanted: Wanted, windows: list[int]
-    ) -> dict[str, npt.NDArray[np.float32]]:
-        """Return the loss on every token, whatever it is; arguments as ``own_losses``."""
+    def _all_losses(self, genomes: Genomes | None, wanted: Wanted) -> dict[str, npt.NDArray[np.float32]]:
+        """Return the loss on every token, of an image's too; arguments as ``own_losses``."""
         split = wanted.split
         fitness = wanted.fitness
+        windows = [int(window) for window in wanted.windows]
         chosen = self.splits[split].windows[windows, : wanted.length]
         genomes = None if genomes is None else self.expand(genomes)
         if genomes is not None and self._gates.gating.any():  # so that they share rows
@@ -244,12 +235,7 @@ class Evaluator:
         self, rows: slice, span: slice, seq_len: int, error: torch.OutOfMemoryError
     ) -> list[tuple[slice, slice]]:
         """Return a chunk that did not fit as two halves; later chunks are made smaller from the start."""
-        parts = halves(rows, span)
-        if parts is None:
-            raise EvosweepError(
-                f"one candidate on one window of {seq_len} tokens does not fit the device's memory; "
-                "lower evaluate.memory_gb or tokens.seq_len"
-            ) from error
+        parts = halves(rows, span, seq_len, error)
         torch.cuda.empty_cache()
         self._tokens_at_once = max(seq_len, self._tokens_at_once // 2)
         logger.warning("out of memory; from now on %d tokens at once", self._tokens_at_once)
@@ -264,14 +250,13 @@ class Evaluator:
     ) -> dict[str, npt.NDArray[np.float32]]:
         """Return the losses of each genome on each token of some windows."""
         tokens = moved(windows, self.anatomy.device)
-        labels = self.anatomy.pictures.plain(tokens)
         hidden, rows = self._hidden(genomes, tokens)
         shape = (len(genomes), len(windows), windows.shape[1] - 1)
         losses = {one.name: np.empty(shape, dtype=np.float32) for one in fitness}
         for group in self._outer.by_head(genomes, rows):
             states = hidden if group.states is None else hidden[moved(group.states, hidden.device)]
             wanted = [window[group.level] for window in targets]
-            for name, values in self._heads.losses(states, labels, fitness, wanted, group.level).items():
+            for name, values in self._heads.losses(states, tokens, fitness, wanted, group.level).items():
                 losses[name][group.members] = values.cpu().numpy()[group.rows]
         return losses
 
