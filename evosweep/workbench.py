@@ -258,18 +258,14 @@ def open_bench(materials: Materials, *, progress: Progress) -> Workbench:
     loaded = materials.transform.apply(_loaded(materials.model, progress), progress=progress)
     seconds = {"model": time.monotonic() - began}
     began = time.monotonic()
-    seeing = isinstance(materials.data, ImageFiles)
+    images = image_processor(loaded) if isinstance(materials.data, ImageFiles) else None
     splits = materials.tokens.split(
-        materials.data,
-        loaded.tokenizer,
-        progress=progress,
-        domains=materials.domains,
-        images=image_processor(loaded) if seeing else None,
+        materials.data, loaded.tokenizer, progress=progress, domains=materials.domains, images=images
     )
     seconds["text"] = time.monotonic() - began
     _check_vocabulary(loaded, splits)
     _check_forward(loaded, splits)
-    if seeing:
+    if images is not None:
         check_transform(materials.transform)
     loaded = materials.transform.calibrate(loaded, torch.from_numpy(splits["calibration"].windows), progress=progress)
     bench = Workbench(

@@ -12,7 +12,9 @@ from PIL import Image
 from evosweep.core.errors import DataError, SettingError
 from evosweep.core.events import Silent
 from evosweep.data.images import ImageFiles, ImageProcessor, ImageWindows
+from evosweep.data.mix import Mix
 from evosweep.data.pictures import FIRST
+from evosweep.data.tokens import Windows
 from evosweep.models.seeing import image_processor
 from tests.models.seeing import save_seeing
 from tests.models.test_towers import load
@@ -107,3 +109,10 @@ def test_an_image_that_cannot_be_used_is_one_line(images: ImageProcessor, tmp_pa
     assert "\n" not in str(caught.value)
     with pytest.raises(DataError, match=r"data.template=chat: the model's processor has no chat template"):
         maker.cut(documents(folder, template="chat")[1:], split="search", count=1)
+
+
+def test_images_are_no_part_of_a_mix(images: ImageProcessor, tmp_path: Path) -> None:
+    mix = Mix(shares={"own": 1.0}, sources={"own": ImageFiles(path=str(draw(tmp_path / "images")))})
+    shares = {"validation": 0.25, "search": 0.25, "calibration": 0.5}
+    with pytest.raises(DataError, match=r"data=images, no data.shares or data.validation"):
+        Windows(seq_len=32, calibration=32, validation=32, shares=shares).split(mix, images.processor.tokenizer)
