@@ -105,8 +105,7 @@ class Workbench:
     @cached_property
     def anatomy(self) -> Anatomy:
         """The structure of the dense model."""
-        pictures = reduce(or_, (split.pictures for split in self.splits.values()))
-        anatomy = Anatomy(self.loaded.model, torch.from_numpy(self.splits["search"].windows[:1]), pictures)
+        anatomy = anatomy_of(self.loaded, self.splits)
         for note in anatomy.notes:
             self.progress.say(note)
         return anatomy
@@ -250,6 +249,12 @@ class Workbench:
         yield
         self.seconds[phase] = time.monotonic() - began
         logger.debug("%s: %.1f s", phase, self.seconds[phase])
+
+
+def anatomy_of(loaded: LoadedModel, splits: Mapping[str, TokenSplit]) -> Anatomy:
+    """Return the structure of a model, found on some of the text and with the images that it has."""
+    pictures = reduce(or_, (split.pictures for split in splits.values()))
+    return Anatomy(loaded.model, torch.from_numpy(splits["search"].windows[:1]), pictures)
 
 
 def open_bench(materials: Materials, *, progress: Progress) -> Workbench:

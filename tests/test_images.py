@@ -52,6 +52,18 @@ def test_a_search_on_images_is_exported_and_scored_again(here: Path, capsys: pyt
     assert f'"kl": {row["kl"]}' not in capsys.readouterr().out
 
 
+def test_a_winner_is_finished_on_images_and_scored_on_others(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    draw(here / "others", 12)
+    settings = ["finish=bias_tuning", "finish.steps=2", "report=none", "export=none"]
+    assert evosweep(*OURS, "model.path=llava", "name=finished", *settings) == 0
+    (result,) = (here / "runs" / "finished").glob("*/result.json")
+    assert read_result(result)["finish"]["kl_before"] > 0
+    capsys.readouterr()
+    smaller = ["tokens.calibration=32", "tokens.validation=64", "tokens.seq_len=16"]
+    assert evosweep("score", str(result.parent), "data.path=others", *smaller) == 0
+    assert '"tokens": 64' in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("sampler", ["fisher", "hawq_v2", "higgs_data"])
 def test_what_is_measured_on_the_whole_model_is_measured_on_images(here: Path, sampler: str) -> None:
     settings = ["evaluate.sensitivity_tokens=64", "search.generations=0", "report=none", "export=none"]

@@ -71,9 +71,20 @@ class Pictures:
             raise ModelError("this step reads parts of windows, and a window with an image must be read whole")
         made = {"input_ids": self.plain(tokens)}
         for name in given[0]:
-            value = torch.cat([inputs[name] for inputs in given]).to(tokens.device)
+            value = _joined([inputs[name] for inputs in given]).to(tokens.device)
             made[name] = value.to(dtype) if value.is_floating_point() else value
         return made
+
+
+def _joined(values: list[torch.Tensor]) -> torch.Tensor:
+    """Return tensors one after the other, filled up with zeros to one shape, as processors do with several images."""
+    largest = [max(sizes) for sizes in zip(*(value.shape[1:] for value in values), strict=True)]
+    filled = []
+    for value in values:
+        short = [size - there for size, there in zip(largest, value.shape[1:], strict=True)]
+        amounts = [amount for size in reversed(short) for amount in (0, size)]
+        filled.append(torch.nn.functional.pad(value, amounts) if any(short) else value)
+    return torch.cat(filled)
 
 
 def named_by_content(
