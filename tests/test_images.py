@@ -64,7 +64,7 @@ def test_a_winner_is_finished_on_images_and_scored_on_others(here: Path, capsys:
     assert '"tokens": 64' in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("sampler", ["fisher", "hawq_v2", "higgs_data"])
+@pytest.mark.parametrize("sampler", ["fisher", "hawq_v2"])
 def test_what_is_measured_on_the_whole_model_is_measured_on_images(here: Path, sampler: str) -> None:
     settings = ["evaluate.sensitivity_tokens=64", "search.generations=0", "report=none", "export=none"]
     assert evosweep(*OURS, "model.path=llava", f"name={sampler}", f"sampler={sampler}", *settings) == 0

@@ -9,11 +9,11 @@ import pytest
 import torch
 from PIL import Image
 
-from evosweep.core.errors import DataError, SettingError
+from evosweep.core.errors import DataError, ModelError, SettingError
 from evosweep.core.events import Silent
 from evosweep.data.images import ImageFiles, ImageProcessor, ImageWindows
 from evosweep.data.mix import Mix
-from evosweep.data.pictures import FIRST
+from evosweep.data.pictures import FIRST, Pictures
 from evosweep.data.tokens import Windows
 from evosweep.models.seeing import image_processor
 from tests.models.seeing import save_seeing
@@ -116,3 +116,21 @@ def test_images_are_no_part_of_a_mix(images: ImageProcessor, tmp_path: Path) -> 
     shares = {"validation": 0.25, "search": 0.25, "calibration": 0.5}
     with pytest.raises(DataError, match=r"data=images, no data.shares or data.validation"):
         Windows(seq_len=32, calibration=32, validation=32, shares=shares).split(mix, images.processor.tokenizer)
+
+
+def test_a_batch_has_the_images_of_its_windows_in_one_shape() -> None:
+    sizes = {FIRST + 1: (1, 2, 3), FIRST + 2: (1, 4, 2)}
+    pictures = Pictures(7, 4, {key: {"pixel_values": torch.ones(size)} for key, size in sizes.items()})
+    windows = torch.tensor([[1, FIRST + 2, FIRST + 2, 3], [FIRST + 1, 4, 5, 6]])
+    given = pictures.arguments(windows, dtype=torch.bfloat16)
+    assert given["input_ids"].tolist() == [[1, 7, 7, 3], [7, 4, 5, 6]]
+    expected = torch.zeros(2, 4, 3, dtype=torch.bfloat16)
+    expected[0, :, :2] = 1
+    expected[1, :2] = 1
+    assert torch.equal(given["pixel_values"], expected)
+    assert pictures.labels(windows).tolist() == [[1, -100, -100, 3], [-100, 4, 5, 6]]
+    text = torch.ones(1, 4, dtype=torch.long)
+    assert pictures.arguments(text, dtype=torch.float32).keys() == {"input_ids"}
+    for wrong in (torch.cat([windows, text]), windows[:, :3]):
+        with pytest.raises(ModelError, match="a window with an image must be read whole"):
+            pictures.arguments(wrong, dtype=torch.float32)

@@ -68,6 +68,18 @@ CONFIGS: dict[str, Any] = {
         },
         **QWEN_TOKENS,
     ),
+    "qwen3_vl": lambda: transformers.Qwen3VLConfig(
+        text_config={"model_type": "qwen3_vl_text", **TEXT, **SECTIONS},
+        vision_config={
+            "hidden_size": 32,
+            "out_hidden_size": 64,
+            "intermediate_size": 64,
+            "deepstack_visual_indexes": [0, 1],
+            "num_position_embeddings": 16,
+            **QWEN_VISION,
+        },
+        **QWEN_TOKENS,
+    ),
 }
 
 
