@@ -166,8 +166,11 @@ class ImageWindows:
         """Return a document's token ids, what the model is given beside them, and the least length of its window."""
         assert document.image is not None
         picture = _opened(document.image)
+        text = self._text(document)
+        begun = getattr(self.processor.tokenizer, "bos_token", None)
+        once = {"add_special_tokens": False} if begun and text.startswith(begun) else {}  # a template has written it
         try:
-            made = self.processor(images=[picture], text=[self._text(document)], return_tensors="pt")
+            made = self.processor(images=[picture], text=[text], return_tensors="pt", **once)
         except Exception as error:  # processors raise many kinds
             raise DataError(
                 f"data.path: {document.image} cannot be prepared by the model's processor: {_line(error)}"

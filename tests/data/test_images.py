@@ -1,6 +1,7 @@
 """Images with captions as calibration data: read, windowed through a model's processor, calibrated and scored on."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from evosweep.api import tokenize
 from evosweep.core.errors import DataError, ModelError, SettingError
 from evosweep.core.events import Silent
 from evosweep.data.images import ImageFiles, ImageProcessor, ImageWindows
@@ -95,6 +97,23 @@ def test_a_window_is_an_image_and_the_beginning_of_its_text(images: ImageProcess
     assert (again == windows[:3:-1]).all()  # ids say what is in an image, in every order of reading
 
 
+CHAT = (
+    "{{ bos_token }}{% for message in messages %}{{ message.role }}: {% for part in message.content %}"
+    "{% if part.type == 'image' %}<image>{% else %}{{ part.text }}{% endif %}{% endfor %};{% endfor %}"
+)
+
+
+def test_a_chat_template_renders_who_shows_the_image_and_who_answers(tmp_path: Path) -> None:
+    talking = image_processor(load(save_seeing("llava", tmp_path / "llava")))
+    talking.processor.chat_template = CHAT
+    tokenizer = talking.processor.tokenizer
+    tokenizer.add_special_tokens({"bos_token": "!"})
+    (first, *_) = documents(draw(tmp_path / "images", 3), template="chat")
+    windows, pictures = ImageWindows(talking, seq_len=40).cut([first], split="search", count=1)
+    plain = pictures.plain(torch.from_numpy(windows))[0].tolist()
+    assert tokenizer.decode(plain) == ("!user: " + 4 * "<image>" + ";assistant: " + first.text)[: 40 + 3 * 7 + 3]
+
+
 def test_an_image_that_cannot_be_used_is_one_line(images: ImageProcessor, tmp_path: Path) -> None:
     folder = draw(tmp_path / "images", 4)
     maker = ImageWindows(images, seq_len=48)
@@ -109,6 +128,23 @@ def test_an_image_that_cannot_be_used_is_one_line(images: ImageProcessor, tmp_pa
     assert "\n" not in str(caught.value)
     with pytest.raises(DataError, match=r"data.template=chat: the model's processor has no chat template"):
         maker.cut(documents(folder, template="chat")[1:], split="search", count=1)
+
+
+def test_python_tokenizes_images_and_every_split_has_its_own(tmp_path: Path) -> None:
+    loaded = load(save_seeing("llava", tmp_path / "llava"))
+    source = ImageFiles(path=str(draw(tmp_path / "images")))
+    shares = {"validation": 0.25, "search": 0.25, "calibration": 0.5}
+    splits = tokenize(source, loaded, seq_len=32, calibration=128, validation=64, shares=shares)
+    assert {name: len(split.pictures.inputs) for name, split in splits.items()} == {
+        "validation": 2,
+        "search": len(splits["search"].windows),
+        "calibration": 4,
+    }
+    seen = [set(split.pictures.inputs) for split in splits.values()]
+    assert len(set.union(*seen)) == sum(map(len, seen))
+    blind = replace(loaded, processor=None)
+    with pytest.raises(ModelError, match=r"data=images needs the model's processor"):
+        tokenize(source, blind, seq_len=32, calibration=128, validation=64, shares=shares)
 
 
 def test_images_are_no_part_of_a_mix(images: ImageProcessor, tmp_path: Path) -> None:
