@@ -183,7 +183,7 @@ def input_products(
 def _kl(anatomy: Anatomy, ids: torch.Tensor) -> torch.Tensor:
     """Return the sum over tokens of the KL of the model from itself: zero, with the derivatives of the KL."""
     with plain_norms(anatomy.blocks):
-        logits = anatomy.model(input_ids=ids[:, :LONGEST], use_cache=False).logits.flatten(0, 1).float()
+        logits = anatomy.model(**anatomy.arguments(ids[:, :LONGEST]), use_cache=False).logits.flatten(0, 1).float()
     log_q = logits.log_softmax(-1)
     log_p = log_q.detach()
     return (log_p.exp() * (log_p - log_q)).sum()
