@@ -180,6 +180,7 @@ class SearchResult:
             "bits_per_weight": self.problem.bits_per_weight(self.cost),
             "size_mb": self.problem.megabytes(self.cost),
             "sparsity": self.problem.sparsity(self.problem.encode(self.allocation)),
+            **self.problem.limit_figures(self.problem.encode(self.allocation)),
             "kl": self.validation["kl"],
             "ppl": self.validation["ppl"],
             "dense_ppl": self.dense["ppl"],

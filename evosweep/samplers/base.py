@@ -66,6 +66,7 @@ class PopulationSampler(optuna.samplers.BaseSampler):
         ranks: Whether it says itself which candidates are better, by ``order``.
         more_starts: Genomes that generation 0 of our own loop has in addition.
         surveys: Whether it has single moves measured before it proposes, by ``survey``.
+        holds_limits: Whether its proposals hold the limits of a problem beside its size.
     """
 
     name = ""
@@ -76,6 +77,7 @@ class PopulationSampler(optuna.samplers.BaseSampler):
     takes_starts = False
     ranks = False
     surveys = False
+    holds_limits = False
 
     def __init__(self, problem: Problem, *, seed: int) -> None:
         self.problem = problem
@@ -129,10 +131,9 @@ class PopulationSampler(optuna.samplers.BaseSampler):
             parents: The best genomes so far, best first; none in generation 0.
         """
         known = self._hashes
-        self._hashes = {
-            parent.tobytes(): known.get(parent.tobytes()) or self.problem.decode(parent).hash for parent in parents
-        }
-        hashes = [self._hashes[parent.tobytes()] for parent in parents]
+        keys = [parent.tobytes() for parent in parents]
+        self._hashes = {k: known.get(k) or self.problem.decode(p).hash for k, p in zip(keys, parents, strict=True)}
+        hashes = [self._hashes[key] for key in keys]
         candidates = []
         genomes = self.genomes(generation=generation, parents=parents)
         if generation == 0:
