@@ -63,3 +63,32 @@ def test_bad_second_budgets_are_one_line(folder: Path, capfd, typed: list[str], 
     assert evosweep(*TINY, *SEARCH, *typed, "name=bad") == 2
     errors = capfd.readouterr().err.strip().splitlines()
     assert len(errors) == 1 and said in errors[0], errors
+
+
+def test_a_front_of_milliseconds_and_loss(folder: Path) -> None:
+    search = ["sampler=nsga2_evopress", "sampler.against=milliseconds", "sampler.population_size=6"]
+    more = [
+        "search.offspring=8",
+        "search.generations=3",
+        "budget.bits_per_weight=6",
+        "report.artifacts=[]",
+        "export=none",
+    ]
+    assert evosweep(*TINY, *search, *more, "objective.latency=latency.json", "name=fast") == 0
+    front = run(folder, "fast")["front"]
+    times = [point["milliseconds"] for point in front]
+    losses = [point["search_loss"] for point in front]
+    assert len(front) >= 2 and times == sorted(times, reverse=True) and losses == sorted(losses)
+    assert all(point["bits_per_weight"] <= 6 for point in front)
+    for point in front:
+        by_hand = sum(
+            LATENCY["mlp.*" if "mlp" in name else "self_attn.*"][level] for name, level in point["allocation"].items()
+        )
+        assert point["milliseconds"] == pytest.approx(by_hand)
+
+
+def test_an_objective_that_no_level_knows_is_refused(folder: Path, capfd) -> None:
+    typed = ["sampler=nsga2_evopress", "sampler.against=milliseconds", "budget.bits_per_weight=6", "export=none"]
+    assert evosweep(*TINY, *typed, "name=unknown") == 2
+    errors = capfd.readouterr().err.strip().splitlines()
+    assert len(errors) == 1 and "sampler.against" in errors[0] and "objective.latency" in errors[0]

@@ -19,7 +19,8 @@ from evosweep.cli.hints import check_hints
 from evosweep.cli.signature import parameters
 from evosweep.core.budget import KINDS
 from evosweep.core.errors import EvosweepError, SettingError
-from evosweep.core.second_budget import DEVICE, MILLISECONDS
+from evosweep.core.latency import MILLISECONDS
+from evosweep.core.second_budget import DEVICE
 
 _BUILT: deque[tuple[Any, str, Mapping[str, Any]]] = deque(maxlen=1024)  # object, path, its section as written
 LATER = ("problem", "seed", "evaluator", "fitness")  # arguments of partial objects that the run gives

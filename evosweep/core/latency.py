@@ -5,13 +5,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from evosweep.core.errors import SettingError, did_you_mean
 from evosweep.core.patterns import matcher
 from evosweep.core.unit import Unit
 
 NANOSECONDS = 1e6  # in a millisecond
 COLUMN = "milliseconds/"  # and a level's name: column of a unit
-ENTRY = "milliseconds"  # of the table
+MILLISECONDS = "milliseconds"  # entry of the table, and of results
 
 
 class Objective:
@@ -75,6 +78,23 @@ class Objective:
         )
 
 
+def times_of(units: Sequence[Unit], *, setting: str) -> npt.NDArray[np.float64]:
+    """Return the milliseconds of every level of every unit, shape (units, longest ladder); past a ladder's end, 0.
+
+    Args:
+        units: With columns of milliseconds.
+        setting: What asks for them.
+
+    Raises:
+        SettingError: A level does not know its time.
+    """
+    found = latencies(units, setting=setting)
+    table = np.zeros((len(found), max(map(len, found))))
+    for row, values in enumerate(found):
+        table[row, : len(values)] = np.array(values) / NANOSECONDS
+    return table
+
+
 def latencies(units: Sequence[Unit], *, setting: str) -> tuple[tuple[int, ...], ...]:
     """Return the nanoseconds of every level of every unit.
 
@@ -104,7 +124,7 @@ def _read(path: Path) -> Mapping[str, Mapping[str, float]]:
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise SettingError("latency", allowed="a readable JSON file", got=str(path), hint=str(reason)) from error
-    table = found.get(ENTRY) if isinstance(found, dict) else None
+    table = found.get(MILLISECONDS) if isinstance(found, dict) else None
     if not isinstance(table, dict) or not table or not all(_is_row(row) for row in table.values()):
         raise SettingError(
             "latency",

@@ -5,14 +5,13 @@ from dataclasses import replace
 
 from evosweep.core.checks import check_number
 from evosweep.core.errors import BudgetError, SettingError
-from evosweep.core.latency import NANOSECONDS, latencies
+from evosweep.core.latency import MILLISECONDS, NANOSECONDS, latencies
 from evosweep.core.limits import Limit, least_within_budget
 from evosweep.core.problem import Problem
 from evosweep.core.rules import matched
 from evosweep.core.unit import ACTIVE_SHARE, Unit
 
 DEVICE = "device_megabytes"
-MILLISECONDS = "milliseconds"
 MOST = 1e12
 SHOWN = {DEVICE: "MB", MILLISECONDS: "ms"}
 

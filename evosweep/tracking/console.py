@@ -22,8 +22,9 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from evosweep.core.latency import MILLISECONDS
 from evosweep.core.metrics import BITS_PER_WEIGHT, KL, PPL, SECONDS, SIZE_MB, SPARSITY, TOKENS
-from evosweep.core.second_budget import DEVICE, MILLISECONDS
+from evosweep.core.second_budget import DEVICE
 from evosweep.tracking.naming import distinct_names
 from evosweep.tracking.significance import in_words
 
