@@ -66,10 +66,13 @@ def least_harm(problem: Problem, table: Floats, *, node_limit: int) -> Genome:
     """
     harm = table - table.min(axis=1, keepdims=True)
     bound = _bound(problem, harm)
-    gap = _total(harm, bound.genome) - bound.value
-    tolerance = ROUNDING * _total(harm, bound.genome)
-    possible = (problem.costs >= 0) & (bound.excess <= gap + tolerance)
+    finite = np.isfinite(harm)
+    known = min(_total(harm, bound.genome), float(np.where(finite, harm, 0.0).max(axis=1).sum()))
+    gap = known - bound.value
+    tolerance = ROUNDING * known
+    possible = finite & (bound.excess <= gap + tolerance)
     possible[problem.indices, bound.genome] = True
+    possible &= finite
     if gap <= tolerance or (possible.sum(axis=1) == 1).all():
         return bound.genome
     found = _solve(problem, bound, possible, gap=gap, node_limit=node_limit)
