@@ -16,9 +16,10 @@ from evosweep.compressors.base import Compressor
 from evosweep.core.budget import Budget
 from evosweep.core.errors import BudgetError, EvosweepError, ModelError
 from evosweep.core.events import Progress, Silent
+from evosweep.core.latency import Objective
 from evosweep.core.problem import Genome, Problem
 from evosweep.core.rules import Ladders, limited
-from evosweep.core.unit import Unit
+from evosweep.core.unit import Unit, with_columns
 from evosweep.data.documents import DocumentSource
 from evosweep.data.domains import Domains
 from evosweep.data.images import ImageFiles
@@ -60,6 +61,7 @@ class Materials:
     store: StoreBuilder = field(default_factory=StoreBuilder)
     resources: Resources = field(default_factory=Resources)
     domains: Domains = field(default_factory=Domains)
+    objective: Objective = field(default_factory=Objective)
 
 
 class Workbench:
@@ -74,6 +76,7 @@ class Workbench:
         store: How the level store is built.
         resources: What scoring may take.
         progress: Shows how far each phase is.
+        objective: What levels know beside size and error.
     """
 
     def __init__(
@@ -87,7 +90,9 @@ class Workbench:
         store: StoreBuilder | None = None,
         resources: Resources | None = None,
         progress: Progress | None = None,
+        objective: Objective | None = None,
     ) -> None:
+        self.objective = objective or Objective()
         self.loaded = loaded
         self.splits = dict(splits)
         self.compressor = compressor
@@ -118,7 +123,7 @@ class Workbench:
     @cached_property
     def planned(self) -> tuple[Unit, ...]:
         """Units with the levels that will be made and their costs: ties are one unit, and rules have removed levels."""
-        return self.units.tied(limited(self.plan.units, self.ladders), self.anatomy)
+        return self._timed(self.units.tied(limited(self.plan.units, self.ladders), self.anatomy))
 
     @cached_property
     def ladders(self) -> Ladders:
@@ -128,12 +133,16 @@ class Workbench:
     @cached_property
     def unlimited(self) -> tuple[Unit, ...]:
         """Units as planned, with all their levels: what a budget may name, whatever the rules are."""
-        return self.units.tied(self.plan.units, self.anatomy)
+        return self._timed(self.units.tied(self.plan.units, self.anatomy))
 
     @cached_property
     def units_of_search(self) -> tuple[Unit, ...]:
         """The store's units, tied layers as one unit."""
-        return self.units.tied(self.store.units, self.anatomy, common=True)
+        return self._timed(self.units.tied(self.store.units, self.anatomy, common=True))
+
+    def _timed(self, units: tuple[Unit, ...]) -> tuple[Unit, ...]:
+        """Return units whose levels know the time of their kernel, where a table was given."""
+        return with_columns(units, self.objective.columns(units))
 
     @property
     def fixed_bits(self) -> int:
@@ -282,6 +291,7 @@ def open_bench(materials: Materials, *, progress: Progress) -> Workbench:
         store=materials.store,
         resources=materials.resources,
         progress=progress,
+        objective=materials.objective,
     )
     bench.seconds.update(seconds)
     return bench
