@@ -33,17 +33,20 @@ TONES: dict[str, dict[str, Any]] = {
 }
 
 
+def machine() -> str:
+    """Return the GPU, or the processor and the number of threads."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return f"{_processor()}, {torch.get_num_threads()} threads"
+
+
 def stamp() -> str:
     """Return machine, versions, commit and date in one line."""
-    if torch.cuda.is_available():
-        machine = torch.cuda.get_device_name()
-    else:
-        machine = f"{_processor()}, {torch.get_num_threads()} threads"
     versions = ", ".join(f"{name} {version(name)}" for name in VERSIONS)
     asked = ["git", "describe", "--always", "--dirty", "--abbrev=10"]
     here = Path(__file__).parent
     commit = subprocess.run(asked, cwd=here, capture_output=True, text=True, check=False).stdout.strip()
-    return f"{machine}; evosweep {__version__}, {versions}; commit {commit or 'unknown'}; {date.today().isoformat()}"
+    return f"{machine()}; evosweep {__version__}, {versions}; commit {commit or 'unknown'}; {date.today().isoformat()}"
 
 
 def _processor() -> str:

@@ -1,7 +1,7 @@
 """Turns likelihoods of choices into accuracies with standard errors, and compares two models question by question."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from scipy.stats import binomtest
@@ -51,8 +51,9 @@ def is_right(question: Sequence[Question], found: Sequence[Likelihoods], score: 
     Args:
         question: Its parts.
         found: What the model says of each part's choices.
-        score: ``sum``: the log-likelihood; ``per_character``: divided by the choice's characters; ``greedy``: the right
-            choice is what greedy decoding writes.
+        score: ``sum``: the log-likelihood; ``per_character``: divided by the choice's characters, the space it begins
+            with not counted, as in OLMo's evaluation, lm-evaluation-harness and lighteval; ``greedy``: the right choice
+            is what greedy decoding writes.
     """
     choices = [choice for part in question for choice in part.choices]
     sums = [value for part in found for value in part.sums]
@@ -60,8 +61,19 @@ def is_right(question: Sequence[Question], found: Sequence[Likelihoods], score: 
     if score == GREEDY:
         return [value for part in found for value in part.greedy][right]
     if score == PER_CHARACTER:
-        sums = [value / max(len(choice), 1) for value, choice in zip(sums, choices, strict=True)]
+        sums = [value / max(len(choice.removeprefix(" ")), 1) for value, choice in zip(sums, choices, strict=True)]
     return max(range(len(sums)), key=sums.__getitem__) == right
+
+
+def judged(questions: Sequence[Sequence[Question]], found: Mapping[int, Sequence[Likelihoods]], score: str) -> Accuracy:
+    """Return the accuracy of a model on questions.
+
+    Args:
+        questions: Each a list of its parts.
+        found: Index of a question -> what the model says of each part's choices.
+        score: As for ``is_right``.
+    """
+    return Accuracy(tuple(is_right(parts, found[index], score) for index, parts in enumerate(questions)))
 
 
 def compared(first: Sequence[bool], second: Sequence[bool]) -> tuple[float, float]:

@@ -10,12 +10,10 @@ from evosweep.core.events import Progress, Silent
 from evosweep.core.problem import Genome
 from evosweep.evaluate.continuations import applied
 from evosweep.evaluate.population import Evaluator
-from evosweep.evaluate.tasks.accuracy import PER_CHARACTER, SCORES, Accuracy, is_right
+from evosweep.evaluate.tasks.accuracy import PER_CHARACTER, SCORES, Accuracy, judged
 from evosweep.evaluate.tasks.library import LIBRARY
-from evosweep.evaluate.tasks.log_likelihood import Likelihoods, encode, likelihoods
+from evosweep.evaluate.tasks.log_likelihood import Encoded, encode, likelihoods
 from evosweep.evaluate.tasks.questions import Question, read_questions
-
-CHUNK = 1000  # questions between two steps of the progress bar
 
 
 class Tasks:
@@ -53,6 +51,7 @@ class Tasks:
         self.score = check_choice("score", score, SCORES)
         self.batch_tokens = check_int("batch_tokens", batch_tokens, low=16)
         self._read: dict[str, list[list[Question]]] = {}
+        self._encoded: dict[str, tuple[Any, int, list[Encoded]]] = {}
 
     @property
     def enabled(self) -> bool:
@@ -113,17 +112,26 @@ class Tasks:
     def _accuracy(
         self, model: Any, tokenizer: Any, questions: Sequence[list[Question]], name: str, progress: Progress
     ) -> Accuracy:
+        encoded = self.encoded(name, model, tokenizer=tokenizer)
+        found = likelihoods(model, encoded, batch_tokens=self.batch_tokens, progress=progress, description=name)
+        return judged(questions, found, self.score_of(name))
+
+    def score_of(self, name: str) -> str:
+        """Return how the choices of a task are compared."""
+        return LIBRARY[name].score if name in LIBRARY and name not in self.files else self.score
+
+    def encoded(self, name: str, model: Any, *, tokenizer: Any) -> list[Encoded]:
+        """Return the questions of a task as tokens, made once for all allocations of a model.
+
+        Args:
+            name: Of the task.
+            model: A causal language model of transformers, which says how much it can read.
+            tokenizer: The model's.
+        """
         longest = getattr(model.config.get_text_config(), "max_position_embeddings", None) or 1 << 20
-        score = LIBRARY[name].score if name in LIBRARY and name not in self.files else self.score
-        encoded = [
-            item
-            for index, parts in enumerate(questions)
-            for part in parts
-            for item in encode(tokenizer, part, index, longest=longest)
-        ]
-        found: dict[int, list[Likelihoods]] = {}
-        chunks = [encoded[start : start + CHUNK] for start in range(0, len(encoded), CHUNK)]
-        for chunk in progress.track(chunks, description=name):
-            for index, parts in likelihoods(model, chunk, batch_tokens=self.batch_tokens).items():
-                found.setdefault(index, []).extend(parts)
-        return Accuracy(tuple(is_right(parts, found[index], score) for index, parts in enumerate(questions)))
+        made = self._encoded.get(name)
+        if made is None or made[0] is not tokenizer or made[1] != longest:
+            parts = [(index, part) for index, parts in enumerate(self.questions()[name]) for part in parts]
+            made = (tokenizer, longest, encode(tokenizer, parts, longest=longest))
+            self._encoded[name] = made
+        return made[2]

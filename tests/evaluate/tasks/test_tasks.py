@@ -65,14 +65,15 @@ def test_a_wrong_line_is_named(content: bytes, message: str) -> None:
 
 
 @pytest.mark.parametrize("batch_tokens", [16, 4096])
-def test_likelihoods_are_those_of_whole_sequences(batch_tokens: int) -> None:
+@pytest.mark.parametrize("worth", [0, 12, 10**9])
+def test_likelihoods_are_those_of_whole_sequences(batch_tokens: int, worth: int) -> None:
     model = tiny_model().model
     generator = torch.Generator().manual_seed(3)
     made = []
     for index, (length, sizes) in enumerate([(5, (1, 1)), (5, (3, 1, 4)), (9, (2,)), (5, (1, 2))]):
         tokens = [torch.randint(0, 200, (size,), generator=generator).tolist() for size in (length, *sizes)]
         made.append(Encoded(index, tuple(tokens[0]), tuple(map(tuple, tokens[1:]))))
-    found = likelihoods(model, made, batch_tokens=batch_tokens)
+    found = likelihoods(model, made, batch_tokens=batch_tokens, worth=worth)
     for item in made:
         (parts,) = found[item.index]
         for choice, value, greedy in zip(item.choices, parts.sums, parts.greedy, strict=True):
@@ -85,10 +86,10 @@ def test_likelihoods_are_those_of_whole_sequences(batch_tokens: int) -> None:
 
 
 def test_a_long_context_loses_its_beginning() -> None:
-    def tokenizer(text: str) -> dict:
-        return {"input_ids": list(text.encode())}
+    def tokenizer(texts: list[str]) -> dict:
+        return {"input_ids": [list(text.encode()) for text in texts]}
 
-    (item,) = encode(tokenizer, Question("abcdef", (" x", " y"), 0), 4, longest=5)
+    (item,) = encode(tokenizer, [(4, Question("abcdef", (" x", " y"), 0))], longest=5)
     assert bytes(item.context) == b"def" and [bytes(choice) for choice in item.choices] == [b" x", b" y"]
 
 
