@@ -301,8 +301,10 @@ def on_a_model(options: argparse.Namespace, overrides: list[str]) -> None:
     clock = Clock(options.seconds)
     bench = open_bench(materials_of(configured([*overrides, *START])), progress=progress())
     tokens = int(options.tokens * 1e6)
+    for bits in options.budgets:  # an error of a budget comes before the store is built
+        bench.planned_problem(build(configured([*overrides, *START, *_sized(bits)]), "budget"))
     for bits in options.budgets:
-        sized = [*overrides, "budget=bits_per_weight", f"budget.bits_per_weight={bits}"]
+        sized = [*overrides, *_sized(bits)]
         config = configured([*sized, *START])
         problem = bench.problem(build(config, "budget"))
         problem, spent = with_measurements(config, bench, problem, bench.resources.sensitivity_tokens)
@@ -317,6 +319,11 @@ def on_a_model(options: argparse.Namespace, overrides: list[str]) -> None:
                 lines = [Line(name)] if options.generations else []
                 runs[name] = searched(configured(given), bench, problem, tokens=tokens, listeners=lines)
                 say(bits=bits, seed=seed, sampler=name, **_figures(runs, name, tokens), seconds=clock.seconds)
+
+
+def _sized(bits: float) -> list[str]:
+    others = [f"budget.{name}=null" for name in ("as_uniform", "megabytes", "sparsity", "blocks_kept")]
+    return ["budget=bits_per_weight", f"budget.bits_per_weight={bits}", *others]
 
 
 def _figures(runs: dict[str, Run], name: str, tokens: int) -> dict[str, Any]:
