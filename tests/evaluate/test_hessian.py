@@ -9,6 +9,7 @@ from torch.func import functional_call, jacrev
 
 from evosweep.allocators.harm import HAWQ, HAWQ_HUTCHINSON, HAWQ_TOP, ORDER
 from evosweep.core.events import Silent
+from evosweep.evaluate.gradient_scores import squares
 from evosweep.evaluate.hessian import Curvature, chunks_of, hutchinson, input_products, top_eigenvalue
 from evosweep.evaluate.memory import Resources
 from evosweep.evaluate.population import Evaluator
@@ -82,6 +83,15 @@ def test_signs_give_the_trace_on_average(anatomy: Anatomy, ids, hessians) -> Non
     found = torch.stack([hutchinson(anatomy, slots, ids, seed) for seed in range(60)])
     for column, place in enumerate(PLACES):
         error = float(found[:, column].std()) / 60**0.5
+        assert abs(float(found[:, column].mean()) - float(hessians[place].trace())) < 3.5 * error
+
+
+def test_squared_gradients_give_the_trace_on_average(evaluator: Evaluator, ids, hessians) -> None:
+    """What hawq_v2 measures without second derivatives: E |∇ log p(y)|² at labels of the model's own."""
+    slots = [evaluator.anatomy.slots[place] for place in PLACES]
+    found = torch.stack([squares(evaluator, slots, ids, {"seed": seed}) for seed in range(150)])
+    for column, place in enumerate(PLACES):
+        error = float(found[:, column].std()) / 150**0.5
         assert abs(float(found[:, column].mean()) - float(hessians[place].trace())) < 3.5 * error
 
 
