@@ -2,24 +2,30 @@
 
     python benchmarks/sampler_speed.py [--trials 500 5000] [--units 210] [--levels 7]
     python benchmarks/sampler_speed.py --measured [--units 1000] [--levels 12]
+    python benchmarks/sampler_speed.py --front [--units 1000] [--levels 12]
 
 Printed: CPU milliseconds a trial (other processes do not change them much) over the 100 trials before each of the given
 numbers, with storage in memory and an objective that costs nothing; for comparison the same with a sampler of Optuna
 that looks at no history. And the time in which a generation is proposed in our own loop. --measured: only that, of the
-samplers that have single moves measured, after a survey of made-up losses.
+samplers that have single moves measured, after a survey of made-up losses. --front: of the search of two objectives,
+with the fit of its model of losses; from uniform sizes, and from the ILP's at 64 sizes, which are worked out before.
 """
 
 import argparse
 import time
+from dataclasses import replace
 
 import numpy as np
 import optuna
 
-from evosweep.core.problem import Problem
+from evosweep.allocators.ilp import ILP
+from evosweep.core.events import Candidate
+from evosweep.core.problem import Genome, Problem
 from evosweep.core.unit import Level, Unit
 from evosweep.samplers.base import suggest_allocation, unit_distributions
 from evosweep.samplers.evopress import EvoPressSampler
 from evosweep.samplers.trust_region import TrustRegionSampler
+from evosweep.samplers.two_objectives import TwoObjectivesSampler
 from evosweep.search.protocols import Text
 
 LAST = 100
@@ -77,6 +83,43 @@ def measured_milliseconds(problem: Problem, sampler: EvoPressSampler, repeats: i
     return 1000 * float(np.median(times))
 
 
+def front_milliseconds(problem: Problem, sampler: TwoObjectivesSampler, generations: int = 16) -> dict[str, float]:
+    """Return the times of the start, of proposals (median of later generations), and with learning and ordering."""
+    weights = np.random.default_rng(0).gamma(1.0, size=len(problem.units)) * problem.numels / problem.numels.mean()
+    parents: list[Genome] = []
+    times = []
+    proposing = []
+    for generation in range(generations):
+        began = time.process_time()
+        candidates = sampler.population(generation=generation, parents=parents)
+        spent = time.process_time() - began
+        proposing.append(1000 * spent)
+        scores = [float(weights @ 4.0 ** -(2 + c.genome)) for c in candidates]
+        genomes = [c.genome for c in candidates] + parents
+        scores += [float(weights @ 4.0 ** -(2 + genome)) for genome in parents]
+        scored = [
+            Candidate(slot=c.slot, genome=c.genome, scores={1: s}) for c, s in zip(candidates, scores, strict=False)
+        ]
+        began = time.process_time()
+        sampler.learn(scored)
+        order = sampler.order(genomes, np.array(scores))
+        times.append(1000 * (spent + time.process_time() - began))
+        parents = [genomes[index] for index in order[: sampler.population_size]]
+    proposals = float(np.median(proposing[3:]))
+    return {"start": times[0], "proposals": proposals, "all": float(np.median(times[3:])), "longest": max(times[1:])}
+
+
+def with_errors(problem: Problem) -> Problem:
+    """Return the problem with the errors that an allocator reads."""
+    rng = np.random.default_rng(1)
+    units = []
+    for unit in problem.units:
+        scale = float(rng.gamma(1.0))
+        levels = [replace(level, error=scale * 4.0 ** -(2 + n)) for n, level in enumerate(unit.levels)]
+        units.append(replace(unit, levels=tuple(levels)))
+    return replace(problem, units=tuple(units))
+
+
 def main() -> None:
     """Print a Markdown table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -84,6 +127,7 @@ def main() -> None:
     parser.add_argument("--units", type=int, default=210)
     parser.add_argument("--levels", type=int, default=7)
     parser.add_argument("--measured", action="store_true")
+    parser.add_argument("--front", action="store_true")
     options = parser.parse_args()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     problem = made_up_problem(options.units, options.levels)
@@ -92,6 +136,13 @@ def main() -> None:
         for sampler in (TrustRegionSampler(problem), informed):
             name = f"{sampler.name}, {sampler.size(1)} proposals"
             print(f"{name}: {measured_milliseconds(problem, sampler):.1f} CPU ms", flush=True)
+        return
+    if options.front:
+        wide = with_errors(problem).within(sum(unit.levels[len(unit.levels) // 2].cost for unit in problem.units))
+        for start in (None, ILP(harm="bare")):
+            times = front_milliseconds(wide, TwoObjectivesSampler(wide, offspring=64, start=start))
+            told = ", ".join(f"{name} {value:.1f}" for name, value in times.items())
+            print(f"nsga2_evopress from {'uniform' if start is None else 'ILP'}, CPU ms: {told}", flush=True)
         return
     assert len(unit_distributions(problem)) == options.units
     print(f"128 offspring proposed at once: {generation_milliseconds(problem, 128):.1f} CPU ms\n", flush=True)

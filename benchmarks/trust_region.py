@@ -1,7 +1,8 @@
 """trust_region and informed proposals beside EvoPress, at equal tokens, all from the same start.
 
-    python benchmarks/trust_region.py [--seeds 8] [--budgets 2.5 3 3.5] [--tokens 9]      # made-up losses, minutes
-    python benchmarks/trust_region.py --model [overrides]                                 # a model, for a GPU
+    python benchmarks/trust_region.py [--seeds 8] [--budgets 2.5,3,3.5] [--tokens 9]      # made-up losses, minutes
+    python benchmarks/trust_region.py --model +experiment=quant_3bit --device cuda --dtype bfloat16 --seeds 1
+        --budgets 3.3 --seconds 80 [overrides]                                            # a model, for a GPU
 
 Without --model, losses are made up: effects of kinds and their spread, and the noise of a segment of 32 tokens
 (independent from unit to unit, growing with the effect), are set by eye to 403 single moves of SmolLM2-135M with 2-6
@@ -10,30 +11,39 @@ where on the model they were off by some 20 % on those tokens (effect 0.84 of th
 only --model decides. The constants of the survey were chosen on seeds 0-5 of this landscape; report other seeds, too
 (--first). The start is the ILP's on effects known to a factor of e^±0.5. Printed: true loss at each share of the
 tokens, mean over seeds, and the standard error of the gain over the start.
+
+With --model, --budgets are true bits a weight, and a line of JSON is printed for each search: the KL on the validation
+split at each share of the tokens, and the tokens after which it is at or below the last KL of the first sampler
+(evopress) for good. The start's measurement is not counted, it is the same for all (sampler.start.harm=fisher measures
+less). No search begins after --seconds.
 """
 
 import argparse
-import json
-import os
-import subprocess
 import sys
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from omegaconf import DictConfig
 
+from benchmarks.settings import Clock, configured, names, parsed, parser_of, progress, say, sizes, with_measurements
 from evosweep.allocators.ilp import least_harm
+from evosweep.cli.compose import build
+from evosweep.cli.job import materials_of, plan_of
+from evosweep.core.errors import EvosweepError
 from evosweep.core.problem import Genome, Problem
-from evosweep.core.results import read_result
 from evosweep.core.seeds import generator
 from evosweep.core.unit import Level, Unit
+from evosweep.evaluate.scorer import StagedScorer
+from evosweep.fitness.kl import KL
 from evosweep.samplers.base import PopulationSampler
 from evosweep.samplers.evopress import EvoPressSampler
 from evosweep.samplers.trust_region import TrustRegionSampler
 from evosweep.search.loop import run_search
 from evosweep.search.plan import Plan
 from evosweep.search.racing import SEGMENT
+from evosweep.workbench import Workbench, open_bench
 
 Floats = npt.NDArray[np.float64]
 KINDS = {  # weights, loss that 3 bits cost a unit on average, its spread over blocks (of the logarithm)
@@ -51,6 +61,12 @@ NOISE = (2.2, 0.010)  # of a segment's effect: a share of the effect, and a part
 STAGES = [{"survivors": 8, "tokens": 2048}, {"survivors": 2, "tokens": 8192}, {"survivors": 1, "tokens": 32768}]
 SEQ_LEN = 2048
 WINDOWS = 256  # of the search text
+START = ["sampler=evopress_ilp"]
+ON_A_MODEL = {  # overrides of each sampler
+    "evopress": START,
+    "informed": [*START, "sampler.proposals=informed"],
+    "trust_region": ["sampler=trust_region_ilp"],
+}
 MARKS = (0.1, 0.25, 0.5, 1.0)  # shares of the tokens that are reported
 
 
@@ -215,37 +231,103 @@ def print_made_up(seeds: int, budgets: list[float], tokens: int, only: list[str]
             print(f"| {bits:g} | {name} | " + " | ".join(cells) + " |", flush=True)
 
 
-def on_a_model(overrides: list[str], folder: Path) -> None:
-    """Run the command line's searches and print their results as JSON."""
-    folder.mkdir(parents=True, exist_ok=True)
-    command = [
-        *(sys.executable, "-m", "evosweep", "-m", "+experiment=quant_3bit", "tracking=none", "export=none"),
-        *("sampler=evopress_ilp,trust_region_ilp", "search.tokens=9000000", "search.generations=1000"),
-        *overrides,
-    ]
-    subprocess.run(command, cwd=folder, check=True, env=os.environ)
-    rows = [read_result(path) for path in sorted(folder.glob("runs/**/result.json"))]
-    print(
-        json.dumps([{key: row[key] for key in ("sampler", "seed", "kl", "ppl", "tokens", "seconds")} for row in rows])
+@dataclass(frozen=True)
+class Run:
+    """Where one search on a model was, generation by generation.
+
+    Attributes:
+        tokens: Spent so far, measurements of the start counted, shape (generations,).
+        kl: Of the elite on the validation split, shape (generations,).
+    """
+
+    tokens: npt.NDArray[np.int64]
+    kl: Floats
+
+    def at(self, tokens: float) -> float:
+        """Return the KL of the last elite that was found with at most so many tokens; the first one's if none was."""
+        return float(self.kl[max(int(np.searchsorted(self.tokens, tokens, side="right")) - 1, 0)])
+
+    def reaches(self, kl: float) -> int | None:
+        """Return the tokens after which the elite is at or below a KL for good; None where it is not at the end."""
+        above = np.flatnonzero(self.kl > kl)
+        first = 0 if not len(above) else int(above[-1]) + 1
+        return int(self.tokens[first]) if first < len(self.kl) else None
+
+
+def searched(config: DictConfig, bench: Workbench, problem: Problem, *, tokens: int) -> Run:
+    """Return how one search went; what it starts from was measured before.
+
+    Args:
+        config: Sampler, stages, seed.
+        bench: The model and its levels.
+        problem: With measured columns.
+        tokens: No generation begins that would spend more.
+    """
+    sampler = build(config, "sampler")(problem=problem, seed=config.seed)
+    config.search.tokens = tokens
+    config.search.generations = 10_000
+    config.search.final = False
+    scorer = StagedScorer(bench.evaluator, fitness=KL(), seed=config.seed)
+    result = run_search(
+        name=sampler.name, sampler=sampler, scorer=scorer, plan=plan_of(config), dense=bench.dense, listeners=[]
     )
+    rows = [(record.tokens, record.validation["kl"]) for record in result.generations]
+    spent, kl = zip(*rows, strict=True)
+    return Run(np.array(spent), np.array(kl))
+
+
+def on_a_model(options: argparse.Namespace, overrides: list[str]) -> None:
+    """Search a model's levels from the same start with each sampler, and print a line of JSON for each search."""
+    clock = Clock(options.seconds)
+    bench = open_bench(materials_of(configured([*overrides, *START])), progress=progress())
+    tokens = int(options.tokens * 1e6)
+    for bits in options.budgets:
+        sized = [*overrides, "budget=bits_per_weight", f"budget.bits_per_weight={bits}"]
+        config = configured([*sized, *START])
+        problem = bench.problem(build(config, "budget"))
+        problem, spent = with_measurements(config, bench, problem, bench.resources.sensitivity_tokens)
+        say(bits=bits, start=config.sampler.start.harm, measured_on=spent, seconds=clock.seconds)
+        for seed in range(options.first, options.first + options.seeds):
+            runs: dict[str, Run] = {}
+            for name in options.only or ON_A_MODEL:
+                if clock.over:
+                    say(stopped=clock.seconds, bits=bits, seed=seed, sampler=name)
+                    return
+                given = [*sized, *ON_A_MODEL.get(name, [f"sampler={name}"]), f"seed={seed}"]
+                runs[name] = searched(configured(given), bench, problem, tokens=tokens)
+                say(bits=bits, seed=seed, sampler=name, **_figures(runs, name, tokens), seconds=clock.seconds)
+
+
+def _figures(runs: dict[str, Run], name: str, tokens: int) -> dict[str, Any]:
+    """Return the KL of a search at each mark, and after how many tokens it reaches the first search's last KL."""
+    run = runs[name]
+    first = next(iter(runs.values()))
+    return {
+        "generations": len(run.tokens) - 1,
+        "start": round(float(run.kl[0]), 4),
+        "kl": {f"{mark:g}": round(run.at(mark * tokens), 4) for mark in MARKS},
+        "tokens": int(run.tokens[-1]),
+        "reaches_first": run.reaches(float(first.kl[-1])),
+    }
 
 
 def main() -> None:
-    """Print a table, or JSON with --model."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """Print a table, or lines of JSON with --model."""
+    parser = parser_of(__doc__)
     parser.add_argument("--seeds", type=int, default=8)
     parser.add_argument("--first", type=int, default=0, help="first seed")
-    parser.add_argument("--budgets", type=float, nargs="+", default=[2.5, 3.0, 3.5])
+    parser.add_argument("--budgets", type=sizes, default=[2.5, 3.0, 3.5], help="true bits with --model")
     parser.add_argument("--tokens", type=float, default=9.0, help="million")
-    parser.add_argument("--only", nargs="*", default=[])
+    parser.add_argument("--only", type=names, default=[], help="samplers with commas between them")
     parser.add_argument("--model", action="store_true")
-    parser.add_argument("--folder", type=Path, default=Path())
-    parser.add_argument("overrides", nargs="*")
-    options = parser.parse_args()
-    if options.model:
-        on_a_model(options.overrides, options.folder)
-    else:
+    options, overrides = parsed(parser)
+    if not options.model:
         print_made_up(options.seeds, options.budgets, int(options.tokens * 1e6), options.only, options.first)
+        return
+    try:
+        on_a_model(options, overrides)
+    except EvosweepError as error:
+        sys.exit(str(error))
 
 
 if __name__ == "__main__":

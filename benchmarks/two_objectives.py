@@ -1,17 +1,21 @@
 """Whether one search of size and loss beats searches at single sizes of equal total tokens, by hypervolume.
 
-    python benchmarks/two_objectives.py [--seed 0] [--megabytes 94 98 102 106 110] [--generations 3] [--list]
+    python benchmarks/two_objectives.py [--device cuda] [--tokens 300000] [--generations 6] [--seeds 0 1] [overrides]
+    python benchmarks/two_objectives.py --list [...]
 
-Runs the quickstart's model and levels in a temporary folder: a search at each size, then nsga2_evopress with as many
-generations as the same tokens pay for, measurements and last choices counted. Printed: both hypervolumes (share of the
-sizes and of the losses up to the worst winner's plus a tenth), on the search tokens by which winners are chosen and on
-held-out text; and the best point of the front within each size beside that size's winner. --list also searches the
-sizes as one list of budgets, and prints tokens and seconds over those of one search.
+One process: the model and its level store are made once (--device auto, cpu, cuda), then for every seed a search at
+each size, then nsga2_evopress with as many tokens as these took together; measurements and last choices are counted for
+both. Each single search ends after --generations, or before one that would pass --tokens. Overrides are those of
+evosweep; the model is SmolLM2 unless they name another.
+
+A line of JSON for each search as it ends, and for each seed both hypervolumes: the share of sizes and losses that is
+dominated, up to the worst winner's loss plus a tenth, on the search tokens by which winners are chosen and on held-out
+text; and the best point of the front within each size beside that size's winner. --list also searches the sizes as one
+list of budgets and prints its tokens over those of one search: a number of scored tokens, so it depends on no clock.
 """
 
 import argparse
 import json
-import subprocess
 import sys
 import tempfile
 import time
@@ -19,13 +23,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from omegaconf import DictConfig
 
-from evosweep.core.results import read_result
+from benchmarks.mq_bench import configured
+from evosweep.budget_list import Job, run_budgets
+from evosweep.cli.job import materials_of, quiet_libraries, shared_progress, task_of
+from evosweep.core.budget import Budget
+from evosweep.core.errors import EvosweepError
+from evosweep.pipeline import check, run
 from evosweep.samplers.two_objectives import hypervolume
+from evosweep.task import Notes, Task
+from evosweep.workbench import Workbench, open_bench
 
+SIZES = (2.6, 2.9, 3.2, 3.6, 4.1)  # true bits a weight
 COMMON = [
-    "data=wikipedia",
-    "model=smollm2",
     "tokens.seq_len=256",
     "tokens.calibration=16384",
     "tokens.validation=4096",
@@ -47,49 +58,94 @@ FRONT = [
 ]
 
 
-def run(folder: Path, *settings: str) -> tuple[list[dict[str, Any]], float]:
-    """Return the results of one command, and its seconds."""
-    before = set(folder.glob("runs/**/result.json"))
-    began = time.monotonic()
-    subprocess.run([sys.executable, "-m", "evosweep", *COMMON, *settings], cwd=folder, check=True, capture_output=True)
-    seconds = time.monotonic() - began
-    return [read_result(path) for path in sorted(set(folder.glob("runs/**/result.json")) - before)], seconds
+class Runs:
+    """Searches on one workbench, each in a folder of its own.
+
+    Args:
+        bench: The model and its levels.
+        folder: Where they are written.
+        overrides: Of all searches.
+    """
+
+    def __init__(self, bench: Workbench, folder: Path, overrides: list[str]) -> None:
+        self.bench = bench
+        self.folder = folder
+        self.overrides = overrides
+        self.count = 0
+
+    def task(self, *settings: str) -> Task:
+        """Return the task that settings describe."""
+        self.count += 1
+        folder = self.folder / str(self.count)
+        folder.mkdir()
+        return task_of(configured([*COMMON, *settings, *self.overrides]), folder=folder)
+
+    def job(self, *settings: str) -> Job:
+        """Return a checked task as one of several."""
+        task = self.task(*settings)
+        return Job(task, check(task, self.bench), Notes())
+
+    def row(self, *settings: str) -> tuple[dict[str, Any], float]:
+        """Return the result of a search, and its seconds."""
+        began = time.monotonic()
+        job = self.job(*settings)
+        return run(job.task, self.bench, job.draft, job.notes), time.monotonic() - began
 
 
-def main() -> None:
-    """Run the searches and print what they found."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--megabytes", type=float, nargs="+", default=[94, 98, 102, 106, 110])
-    parser.add_argument("--generations", type=int, default=3)
-    parser.add_argument("--list", action="store_true")
-    options = parser.parse_args()
-    sizes = sorted(options.megabytes)
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        shared = [f"seed={options.seed}"]
-        plan = [*SINGLE, f"search.generations={options.generations}", *shared]
-        singles = []
-        seconds = []
-        for size in sizes:
-            (row,), took = run(folder, *plan, f"budget.megabytes={size}")
-            singles.append(row)
-            seconds.append(took)
-            print(json.dumps({"megabytes": size, **figures(row), "seconds": round(took, 1)}), flush=True)
-        if options.list:
-            rows, took = run(folder, *plan, f"budget.megabytes={sizes}")
-            middle = len(sizes) // 2
-            for row in sorted(rows, key=lambda row: float(row["size_mb"])):
-                print(json.dumps({"list": row["budget"], **figures(row)}), flush=True)
-            ratio = sum(row["tokens"] for row in rows) / singles[middle]["tokens"]
-            print(
-                json.dumps({"tokens_over_one": round(ratio, 3), "seconds_over_one": round(took / seconds[middle], 3)})
-            )
-        spent = sum(row["tokens"] for row in singles)
-        least, reach = share_of(singles[0], singles[-1], folder, sizes)
-        settings = [*FRONT, *shared, f"budget.megabytes={sizes[-1]}", f"sampler.smallest={least:.4f}"]
-        (row,), took = run(folder, *settings, f"search.tokens={int(spent - reach)}")
-        compare(singles, row, spent=spent, seconds=(sum(seconds), took))
+def compare_seed(runs: Runs, seed: int, options: argparse.Namespace) -> dict[str, Any]:
+    """Run the searches of one seed; return what compares them.
+
+    Args:
+        runs: Runs a search.
+        seed: Of all searches.
+        options: Sizes, generations, tokens.
+    """
+    plan = [*SINGLE, f"search.generations={options.generations}", f"seed={seed}"]
+    plan += [] if options.tokens is None else [f"search.tokens={options.tokens}"]
+    singles = []
+    seconds = []
+    for size in options.sizes:
+        row, took = runs.row(*plan, f"budget.bits_per_weight={size}")
+        singles.append(row)
+        seconds.append(took)
+        say(seed=seed, bits_per_weight=size, **figures(row), seconds=round(took, 1))
+    spent = sum(row["tokens"] for row in singles)
+    settings = [*FRONT, f"seed={seed}", f"budget.bits_per_weight={options.sizes[-1]}"]
+    settings.append(f"sampler.smallest={smallest(runs.bench, options.sizes):.4f}")
+    probe = runs.task(*settings)
+    points = probe.sampler(problem=runs.bench.planned_problem(probe.budget), seed=seed).population_size
+    last_choice = 2048 * max(points, 2 * options.generations)  # points of the front, or elites, scored again at the end
+    row, took = runs.row(*settings, f"search.tokens={max(1, int(spent - last_choice))}")
+    say(seed=seed, front=len(row["front"]), generations=row.get("generations"), **figures(row), seconds=round(took, 1))
+    found = compared(singles, row, spent=spent, seconds=(sum(seconds), took))
+    if options.list:
+        found |= listed(runs, plan, options.sizes, singles)
+    return found
+
+
+def listed(runs: Runs, plan: list[str], sizes: list[float], singles: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return what the sizes cost and reach as one list of budgets, over the one search in the middle.
+
+    Args:
+        runs: Runs a search.
+        plan: Settings of a search.
+        sizes: Bits a weight.
+        singles: Rows of the searches alone.
+    """
+    jobs = [runs.job(*plan, f"budget.bits_per_weight={size}") for size in sizes]
+    rows = run_budgets(jobs, runs.bench, share=Budget(bits_per_weight=1).others)
+    middle = singles[len(sizes) // 2]
+    return {
+        "list_tokens_over_one": round(sum(row["tokens"] for row in rows) / middle["tokens"], 3),
+        "list_kl": [[round(one["kl"], 4), round(row["kl"], 4)] for one, row in zip(singles, rows, strict=True)],
+    }
+
+
+def smallest(bench: Workbench, sizes: list[float]) -> float:
+    """Return the smallest size as the sampler counts it: its share of the way from the least to the largest."""
+    low = bench.planned_problem(Budget(bits_per_weight=sizes[0]))
+    high = bench.planned_problem(Budget(bits_per_weight=sizes[-1]))
+    return (low.budget - low.least) / max(high.budget - low.least, 1)
 
 
 def figures(row: dict[str, Any]) -> dict[str, Any]:
@@ -97,20 +153,10 @@ def figures(row: dict[str, Any]) -> dict[str, Any]:
     return {key: row[key] for key in ("size_mb", "search_loss", "kl", "tokens")}
 
 
-def share_of(low: dict[str, Any], high: dict[str, Any], folder: Path, sizes: list[float]) -> tuple[float, int]:
-    """Return the smallest size as the sampler's share of the range, and the tokens kept for the last choice.
-
-    The least that the levels allow is two bits: 2 bits, scale and zero of a group of 64 are 2.28125 bits a weight.
-    """
-    del folder
-    weights = (high["size_mb"] - low["size_mb"]) * 8e6 / (high["bits_per_weight"] - low["bits_per_weight"])
-    fixed = high["size_mb"] - high["bits_per_weight"] * weights / 8e6
-    least = fixed + 2.28125 * weights / 8e6
-    return (sizes[0] - least) / (sizes[-1] - least), 24 * 2048
-
-
-def compare(singles: list[dict[str, Any]], row: dict[str, Any], *, spent: int, seconds: tuple[float, float]) -> None:
-    """Print hypervolumes, and the winners side by side."""
+def compared(
+    singles: list[dict[str, Any]], row: dict[str, Any], *, spent: int, seconds: tuple[float, float]
+) -> dict[str, Any]:
+    """Return hypervolumes (of the searches at single sizes, of the front), and the winners side by side."""
     front = row["front"]
     found: dict[str, Any] = {"tokens": [spent, row["tokens"]], "seconds": [round(part, 1) for part in seconds]}
     for key in ("search_loss", "kl"):
@@ -122,14 +168,55 @@ def compare(singles: list[dict[str, Any]], row: dict[str, Any], *, spent: int, s
             )
             for points in (singles, front)
         ]
+        within = [[p[key] for p in front if p["size_mb"] <= one["size_mb"] + 1e-6] for one in singles]
         found[f"{key}_at_sizes"] = [
-            [
-                round(one[key], 4),
-                round(min((p[key] for p in front if p["size_mb"] <= one["size_mb"] + 1e-6), default=np.inf), 4),
-            ]
-            for one in singles
+            [round(one[key], 4), round(min(best), 4) if best else None]
+            for one, best in zip(singles, within, strict=True)
         ]
-    print(json.dumps(found), flush=True)
+    return found
+
+
+def say(**facts: Any) -> None:
+    """Print a line of JSON."""
+    print(json.dumps(facts), flush=True)
+
+
+def opened(config: DictConfig, device: str) -> Workbench:
+    """Return the workbench of a configuration, its model on a device, with the store made."""
+    began = time.monotonic()
+    config.model.device = device
+    bench = open_bench(materials_of(config), progress=shared_progress())
+    units = len(bench.store.units)
+    say(model=bench.loaded.name, device=str(bench.anatomy.device), units=units, seconds=round(time.monotonic() - began))
+    return bench
+
+
+def main() -> None:
+    """Run the searches and print what they found."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--sizes", type=float, nargs="+", default=list(SIZES), help="true bits a weight")
+    parser.add_argument("--generations", type=int, default=3)
+    parser.add_argument("--tokens", type=int, help="most tokens of a search at one size")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--list", action="store_true")
+    options, overrides = parser.parse_known_args()
+    quiet_libraries()
+    options.sizes = sorted(options.sizes)
+    size = f"budget.bits_per_weight={options.sizes[-1]}"
+    try:
+        bench = opened(configured([*COMMON, *SINGLE, size, *overrides]), options.device)
+        with tempfile.TemporaryDirectory() as name:
+            runs = Runs(bench, Path(name), overrides)
+            volumes = []
+            for seed in options.seeds:
+                found = compare_seed(runs, seed, options)
+                volumes.append([found["hypervolume_search_loss"], found["hypervolume_kl"]])
+                say(seed=seed, **found)
+            means = np.mean(volumes, axis=0).round(4).tolist()
+            say(seeds=len(volumes), hypervolume_search_loss=means[0], hypervolume_kl=means[1])
+    except EvosweepError as error:
+        sys.exit(str(error))
 
 
 if __name__ == "__main__":

@@ -115,3 +115,10 @@ def test_lists_that_cannot_be_met_are_refused_before_any_work(folder, capfd, bud
     error = capfd.readouterr().err
     assert all(word in error for word in words) and "Traceback" not in error, error
     assert not list(folder.glob("runs/refused/*/config.yaml"))
+
+
+def test_a_later_budget_is_solved_by_what_the_list_measured(run: Path, rows: dict[float, dict]) -> None:
+    assert evosweep("resolve", str(run), "budget.bits_per_weight=3.75") == 0
+    row = read_result(run / "resolved" / "bits_per_weight_3.75" / "result.json")
+    assert row["predicted"] and row["made_of"].startswith("ilp by around_top")
+    assert rows[3.5]["kl"] > row["kl"] > 0 and 3.5 < row["bits_per_weight"] <= 3.75

@@ -58,7 +58,7 @@ def test_every_module_of_a_plug_in_package_has_a_choice() -> None:
     package = Path(CONF).parent / "evosweep"
     for folder, shared in {
         "fitness": {"base"},
-        "allocators": {"base", "formulas", "harm", "interactions", "quiet"},
+        "allocators": {"base", "formulas", "harm", "interactions", "quiet", "resolve"},
         "compressors": {
             "base",
             "code_tables",

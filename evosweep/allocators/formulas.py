@@ -3,7 +3,10 @@
 "EMQ: Evolving Training-free Proxies for Automated Mixed Precision Quantization" (arXiv 2307.10554) searches formulas
 over statistics of a network by evolution, and judges each by Spearman's rank correlation with true results on a bench
 of scored allocations. Here a proxy is a number for each level of each unit, and an allocation's score is their sum, as
-for every other harm, so the winner is minimized within a budget by integer programming.
+for every other harm, so the winner is minimized within a budget by integer programming. Differs from EMQ in its
+primitives, which are of one layer's numbers here instead of whole tensors, in judging by Spearman's correlation on all
+allocations of one half of the bench instead of also on its best ones, and in that the best formulas stay. EMQ's
+repository has no search; selection follows the one that its authors publish with their later proxies (LPZero).
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -22,9 +25,9 @@ TINY = 1e-12
 MONOTONE = 0.8  # share of units whose lowest level must have more harm than their highest
 POPULATION = 20
 ITERATIONS = 1000
-POOL = 0.5  # share of the population that parents are chosen from
-DIVERSITY = 0.3  # probability that a parent is a new random formula, or any of the pool in place of its best
-CROSSOVER = 0.5  # probability that two parents exchange branches
+POOL = 0.5  # share of the population, the better one, that parents are drawn from
+CROSSOVER = 0.5  # probability that a formula gets a branch of another
+MUTATION = 0.5  # probability that a part of it is redrawn
 TRIES = 100  # for a formula that passes the screening
 
 
@@ -225,9 +228,9 @@ def evolved(
 ) -> Found:
     """Return the formula of highest rank correlation that an evolutionary search finds, after EMQ's.
 
-    Every iteration makes one formula. Its parents come from a random pool of the population: the best of it, or, so
-    that the population keeps its diversity, any of it or a new random formula. They exchange branches, one of their
-    parts is redrawn, and what passes the screening replaces the worst of the population if it is better.
+    Every iteration draws two parents from the better half of the population, exchanges branches between them, redraws a
+    part, each with an even chance, and also makes a new random formula. The better of the two enters the population,
+    the worst of which leaves (diversity-prompting selection). What fails the screening counts as worst.
     Half of the bench chooses; the other half says how well that went.
 
     Args:
@@ -247,19 +250,18 @@ def evolved(
     screening = Screening(proxies, sizes, bench.rows(slice(0, None, 2)))
     names = sorted(proxies)
     ranked: list[tuple[float, Formula]] = []
-    tried = 0
-    for iteration in range(population * TRIES + iterations):
-        full = len(ranked) >= population
-        if not full and iteration >= population * TRIES:
+    for _ in range(population * TRIES):
+        if len(ranked) == population:
             break
-        formula = _offspring(ranked, names, rng) if full else _random(names, rng)
-        score = screening.judged(formula)
-        if score is None:
-            continue
-        tried += 1
-        ranked = sorted([*ranked, (score, formula)], key=lambda pair: -pair[0])[:population]
-        if tried >= population + iterations:
-            break
+        ranked += _passed(screening, [_random(names, rng)])
+    tried = len(ranked)
+    ranked.sort(key=lambda pair: -pair[0])
+    for _ in range(iterations if ranked else 0):
+        passed = _passed(screening, [_offspring(ranked, names, rng), _random(names, rng)])
+        tried += len(passed)
+        best = max(passed, key=lambda pair: pair[0], default=None)
+        if best is not None:
+            ranked = sorted([*ranked, best], key=lambda pair: -pair[0])[:population]
     if not ranked:
         raise EvosweepError(
             "no formula of proxies passes EMQ's screening: none falls from the lowest level to the highest"
@@ -269,37 +271,25 @@ def evolved(
     return Found(winner, score, held_out, tried)
 
 
+def _passed(screening: Screening, formulas: Sequence[Formula]) -> list[tuple[float, Formula]]:
+    """Return the formulas that pass the screening, each with its rank correlation."""
+    judged = [(screening.judged(formula), formula) for formula in formulas]
+    return [(score, formula) for score, formula in judged if score is not None]
+
+
 def _offspring(ranked: Sequence[tuple[float, Formula]], names: Sequence[str], rng: np.random.Generator) -> Formula:
-    """Return a formula made of two parents.
+    """Return a formula made of two parents of the better half.
 
     Args:
         ranked: The population with its scores, best first.
         names: Of the proxies.
         rng: Makes all choices.
     """
-    size = max(2, round(POOL * len(ranked)))
-    pool = np.sort(rng.choice(len(ranked), size, replace=False))
-    first = _parent(ranked, pool, names, rng)
-    second = _parent(ranked, pool[1:], names, rng)
+    better = max(1, int(POOL * len(ranked)))
+    first, second = (ranked[int(index)][1] for index in rng.integers(better, size=2))
     if rng.random() < CROSSOVER:
         first = replace(first, right=second.right if rng.random() < 0.5 else second.left)
-    return _mutated(first, names, rng)
-
-
-def _parent(
-    ranked: Sequence[tuple[float, Formula]], pool: npt.NDArray[np.int64], names: Sequence[str], rng: np.random.Generator
-) -> Formula:
-    """Return the best of a pool, or with the probability of diversity another formula.
-
-    Args:
-        ranked: The population with its scores, best first.
-        pool: Indices into it, rising.
-        names: Of the proxies.
-        rng: Makes all choices.
-    """
-    if rng.random() >= DIVERSITY:
-        return ranked[int(pool[0])][1]
-    return _random(names, rng) if rng.random() < 0.5 else ranked[int(rng.choice(pool))][1]
+    return _mutated(first, names, rng) if rng.random() < MUTATION else first
 
 
 def _mutated(formula: Formula, names: Sequence[str], rng: np.random.Generator) -> Formula:

@@ -89,7 +89,7 @@ class Harm:
         """Return the harm of every (unit, level), shape (units, longest ladder); past a ladder's end, infinity.
 
         Raises:
-            EvosweepError: A level has no layer error.
+            EvosweepError: A level has no layer error, or the harm of weights is no number, or the same for all levels.
             StoreError: A column was not measured.
         """
         if self.kind in OF_LAYERS:
@@ -102,13 +102,33 @@ class Harm:
             table[has, level] = [
                 column(problem, name, only=[index])[0] for index, name in zip(has.tolist(), names, strict=True)
             ]
+        if self.kind in OF_WEIGHTS:
+            self._check(problem, table)
         return np.maximum(table, LEAST_RISE) if self.kind == "around_top" else table
+
+    def _check(self, problem: Problem, table: npt.NDArray[np.float64]) -> None:
+        """Raise EvosweepError where a table prefers no level, as one of gradients that overflow or vanish."""
+        inside = np.arange(table.shape[1]) < problem.sizes[:, None]
+        broken = np.flatnonzero((inside & ~np.isfinite(table)).any(axis=1))
+        if len(broken):
+            name = problem.units[broken[0]].name
+            raise EvosweepError(
+                f"harm {self.kind} of {name} is not a finite number ({len(broken)} of {len(table)} units): "
+                "its gradients overflow; try another model.dtype, as model.dtype=float32"
+            )
+        if (problem.sizes > 1).any() and (np.where(inside, table, table[:, :1]) == table[:, :1]).all():
+            raise EvosweepError(f"harm {self.kind} is the same at all levels of every unit: it prefers none")
 
 
 def _layer_errors(problem: Problem) -> npt.NDArray[np.float64]:
-    if any(level.error is None for unit in problem.units for level in unit.levels):
-        raise EvosweepError("this sampler needs the layer error of every level; this store has none")
+    lacking = [(unit.name, level.name) for unit in problem.units for level in unit.levels if level.error is None]
+    if lacking:
+        unit, name = lacking[0]
+        raise EvosweepError(
+            f"this sampler needs the layer error of every level; {len(lacking)} have none ({name} of {unit} ...): "
+            "store.layer_errors=true measures them"
+        )
     table = np.full(problem.costs.shape, np.inf)
-    for row, unit in enumerate(problem.units):
-        table[row, : len(unit.levels)] = np.array([level.error for level in unit.levels], dtype=np.float64)
+    for row, one in enumerate(problem.units):
+        table[row, : len(one.levels)] = np.array([level.error for level in one.levels], dtype=np.float64)
     return table

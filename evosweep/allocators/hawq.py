@@ -3,7 +3,11 @@
 HAWQ (arXiv 1905.03696) orders layers by S = λ / n, their top Hessian eigenvalue over their number of weights, HAWQ-V2
 (arXiv 1911.03852) by their average trace; both keep levels in that order, which leaves few allocations.
 HAWQ-V2 computes Ω = Σ ½ · curvature · ‖W − Ŵ‖² of all of them, draws the Pareto frontier of size and Ω, and
-takes the point of least Ω within the budget.
+takes the point of least Ω within the budget. Differs from the authors' code (PyHessian, and HAWQ's ILP over trace times
+‖W − Ŵ‖²) in that the Hessian is that of the KL from the dense model instead of the loss at the text's labels, in a
+fixed number of products instead of iterations until the value changes by less than 0.1 %, and in the factor ½, which
+makes Ω nats and changes no choice. HAWQ leaves the choice among the allocations in order to its user; here it is
+HAWQ-V2's.
 """
 
 from dataclasses import dataclass
@@ -15,6 +19,7 @@ from evosweep.allocators.base import column
 from evosweep.allocators.harm import HAWQ as TRACE
 from evosweep.allocators.harm import HAWQ_HUTCHINSON, HAWQ_TOP, ORDER, Harm
 from evosweep.core.checks import check_bool, check_choice, check_int
+from evosweep.core.errors import EvosweepError
 from evosweep.core.problem import Genome, Problem
 
 CURVATURES = {"top_eigenvalue": HAWQ_TOP, "trace": TRACE, "hutchinson": HAWQ_HUTCHINSON}
@@ -74,10 +79,16 @@ class HAWQ:
         """Return the Pareto frontier of a problem, whatever its budget, as the budget allows on the way.
 
         Raises:
+            EvosweepError: All curvatures are the same, so that they order nothing.
             StoreError: A column was not measured.
         """
         harm = self.harm.table(problem)
         curvature = column(problem, f"{self.curvature}{ORDER}")
+        if self.ordered and len(curvature) > 1 and np.ptp(curvature) == 0:
+            raise EvosweepError(
+                f"curvature {self.curvature} is the same for all {len(curvature)} units: it orders nothing; "
+                "sampler.allocator.ordered=false needs no order"
+            )
         order = np.argsort(-curvature, kind="stable")
         return _frontier(problem, harm, order, ordered=self.ordered, points=self.points)
 

@@ -17,7 +17,9 @@ class InterLayer:
     order of the result. Here the sensitivity of unit u at level l is h_u(l) + Σ_v ρ_uv √(h_u(l) h_v), v at the
     uniform allocation: half of each pair's term of the second-order expansion (``Interactions``), with ρ as measured
     for pairs of groups. So the sensitivities of all units at the uniform allocation add up to its harm. The bisection
-    is over the bound at a budget of bits; what is left of the budget goes to the units that gain most.
+    is over the bound at a budget of bits; what is left of the budget goes to the units that gain most. Differs from the
+    paper, which bisects for the lowest latency at a given accuracy and evaluates the model at every step; its authors
+    publish no code, and its formula of the augmentation was not at hand.
 
     Args:
         harm: Second-order sensitivity, as ``Harm`` explains.

@@ -5,6 +5,11 @@ L(x) = Σ_u h_u(x_u) + Σ_{u<v} Ω_uv(x_u, x_v), with Ω_uv = L(u, v) − L(u) �
 with only u and v compressed. Measured here are pairs of groups (blocks, or kinds of layers) instead of pairs of units.
 What a group's interaction is to its units follows from the same expansion: with h_u = ½ d_uᵀ H_uu d_u, the term of a
 pair is d_uᵀ H_uv d_v = 2 ρ_uv √(h_u h_v), and ρ is taken to be the same for all units of a pair of groups.
+
+Differs from CLADO, which measures every pair of layers at every pair of levels (half of both terms, as its code has
+them, is the same objective), in that groups are measured at the uniform allocation; as in CLADO, the matrix is made
+positive semidefinite. CoopQ (Zhao et al., arXiv 2509.15455) has the same quadratic objective for 2 and 4 bits, with
+singles and pairs from Shapley values of progressively quantized models, which average over what else is quantized.
 """
 
 from dataclasses import dataclass
@@ -129,7 +134,7 @@ def _correlations(
 
 
 def positive(matrix: Floats) -> Floats:
-    """Return the nearest positive semidefinite matrix (CLADO, section 4.2): negative eigenvalues become 0."""
+    """Return the nearest positive semidefinite matrix (as CLADO does): negative eigenvalues become 0."""
     values, vectors = np.linalg.eigh((matrix + matrix.T) / 2)
     clipped: Floats = (vectors * np.maximum(values, 0.0)) @ vectors.T
     return (clipped + clipped.T) / 2

@@ -1,4 +1,4 @@
-"""Subcommands for runs that exist: export, score, compare, resume, sync, worker; and for the cache."""
+"""Subcommands for runs that exist: export, score, compare, resume, resolve, sync, worker; and for the cache."""
 
 import argparse
 import shlex
@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 
 from rich.console import Console
 
-from evosweep.cli import cache_command, export_command, score_command, sync_command, worker_command
+from evosweep.cli import cache_command, export_command, resolve_command, score_command, sync_command, worker_command
 from evosweep.cli.find import find_run
 from evosweep.cli.finish import SELECTION, export_lines, standings
 from evosweep.cli.folders import CLAIM
@@ -69,6 +69,7 @@ def _parser() -> argparse.ArgumentParser:
     resume.add_argument("run", help=run)
     resume.add_argument("overrides", nargs="*", help=overrides)
     resume.set_defaults(call=_resume)
+    resolve_command.add_commands(commands, run=run)
     sync_command.add_commands(commands, overrides=overrides)
     worker_command.add_commands(commands, overrides=overrides)
     cache_command.add_commands(commands)

@@ -36,7 +36,7 @@ from evosweep.core.redact import redact
 PACKAGE = Path(__file__).parents[1]
 CHECKOUT = PACKAGE.parent / "conf"
 CONF = CHECKOUT if (CHECKOUT / "config.yaml").is_file() else PACKAGE / "conf"
-SUBCOMMANDS = ("export", "score", "compare", "resume", "sync", "worker", "cache")
+SUBCOMMANDS = ("export", "score", "compare", "resume", "resolve", "sync", "worker", "cache")
 BAD_INPUT = 2
 INTERRUPTED = 130
 

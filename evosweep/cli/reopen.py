@@ -129,7 +129,7 @@ def reopen(folder: Path, config: DictConfig, *, allocation: Path | None = None) 
     """
     shared_progress().begin(prefix="", log=folder / CLAIM, first="opened again")
     bench = bench_of(config)
-    _check_store(folder, bench)
+    check_store(folder, bench)
     problem = bench.problem(build(config, "budget"))
     if allocation is not None:
         return Earlier(folder, config, bench, problem, load_genome(allocation, problem))
@@ -137,7 +137,7 @@ def reopen(folder: Path, config: DictConfig, *, allocation: Path | None = None) 
     return Earlier(folder, config, bench, problem, genome, load_tuned(folder))
 
 
-def _check_store(folder: Path, bench: Workbench) -> None:
+def check_store(folder: Path, bench: Workbench) -> None:
     """Raise EvosweepError where a run's levels are not those that it chose from: an allocation is for them alone."""
     if not (folder / RESULT).is_file():
         return

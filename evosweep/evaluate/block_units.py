@@ -13,8 +13,8 @@ from torch import nn
 from evosweep.evaluate.routing import levels_in
 from evosweep.models.anatomy import Anatomy
 from evosweep.models.dropping import DropEffect
-from evosweep.models.mixture import Rows, experts_by_row
-from evosweep.models.slots import ExpertSlot, Slot
+from evosweep.models.mixture import Routed, Rows
+from evosweep.models.slots import RoutedSlot, Slot
 from evosweep.store.manifest import LevelStore
 
 Genomes = npt.NDArray[np.int64]
@@ -36,7 +36,7 @@ class BlockUnits:
     slots: Mapping[Slot, int]
     writers: Mapping[nn.Module, int]
     whole: tuple[int, ...]
-    experts: Mapping[ExpertSlot, int] = field(default_factory=dict)
+    experts: Mapping[RoutedSlot, int] = field(default_factory=dict)
 
     @cached_property
     def indices(self) -> npt.NDArray[np.int64]:
@@ -51,13 +51,13 @@ class BlockUnits:
             levels: Level of each row, by index of the unit.
             weight: Weight (out, in) by index of the unit, and level; decoded when an expert runs.
         """
-        mixtures: dict[nn.Module, dict[tuple[str, int], Rows]] = {}
+        mixtures: dict[Routed, dict[tuple[str, int], Rows]] = {}
         for slot, unit in self.experts.items():
             rows = Rows(levels[unit], lambda level, unit=unit: weight((unit, level)))  # type: ignore[misc]
-            mixtures.setdefault(slot.module, {})[slot.attribute, slot.expert] = rows
+            mixtures.setdefault(slot.mixture, {})[slot.attribute, slot.expert] = rows
         with ExitStack() as stack:
-            for module, rows_of in mixtures.items():
-                stack.enter_context(experts_by_row(module, rows_of))
+            for mixture, rows_of in mixtures.items():
+                stack.enter_context(mixture.by_row(rows_of))
             yield
 
 
@@ -76,8 +76,8 @@ def units_by_block(anatomy: Anatomy, store: LevelStore, drops: Mapping[int, Drop
         slots = {slot: indices[slot.name] for slot in anatomy.slots_of(block) if slot.name in indices}
         found.append(
             BlockUnits(
-                slots={slot: index for slot, index in slots.items() if not isinstance(slot, ExpertSlot)},
-                experts={slot: index for slot, index in slots.items() if isinstance(slot, ExpertSlot)},
+                slots={slot: index for slot, index in slots.items() if not isinstance(slot, RoutedSlot)},
+                experts={slot: index for slot, index in slots.items() if isinstance(slot, RoutedSlot)},
                 writers={
                     anatomy.model.get_submodule(effect.writer): index
                     for index, effect in here.items()

@@ -83,7 +83,14 @@ def sentences(columns: Mapping[str, Mapping[str, float]]) -> list[str]:
 
 
 def measured(
-    evaluator: Evaluator, problem: Problem, *, tokens: int, seed: int, progress: Progress, steps: Steps
+    evaluator: Evaluator,
+    problem: Problem,
+    *,
+    tokens: int,
+    seed: int,
+    progress: Progress,
+    steps: Steps,
+    allocations: int = ALLOCATIONS,
 ) -> tuple[dict[str, Table], Bench]:
     """Return the proxies by name, and the bench: scored, or read from ``evaluate.mq_bench``.
 
@@ -94,13 +101,14 @@ def measured(
         seed: Chooses windows and allocations.
         progress: Shows how far it is.
         steps: Keeps what is done.
+        allocations: Scored at most.
     """
     slots = layers_with_gradients(evaluator, problem)
     split = evaluator.splits["search"]
     seq_len = split.windows.shape[1]
     path = evaluator.resources.mq_bench
     given = None if path is None else read_bench(path, problem)
-    genomes = np.zeros((0, len(slots)), dtype=np.int64) if given else bench_genomes(problem, ALLOCATIONS, seed)
+    genomes = np.zeros((0, len(slots)), dtype=np.int64) if given else bench_genomes(problem, allocations, seed)
     rng = generator(seed, "emq windows")
     count = min(split.count("evaluate.sensitivity_tokens", tokens), len(split.windows))
     scored = rng.choice(len(split.windows), count, replace=False).tolist() if given is None else []

@@ -1,7 +1,9 @@
 """Scores of every level from a few backward passes: what it changes in a weight, times the loss's gradient there."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+import numpy as np
 
 from evosweep.allocators.harm import AUTO_QUANTIZE, AUTO_SCHEME, FISHER
 from evosweep.core.events import Progress
@@ -44,8 +46,11 @@ def auto_quantize(
     """Return Σ (∂loss/∂Y)² ⊙ (ΔY)² of every level of every unit, a token: what NVIDIA ModelOpt's AutoQuantize sums.
 
     The loss is that of the text's own next tokens, Y a layer's outputs and ΔY what the level changes in them: the
-    diagonal of the Fisher information in each output, with the text's labels in place of the model's (ModelOpt,
-    ``AutoQuantizeGradientSearcher``).
+    diagonal of the Fisher information in each output, with the text's labels in place of the model's. A dearer level
+    counts as no worse than any cheaper one of its unit, as in ModelOpt (``torch/quantization/algorithms.py``,
+    ``AutoQuantizeGradientSearcher``). Differs from ModelOpt in that no level is free of harm unless it changes nothing
+    (ModelOpt scores an unquantized layer 0), that fused layers share a level only with ``units.tie=fused``, and that a
+    single expert of several has no score.
 
     Args:
         evaluator: Has the dense model and the levels.
@@ -63,7 +68,13 @@ def auto_quantize(
     forwards = BACKWARD - 1 + int(problem.sizes.max())  # weights get no gradient; each level is multiplied once
     orders = _windows_alone(evaluator, problem, tokens, seed, forwards=forwards)
     squares = _summed("output_squares", evaluator, problem, orders, progress, steps)
-    return _columns(AUTO_QUANTIZE, problem, squares / (len(orders) * _seq_len(evaluator)))
+    columns = _columns(AUTO_QUANTIZE, problem, squares / (len(orders) * _seq_len(evaluator)))
+    return {name: falling(values) for name, values in columns.items()}
+
+
+def falling(harms: Mapping[str, float]) -> dict[str, float]:
+    """Return the harms of a unit's levels, cheapest first, each at most that of every cheaper level."""
+    return dict(zip(harms, np.minimum.accumulate(list(harms.values())).tolist(), strict=True))
 
 
 def auto_scheme(
@@ -72,8 +83,11 @@ def auto_scheme(
     """Return Σ |∂loss/∂Ŵ ⊙ (W − Ŵ)| of every level of every unit, a token: what Intel AutoRound's AutoScheme sums.
 
     The loss is that of the text's own next tokens, in a model whose layers are all at the level which is scored
-    (AutoRound, ``auto_scheme/delta_loss.py``); so every level takes passes of its own, and each gets its share of the
-    tokens.
+    (AutoRound, ``auto_scheme/delta_loss.py``); so every level takes passes of its own, one window each as in AutoRound
+    with a batch of one, and each gets its share of the tokens. Differs from AutoRound in that levels are those of the
+    store (AutoRound scores a cheaper rounding than it exports), that an embedding and a head are scored like any layer
+    (AutoRound chooses an embedding's level apart and keeps a head at 6 bits or more where it can), and that integer
+    programming selects, where AutoRound's dynamic programming keeps a bounded number of states.
 
     Args:
         evaluator: Has the dense model and the levels.

@@ -27,8 +27,8 @@ def pairs(
     """Return the rise of the KL with each group at the uniform allocation, and of every two beyond their sum.
 
     Ω_gh = L(g, h) − L(g) − L(h) + L(none), all on the same tokens and all other units at their best levels (CLADO,
-    arXiv 2307.05657, eq. 8, for groups). A unit's column ``<name>/<other group>`` is its group's Ω, or L(g) − L(none)
-    for the group itself; ``<name>/all`` is the rise with all groups at once.
+    arXiv 2307.05657, for groups). A unit's column ``<name>/<other group>`` is its group's Ω, or L(g) − L(none) for the
+    group itself; ``<name>/all`` is the rise with all groups at once.
 
     Args:
         evaluator: Scores genomes.

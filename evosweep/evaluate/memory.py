@@ -12,7 +12,7 @@ from evosweep.core.unit import Unit
 from evosweep.models.activations import CHOICES, NONE
 from evosweep.models.anatomy import Anatomy
 from evosweep.models.device import free_bytes
-from evosweep.models.slots import ExpertSlot
+from evosweep.models.slots import RoutedSlot
 
 FREE_SHARE = 0.85  # of free memory is used, where memory_gb is not given
 TARGETS_SHARE = 0.1
@@ -131,9 +131,10 @@ def per_token(anatomy: Anatomy) -> int:
     width = int(anatomy.head.weight.shape[1]) * 4 * ACTIVATION_COPIES
     mixtures: dict[int, float] = {}  # by module: inputs and outputs of all matrices that a token meets
     for slot in anatomy.slots:
-        if isinstance(slot, ExpertSlot):
+        if isinstance(slot, RoutedSlot):
             met = slot.share * sum(slot.shape) * anatomy.dtype.itemsize
-            mixtures[id(slot.module)] = mixtures.get(id(slot.module), 0.0) + met
+            module = id(slot.mixture.module)
+            mixtures[module] = mixtures.get(module, 0.0) + met
     return width + int(max(mixtures.values(), default=0.0))
 
 
@@ -150,7 +151,7 @@ def plan_memory(resources: Resources, anatomy: Anatomy, units: Sequence[Unit], *
         SettingError: There is no room for one candidate on one window.
     """
     layers = [unit for unit in units if not unit.gates]
-    if resources.activations != NONE and any(isinstance(slot, ExpertSlot) for slot in anatomy.slots):
+    if resources.activations != NONE and any(isinstance(slot, RoutedSlot) for slot in anatomy.slots):
         raise SettingError(
             "activations",
             owner=resources,

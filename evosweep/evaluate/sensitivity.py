@@ -206,11 +206,11 @@ MEASURES = {
     HAWQ_HUTCHINSON: Measure(hawq_v2_hutchinson, _as_one_level),
     HAWQ_TOP: Measure(hawq, hawq_tokens),
     FISHER: Measure(fisher, _as_one_level),
-    AUTO_QUANTIZE: Measure(auto_quantize, _as_one_level),
+    AUTO_QUANTIZE: Measure(auto_quantize, _as_one_level, version=1),
     AUTO_SCHEME: Measure(auto_scheme, _as_one_level),
     HIGGS: Measure(higgs, _all_noises, lambda _: len(NOISES)),
     HIGGS_DATA: Measure(higgs_data, _all_noises, lambda _: len(NOISES)),
-    EMQ: Measure(emq, emq_tokens, says=sentences),
+    EMQ: Measure(emq, emq_tokens, version=1, says=sentences),
 }
 
 

@@ -10,7 +10,7 @@ from evosweep.core.errors import ExportError
 from evosweep.core.problem import Genome
 from evosweep.evaluate.population import Evaluator
 from evosweep.models.activations import NONE
-from evosweep.models.slots import ExpertSlot, OuterSlot, Slot
+from evosweep.models.slots import OuterSlot, RoutedSlot, Slot
 
 ROUNDED_TOLERANCE = 0.05  # where inputs are rounded: the last bit of one may decide which of two values it becomes
 ORIGINAL = "the model itself, with the chosen levels' weights written into it,"
@@ -53,7 +53,7 @@ def proved(winner: Chosen, reloaded: Any, tokens: torch.Tensor, *, tolerance: fl
     """
     evaluator = winner.evaluator
     model: Any = evaluator.anatomy.model
-    inner = {slot.name: slot.module for slot in winner.slots if not isinstance(slot, OuterSlot | ExpertSlot)}
+    inner = {slot.name: slot.module for slot in winner.slots if not isinstance(slot, OuterSlot | RoutedSlot)}
     with winner.in_place():
         paths = {slot.name: path for path, (slot, _) in winner.layers().items() if slot.name in inner}
     layers = {unit: reloaded.get_submodule(path) for unit, path in paths.items()}

@@ -17,8 +17,9 @@ from torch import nn
 from evosweep.core.errors import ModelError
 from evosweep.models.contexts import Arguments, Contexts
 from evosweep.models.decoder import find_blocks
-from evosweep.models.experts import find_mixtures
+from evosweep.models.experts import find_listed, find_mixtures, listed_slots, same_input, with_listed
 from evosweep.models.head import Head
+from evosweep.models.listed import first_tensor
 from evosweep.models.patch import replaced_forward
 from evosweep.models.probe import Inspect, probe_blocks
 from evosweep.models.rescaling import undo_rescaling
@@ -260,6 +261,7 @@ class Anatomy:
     def _probe(self) -> list[Slot]:
         inputs: dict[str, torch.Tensor] = {}
         mixtures = find_mixtures(self.model, self.block_path)
+        listed = find_listed(self.model, self.block_path)
         kinds: dict[str, tuple[type[LinearSlot], nn.Module]] = {}
         for name, module in self.model.named_modules():
             kind = slot_kind_of(module)
@@ -274,9 +276,10 @@ class Anatomy:
             for name, (_, module) in kinds.items():
                 stack.callback(module.register_forward_pre_hook(partial(_remember, inputs, name)).remove)
                 stack.callback(module.register_forward_hook(partial(_remember_output, outputs, name)).remove)
-            for name, mixture in mixtures.items():
-                mark = partial(_remember, inputs, name)
-                stack.callback(mixture.module.register_forward_pre_hook(mark).remove)
+            marked = {name: mixture.module for name, mixture in mixtures.items()}
+            for name, module in (marked | {mixture.name: mixture.module for mixture in listed}).items():
+                mark = partial(_remember_first, inputs, name)
+                stack.callback(module.register_forward_pre_hook(mark, with_kwargs=True).remove)
             stack.callback(self.blocks[0].register_forward_hook(lambda _m, _a, out: returned.append(out)).remove)
             tokens = torch.zeros((1, PROBE_TOKENS), dtype=torch.long, device=self.device)
             self.base(input_ids=tokens, use_cache=False)
@@ -295,7 +298,12 @@ class Anatomy:
                 slots += mixtures[name].slots
             elif name in layers:
                 kind, module = kinds[name]
-                slots.append(kind(name=name, block=self._block_of(name), module=module, group=_group(name, layers)))
+                slots.append(kind(name=name, block=self._block_of(name), module=module, group=same_input(name, layers)))
+        for mixture in listed:
+            if mixture.name in inputs:
+                width = inputs[mixture.name].shape[-1]
+                experts = listed_slots(mixture, self._block_of(mixture.name), width)
+                slots = with_listed(slots, mixture, experts, list(inputs))
         return slots
 
     def _block_of(self, name: str) -> int:
@@ -307,18 +315,21 @@ def _remember(inputs: dict[str, torch.Tensor], name: str, module: nn.Module, arg
     inputs.setdefault(name, args[0] if args else torch.empty(0))
 
 
+def _remember_first(
+    inputs: dict[str, torch.Tensor],
+    name: str,
+    module: nn.Module,
+    args: Sequence[Any],
+    keywords: Mapping[str, Any],
+) -> None:
+    """Keep the first tensor that a module is given; arguments as for ``_remember``."""
+    del module
+    inputs.setdefault(name, first_tensor((args, keywords)))
+
+
 def _remember_output(outputs: dict[str, Any], name: str, module: nn.Module, args: Sequence[Any], output: Any) -> None:
     del module, args
     outputs[name] = output
-
-
-def _group(name: str, inputs: Mapping[str, torch.Tensor]) -> str:
-    mine = inputs[name]
-    return next(
-        other
-        for other, tensor in inputs.items()
-        if tensor is mine or (tensor.data_ptr() == mine.data_ptr() and tensor.shape == mine.shape)
-    )
 
 
 def _without(slots: Sequence[Slot], gone: Collection[str]) -> list[Slot]:

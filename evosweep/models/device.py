@@ -1,5 +1,6 @@
 """Picks a device, measures its free memory, and copies blocks to it one at a time."""
 
+import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -79,10 +80,30 @@ def let_visit(blocks: Sequence[nn.Module], device: torch.device) -> None:
     for block in blocks:
         block.to("cpu")
         if device.type == "cuda":
-            for tensor in [*block.parameters(), *block.buffers()]:
-                tensor.data = tensor.data.pin_memory()
+            _lock_pages(block)
         block.register_forward_pre_hook(_Visit(device))
         block.register_forward_hook(_leave, always_call=True)
+
+
+def _lock_pages(block: nn.Module) -> None:
+    """Page-lock a block's weights where they are, until the block is gone.
+
+    ``Tensor.pin_memory`` takes the next power of two: 43 GB for the 26 GB of a model in Llama-13B's shape. What cannot
+    be locked stays as it is, and is copied without running beside computation.
+    """
+    runtime = torch.cuda.cudart()
+    locked = []
+    for tensor in [*block.parameters(), *block.buffers()]:
+        home = tensor.data.clone()  # not in a file that is mapped, which cannot be locked
+        if home.nbytes and not runtime.cudaHostRegister(home.data_ptr(), home.nbytes, 0).value:
+            locked.append(home)
+        tensor.data = home
+    weakref.finalize(block, _unlock_pages, locked)
+
+
+def _unlock_pages(locked: Sequence[torch.Tensor]) -> None:
+    for home in locked:
+        torch.cuda.cudart().cudaHostUnregister(home.data_ptr())
 
 
 class _Visit:

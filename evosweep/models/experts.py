@@ -1,13 +1,20 @@
 """Finds the mixtures of experts in a model's blocks: every expert's matrix is a slot."""
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
+import torch
 from torch import nn
 
+from evosweep.models.listed import ListedMixture
 from evosweep.models.mixture import attributes, count, is_swapped, up_attribute
-from evosweep.models.slots import ExpertSlot, Slot
+from evosweep.models.slots import ExpertSlot, GroupedSlot, LinearSlot, ListedSlot, RoutedSlot, Slot, slot_kind
+
+LISTED = re.compile(r"^(?!.*shared).*expert", re.IGNORECASE)  # name of a list of experts, or their class
 
 
 class Slots(Protocol):
@@ -72,12 +79,152 @@ def find_mixtures(model: nn.Module, block_path: str) -> dict[str, Mixture]:
     return found
 
 
+def find_listed(model: nn.Module, block_path: str) -> list[ListedMixture]:
+    """Return the mixtures in a model's blocks whose experts are modules in a list: each alike, of linear layers.
+
+    Args:
+        model: A causal language model of transformers.
+        block_path: Path of its list of blocks.
+    """
+    found = []
+    for path, module in model.named_modules():
+        if path.startswith(f"{block_path}.") and isinstance(module, nn.ModuleList | nn.ModuleDict):
+            experts = tuple(module.children())
+            layers = _layers_of(experts)
+            named = LISTED.match(path.rpartition(".")[2]) or LISTED.match(type(experts[0]).__name__ if experts else "")
+            routes = type(module).forward is not nn.Module.forward
+            around = path if routes else path.rpartition(".")[0]
+            if layers and named and around.count(".") > block_path.count(".") + 1:  # inside of a block
+                paths = tuple(f"{path}.{key}" for key, _ in module.named_children())
+                found.append(
+                    ListedMixture(around, model.get_submodule(around), paths, experts, layers, _active(model, path))
+                )
+    return found
+
+
+def _layers_of(experts: Sequence[nn.Module]) -> tuple[str, ...]:
+    """Return the paths of the linear layers of some experts; none where they are not alike, or more than layers."""
+    if len(experts) < 2 or len({type(expert) for expert in experts}) > 1:
+        return ()
+    found = []
+    for expert in experts:
+        owners = {name.rpartition(".")[0] for name, _ in expert.named_parameters()}
+        plain = [name for name in owners if _is_plain(expert.get_submodule(name))]
+        found.append({name: expert.get_parameter(f"{name}.weight".lstrip(".")).shape for name in plain})
+        if len(plain) < len(owners):
+            return ()
+    order = [name for name, _ in experts[0].named_modules() if name in found[0]]
+    return tuple(order) if all(shapes == found[0] for shapes in found) else ()
+
+
+def _is_plain(module: nn.Module) -> bool:
+    return slot_kind(module) is LinearSlot and type(module).forward is nn.Linear.forward
+
+
+def listed_slots(mixture: ListedMixture, block: int, width: int) -> list[Slot]:
+    """Return the matrices of all experts of a list; none where an expert does not run on hidden states alone.
+
+    Args:
+        mixture: The mixture.
+        block: Index of its decoder block.
+        width: Of the hidden states.
+    """
+    leaders = _inputs_in(mixture.experts[0], mixture.layers, width)
+    if leaders.keys() != set(mixture.layers):
+        return []
+    share = mixture.active / len(mixture.experts)
+    return [
+        ListedSlot(
+            name=f"{path}.{layer}",
+            block=block,
+            module=expert.get_submodule(layer),
+            group=f"{path}.{leader}",
+            attribute=layer,
+            expert=index,
+            share=share,
+            listed=mixture,
+        )
+        for layer, leader in leaders.items()
+        for index, (path, expert) in enumerate(zip(mixture.paths, mixture.experts, strict=True))
+    ]
+
+
+def _inputs_in(expert: nn.Module, layers: Sequence[str], width: int) -> dict[str, str]:
+    """Return by layer, in the order in which they run, the first that has the same input; nothing if it does not run.
+
+    Args:
+        expert: The expert.
+        layers: Paths of its layers.
+        width: Of the hidden states that it is given.
+    """
+    inputs: dict[str, torch.Tensor] = {}
+
+    def _remember(layer: str, _module: nn.Module, args: Sequence[torch.Tensor]) -> None:
+        inputs.setdefault(layer, args[0])
+
+    weight = next(expert.parameters())
+    with ExitStack() as stack, torch.no_grad():
+        for layer in layers:
+            stack.callback(expert.get_submodule(layer).register_forward_pre_hook(partial(_remember, layer)).remove)
+        try:
+            given = torch.zeros((1, width), dtype=weight.dtype, device=weight.device)
+            if not isinstance(expert(given), torch.Tensor):
+                return {}
+        except Exception:  # whatever a model's own code raises
+            return {}
+    return {layer: same_input(layer, inputs) for layer in inputs}
+
+
+def same_input(name: str, inputs: Mapping[str, torch.Tensor]) -> str:
+    """Return the first layer that was given the very same tensor as another one.
+
+    Args:
+        name: Of that other one.
+        inputs: What each layer was given.
+    """
+    mine = inputs[name]
+    return next(
+        other
+        for other, tensor in inputs.items()
+        if tensor is mine or (tensor.data_ptr() == mine.data_ptr() and tensor.shape == mine.shape)
+    )
+
+
+def with_listed(
+    slots: Sequence[Slot], mixture: ListedMixture, experts: Sequence[Slot], order: Sequence[str]
+) -> list[Slot]:
+    """Return a model's slots with those of a list of experts, behind all others of the module that routes.
+
+    What else is in that module runs in groups of rows, too.
+
+    Args:
+        slots: Of the layers that ran, among them perhaps some of the experts.
+        mixture: The mixture.
+        experts: Its slots; none where its experts do not run alone.
+        order: Names of layers and of modules that route, in the order in which they ran.
+    """
+    if not experts:
+        return list(slots)
+    around = f"{mixture.name}."
+    inside = tuple(f"{path}." for path in mixture.paths)
+    others = [slot for slot in slots if not slot.name.startswith(inside)]
+    ran = {*order[: order.index(mixture.name)], *(name for name in order if name.startswith(around))}
+    behind = max((index for index, slot in enumerate(others) if slot.name in ran), default=-1) + 1
+    grouped = [
+        GroupedSlot(slot.name, slot.block, slot.module, slot.group, mixture.module)
+        if slot.name.startswith(around) and type(slot) is LinearSlot
+        else slot
+        for slot in others
+    ]
+    return [*grouped[:behind], *experts, *grouped[behind:]]
+
+
 def alike_experts(anatomy: Slots) -> list[tuple[str, ...]]:
     """Return the names of the matrices that do the same in all experts of a mixture, a tuple for each mixture."""
     found: dict[tuple[int, str], list[str]] = {}
     for slot in anatomy.slots:
-        if isinstance(slot, ExpertSlot):
-            found.setdefault((id(slot.module), slot.attribute), []).append(slot.name)
+        if isinstance(slot, RoutedSlot):
+            found.setdefault((id(slot.mixture.module), slot.attribute), []).append(slot.name)
     return [tuple(names) for names in found.values()]
 
 

@@ -6,8 +6,9 @@ and by the levels that the token's row has of that expert, so that each weight i
 row routes its own tokens; token t of a batch belongs to row t // (tokens / rows).
 """
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Protocol
@@ -44,22 +45,58 @@ class Rows:
 class Seen(Protocol):
     """Signature of a function that is given the inputs of each expert's matrix."""
 
-    def __call__(self, attribute: str, expert: int, inputs: torch.Tensor, tokens: torch.Tensor | None) -> None:
+    def __call__(self, attribute: str, expert: int, inputs: torch.Tensor, *, routed: bool) -> None:
         """Take some inputs.
 
         Args:
-            attribute: Name of the parameter that holds the matrix.
+            attribute: Name of the parameter that holds the matrix, or path of the layer in the expert.
             expert: Index of the expert.
             inputs: Shape (some tokens, in).
-            tokens: Their indices in the batch; None where the router did not send them to this expert.
+            routed: Whether the router sent them to this expert.
         """
+
+
+class Routed(Protocol):
+    """A mixture of experts, however the model keeps them.
+
+    Attributes:
+        module: The module that tokens and what the router says of them go into, or that routes itself.
+    """
+
+    @property
+    def module(self) -> nn.Module: ...
+
+    def by_row(self, rows: "Mapping[Key, Rows]") -> AbstractContextManager[None]:
+        """Return a context in which each row of a batch meets the experts' weights of its own levels."""
+
+    def watched(self, seen: Seen, *, every: int) -> AbstractContextManager[None]:
+        """Return a context in which ``seen`` is shown what each matrix is given; arguments: ``watched_experts``."""
+
+
+@dataclass(frozen=True)
+class FusedMixture:
+    """A module that keeps the matrices of all experts of a layer as 3-D parameters.
+
+    Attributes:
+        module: The module.
+    """
+
+    module: nn.Module
+
+    def by_row(self, rows: "Mapping[Key, Rows]") -> AbstractContextManager[None]:
+        """Return a context in which each row of a batch meets the experts' weights of its own levels."""
+        return experts_by_row(self.module, rows)
+
+    def watched(self, seen: Seen, *, every: int) -> AbstractContextManager[None]:
+        """Return a context in which ``seen`` is shown what each matrix is given; arguments: ``watched_experts``."""
+        return watched_experts(self.module, seen, every=every)
 
 
 def up_attribute(module: nn.Module) -> str | None:
     """Return the name of the parameter with the experts' first matrices; None where a module is no fused mixture."""
     down = getattr(module, DOWN, None)
     names = [name for name in UP if getattr(getattr(module, name, None), "ndim", 0) == 3]
-    known = hasattr(module, "is_transposed") or _is_batched(module)
+    known = hasattr(module, "is_transposed") or _is_batched(module) or _is_plain(module)
     fused = known and isinstance(down, nn.Parameter) and down.ndim == 3
     return names[0] if fused and names else None
 
@@ -76,7 +113,13 @@ def count(module: nn.Module) -> int:
 
 def is_swapped(module: nn.Module) -> bool:
     """Return whether a fused mixture keeps its matrices as (experts, in, out)."""
-    return bool(getattr(module, "is_transposed", True))
+    return bool(getattr(module, "is_transposed", _is_batched(module)))
+
+
+def _is_plain(module: nn.Module) -> bool:
+    """Return whether a module without the flags of transformers is called as those with them are: Step 3.7, LongCat."""
+    called = list(inspect.signature(type(module).forward).parameters)[1:]
+    return called == ["hidden_states", "top_k_index", "top_k_weights"]
 
 
 def _is_batched(module: nn.Module) -> bool:
@@ -229,6 +272,8 @@ class _StandIn:
         outer = self._times(down, [(number // first, level, size) for number, level, size in met], inner, token)
         if getattr(self.module, "has_post_expert_norm", False):
             outer = self.module.post_expert_norm(outer)
+        if hasattr(self.module, "identity_expert"):  # LongCat: those beyond the last expert return what they are given
+            outer = torch.cat([outer, hidden[pairs.source[order[len(outer) :]]]])
         return outer.new_zeros((len(key), outer.shape[-1])).index_copy_(0, order[: len(outer)], outer)
 
     def _times(
@@ -249,7 +294,7 @@ class _StandIn:
             stretch = slice(start, start + size)
             start += size
             if self.seen is not None:
-                self.seen(attribute, expert, inputs[stretch], token[stretch])
+                self.seen(attribute, expert, inputs[stretch], routed=True)
             # Where blocks visit the device one by one, replaced ones stay on the host.
             weight = self.matrices.weight(attribute, expert, level).to(inputs.device)
             offset = None if bias is None else bias[expert].to(inputs.device)
@@ -260,11 +305,14 @@ class _StandIn:
 
     def _gated(self, inner: torch.Tensor) -> torch.Tensor:
         """Return the activation of the first matrices' outputs."""
-        if _is_batched(self.module):
+        gated: torch.Tensor
+        if getattr(self.module, "has_gate", True) and hasattr(self.module, "_apply_gate"):
+            gated = self.module._apply_gate(inner)
+        elif up_attribute(self.module) == UP[0]:
             gate, up = inner.chunk(2, dim=-1)
-            product: torch.Tensor = up * self.module.act_fn(gate)
-            return product
-        gated: torch.Tensor = self.module._apply_gate(inner) if self.module.has_gate else self.module.act_fn(inner)
+            gated = up * self.module.act_fn(gate)
+        else:
+            gated = self.module.act_fn(inner)
         return gated
 
 
@@ -338,7 +386,7 @@ class _Watched:
         _StandIn(module, _Dense(module), self._unrouted).run(plain, _Pairs(token, expert, token), len(plain))
         return self.forward(hidden, *rest, **named)
 
-    def _unrouted(self, attribute: str, expert: int, inputs: torch.Tensor, tokens: torch.Tensor | None) -> None:
+    def _unrouted(self, attribute: str, expert: int, inputs: torch.Tensor, *, routed: bool) -> None:
         """Pass on inputs that the router did not send; arguments as for ``Seen``."""
-        del tokens
-        self.seen(attribute, expert, inputs, None)
+        del routed
+        self.seen(attribute, expert, inputs, routed=False)

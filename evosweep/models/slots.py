@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import nn
 from torch.nn import functional
@@ -13,7 +14,8 @@ from torch.utils.hooks import RemovableHandle
 from transformers.pytorch_utils import Conv1D
 
 from evosweep.core.errors import ModelError
-from evosweep.models.mixture import Rows, attributes, experts_by_row, is_swapped, up_attribute
+from evosweep.models.listed import ListedMixture, in_groups
+from evosweep.models.mixture import FusedMixture, Routed, Rows, attributes, is_swapped, up_attribute
 from evosweep.models.patch import replaced_forward, replaced_parameter
 
 
@@ -154,21 +156,78 @@ class TransposedSlot(LinearSlot):
 
 
 @dataclass(frozen=True)
-class ExpertSlot(LinearSlot):
-    """One expert's matrix in a parameter that holds all experts of a mixture as (experts, out, in).
+class GroupedSlot(LinearSlot):
+    """The weight of an nn.Linear in a module that routes: rows with the same levels run through that together.
 
     Attributes:
-        attribute: Name of the parameter in ``module``: ``gate_up_proj``, ``down_proj``.
+        around: The module that routes.
+    """
+
+    around: nn.Module | None = None
+
+    def forward_by_row(self, groups: RowGroups, weights: Mapping[int, torch.Tensor]) -> AbstractContextManager[None]:
+        """Return a context in which each row of the batch is multiplied with the weight of its own level."""
+        rows = Rows(levels_of(groups), weights.__getitem__)
+        return in_groups(self.around or self.module, {self.module: rows})
+
+
+@dataclass(frozen=True)
+class RoutedSlot(LinearSlot):
+    """One expert's matrix in a mixture: it is given only the tokens that a router sends to the expert.
+
+    Attributes:
+        attribute: Which of the expert's matrices this is.
         expert: Index of the expert.
-        swapped: Whether the parameter is (experts, in, out) instead.
         share: Share of the tokens that go to one of the experts, on average.
     """
 
     attribute: str = "down_proj"
     expert: int = 0
-    swapped: bool = False
     share: float = 1.0
+
+    @property
+    def mixture(self) -> Routed:
+        """The mixture that the expert is in."""
+        raise NotImplementedError
+
+    def forward_by_row(self, groups: RowGroups, weights: Mapping[int, torch.Tensor]) -> AbstractContextManager[None]:
+        """Return a context in which each row's tokens that go to this expert meet the weight of their row's level."""
+        return self.mixture.by_row({(self.attribute, self.expert): Rows(levels_of(groups), weights.__getitem__)})
+
+
+@dataclass(frozen=True)
+class ListedSlot(RoutedSlot):
+    """The weight of an nn.Linear of an expert that is a module by itself.
+
+    Attributes:
+        listed: The mixture; ``attribute`` is the layer's path in its expert.
+    """
+
+    listed: ListedMixture | None = None
+
+    @property
+    def mixture(self) -> Routed:
+        """The mixture that the expert is in."""
+        if self.listed is None:
+            raise ModelError(f"{self.name} is in no mixture")
+        return self.listed
+
+
+@dataclass(frozen=True)
+class ExpertSlot(RoutedSlot):
+    """One expert's matrix in a parameter that holds all experts of a mixture as (experts, out, in).
+
+    Attributes:
+        swapped: Whether the parameter is (experts, in, out) instead.
+    """
+
+    swapped: bool = False
     layout = "expert"
+
+    @property
+    def mixture(self) -> Routed:
+        """The mixture that the expert is in."""
+        return FusedMixture(self.module)
 
     @property
     def parameter(self) -> nn.Parameter:
@@ -182,13 +241,6 @@ class ExpertSlot(LinearSlot):
     def path_at(self, module: str) -> str:
         """Return the slot's path in a model that has the slot's mixture at ``module``."""
         return f"{module}.{self.expert}.{self.attribute}"
-
-    def forward_by_row(self, groups: RowGroups, weights: Mapping[int, torch.Tensor]) -> AbstractContextManager[None]:
-        """Return a context in which each row's tokens that go to this expert meet the weight of their row's level."""
-        levels = np.full(groups.rows, groups.levels[0], dtype=np.int64)
-        for level, members in zip(groups.levels[1:], groups.members[1:], strict=True):
-            levels[members.cpu().numpy()] = level
-        return experts_by_row(self.module, {(self.attribute, self.expert): Rows(levels, weights.__getitem__)})
 
     def watch_inputs(self, callback: Callable[[torch.Tensor], None]) -> RemovableHandle:
         """Raise ModelError: the module's inputs are those of all experts; see ``mixture.watched_experts``."""
@@ -286,6 +338,14 @@ def _expert_at(model: nn.Module, path: str) -> ExpertSlot | None:
     if not number.isdecimal() or up_attribute(module) is None or attribute not in attributes(module):
         return None
     return ExpertSlot(path, 0, module, path, attribute=attribute, expert=int(number), swapped=is_swapped(module))
+
+
+def levels_of(groups: RowGroups) -> npt.NDArray[np.int64]:
+    """Return the level of each row, shape (rows,)."""
+    levels = np.full(groups.rows, groups.levels[0], dtype=np.int64)
+    for level, members in zip(groups.levels[1:], groups.members[1:], strict=True):
+        levels[members.cpu().numpy()] = level
+    return levels
 
 
 def linear_by_row(

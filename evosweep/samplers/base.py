@@ -85,6 +85,7 @@ class PopulationSampler(optuna.samplers.BaseSampler):
         self._others = optuna.samplers.RandomSampler(seed=self.seed % 2**32)
         self._caches: WeakKeyDictionary[optuna.Study, _StudyCache] = WeakKeyDictionary()
         self._lock = threading.RLock()
+        self._hashes: dict[bytes, str] = {}  # of the parents of the last population
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what a copy in another process starts from: all but the caches."""
@@ -127,7 +128,11 @@ class PopulationSampler(optuna.samplers.BaseSampler):
             generation: 0, 1, 2 ...
             parents: The best genomes so far, best first; none in generation 0.
         """
-        hashes = [self.problem.decode(parent).hash for parent in parents]
+        known = self._hashes
+        self._hashes = {
+            parent.tobytes(): known.get(parent.tobytes()) or self.problem.decode(parent).hash for parent in parents
+        }
+        hashes = [self._hashes[parent.tobytes()] for parent in parents]
         candidates = []
         genomes = self.genomes(generation=generation, parents=parents)
         if generation == 0:

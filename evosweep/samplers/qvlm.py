@@ -1,6 +1,7 @@
 """EvoPress block by block: one group of neighbouring blocks a generation, grouped by the entropy of activations."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -8,26 +9,23 @@ import numpy.typing as npt
 from evosweep.core.checks import check_int, check_number
 from evosweep.core.problem import Genome, Problem
 from evosweep.core.seeds import generator
-from evosweep.samplers.evopress import EvoPressSampler, Start
+from evosweep.samplers.evopress import EvoPressSampler
 from evosweep.search.block_groups import ENTROPY, dependent_groups, part
-from evosweep.search.mutation import Flips
 
 
 class QVLMSampler(EvoPressSampler):
     """Searches one group of dependent blocks after the other, as Q-VLM does (Wang et al., arXiv 2410.08119).
 
     In every generation, offspring differ from their parent in one group only, whose share of the budget stays as it is;
-    every ``whole``-th generation moves budget between groups, as EvoPress's do.
+    every ``whole``-th generation moves budget between groups, as EvoPress's do. Q-VLM searches the ranges of quantized
+    activations instead of levels; ``dependent_groups`` says how its groups differ.
 
     Args:
         problem: Units with the column ``activation_entropy``, ladders, budget.
-        seed: Same seed, same proposals.
-        offspring: λ, proposals a generation.
-        max_flips: Largest number of flips a mutation.
         joined: Share of the boundaries between blocks, those of the highest entropy, over which blocks are joined.
         most_blocks: Blocks of a group at most.
         whole: Every how many generations budget moves between groups; 0: never.
-        start: Where to start instead of uniform, as ``EvoPressSampler``'s.
+        **evolution: ``EvoPressSampler``'s settings: seed, offspring, max_flips, start and all others.
 
     Raises:
         SettingError: A setting is out of range, or the start does not fit the budget.
@@ -36,38 +34,29 @@ class QVLMSampler(EvoPressSampler):
     name = "qvlm"
 
     def __init__(
-        self,
-        problem: Problem,
-        *,
-        seed: int = 0,
-        offspring: int = 64,
-        max_flips: int = 3,
-        joined: float = 0.5,
-        most_blocks: int = 3,
-        whole: int = 4,
-        start: Start | Sequence[Start] | None = None,
+        self, problem: Problem, *, joined: float = 0.5, most_blocks: int = 3, whole: int = 4, **evolution: Any
     ) -> None:
-        super().__init__(problem, seed=seed, offspring=offspring, max_flips=max_flips, start=start)
+        super().__init__(problem, **evolution)
         self.columns = (*self.columns, ENTROPY)
         self.joined = check_number("joined", joined, low=0, high=1)
         self.most_blocks = check_int("most_blocks", most_blocks, low=1)
         self.whole = check_int("whole", whole, low=0)
-        self.flips = Flips(max_flips=max_flips)
         self._members: list[npt.NDArray[np.int64]] | None = None
 
     def genomes(self, *, generation: int, parents: Sequence[Genome]) -> list[Genome]:
-        """Return the start, or the offspring of the best parent within the generation's group of blocks."""
+        """Return the start, or the parents' offspring within the generation's group of blocks."""
         everywhere = super().genomes(generation=generation, parents=parents)
         if generation == 0 or not parents or (self.whole and generation % self.whole == 0):
             return everywhere
         members = self._group(generation)
-        inside = part(self.problem, members, parents[0])
+        inside = [part(self.problem, members, parent) for parent in parents]
         made = []
         for slot, other in enumerate(everywhere):
+            index = self.parent_index(generation=generation, slot=slot, count=len(parents))
             rng = generator(self.seed, "group", generation, slot)
-            genome = parents[0].copy()
-            genome[members] = self.flips(inside, genome[members], rng)
-            moved = (genome != parents[0]).any() and self.problem.feasible(genome)
+            genome = parents[index].copy()
+            genome[members] = self.search.mutation(inside[index], genome[members], rng)
+            moved = (genome != parents[index]).any() and self.problem.feasible(genome)
             made.append(genome if moved else other)
         return made
 

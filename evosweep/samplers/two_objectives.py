@@ -8,9 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from optuna._hypervolume import compute_hypervolume
-from optuna.samplers.nsgaii._elite_population_selection_strategy import _crowding_distance_sort, _rank_population
-from optuna.study import StudyDirection
-from optuna.trial import create_trial
+from optuna.study._multi_objective import _fast_non_domination_rank
 
 from evosweep.allocators.base import Allocator, allocate
 from evosweep.core.checks import check_int, check_number
@@ -18,12 +16,13 @@ from evosweep.core.errors import EvosweepError, SettingError
 from evosweep.core.events import Candidate
 from evosweep.core.genomes import genome_from_text, genome_to_text
 from evosweep.core.problem import Genome, Problem
+from evosweep.core.seeds import generator
 from evosweep.samplers.evopress import EvoPressSampler
 from evosweep.search.front_offspring import FrontOffspring
-from evosweep.search.surrogate import Surrogate
+from evosweep.search.mutation import Flips
+from evosweep.search.size_model import SizeModel
 
 Floats = npt.NDArray[np.float64]
-DIRECTIONS = [StudyDirection.MINIMIZE, StudyDirection.MINIMIZE]
 MEMORY = 8  # generations that the model of losses is fitted to
 BROKEN = 1e9  # loss of a genome whose loss is no number
 
@@ -86,14 +85,15 @@ class TwoObjectivesSampler(EvoPressSampler):
         self.front = FrontOffspring(
             problem,
             seed=seed,
-            mutation=self.search.mutation,
+            mutation=Flips(max_flips=max_flips),
             least=int(problem.least + share * (problem.budget - problem.least)),
             resize=resize,
             cross=cross,
             base=None if allocator is None else lambda here: allocate(allocator, here),
         )
         self._all_sizes: list[Genome] | None = None
-        self._model = Surrogate(problem, share=0.5, memory=MEMORY)
+        self._model = SizeModel(problem, memory=MEMORY)
+        self._parents_of: tuple[int, int, list[int]] = (0, 0, [])  # generation, number of parents, parent of each slot
         self._taught: deque[tuple[list[str], list[float]]] = deque(maxlen=MEMORY)
         self._ranked: tuple[Floats, Floats] | None = None  # sizes and losses of the last ranking
         self._reference: float | None = None
@@ -103,16 +103,34 @@ class TwoObjectivesSampler(EvoPressSampler):
         if generation == 0 or not parents:
             return self._start()
         count = self.search.size * (1 if self.screen == 1 or not self._model.ready else self.screen)
-        proposed = [
-            self.front.offspring(
-                generation=generation,
-                parents=parents,
-                slot=slot,
-                parent=self.parent_index(generation=generation, slot=slot, count=len(parents)),
-            )
-            for slot in range(count)
-        ]
-        return proposed if count == self.search.size else self._screened(proposed, parents)
+        chosen = self._parent_indices(generation=generation, proposals=count, parents=len(parents))
+        proposed = self.front.generation(generation=generation, parents=parents, chosen=chosen)
+        kept = list(range(count)) if count == self.search.size else self._screened(proposed, parents)
+        self._parents_of = (generation, len(parents), [chosen[index] for index in kept])
+        return [proposed[index] for index in kept]
+
+    def parent_index(self, *, generation: int, slot: int, count: int) -> int:
+        """Return the index, among ``count`` parents, of the parent of a slot's offspring.
+
+        Args:
+            generation: 1, 2 ...
+            slot: Index of the offspring in its generation.
+            count: Number of parents.
+        """
+        if self._parents_of[:2] == (generation, count) and slot < len(self._parents_of[2]):
+            return self._parents_of[2][slot]
+        return self._parent_indices(generation=generation, proposals=self.search.size, parents=count)[slot]
+
+    def _parent_indices(self, *, generation: int, proposals: int, parents: int) -> list[int]:
+        """Return the index of the parent of every proposal, by lot.
+
+        Args:
+            generation: 1, 2 ...
+            proposals: How many there are.
+            parents: How many parents there are.
+        """
+        drawn = generator(self.seed, "parents", generation).integers(parents, size=proposals)
+        return [int(index) for index in drawn]
 
     def order(self, genomes: Sequence[Genome], losses: Floats) -> list[int]:
         """Return candidate indices, best first: the lowest loss, then by non-domination, then by crowding.
@@ -121,7 +139,7 @@ class TwoObjectivesSampler(EvoPressSampler):
             genomes: Shape (units,) each.
             losses: On the same tokens, shape (genomes,); infinite for those that are broken.
         """
-        sizes = np.array([self.problem.cost(genome) for genome in genomes], dtype=np.float64)
+        sizes = self.front.costs(genomes).astype(np.float64)
         finite = np.where(np.isfinite(losses), losses, BROKEN)
         self._ranked = (sizes, finite)
         ranked = nsga2_order(sizes, finite)
@@ -178,32 +196,55 @@ class TwoObjectivesSampler(EvoPressSampler):
             self._all_sizes = self.front.starts(self.population_size)
         return [genome.copy() for genome in self._all_sizes]
 
-    def _screened(self, proposed: Sequence[Genome], parents: Sequence[Genome]) -> list[Genome]:
-        """Return as many of the proposals as a generation has, the least dominated by the model first, none twice."""
+    def _screened(self, proposed: Sequence[Genome], parents: Sequence[Genome]) -> list[int]:
+        """Return the indices of as many proposals as a generation has, least dominated by the model; none twice."""
         known = {genome.tobytes() for genome in parents}
-        distinct = list({genome.tobytes(): genome for genome in proposed if genome.tobytes() not in known}.values())
-        sizes = np.array([self.problem.cost(genome) for genome in distinct], dtype=np.float64)
-        chosen = nsga2_order(sizes, self._model.predict(distinct))[: self.search.size]
-        return [distinct[index] for index in sorted(chosen)]
+        distinct: dict[bytes, int] = {}
+        for index, genome in enumerate(proposed):
+            key = genome.tobytes()
+            if key not in known:
+                distinct.setdefault(key, index)
+        indices = list(distinct.values()) or list(range(self.search.size))
+        genomes = [proposed[index] for index in indices]
+        sizes = self.front.costs(genomes).astype(np.float64)
+        order = nsga2_order(sizes, self._model.predict(genomes), count=self.search.size)
+        return sorted(indices[index] for index in order)
 
 
-def nsga2_order(sizes: Floats, losses: Floats) -> list[int]:
+def nsga2_order(sizes: Floats, losses: Floats, *, count: int | None = None) -> list[int]:
     """Return indices by non-domination rank and crowding distance, the best first.
 
     Args:
         sizes: Shape (points,).
         losses: Shape (points,).
+        count: How many indices at most; None: all.
     """
-    points = []
-    for index, values in enumerate(zip(sizes.tolist(), losses.tolist(), strict=True)):
-        point = create_trial(values=list(values))
-        point.number = index
-        points.append(point)
+    ranks = _fast_non_domination_rank(np.stack([sizes, losses], axis=1), n_below=count)
     order: list[int] = []
-    for individuals in _rank_population(points, DIRECTIONS):
-        _crowding_distance_sort(individuals)
-        order += [point.number for point in individuals]
-    return order
+    for rank in range(int(ranks.max(initial=-1)) + 1):
+        if count is not None and len(order) >= count:
+            break
+        members = np.flatnonzero(ranks == rank)
+        distances = crowding(sizes[members]) + crowding(losses[members])
+        order += members[np.argsort(-distances, kind="stable")].tolist()
+    return order[:count]
+
+
+def crowding(values: Floats) -> Floats:
+    """Return how far apart the two neighbours of each value are, over the range of all; infinite at both ends.
+
+    Summed over objectives it is the crowding distance of NSGA-II (Deb et al. 2002, section III-B).
+
+    Args:
+        values: Of one objective, shape (points,).
+    """
+    order = np.argsort(values, kind="stable")
+    spread = float(values[order[-1]] - values[order[0]])
+    if spread <= 0:
+        return np.zeros(len(values))
+    gaps = np.full(len(values), np.inf)
+    gaps[order[1:-1]] = (values[order[2:]] - values[order[:-2]]) / spread
+    return gaps
 
 
 def front_of(sizes: Floats, losses: Floats) -> npt.NDArray[np.int64]:

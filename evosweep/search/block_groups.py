@@ -3,7 +3,7 @@
 import numpy as np
 import numpy.typing as npt
 
-from evosweep.core.errors import StoreError
+from evosweep.core.errors import EvosweepError, StoreError
 from evosweep.core.problem import Genome, Problem
 
 ENTROPY = "activation_entropy"
@@ -17,7 +17,10 @@ def dependent_groups(problem: Problem, *, joined: float = JOINED, most: int = MO
     Q-VLM (Wang et al., arXiv 2410.08119) finds that the errors of layers depend on one another the more, the higher the
     entropy of the activations between them, and searches layers together only where it is high. Here a block is joined
     to the one before where the entropy of its layers' inputs is among the highest ``joined`` of all blocks; no group
-    has more than ``most`` blocks. Units outside of the blocks are one group.
+    has more than ``most`` blocks. Units outside of the blocks are one group. Differs from Q-VLM's code, which takes the
+    entropy of |x| over tokens for the first and last layer of a block and a conditional one for the others, and begins
+    a group where the layer before has less than the mean so far, at every third block at the latest; what it searches
+    in a group are the ranges of quantized activations.
 
     Args:
         problem: Units with the column ``activation_entropy``.
@@ -25,6 +28,7 @@ def dependent_groups(problem: Problem, *, joined: float = JOINED, most: int = MO
         most: Blocks of a group at most.
 
     Raises:
+        EvosweepError: All blocks have the same entropy, so that it groups nothing.
         StoreError: The column was not measured.
     """
     inside = [unit for unit in problem.units if not unit.outer]
@@ -36,6 +40,10 @@ def dependent_groups(problem: Problem, *, joined: float = JOINED, most: int = MO
     if lacking:
         raise StoreError(f"column {ENTROPY!r} is missing for the units of {len(lacking)} blocks ({lacking[0]} ...)")
     entropy = [float(np.mean(known[block])) for block in blocks]
+    if 0 < joined < 1 and most > 1 and len(blocks) > 2 and np.ptp(entropy) == 0:
+        raise EvosweepError(
+            f"{ENTROPY} is the same for all {len(blocks)} blocks: it groups nothing; another sampler needs no groups"
+        )
     bound = float(np.quantile(entropy[1:], 1 - joined)) if len(blocks) > 1 else np.inf
     labels: dict[int, int] = {}
     group = 0

@@ -1,32 +1,38 @@
 """Offspring of a front of sizes: a parent's own size kept, another size, or two parents crossed."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 
 from evosweep.core.checks import check_int, check_number
 from evosweep.core.problem import Genome, Problem
 from evosweep.core.seeds import generator
+from evosweep.search.batch_moves import BatchMoves, Genomes
 from evosweep.search.moves import fill, repair
-from evosweep.search.mutation import Mutation
+from evosweep.search.mutation import SIDESTEPS, Flips
+from evosweep.search.size_bases import Base, SizeBases
 
-Base = Callable[[Problem], Genome]
 SPAN = 0.1  # how far a parent's size is changed at most, as a share of the range of sizes
+TRIES = 2  # of a mutation that changed nothing
 
 
 class FrontOffspring:
     """Makes the offspring of parents of different sizes, as in a genetic algorithm of two objectives.
 
+    A generation's offspring are made at once, by operations on a matrix of genomes; one by one where units gate others
+    (dropped blocks), since what a gate drops or brings back is worked out step by step.
+
     Args:
         problem: Units and ladders; its budget is the largest size.
-        seed: Seeds all randomness, together with what it is used for (generation, slot).
+        seed: Seeds all randomness, together with what it is used for (generation; slot, where made one by one).
         mutation: Changes a genome at its size.
         least: Smallest size in bits.
         resize: Probability that an offspring gets another size than its parent.
         cross: Probability that it takes each unit's level from one of two parents; otherwise it keeps its size.
         base: Returns what an allocator without a search chooses under a budget. Resizing a parent keeps in which units
             it differs from that. None: random units are lowered or raised.
-        sizes: Of bases; they are made once for each of so many sizes.
+        sizes: Evenly spaced sizes for which the base is asked; between two, it is made of both.
     """
 
     def __init__(
@@ -34,12 +40,12 @@ class FrontOffspring:
         problem: Problem,
         *,
         seed: int,
-        mutation: Mutation,
+        mutation: Flips,
         least: int,
         resize: float = 0.4,
         cross: float = 0.2,
         base: Base | None = None,
-        sizes: int = 64,
+        sizes: int = 12,
     ) -> None:
         self.problem = problem
         self.seed = check_int("seed", seed)
@@ -47,19 +53,98 @@ class FrontOffspring:
         self.least = least
         self.resize = check_number("resize", resize, low=0, high=1)
         self.cross = check_number("cross", cross, low=0, high=1 - self.resize)
-        self.base = base
-        self.sizes = check_int("sizes", sizes, low=2)
-        self._bases: dict[int, Genome] = {}
+        knots = check_int("sizes", sizes, low=2)
+        self.bases = None if base is None else SizeBases(problem, base=base, least=least, knots=knots, seed=self.seed)
+        self._batch: BatchMoves | None = None
 
     def starts(self, count: int) -> list[Genome]:
         """Return genomes of evenly spaced sizes, the largest first; without a base, uniform ones that are filled up."""
         found = []
         for slot, size in enumerate(np.linspace(self.problem.budget, self.least, count).astype(np.int64).tolist()):
             here = self.problem.within(size)
-            genome = here.uniform() if self.base is None else self.base(here)
+            genome = here.uniform() if self.bases is None else self.bases.knot(size)
             fill(here, genome, generator(self.seed, "start", slot))
             found.append(genome)
         return found
+
+    def generation(self, *, generation: int, parents: Sequence[Genome], chosen: Sequence[int]) -> list[Genome]:
+        """Return a generation's offspring, all within the budget; they follow from seed, generation and parents.
+
+        Args:
+            generation: 1, 2 ...
+            parents: The front, in any order.
+            chosen: Index of the parent of every offspring.
+        """
+        if self.problem.gated:
+            return [
+                self.offspring(generation=generation, parents=parents, slot=slot, parent=parent)
+                for slot, parent in enumerate(chosen)
+            ]
+        batch = self._moves()
+        rng = generator(self.seed, "offspring", generation)
+        front = np.stack(parents)
+        genomes = front[list(chosen)]
+        kinds = rng.random(len(genomes))
+        resized = np.flatnonzero(kinds < self.resize)
+        crossed = np.flatnonzero((kinds >= self.resize) & (kinds < self.resize + self.cross) & (len(parents) > 1))
+        wanted = batch.costs(genomes)
+        genomes[resized], wanted[resized] = self._all_resized(genomes[resized], wanted[resized], rng)
+        genomes[crossed], wanted[crossed] = _all_crossed(batch, genomes[crossed], front, rng)
+        moved = np.concatenate([resized, crossed])
+        fitted = genomes[moved]
+        batch.fit(fitted, wanted[moved], rng)
+        genomes[moved] = fitted
+        kept = np.setdiff1d(np.arange(len(genomes)), crossed)
+        genomes[kept] = self._all_mutated(batch, genomes[kept], rng)
+        return list(genomes)
+
+    def costs(self, genomes: Sequence[Genome]) -> npt.NDArray[np.int64]:
+        """Return the bits of every genome, shape (genomes,)."""
+        if self.problem.gated:
+            return np.array([self.problem.cost(genome) for genome in genomes])
+        return self._moves().costs(np.stack(genomes))
+
+    def _moves(self) -> BatchMoves:
+        if self._batch is None:
+            self._batch = BatchMoves(self.problem)
+        return self._batch
+
+    def _all_resized(
+        self, genomes: Genomes, sizes: npt.NDArray[np.int64], rng: np.random.Generator
+    ) -> tuple[Genomes, npt.NDArray[np.int64]]:
+        """Return genomes that are about of other sizes, and these sizes, each near that of its parent.
+
+        Args:
+            genomes: Shape (offspring, units).
+            sizes: Their bits, shape (offspring,).
+            rng: Chooses the sizes.
+        """
+        reach = SPAN * (self.problem.budget - self.least)
+        drawn = sizes + rng.uniform(-reach, reach, size=len(sizes))
+        wanted = np.clip(drawn, self.least, self.problem.budget).astype(np.int64)
+        if self.bases is not None:
+            genomes = np.clip(genomes + self.bases.at(wanted) - self.bases.at(sizes), 0, self.problem.sizes - 1)
+        return genomes, wanted
+
+    def _all_mutated(self, batch: BatchMoves, genomes: Genomes, rng: np.random.Generator) -> Genomes:
+        """Return genomes after the mutation's number of flips each, none unchanged where a legal move is found."""
+        changed = genomes.copy()
+        left = np.arange(len(genomes))
+        for _ in range(TRIES):
+            mine = changed[left]
+            draws = 2 if self.mutation.flips == "min_of_two" else 1
+            flips = rng.integers(1, self.mutation.max_flips + 1, size=(len(left), draws)).min(axis=1)
+            if batch.has_equal_costs:
+                aside = rng.binomial(flips, SIDESTEPS)
+                for step in range(int(aside.max(initial=0))):
+                    batch.sidestep(mine, np.flatnonzero(aside > step), rng)
+                flips = flips - aside
+            batch.flip(mine, flips, cross=self.mutation.cross, rng=rng)
+            changed[left] = mine
+            left = left[(mine == genomes[left]).all(axis=1)]
+            if not len(left):
+                break
+        return changed
 
     def offspring(self, *, generation: int, parents: Sequence[Genome], slot: int, parent: int) -> Genome:
         """Return the offspring of a slot, within the budget.
@@ -94,9 +179,9 @@ class FrontOffspring:
             wanted: Bits that the result may have.
             rng: Chooses what is lowered or raised.
         """
-        if self.base is not None:
-            changes = genome - self._base_of(size)
-            genome = np.clip(self._base_of(wanted) + changes, 0, self.problem.sizes - 1)
+        if self.bases is not None:
+            now, then = self.bases.at(np.array([wanted, size]))
+            genome = np.clip(genome + now - then, 0, self.problem.sizes - 1)
         return self._fitted(genome, wanted, rng)
 
     def _fitted(self, genome: Genome, wanted: int, rng: np.random.Generator) -> Genome:
@@ -107,15 +192,6 @@ class FrontOffspring:
         repair(here, fitted, rng)
         fill(here, fitted, rng)
         return fitted
-
-    def _base_of(self, size: int) -> Genome:
-        """Return the base of the nearest of the sizes that bases are made for, from below."""
-        assert self.base is not None
-        step = max(1, (self.problem.budget - self.least) // (self.sizes - 1))
-        index = max(0, min(self.sizes - 1, (size - self.least) // step))
-        if index not in self._bases:
-            self._bases[index] = self.base(self.problem.within(self.least + index * step))
-        return self._bases[index]
 
 
 def shift(problem: Problem, genome: Genome, rng: np.random.Generator) -> None:
@@ -140,3 +216,20 @@ def shift(problem: Problem, genome: Genome, rng: np.random.Generator) -> None:
         genome[moved] = moves[moved, genome[moved]]
         if count < len(order):
             return
+
+
+def _all_crossed(
+    batch: BatchMoves, genomes: Genomes, front: Genomes, rng: np.random.Generator
+) -> tuple[Genomes, npt.NDArray[np.int64]]:
+    """Return genomes that take each unit's level from themselves or another parent, and sizes between the two.
+
+    Args:
+        batch: Their moves.
+        genomes: Shape (offspring, units).
+        front: All parents, shape (parents, units).
+        rng: Chooses the other parents, the units and the sizes.
+    """
+    others = front[rng.integers(len(front), size=len(genomes))]
+    ends = np.sort(np.stack([batch.costs(genomes), batch.costs(others)]), axis=0)
+    mixed = np.where(rng.random(genomes.shape, dtype=np.float32) < 0.5, genomes, others)
+    return mixed, rng.integers(ends[0], ends[1] + 1)

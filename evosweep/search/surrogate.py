@@ -30,18 +30,16 @@ class Surrogate:
     Args:
         problem: Units and their levels.
         share: Share of a generation that is dropped unscored.
-        memory: Generations that it is fitted to.
 
     Raises:
         SettingError: ``share`` is not above 0 and at most 0.95.
     """
 
-    def __init__(self, problem: Problem, *, share: float, memory: int = MEMORY) -> None:
+    def __init__(self, problem: Problem, *, share: float) -> None:
         self.share = check_number("surrogate", share, low=0, high=MOST, exclusive=True)
         self._starts = np.concatenate([[0], np.cumsum(problem.sizes)[:-1]])
         self._width = int(problem.sizes.sum())
-        self._narrow = memory < MEMORY
-        self._seen: deque[tuple[Floats, Floats]] = deque(maxlen=memory)
+        self._seen: deque[tuple[Floats, Floats]] = deque(maxlen=MEMORY)
 
     def learn(self, genomes: Sequence[Genome], scores: Sequence[float]) -> None:
         """Add one generation's scores to the data; those that are not finite are left out."""
@@ -76,16 +74,7 @@ class Surrogate:
         """Return what genomes would score within a generation, in its standard deviations, shape (genomes,)."""
         rows = np.concatenate([rows for rows, _ in self._seen])
         values = np.concatenate([values for _, values in self._seen])
-        if self._narrow:  # the same weights, from a system of as many equations as genomes
-            weights = rows.T @ np.linalg.solve(rows @ rows.T + PENALTY * np.eye(len(rows)), values)
-        else:
-            weights = np.linalg.solve(rows.T @ rows + PENALTY * np.eye(self._width), rows.T @ values)
-        return self._sums(genomes, weights)
-
-    def _sums(self, genomes: Sequence[Genome], weights: Floats) -> Floats:
-        """Return the sums of the weights of each genome's levels, shape (genomes,)."""
-        if self._narrow:
-            return np.asarray(weights[self._starts + np.stack(genomes)].sum(axis=1), dtype=np.float64)
+        weights = np.linalg.solve(rows.T @ rows + PENALTY * np.eye(self._width), rows.T @ values)
         return np.asarray(self._features(genomes) @ weights, dtype=np.float64)
 
     def _features(self, genomes: Sequence[Genome]) -> Floats:

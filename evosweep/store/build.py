@@ -21,7 +21,7 @@ from evosweep.data.tokens import TokenSplit
 from evosweep.models.anatomy import Anatomy
 from evosweep.models.attention import attention_received
 from evosweep.models.load import weights_hash
-from evosweep.models.slots import ExpertSlot
+from evosweep.models.slots import RoutedSlot
 from evosweep.store.calibrate import Calibration, Walk
 from evosweep.store.manifest import LevelStore
 from evosweep.store.manifest_rows import SCHEMA, Manifest
@@ -106,6 +106,7 @@ class StoreBuilder:
     def _address(self, plan: StorePlan, calibration: TokenSplit) -> dict[str, Any]:
         """Return everything that decides what is in a store."""
         units = {slot.name for slot in plan.outer.layers(plan.anatomy)}
+        shares = sorted({slot.share for slot in plan.anatomy.slots if isinstance(slot, RoutedSlot)})
         as_is = [slot.name for slot in plan.anatomy.slots if slot.name not in units]
         return {
             "schema": SCHEMA,
@@ -117,7 +118,7 @@ class StoreBuilder:
             "token_weighting": self.settings.token_weighting,
             "layer_errors": self.settings.layer_errors,
             **({"units": plan.outer.describe()} if plan.outer.any else {}),
-            **({"experts": EXPERTS} if any(isinstance(slot, ExpertSlot) for slot in plan.anatomy.slots) else {}),
+            **({"experts": EXPERTS, "active_experts": shares} if shares else {}),
             **({"excluded": sorted(plan.excluded)} if plan.excluded else {}),
             **({"as_is": as_is} if as_is else {}),
             **({"input_ranges": True} if self.settings.input_ranges else {}),  # stores without them stay where they are
@@ -188,7 +189,7 @@ class StoreBuilder:
 
     def _check_weighting(self, plan: StorePlan) -> None:
         """Raise SettingError if the weighting needs whole windows, of which single experts see some tokens."""
-        experts = any(isinstance(slot, ExpertSlot) and slot.name in plan.levels for slot in plan.anatomy.slots)
+        experts = any(isinstance(slot, RoutedSlot) and slot.name in plan.levels for slot in plan.anatomy.slots)
         if experts and WEIGHTINGS[self.settings.token_weighting].by_window:
             fitting = [name for name, weighting in WEIGHTINGS.items() if not weighting.by_window]
             raise SettingError(

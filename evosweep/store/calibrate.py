@@ -18,17 +18,16 @@ from evosweep.data.tokens import TokenSplit
 from evosweep.models.activations import INPUT_RANGE
 from evosweep.models.anatomy import Anatomy
 from evosweep.models.device import free_bytes
-from evosweep.models.slots import ExpertSlot, Slot
+from evosweep.models.slots import RoutedSlot, Slot
 from evosweep.store.calibrate_outer import OuterWalk
 from evosweep.store.manifest import Stored
 from evosweep.store.manifest_rows import ManifestLevel, ManifestUnit
-from evosweep.store.outliers import outlier_ratios
+from evosweep.store.measured import Measured
 from evosweep.store.passage import Passage
 from evosweep.store.payload_files import shared_tensors, stored_once
 from evosweep.store.routed import ROUTED_SHARE, ROUTED_TOKENS
 from evosweep.store.shared_compression import gathered, shared_out
 from evosweep.store.statistics.base import statistic_module
-from evosweep.store.statistics.walk import measure_inputs
 from evosweep.store.store_plan import StorePlan, in_model_order, planned_unit
 from evosweep.store.unfinished import UnfinishedStore
 from evosweep.store.weighting import WEIGHTINGS
@@ -179,22 +178,20 @@ class Walk:
         tensors: Tensors = {}
         passed_on: Tensors = {}
         slots = self._slots(block)
-        if slots:
-            weighting = WEIGHTINGS[self.settings.token_weighting]
-            measured = measure_inputs(
-                anatomy, block, passage.hidden, tokens=passage.tokens, needs=self._measured, weighting=weighting
-            )
-            dense = {slot.name: slot.read().to(anatomy.device).float() for slot in slots}
-            squares = {slot.name: measured[slot.group][INPUT_SQUARE] for slot in slots}
-            ratios = outlier_ratios({name: (weight, squares[name]) for name, weight in dense.items()})
-        for members in shared_out(_by_group(slots), processes=parallel.count())[parallel.rank()]:
-            statistics = measured[members[0].group]
-            payloads = self.compress(members, dense, statistics)
-            for slot in members:
-                made = payloads[slot.name]
-                rows.append(self.row(slot, dense[slot.name], made, statistics, ratios[slot.name]))
-                tensors.update(stored_once(rows[-1], made))
-                passed_on[slot.name] = self.passed_on(slot, made)
+        weighting = WEIGHTINGS[self.settings.token_weighting]
+        measured = Measured(anatomy, block, passage, needs=self._measured, weighting=weighting)
+        ratios: dict[str, dict[str, float]] = {}
+        for groups in measured.chunks(_by_group(slots)):
+            ratios = ratios or measured.outlier_ratios(slots)
+            for members in shared_out(groups, processes=parallel.count())[parallel.rank()]:
+                dense = {slot.name: slot.read().to(anatomy.device).float() for slot in members}
+                statistics = measured.of(members[0].group)
+                payloads = self.compress(members, dense, statistics)
+                for slot in members:
+                    made = payloads[slot.name]
+                    rows.append(self.row(slot, dense[slot.name], made, statistics, ratios[slot.name]))
+                    tensors.update(stored_once(rows[-1], made))
+                    passed_on[slot.name] = self.passed_on(slot, made)
         if parallel.count() > 1:
             rows, tensors, passed_on = gathered(slots, rows, tensors, passed_on)
         passage.pass_on(block, slots, passed_on)
@@ -341,7 +338,7 @@ def calibration_memory(anatomy: Anatomy, tokens: int) -> CalibrationMemory:
 
 def _share(slot: Slot) -> float:
     """Return the share of the tokens that a slot's weight is multiplied with."""
-    return slot.share if isinstance(slot, ExpertSlot) else 1.0
+    return slot.share if isinstance(slot, RoutedSlot) else 1.0
 
 
 def file_of(block: int) -> str:

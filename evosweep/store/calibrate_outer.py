@@ -105,7 +105,7 @@ class OuterWalk:
             self.made.get(slot.name) or self.walk.compress([slot], dense, measured, self._compressor(slot))[slot.name]
         )
         square = measured.get(INPUT_SQUARE, torch.ones(slot.shape[1], device=slot.read().device))
-        ratios = outlier_ratios({slot.name: (dense[slot.name], square)})[slot.name]
+        ratios = outlier_ratios({slot.name: (slot.read, square)})[slot.name]
         file = f"{role}.safetensors"
         if looked_up and self.walk.settings.layer_errors:
             # Each token's error counts as often as the token occurs: the rows, scaled, against the identity.

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from evosweep.core.errors import SettingError, did_you_mean
 from evosweep.core.patterns import matcher
 from evosweep.models.anatomy import Anatomy
-from evosweep.models.slots import Slot
+from evosweep.models.slots import RoutedSlot, Slot
 
 NARROW = 32  # the side of a matrix that is a gate, a router or a step size rather than a layer ...
 THIN = 8  # ... where its other side is more than so many times as long
@@ -138,6 +138,8 @@ def _stays(slot: Slot, mixtures: Collection[str]) -> bool:
     least, most = sorted(slot.shape)
     if least < NARROW and most > THIN * least:
         return True
+    if isinstance(slot, RoutedSlot):  # of an expert, whose MLP's gate may be called so
+        return False
     if last == "gate":  # of a mixture; elsewhere an MLP's gate may be called so
         return parent in mixtures
     return ROUTING.search(slot.name) is not None

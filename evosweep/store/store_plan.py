@@ -9,7 +9,7 @@ from evosweep.core.errors import SettingError
 from evosweep.core.unit import ACTIVE_SHARE, Unit
 from evosweep.models.anatomy import Anatomy
 from evosweep.models.dropping import Drop, Droppable
-from evosweep.models.slots import ExpertSlot, OuterSlot, Slot
+from evosweep.models.slots import OuterSlot, RoutedSlot, Slot
 from evosweep.store.coverage import Coverage, coverage_of
 from evosweep.store.manifest_rows import ManifestLevel, ManifestUnit
 from evosweep.store.statistics.base import check_needs, statistic_module
@@ -112,7 +112,7 @@ def plan_store(
 def _check_measurable(compressor: Compressor, needs: Collection[str], slots: Sequence[Slot]) -> None:
     """Raise SettingError where a compressor needs what is measured of whole layers, and some slots are experts."""
     whole = sorted(name for name in needs if hasattr(statistic_module(name), "measure_model"))
-    expert = next((slot.name for slot in slots if isinstance(slot, ExpertSlot)), None)
+    expert = next((slot.name for slot in slots if isinstance(slot, RoutedSlot)), None)
     if whole and expert is not None:
         raise SettingError(
             "",
@@ -133,7 +133,7 @@ def planned_unit(slot: Slot, levels: Sequence[LevelSpec]) -> ManifestUnit:
         shape=slot.shape,
         group=slot.group,
         outer=isinstance(slot, OuterSlot),
-        columns={ACTIVE_SHARE: slot.share} if isinstance(slot, ExpertSlot) else {},
+        columns={ACTIVE_SHARE: slot.share} if isinstance(slot, RoutedSlot) else {},
     )
 
 

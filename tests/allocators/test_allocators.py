@@ -12,7 +12,7 @@ from evosweep.allocators.harm import AROUND_TOP, AROUND_UNIFORM, Harm
 from evosweep.allocators.ilp import ILP
 from evosweep.allocators.owl import OWL, snap
 from evosweep.allocators.uniform import Uniform
-from evosweep.core.errors import SettingError, StoreError
+from evosweep.core.errors import EvosweepError, SettingError, StoreError
 from evosweep.core.problem import Problem
 from evosweep.core.unit import Level, Nominal, Unit
 from evosweep.models.spectrum import hill_exponent
@@ -138,6 +138,15 @@ class TestHarm:
     def test_bare_is_the_layer_error(self, problem: Problem) -> None:
         assert Harm("bare").table(problem)[0].tolist() == [level.error for level in problem.units[0].levels]
         assert ILP(harm="bare").columns == [] and ILP(harm="bare").name == "ilp_bare"
+
+    def test_a_level_without_a_layer_error_is_named(self, problem: Problem) -> None:
+        third = problem.units[2]
+        unknown = dataclasses.replace(third.levels[1], error=None)
+        units = list(problem.units)
+        units[2] = dataclasses.replace(third, levels=(third.levels[0], unknown, third.levels[2]))
+        message = f"; 1 have none \\({unknown.name} of {third.name} ...\\): store.layer_errors=true measures them"
+        with pytest.raises(EvosweepError, match=message):
+            ILP(harm="bare").allocate(dataclasses.replace(problem, units=tuple(units)))
 
     def test_what_only_drops_has_no_layer_error(self) -> None:
         units = tuple(Unit(f"u{n}", 10, n, (Level("drop", 0), Level("keep", 160))) for n in range(3))

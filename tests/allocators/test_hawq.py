@@ -8,7 +8,7 @@ import pytest
 
 from evosweep.allocators.hawq import HAWQ
 from evosweep.allocators.ilp import ILP
-from evosweep.core.errors import SettingError
+from evosweep.core.errors import EvosweepError, SettingError
 from evosweep.core.problem import Problem
 from evosweep.core.unit import Level, Unit
 
@@ -86,3 +86,31 @@ def test_without_the_order_it_is_the_ilp_on_210_units() -> None:
 def test_a_curvature_that_is_none() -> None:
     with pytest.raises(SettingError, match=r"curvature must be one of .*did you mean 'trace'"):
         HAWQ(curvature="traces")
+
+
+def with_columns(problem: Problem, change) -> Problem:
+    units = [
+        dataclasses.replace(unit, columns={name: change(name, value) for name, value in unit.columns.items()})
+        for unit in problem.units
+    ]
+    return dataclasses.replace(problem, units=tuple(units))
+
+
+def test_curvatures_that_are_all_the_same_order_nothing() -> None:
+    problem = with_columns(measured(0), lambda name, value: 2.0 if name.endswith("_order") else value)
+    with pytest.raises(EvosweepError, match="curvature hawq_v2_hutchinson is the same for all 6 units: it orders"):
+        HAWQ().allocate(problem)
+    assert problem.feasible(HAWQ(ordered=False).allocate(problem))
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (0.0, "harm hawq_v2_hutchinson is the same at all levels of every unit: it prefers none"),
+        (np.nan, r"harm hawq_v2_hutchinson of u0 is not a finite number \(6 of 6 units\): .*model.dtype=float32"),
+        (np.inf, "not a finite number"),
+    ],
+)
+def test_a_harm_that_prefers_no_level(value: float, message: str) -> None:
+    with pytest.raises(EvosweepError, match=message):
+        ILP(harm="hawq_v2_hutchinson").allocate(with_columns(measured(0), lambda *_: value))

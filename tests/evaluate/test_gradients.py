@@ -11,6 +11,7 @@ from evosweep.allocators.harm import AUTO_QUANTIZE, AUTO_SCHEME, FISHER
 from evosweep.allocators.ilp import ILP
 from evosweep.core.events import Silent
 from evosweep.evaluate.gradient_scores import absolute_products, output_squares, squared_products
+from evosweep.evaluate.gradients import falling
 from evosweep.evaluate.population import Evaluator
 from evosweep.evaluate.sensitivity import measure
 from evosweep.models.anatomy import Anatomy
@@ -124,10 +125,16 @@ def test_the_ilp_reads_what_was_measured(
     genome = ILP(harm=column).allocate(measured)
     harms = np.array([[columns[unit.name][f"{column}/{level.name}"] for level in unit.levels] for unit in units])
     assert (harms > 0).all() and measured.feasible(genome)
+    assert column != AUTO_QUANTIZE or (np.diff(harms, axis=1) <= 0).all()
     rows = np.arange(len(units))
     assert harms[rows, genome].sum() < harms[rows, problem.uniform()].sum()
     for slot in evaluator.anatomy.slots:
         assert not slot.parameter.requires_grad and slot.parameter.grad is None
+
+
+def test_a_dearer_level_is_no_worse_than_a_cheaper_one() -> None:
+    """ModelOpt's candidate statistics: min(score, score of the level before)."""
+    assert falling({"a/2": 3.0, "a/3": 4.0, "a/4": 1.0}) == {"a/2": 3.0, "a/3": 3.0, "a/4": 1.0}
 
 
 @pytest.mark.parametrize("score", [squared_products, output_squares])

@@ -1,6 +1,8 @@
 """What is a unit of a mixture, what it costs, and what calibration has seen of it."""
 
 import dataclasses
+from collections.abc import Collection
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,10 +21,12 @@ from evosweep.models.anatomy import Anatomy
 from evosweep.models.dropping import Drop
 from evosweep.models.load import LoadedModel
 from evosweep.models.mixture import watched_experts
+from evosweep.store import measured
 from evosweep.store import units as units_module
 from evosweep.store.build import StoreBuilder
 from evosweep.store.manifest import LevelStore
 from evosweep.store.routed import met, routing_notes
+from evosweep.store.statistics.walk import measure_inputs
 from evosweep.store.store_plan import plan_store
 from evosweep.store.units import Units
 from tests.mixtures.models import mixture, token_splits
@@ -112,8 +116,8 @@ def test_an_expert_has_the_second_moment_of_its_routed_tokens(anatomy: Anatomy, 
     seen: dict[tuple[str, int], list[torch.Tensor]] = {}
     shown: dict[tuple[str, int], list[torch.Tensor]] = {}
 
-    def keep(attribute: str, expert: int, inputs: torch.Tensor, tokens: torch.Tensor | None) -> None:
-        (shown if tokens is None else seen).setdefault((attribute, expert), []).append(inputs)
+    def keep(attribute: str, expert: int, inputs: torch.Tensor, *, routed: bool) -> None:
+        (seen if routed else shown).setdefault((attribute, expert), []).append(inputs)
 
     hidden = torch.randn(1, 70, 32, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
@@ -132,6 +136,25 @@ def test_an_expert_has_the_second_moment_of_its_routed_tokens(anatomy: Anatomy, 
     columns = [unit.columns for unit in store.units if ".experts." in unit.name]
     assert sum(column["routed_tokens"] for column in columns) == 2 * 2 * 2 * 128  # blocks, matrices, chosen, tokens
     assert {column["active_share"] for column in columns} == {0.5}
+
+
+def test_moments_measured_in_parts_are_those_measured_at_once(anatomy, store, tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("EVOSWEEP_CACHE", str(tmp_path))
+    passes: list[int] = []
+
+    def counted(*args: Any, among: Collection[str], **keywords: Any) -> Any:
+        passes.append(len(among))
+        return measure_inputs(*args, among=among, **keywords)
+
+    monkeypatch.setattr(measured, "measure_inputs", counted)
+    two = 2 * measured.MOMENT_ITEM * 32**2  # moments of two experts' inputs
+    monkeypatch.setattr(measured, "free_bytes", lambda device: two / measured.MOMENT_SHARE)
+    plan = plan_store(anatomy, GPTQ(bits=[2, 3, 4], group=16))
+    again = StoreBuilder().open(plan, token_splits()["calibration"], model_name="mixtral")
+    assert passes == 2 * [10, 4, 2, 1, 1, 1, 1]  # all, attention and two of width 32, two more, and four of width 48
+    assert again.key == store.key and again.folder != store.folder
+    assert again.manifest.files == store.manifest.files  # hashes of all payloads
+    assert again.manifest.units == store.manifest.units
 
 
 class Said(Progress):

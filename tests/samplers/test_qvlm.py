@@ -3,7 +3,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from evosweep.core.errors import SettingError, StoreError
+from evosweep.core.errors import EvosweepError, SettingError, StoreError
 from evosweep.core.problem import Problem
 from evosweep.samplers.base import PopulationSampler
 from evosweep.samplers.evopress import EvoPressSampler
@@ -57,6 +57,21 @@ def test_a_generation_changes_one_group_and_keeps_its_share() -> None:
         assert changed == {[0, 1, 0, 1][[1, 2, 3, 5].index(generation)]}
 
 
+def test_all_of_evopress_settings_are_its_own() -> None:
+    problem = with_entropy(make_problem())
+    sampler = QVLMSampler(problem, offspring=8, population_size=2, cross=0.0, max_flips=1)
+    assert sampler.population_size == 2 and sampler.search.mutation.cross == 0.0
+    parents = [problem.uniform(), sampler.genomes(generation=1, parents=[problem.uniform()])[0]]
+    members = sampler._group(1)
+    found = sampler.genomes(generation=1, parents=parents)
+    for slot, genome in enumerate(found):
+        parent = parents[sampler.parent_index(generation=1, slot=slot, count=2)]
+        changed = np.flatnonzero(genome != parent)
+        assert 0 < len(changed) <= 2 and set(changed.tolist()) <= set(members.tolist())
+    with pytest.raises(SettingError, match="offspring must be"):
+        QVLMSampler(problem, offspring=0)
+
+
 def test_swaps_stay_within_dependent_blocks() -> None:
     problem = with_entropy(make_problem())
     groups = dependent_groups(problem)
@@ -72,6 +87,13 @@ def test_the_part_of_a_group_has_what_others_leave() -> None:
     genome = problem.uniform()
     inside = part(problem, np.array([0, 1, 2]), genome)
     assert inside.budget == problem.budget - int(problem.costs[np.arange(3, 12), genome[3:]].sum())
+
+
+def test_an_entropy_that_is_constant_groups_nothing() -> None:
+    problem = with_entropy(make_problem(), (2.0, 2.0, 2.0, 2.0))
+    with pytest.raises(EvosweepError, match="activation_entropy is the same for all 4 blocks: it groups nothing"):
+        dependent_groups(problem)
+    assert len(np.unique(dependent_groups(problem, most=1))) == 4
 
 
 def test_bad_settings_and_missing_columns_are_refused() -> None:

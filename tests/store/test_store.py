@@ -182,7 +182,7 @@ def test_layer_errors_are_those_of_the_layer_on_its_inputs(anatomy, splits, fres
 def test_outliers_are_counted_against_the_block() -> None:
     quiet, loud = torch.ones(4, 10), torch.ones(4, 10)
     loud[0, 0] = 1000.0
-    ratios = outlier_ratios({"quiet": (quiet, torch.ones(10)), "loud": (loud, torch.ones(10))})
+    ratios = outlier_ratios({"quiet": (lambda: quiet, torch.ones(10)), "loud": (lambda: loud, torch.ones(10))})
     assert ratios["quiet"]["outlier_ratio_m5"] == 0
     assert ratios["loud"]["outlier_ratio_m5"] == pytest.approx(1 / 40)
 

@@ -234,8 +234,8 @@ class _Reader:
         padded = torch.tensor([reading.ids + (0,) * (width - len(reading.ids)) for reading in readings])
         hidden = self.base(input_ids=padded.to(self.device), use_cache=False)[0]
         wanted = [(row, *one) for row, reading in enumerate(readings) for one in reading.wanted]
-        positions = [row * width + start + step for row, _, _, start, ids in wanted for step in range(len(ids))]
-        states = hidden.flatten(0, 1)[torch.tensor(positions, device=self.device)]
+        flat = [row * width + start + step for row, _, _, start, ids in wanted for step in range(len(ids))]
+        states = hidden.flatten(0, 1)[torch.tensor(flat, device=self.device)]
         return [(position, number) for _, position, number, _, _ in wanted], states, [ids for *_, ids in wanted]
 
     def _shared(

@@ -11,8 +11,8 @@ import torch
 from evosweep.core.errors import StoreError
 from evosweep.models.anatomy import Anatomy
 from evosweep.models.attention import attention_received
-from evosweep.models.mixture import watched_experts
-from evosweep.models.slots import ExpertSlot
+from evosweep.models.mixture import Routed
+from evosweep.models.slots import RoutedSlot
 from evosweep.parallel import all_reduce_sum
 from evosweep.store.routed import ROUTED_SHARE, ROUTED_TOKENS
 from evosweep.store.statistics.base import InputBatch, Measurement, statistic_module
@@ -33,6 +33,7 @@ def measure_inputs(
     needs: Collection[str],
     weighting: Weighting,
     tokens: Sequence[torch.Tensor] | None = None,
+    among: Collection[str] | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Return the statistics of each shared input of a block: group name -> statistic -> value.
 
@@ -44,11 +45,12 @@ def measure_inputs(
         needs: Names of the statistics; those that are measured on the whole model are left out here.
         weighting: How tokens are weighted.
         tokens: The token ids of every batch (windows, seq_len), which the whole model and some blocks need.
+        among: Names of the groups that are measured; None: all.
 
     Raises:
         StoreError: An input is not finite, or its tokens cannot be weighted.
     """
-    inputs = _Inputs(anatomy, block, needs, weighting)
+    inputs = _Inputs(anatomy, block, needs, weighting, among)
     reads = weighting.importance is not None
     shapes = [batch.shape for batch in hidden or tokens or ()]
     batches = list(zip(shapes, hidden or repeat(None), tokens or repeat(None), strict=False))
@@ -61,12 +63,11 @@ def measure_inputs(
                     anatomy.run_block(block, batch, ids)
                 elif ids is not None:
                     anatomy.run_whole(ids)
-    values: dict[str, dict[str, Any]] = {
-        group: {name: measurement.finish() for name, measurement in measurements.items()}
-        for group, measurements in inputs.found.items()
-    }
-    for group, share in inputs.routed_shares().items():
-        values[group] |= share
+    shares = inputs.routed_shares()
+    values: dict[str, dict[str, Any]] = {}
+    for group in list(inputs.found):
+        measurements = inputs.found.pop(group)  # sums are freed one by one: all of them and their means may not fit
+        values[group] = {name: measurements.pop(name).finish() for name in list(measurements)} | shares.get(group, {})
     for group, statistics in values.items():
         _check_finite(group, statistics)
     return values
@@ -83,15 +84,23 @@ class _Inputs:
         found: Group name -> statistic -> its measurement.
     """
 
-    def __init__(self, anatomy: Anatomy, block: int, needs: Collection[str], weighting: Weighting) -> None:
+    def __init__(
+        self,
+        anatomy: Anatomy,
+        block: int,
+        needs: Collection[str],
+        weighting: Weighting,
+        among: Collection[str] | None = None,
+    ) -> None:
         modules = {name: statistic_module(name) for name in sorted(needs)}
         self.kinds = {name: module for name, module in modules.items() if hasattr(module, "Measurement")}
-        self.leaders = [slot for slot in anatomy.slots_of(block) if slot.group == slot.name]
+        leaders = [slot for slot in anatomy.slots_of(block) if slot.group == slot.name]
+        self.leaders = [slot for slot in leaders if among is None or slot.name in among]
         self.weighting = weighting
         self.shape: tuple[int, int] = (0, 0)
         self.received: torch.Tensor | None = None
         self.found: dict[str, dict[str, Measurement]] = {}
-        self.experts = [slot for slot in self.leaders if isinstance(slot, ExpertSlot)]
+        self.experts = [slot for slot in self.leaders if isinstance(slot, RoutedSlot)]
         self.routed = torch.zeros(len(self.experts) + 1, dtype=torch.int64, device=anatomy.device)  # and of all tokens
         for slot in self.experts:  # in every process, whether a token goes to it or not
             self.found[slot.group] = self._measurements(slot.shape[1], anatomy.device)
@@ -125,16 +134,17 @@ class _Inputs:
         """Count what the layers are given for a while."""
         with ExitStack() as stack:
             for slot in self.leaders:
-                if not isinstance(slot, ExpertSlot):
+                if not isinstance(slot, RoutedSlot):
                     stack.callback(slot.module.register_forward_pre_hook(partial(self._count, slot.group)).remove)
-            modules: dict[torch.nn.Module, dict[tuple[str, int], int]] = {}
+            mixtures: dict[Routed, dict[tuple[str, int], int]] = {}
             for index, slot in enumerate(self.experts):
-                modules.setdefault(slot.module, {})[slot.attribute, slot.expert] = index
-            for module, indices in modules.items():
+                mixtures.setdefault(slot.mixture, {})[slot.attribute, slot.expert] = index
+            for mixture, indices in mixtures.items():
                 every = max(1, round(LESS_OF_ALL / self.experts[next(iter(indices.values()))].share))
-                stack.enter_context(watched_experts(module, partial(self._count_expert, indices), every=every))
-                if self.leaders[-1].module is module:
-                    stack.callback(module.register_forward_hook(_end).remove)
+                stack.enter_context(mixture.watched(partial(self._count_expert, indices), every=every))
+                last = self.leaders[-1]
+                if isinstance(last, RoutedSlot) and last.mixture == mixture:
+                    stack.callback(mixture.module.register_forward_hook(_end).remove)
             yield
 
     def _count_expert(
@@ -143,20 +153,23 @@ class _Inputs:
         attribute: str,
         expert: int,
         inputs: torch.Tensor,
-        tokens: torch.Tensor | None,
+        *,
+        routed: bool,
     ) -> None:
         """Count what an expert's matrix is given; arguments as for ``mixture.Seen``.
 
         Args:
             indices: Position of each matrix in ``experts``.
         """
-        index = indices[attribute, expert]
+        index = indices.get((attribute, expert))
+        if index is None:
+            return  # it is measured in another pass
         if self.weighting.by_window:
             raise StoreError(
                 f"{self.experts[index].group} is given some of the tokens only; store.token_weighting must be relative "
                 "or plain"
             )
-        if tokens is not None:
+        if routed:
             self.routed[index] += len(inputs)
         for measurement in self.found[self.experts[index].group].values():
             measurement.add(InputBatch(inputs, self.weighting))
