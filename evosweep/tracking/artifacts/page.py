@@ -117,9 +117,9 @@ def _figure(path: Path) -> str:
     """Return a figure under its heading, with what it shows; on a narrow screen it scrolls and stays readable."""
     heading, caption = FIGURES.get(path.stem, (path.stem.replace("_", " "), ""))
     data = base64.b64encode(path.read_bytes()).decode()
-    said = f"<figcaption>{html.escape(caption)}</figcaption>" if caption else ""
+    under = f"<figcaption>{html.escape(caption)}</figcaption>" if caption else ""
     image = f'<img alt="{html.escape(heading)}" src="data:image/png;base64,{data}">'
-    return f"<h2>{html.escape(heading)}</h2><figure>{said}{image}</figure>"
+    return f"<h2>{html.escape(heading)}</h2><figure>{under}{image}</figure>"
 
 
 def _table(result: SearchResult) -> str:
