@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from evosweep.allocators.harm import EMQ
 from evosweep.core.events import Listener, SearchResult
 from evosweep.core.files import write_json
 from evosweep.core.metrics import COVERAGE
@@ -22,6 +23,7 @@ from evosweep.core.results import write_result
 from evosweep.core.run_record import RunRecord, command_of
 from evosweep.core.unit import with_columns
 from evosweep.evaluate.memory import plan_memory
+from evosweep.evaluate.mq_bench import check_bench
 from evosweep.evaluate.sensitivity import MEASURES, measure
 from evosweep.exporters.card import with_figures
 from evosweep.finish.base import save_tuned
@@ -77,6 +79,8 @@ def check(task: Task, bench: Workbench) -> Draft:
     columns = tuple(column for column in sampler.columns if column in MEASURES)
     if columns:
         bench.splits["search"].count("evaluate.sensitivity_tokens", bench.resources.sensitivity_tokens)
+    if EMQ in columns and bench.resources.mq_bench is not None:
+        check_bench(bench.resources.mq_bench, [unit.name for unit in problem.units])
     if problem.budget == problem.most:
         bench.progress.say(
             f"the budget {task.budget} allows every unit its largest level "

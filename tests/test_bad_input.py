@@ -78,7 +78,7 @@ CASES = {
     "unknown task": (["tasks=core", "tasks.names=[hellaswg]"], "tasks.names", "did you mean 'hellaswag'"),
     "task file of another form": (
         ["tasks=core", "tasks.names=[]", "tasks.files=[corpus.jsonl]"],
-        "corpus.jsonl, line 1: request must be an object",
+        "tasks.files: corpus.jsonl, line 1: request must be an object",
         "",
     ),
     "transform that is none": (["transform=rotat"], "transform", "did you mean 'rotate'"),
@@ -144,7 +144,16 @@ CASES = {
     "a rule by half a name": (["units.fix={q_proj: 4}"], "units.fix[q_proj]", "did you mean 'self_attn.q_proj'"),
     "two targets": (["target.kl=0.1", "target.ppl_ratio=1.1"], "target must be one of", "not several"),
     "a race for two objectives": (["sampler=nsga2_evopress", "search.racing=0.2"], "search.racing must be null", "0.2"),
-    "no start": (["sampler.start=nowhere.json"], "nowhere.json", "cannot be read"),
+    "no start": (["sampler.start=nowhere.json"], "sampler.start must", "nowhere.json cannot be read"),
+    "a start that is text": (["sampler.start=corpus.jsonl"], "sampler.start must", "corpus.jsonl"),
+    "shares of offspring beyond all": (
+        ["sampler=nsga2_evopress", "sampler.resize=0.9"],
+        "sampler.cross must be a number from 0 to 0.1, which resize=0.9 leaves, got 0.2",
+        "",
+    ),
+    "a target and a group of budgets": (["target.kl=0.1", "budget=megabytes"], "target must", "'budget=megabytes'"),
+    "a target and a budget added": (["target.kl=0.1", "++budget.as_uniform=3"], "target must", "budget.as_uniform=3"),
+    "tokens of a target's searches": (["target.kl=0.1", "budget.others=-1"], "budget.others must be", "-1"),
     "a start of another kind": (
         ["sampler.start=[1]"],
         "sampler.start",
@@ -161,6 +170,42 @@ CASES = {
     "gradients of what has no weight": (["sampler=fisher", "drop=sublayers"], "sampler.allocator.harm", "fisher"),
     "an order of what has no weight": (["sampler=hawq", "drop=sublayers"], "harm must", "'hawq'"),
     "a curvature that is none": (["sampler=hawq", "sampler.allocator.curvature=trase"], "curvature must", "'trace'"),
+    "a bench of another form": (
+        ["sampler=emq", "evaluate.mq_bench=corpus.jsonl"],
+        "evaluate.mq_bench must",
+        "corpus.jsonl is no bench of scored allocations",
+    ),
+    "groups that interact": (
+        ["sampler=inter_layer", "sampler.allocator.group=block"],
+        "sampler.allocator.group must be one of blocks, kinds",
+        "did you mean 'blocks'",
+    ),
+    "a text to report on that is not there": (
+        ["data.validation=[corpus.json]"],
+        "data.validation: there is no file corpus.json",
+        "did you mean 'corpus.jsonl'",
+    ),
+    "several seeds": (["seed=[0,1]"], "seed must be an integer, got [0, 1]", "-m seed=0,1"),
+    "several seeds without -m": (
+        ["seed=0,1"],
+        "seed must be one value, or several runs (-m seed=0,1), got '0,1'",
+        "",
+    ),
+    "a list that does not end": (
+        ["search.stages=[{survivors:1,tokens:64]"],
+        "search.stages must be a value whose brackets are closed",
+        "[{survivors:1,tokens:64]",
+    ),
+    "a key in quotes": (
+        ['units.min={"*": 4}'],
+        "units.min must be a mapping whose keys stand without quotes",
+        "in a shell: 'units.min={*: 4}'",
+    ),
+    "an entry without quotes": (
+        ["units.exclude=[model.layers[0].*]"],
+        "units.exclude must be a list whose entries are quoted",
+        """in a shell: 'units.exclude=["model.layers[0].*"]'""",
+    ),
     "no bench": (["sampler=emq", "evaluate.mq_bench=nowhere.json"], "evaluate.mq_bench", "'nowhere.json'"),
     "parents": (["sampler.population_size=0"], "sampler.population_size", "0"),
     "a text as journal": (["storage.path=corpus.jsonl"], "storage.path must be a journal file", "something else"),
@@ -221,8 +266,21 @@ def test_a_tracker_that_cannot_be_used_leaves_nothing(corpus, capsys, arguments,
     ("arguments", "expected"),
     [
         (["data=mix", "data.shares={corpus.jsonl: 0.5, wikipedia: 0.3}"], "data.shares must be shares that sum to 1"),
-        (["data=mix", "data.shares={corpus.jsonl: 0.5, empty.txt: 0.5}"], "data.path: empty.txt has no text in it"),
+        (["data=mix", "data.shares={corpus.jsonl: 0.5, empty.txt: 0.5}"], "data.shares: empty.txt has no text in it"),
         (["data=questions", "data.template=chat"], "the model's tokenizer has no chat template"),
+        (
+            ["data=mix", "data.shares={chats: 1}", "data.sources={chat: {_target_: evosweep.data.text.TextFiles}}"],
+            "data.sources",
+        ),
+        (
+            [
+                "data=mix",
+                "data.shares={own: 0.5, empty.txt: 0.5}",
+                "data.sources={own: {_target_: evosweep.data.text.TextFiles, path: corpus.jsonl}}",
+            ],
+            "data.shares: empty.txt has no text in it",  # so the own source was read
+        ),
+        (["data=code", "data.folder=folder"], "data.folder: there is no Python source in folder"),
         (["data=questions", "data.name=math"], "did you mean 'maths'"),
     ],
 )

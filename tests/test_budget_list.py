@@ -32,6 +32,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory):
         yield folder
 
 
+def test_a_list_of_one_budget_is_that_budget(folder: Path) -> None:
+    assert evosweep(*TINY, "sampler=uniform", "budget.as_uniform=[3]", "report=none", "export=none", "name=one") == 0
+    (found,) = folder.glob("runs/one/*/result.json")  # in the run's folder, as of a single budget
+    row = read_result(found)
+    assert row["budget"] == "as_uniform=3"
+    assert row["bits_per_weight"] == pytest.approx(3 + (16 + 3) / 64)  # codes; a scale and a zero for 64 weights
+
+
 @pytest.fixture(scope="module")
 def run(folder: Path) -> Path:
     (found,) = folder.glob("runs/several/*/")

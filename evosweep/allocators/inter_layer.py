@@ -5,7 +5,8 @@ import numpy as np
 from evosweep.allocators.base import check_has_layers
 from evosweep.allocators.harm import Harm
 from evosweep.allocators.ilp import improved
-from evosweep.allocators.interactions import Floats, Interactions, pair_columns
+from evosweep.allocators.interactions import PAIRS, Floats, Interactions, pair_columns
+from evosweep.core.checks import check_choice
 from evosweep.core.problem import Genome, Problem
 
 
@@ -28,8 +29,8 @@ class InterLayer:
 
     def __init__(self, *, harm: str = "hawq_v2", group: str = "blocks") -> None:
         self.harm = Harm(harm)
+        self.group = check_choice("group", group, PAIRS)
         self.columns = list(dict.fromkeys([*self.harm.columns, *pair_columns(group)]))
-        self.group = group
         self.name = "inter_layer"
 
     def check(self, problem: Problem) -> None:

@@ -134,6 +134,10 @@ def task_of(config: DictConfig, *, folder: Path, resume: bool = False) -> Task:
     Raises:
         SettingError: A setting cannot be used.
     """
+    if OmegaConf.is_list(config.seed):
+        raise SettingError(
+            "seed", allowed="an integer", got=list(config.seed), hint="several are several runs: -m seed=0,1"
+        )
     seed = check_int("seed", config.seed, low=-SEED_LIMIT, high=SEED_LIMIT)
     check_name(config.name)
     made = {group: build(config, group) for group in PARTS}

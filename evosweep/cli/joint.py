@@ -44,13 +44,26 @@ def run(config: DictConfig) -> dict[str, Any]:
     typed = list(hydra.overrides.task)
     target = build(config, "target") if config.get("target") is not None else Target()
     if target:
-        given = [text for text in typed if text.startswith("budget.") and not text.endswith("=null")]
+        given = [text for text in map(_plain, typed) if _is_budget(text)]
         if given:
             raise SettingError("target", allowed="given without a budget, which it finds", got=given[0])
         return _Joint(config, typed).run_target(target)
     imply_budget(config, typed)
     kind = listed(config)
+    if kind is not None and len(config.budget[kind]) == 1:
+        config.budget[kind] = config.budget[kind][0]
+        kind = None
     return job.run(config) if kind is None else _Joint(config, typed).run_list(kind)
+
+
+def _plain(override: str) -> str:
+    return override.lstrip("+")
+
+
+def _is_budget(override: str) -> bool:
+    """Return whether an override says a size, as a target may not; ``budget.others`` is about tokens."""
+    key, _, value = override.partition("=")
+    return key == "budget" or (key.startswith("budget.") and key != "budget.others" and value != "null")
 
 
 def listed(config: DictConfig) -> str | None:

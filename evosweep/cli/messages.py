@@ -9,7 +9,8 @@ from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
-from hydra.errors import OverrideParseException
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException, OverrideParseException
 from omegaconf import OmegaConf
 
 from evosweep.cli.check import choices
@@ -21,7 +22,7 @@ evosweep fits a Hugging Face language model into a size: it finds which layers
 to compress how hard, and writes the model. Without a setting it does nothing.
 
   evosweep +experiment=quickstart
-      SmolLM2-135M at the size of uniform 3-bit: four allocators, some minutes
+      SmolLM2-135M in 107 MB by four allocators, some minutes
       on two CPU cores; downloads 120 MB once.
   evosweep model=hf model.path=<folder> data=text data.path=<file> \\
            budget.megabytes=100
@@ -29,13 +30,20 @@ to compress how hard, and writes the model. Without a setting it does nothing.
   evosweep seed=0
       One search with the settings as they are; --cfg job shows them.
 
-After a run: evosweep export | score | compare | resume <run folder>.
+After a run: evosweep export | score | compare | resolve | resume <run folder>.
 What is cached: evosweep cache list. More: evosweep --help."""
 
 _CHOICE = re.compile(r"Could not find '([^']+)'|could not find '([^']+)'", re.I)
 _OPTIONS = re.compile(r"Available options in '([^']+)':(.*?)(?:Config search path|$)", re.S)
 _KEY = re.compile(r"full_key: (\S+)")
+_QUOTED_KEY = re.compile(r"""(["'])([^"']*)\1\s*:""")
+_QUOTING = {
+    "{": "a mapping whose keys stand without quotes",
+    "[": "a list whose entries are quoted for Hydra where they hold other than plain letters",
+    "": "quoted for Hydra where it holds other than plain letters",
+}
 _OVERRIDE = re.compile(r"Could not override '([^']+)'")
+_SEVERAL = re.compile(r"Ambiguous value for argument '([^=']+)=(.*?)'\n")
 _DELETE = re.compile(r"Could not delete.*'([^']+)'")
 
 
@@ -49,6 +57,11 @@ def of(error: Exception, *, conf: Path) -> EvosweepError:
     text = _chain(error)
     if "Config group override must be" in text:
         return _no_choice(conf)
+    several = _SEVERAL.search(text)
+    if several:
+        key, values = several.groups()
+        as_list = f", or one list ({key}=[{values}])" if "." in key else ""
+        return EvosweepError(f"{key} must be one value, or several runs (-m {key}={values}){as_list}, got {values!r}")
     missing = _CHOICE.search(text)
     if missing:
         return _choice(missing.group(1) or missing.group(2), text, conf)
@@ -98,12 +111,34 @@ def _grammar(error: OverrideParseException) -> EvosweepError:
     key, equals, value = typed.partition("=")
     if not equals:
         return EvosweepError(f"{typed!r} must be a setting and its value, as in seed=1")
-    bare = value.strip("'\"").replace('"', '\\"')
-    quoted = f'{key}="{bare}"'
-    return EvosweepError(
-        f"{key.lstrip('+~')} must be quoted for Hydra where it holds other than plain letters, got {value!r}; "
-        f"in a shell: {shlex.quote(quoted)}"
-    )
+    if any(value.count(begin) != value.count(end) for begin, end in ("[]", "{}")):
+        return EvosweepError(f"{key.lstrip('+~')} must be a value whose brackets are closed, got {value!r}")
+    mended = _mended(key, value)
+    how = f"; in a shell: {shlex.quote(mended)}" if mended else ""
+    return EvosweepError(f"{key.lstrip('+~')} must be {_QUOTING.get(value[:1], _QUOTING[''])}, got {value!r}{how}")
+
+
+def _mended(key: str, value: str) -> str | None:
+    """Return an override that Hydra's grammar reads, None where there is none to propose."""
+    text = value
+    if value.startswith("{"):
+        text = _QUOTED_KEY.sub(r"\2:", value)
+    elif value.startswith("[") and "{" not in value:
+        items = value.removeprefix("[").removesuffix("]").split(",")
+        text = f"[{','.join(map(_quoted, items))}]"
+    elif not value.startswith("["):
+        text = _quoted(value)
+    proposed = f"{key}={text}"
+    try:
+        OverridesParser.create().parse_override(proposed)
+    except HydraException:
+        return None
+    return proposed
+
+
+def _quoted(value: str) -> str:
+    inner = value.strip().strip("'\"").replace('"', '\\"')
+    return f'"{inner}"'
 
 
 def _wrapped(error: BaseException) -> EvosweepError | None:

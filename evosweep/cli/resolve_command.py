@@ -18,7 +18,7 @@ from evosweep.cli.job import bench_of, settings_text, shared_progress
 from evosweep.cli.reopen import check_store, settings_of
 from evosweep.core.allocation import Allocation
 from evosweep.core.budget import KINDS
-from evosweep.core.errors import EvosweepError
+from evosweep.core.errors import EvosweepError, SettingError
 from evosweep.core.problem import Problem
 from evosweep.core.results import RESULT, read_result, write_result
 from evosweep.core.run_record import several_of
@@ -57,11 +57,12 @@ def _resolve(options: argparse.Namespace, conf: Path) -> None:
         )
     base = next((run for run in runs if (run / MEASURED).is_file()), runs[0])
     config = settings_of(base, [], conf)
+    budgets = {value: build(_with_budget(config, kind, value), "budget") for value in values}
     shared_progress().begin(prefix="", log=base / CLAIM, first="opened again to solve another budget")
     bench = bench_of(config)
     check_store(base, bench)
     units = with_columns(bench.units_of_search, _columns(base))
-    problems = {value: bench.problem(build(_with_budget(config, kind, value), "budget"), units) for value in values}
+    problems = {value: bench.problem(budget, units) for value, budget in budgets.items()}
     rows = []
     for value, problem in problems.items():
         found = resolve(problem, harm_of(problem, _sampler(config)), _winners(runs, problem))
@@ -88,7 +89,7 @@ def _budget(overrides: Sequence[str]) -> tuple[str, list[Any]]:
     key, _, text = overrides[0].partition("=")
     kind = key.removeprefix("budget.")
     if kind not in KINDS:
-        raise EvosweepError(f"budget must be one of {', '.join(KINDS)}, got {kind!r}")
+        raise SettingError("budget", allowed=KINDS, got=kind)
     value = OmegaConf.from_dotlist([f"value={text}"]).value
     values = list(value) if isinstance(value, ListConfig) else [value]
     if not values or len(set(map(str, values))) < len(values):

@@ -76,7 +76,15 @@ def check_choice(setting: str, value: object, choices: Iterable[str]) -> str:
 
 def _bounds(noun: str, low: float | None, high: float | None, *, exclusive: bool = False) -> str:
     if low is not None and high is not None:
-        return f"{noun} from {low} to {high}" if not exclusive else f"{noun} above {low} and at most {high}"
+        between = (
+            f"above {_shown(low)} and at most {_shown(high)}" if exclusive else f"from {_shown(low)} to {_shown(high)}"
+        )
+        return f"{noun} {between}"
     if low is not None:
-        return f"{noun} above {low}" if exclusive else f"{noun} of at least {low}"
-    return f"{noun} of at most {high}" if high is not None else noun
+        return f"{noun} above {_shown(low)}" if exclusive else f"{noun} of at least {_shown(low)}"
+    return f"{noun} of at most {_shown(high)}" if high is not None else noun
+
+
+def _shown(bound: float) -> str:
+    """Return a bound as users write it: 1 rather than 1.0, and without what floating point adds."""
+    return str(bound) if isinstance(bound, int) else f"{bound:.15g}"

@@ -42,7 +42,7 @@ class PythonSources:
             if len(text) >= MIN_CHARACTERS:
                 found.append(Document(f"python/{path.relative_to(self.folder).as_posix()}", text))
         if not found:
-            raise DataError(f"code: there is no Python source in {self.folder}; name a folder or file of your own")
+            raise DataError(f"data.folder: there is no Python source in {self.folder}; name a folder of .py files")
         return found
 
     def _files(self) -> Iterator[Path]:

@@ -14,6 +14,7 @@ from evosweep.data.table_rows import check_template, rows_to_documents
 
 SUFFIXES = (".txt", ".jsonl", ".json", ".parquet")
 NAMED = 3  # skipped files that are named in a note
+PATH = "data.path"
 
 
 class TextFiles:
@@ -36,6 +37,12 @@ class TextFiles:
         self.path = Path(path).expanduser()
         self.column = column
         self.template = check_template(template)
+        self.setting = PATH
+
+    def named_by(self, setting: str) -> "TextFiles":
+        """Return this source, whose errors then name another setting than ``data.path``, by which it was chosen."""
+        self.setting = setting
+        return self
 
     def documents(self, *, progress: Progress) -> list[Document]:
         """Read all files.
@@ -43,6 +50,14 @@ class TextFiles:
         Raises:
             DataError: No such file, not UTF-8, not JSON or Parquet, no such column, or no text.
         """
+        try:
+            return self._documents(progress)
+        except DataError as error:
+            if self.setting == PATH:
+                raise
+            raise DataError(str(error).replace(f"{PATH}:", f"{self.setting}:", 1)) from error
+
+    def _documents(self, progress: Progress) -> list[Document]:
         documents: list[Document] = []
         for file in self._files(progress):
             documents += self._read(file)

@@ -17,6 +17,8 @@ LIBRARY: Mapping[str, Callable[[], DocumentSource]] = {
     **{name: partial(QuestionSet, name=name) for name in SETS},
 }
 
+CHOSEN_BY = {"shares": "data.shares", "sources": "data.validation"}  # setting of the command line, by argument
+
 
 def source_of(setting: str, given: object) -> DocumentSource:
     """Return the source that is meant by a name of the library, the path of a file or folder, or an object.
@@ -33,7 +35,7 @@ def source_of(setting: str, given: object) -> DocumentSource:
     if isinstance(given, str) and given in LIBRARY:
         return LIBRARY[given]()
     if isinstance(given, str) and given and (Path(given).suffix.lower() in SUFFIXES or Path(given).is_dir()):
-        return TextFiles(path=given)
+        return TextFiles(path=given).named_by(CHOSEN_BY[setting])
     raise SettingError(
         setting, allowed=[*LIBRARY], got=given, hint=f"or the path of a {', '.join(SUFFIXES)} file or a folder of them"
     )

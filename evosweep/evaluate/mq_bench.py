@@ -1,6 +1,7 @@
 """A bench of scored allocations, as a file: what proxies are compared on, and EMQ's formulas are chosen by."""
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from evosweep.allocators.formulas import Bench
-from evosweep.core.errors import EvosweepError
+from evosweep.core.errors import SettingError
 from evosweep.core.files import write_json
 from evosweep.core.problem import Genome, Problem
 from evosweep.core.seeds import generator
@@ -76,7 +77,33 @@ def read_bench(path: Path, problem: Problem) -> Bench:
         problem: Units and levels that it must be of.
 
     Raises:
-        EvosweepError: It cannot be read, or is of other units or levels.
+        SettingError: It cannot be read, or is of other units or levels.
+    """
+    genomes, kl, units = _entries(path)
+    mine = {unit.name: list(unit.level_names) for unit in problem.units}
+    for name in [*mine, *units]:
+        if mine.get(name) != units.get(name):
+            ours = "no such unit" if name not in mine else f"levels {', '.join(mine[name])}"
+            theirs = "no such unit" if name not in units else f"levels {', '.join(units[name])}"
+            raise _refused(path, f"{path} is a bench of another problem: {name} has {theirs} there, {ours} here")
+    order = [list(units).index(unit.name) for unit in problem.units]
+    finite = np.isfinite(kl)
+    return Bench(genomes[finite][:, order], kl[finite])
+
+
+def check_bench(path: Path, units: Iterable[str]) -> None:
+    """Raise SettingError where a file is no bench of units of these names; which levels they have is known later."""
+    _, _, there = _entries(path)
+    other = set(units) ^ set(there)
+    if other:
+        raise _refused(path, f"{path} is a bench of another problem: {min(other)} is a unit of only one of both")
+
+
+def _entries(path: Path) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64], dict[str, list[str]]]:
+    """Return a file's allocations, their KL, and the levels of its units by name.
+
+    Raises:
+        SettingError: It cannot be read, or has another form.
     """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
@@ -85,15 +112,13 @@ def read_bench(path: Path, problem: Problem) -> Bench:
         units = dict(zip(value["units"], value["levels"], strict=True))
         whole = value["version"] == VERSION and genomes.shape == (len(kl), len(units)) and len(kl) > 0
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise EvosweepError(f"{path} is no bench of scored allocations: {type(error).__name__}: {error}") from error
+        reason = f"{path} is no bench of scored allocations: {type(error).__name__}: {error}"
+        raise _refused(path, reason) from error
     if not whole:
-        raise EvosweepError(f"{path} is no bench of scored allocations of version {VERSION}")
-    mine = {unit.name: list(unit.level_names) for unit in problem.units}
-    for name in [*mine, *units]:
-        if mine.get(name) != units.get(name):
-            ours = "no such unit" if name not in mine else f"levels {', '.join(mine[name])}"
-            theirs = "no such unit" if name not in units else f"levels {', '.join(units[name])}"
-            raise EvosweepError(f"{path} is a bench of another problem: {name} has {theirs} there, {ours} here")
-    order = [list(units).index(unit.name) for unit in problem.units]
-    finite = np.isfinite(kl)
-    return Bench(genomes[finite][:, order], kl[finite])
+        raise _refused(path, f"{path} is no bench of scored allocations of version {VERSION}")
+    return genomes, kl, units
+
+
+def _refused(path: Path, reason: str) -> SettingError:
+    allowed = "a file of scored allocations of this model's units"
+    return SettingError("evaluate.mq_bench", allowed=allowed, got=str(path), hint=reason)

@@ -204,10 +204,15 @@ def _read(problem: Problem, path: Path) -> Genome:
     """Return the genome of an allocation file.
 
     Raises:
-        SettingError: It does not fit the budget.
-        EvosweepError: It cannot be read or is no allocation of this problem.
+        SettingError: It cannot be read, is no allocation of this problem, or does not fit the budget.
     """
-    genome = load_genome(path, problem)
+    try:
+        genome = load_genome(path, problem)
+    except SettingError:
+        raise
+    except EvosweepError as error:
+        allowed = "the file of an allocation of these units and levels"
+        raise SettingError("start", allowed=allowed, got=str(path), hint=str(error)) from error
     if not problem.feasible(genome):
         raise SettingError(
             "start",

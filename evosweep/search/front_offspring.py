@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from evosweep.core.checks import check_int, check_number
+from evosweep.core.errors import SettingError
 from evosweep.core.problem import Genome, Problem
 from evosweep.core.seeds import generator
 from evosweep.search.batch_moves import BatchMoves, Genomes
@@ -52,7 +53,10 @@ class FrontOffspring:
         self.mutation = mutation
         self.least = least
         self.resize = check_number("resize", resize, low=0, high=1)
-        self.cross = check_number("cross", cross, low=0, high=1 - self.resize)
+        self.cross = check_number("cross", cross, low=0, high=1)
+        if self.resize + self.cross > 1 + 1e-9:
+            left = f"a number from 0 to {1 - self.resize:.12g}, which resize={self.resize:g} leaves"
+            raise SettingError("cross", allowed=left, got=cross)
         knots = check_int("sizes", sizes, low=2)
         self.bases = None if base is None else SizeBases(problem, base=base, least=least, knots=knots, seed=self.seed)
         self._batch: BatchMoves | None = None

@@ -79,7 +79,7 @@ class Tasks:
                     content = Path(path).read_bytes()
                 except OSError as error:
                     raise DataError(f"tasks.files: {path} cannot be read: {error.strerror}") from error
-                self._read[name] = read_questions(content, name=Path(path).name, limit=self.limit)
+                self._read[name] = read_questions(content, name=f"tasks.files: {path}", limit=self.limit)
         return self._read
 
     def ask(
