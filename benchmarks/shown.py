@@ -247,7 +247,7 @@ def json_lines(rows: Sequence[Row], outputs: Sequence[str]) -> str:
     del rows
     found = [json.loads(line) for text in outputs for line in text.splitlines() if line.startswith("{")]
     tables = []
-    for keys, lines in groupby(found, key=lambda line: tuple(line)):
+    for keys, lines in groupby(found, key=tuple):
         tables.append(
             _table([keys, ["---"] * len(keys), *([_cell(value) for value in line.values()] for line in lines)])
         )
