@@ -3,7 +3,7 @@
 # make engines      llama.cpp, vLLM, MLX, auto-round, GPTQModel, each in an environment of its own, for the tests that load exports
 # make lint         formatting, linters and types alone
 # make format       formats the code and mends what the linter can mend
-# make results      every table and figure of docs/book.md that needs a GPU; what is there already is kept
+# make results      every table and figure of docs/results.md that needs a GPU; what is there already is kept
 # make results-cpu  those that two CPU cores make
 # make docs         the documentation as a website in site/; a warning is an error
 PYTHON ?= python3

@@ -4,6 +4,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import torch
 
 from evosweep.core.events import SearchResult
 from evosweep.core.latency import MILLISECONDS, times_of
@@ -163,7 +164,11 @@ def paragraph_of(bench: Workbench, result: SearchResult) -> dict[str, list[Any]]
     losses = bench.evaluator.token_losses(
         np.stack([problem.uniform(), found]), split="validation", windows=[window], fitness=[KL()], length=length
     )["kl"][:, 0]
-    ids = bench.splits["validation"].windows[window, 1:length].tolist()
+    split = bench.splits["validation"]
+    weights = split.weights([window], length)
+    if weights is not None:
+        losses /= np.maximum(weights, 1.0)  # as they are, without the factors that make a mean one over text
+    ids = split.pictures.plain(torch.from_numpy(split.windows[window, 1:length])).tolist()
     pieces = [bench.loaded.tokenizer.decode([token]) for token in ids]
     return {"tokens": pieces, "uniform": losses[0].tolist(), "found": losses[1].tolist()}
 

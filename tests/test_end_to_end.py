@@ -20,6 +20,7 @@ from evosweep.core.results import read_result
 from evosweep.evaluate.scorer import StagedScorer
 from evosweep.samplers.level_codes import allocation_of
 from evosweep.tracking.artifacts.heatmap import CELL
+from evosweep.tracking.study.dashboard import EXPLAINED
 from evosweep.tracking.study.storage import Journal
 from tests.cli import TINY, evosweep, workplace, write_corpus
 
@@ -97,7 +98,11 @@ def test_artifacts_are_there(client: MlflowClient, runs: dict) -> None:
         "summary.txt",
         "comparison.json",
         "convergence.png",
+        "winner.html",
+        "winner.png",
     }
+    note = runs["parent"].data.tags["mlflow.note.content"]
+    assert "The winner's report is under Artifacts: winner.html." in note and "- found: " in note
 
 
 def test_the_elite_can_be_watched_as_pictures(client: MlflowClient, runs: dict, finished: Path) -> None:
@@ -118,7 +123,7 @@ def test_notes_say_what_was_found(client: MlflowClient, runs: dict, finished: Pa
     assert "| as_uniform=3 | evopress | 1 |" in runs["parent"].data.tags["mlflow.note.content"]
     storage = Journal(path=str(finished / "studies" / "whole.journal")).open()
     name = next(each.study_name for each in optuna.get_all_study_summaries(storage) if "evopress as" in each.study_name)
-    assert get_note(optuna.load_study(study_name=name, storage=storage)) == note
+    assert get_note(optuna.load_study(study_name=name, storage=storage)) == f"{note}\n\n{EXPLAINED}"
 
 
 def test_a_run_names_its_texts_and_its_study(runs: dict) -> None:

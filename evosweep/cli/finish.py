@@ -1,6 +1,7 @@
 """The end of a command: exports winners, prints the table of jobs, where files are and how to open them."""
 
 import io
+import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -267,8 +268,12 @@ def _log(run: Launch, status: str, began: Sequence[Path], rows: Sequence[Row], t
         else:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         files, note = _files(folder, rows, table)
-        note = "\n\n".join([*verdicts(rows), note])
         folders = run.jobs()
+        pages = _winners_pages(folder, folders, rows)
+        files += pages
+        where = [f"The winner's report is under Artifacts: {pages[0].name}."] if pages else []
+        listed = ["\n".join(lines) for lines in (_listed(tail_lines(rows)), _listed(task_lines(rows))) if lines]
+        note = "\n\n".join([*verdicts(rows), *where, note, *listed, *reference(rows)])
         winners = sorted(best_jobs(rows), key=lambda index: float(rows[index]["search_loss"]))
         best = [str(rows[index]["mlflow_run"] or folders[index].absolute()) for index in winners]
         failures = []
@@ -282,6 +287,30 @@ def _log(run: Launch, status: str, began: Sequence[Path], rows: Sequence[Row], t
                 failures.append(error)
     if failures:
         raise failures[0]
+
+
+def _listed(lines: Sequence[str]) -> list[str]:
+    """Return indented lines as a Markdown list."""
+    return [f"- {line.strip()}" if line.startswith(" ") else line + "\n" for line in lines]
+
+
+def _winners_pages(target: Path, folders: Sequence[Path], rows: Sequence[Row]) -> list[Path]:
+    """Copy report and picture of each budget's best job under names that say whose they are; return the copies.
+
+    Args:
+        target: Folder to copy into.
+        folders: Of the jobs.
+        rows: Their results.
+    """
+    best = best_jobs(rows) if rows else []
+    copies = []
+    for index in best:
+        name = "winner" if len(best) == 1 else f"winner {rows[index]['budget']}"
+        for source, kind in (("report.html", ".html"), ("allocation.png", ".png")):
+            path = folders[index] / REPORT / source
+            if path.is_file():
+                copies.append(Path(shutil.copyfile(path, target / f"{name}{kind}")))
+    return sorted(copies, key=lambda path: path.suffix)
 
 
 def _files(folder: Path, rows: Sequence[Row], table: Any) -> tuple[list[Path], str]:

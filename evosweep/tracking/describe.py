@@ -25,10 +25,13 @@ def describe(result: SearchResult) -> str:
         "",
         " ".join([*found_sentences(result.sampler, result.against), selection(result)]),
         *_by_domain(result),
+        *_single_tokens(result),
+        *_by_task(result),
     ]
     if len(levels) > MOST_LEVELS:
         return "\n".join(lines)
-    lines += ["", "| layer | " + " | ".join(levels) + " |", "|---" * (1 + len(levels)) + "|"]
+    lines += ["", "How many layers of each kind have which level:", ""]
+    lines += ["| layer | " + " | ".join(levels) + " |", "|---" * (1 + len(levels)) + "|"]
     chosen: dict[str, Counter[str]] = {}
     for unit in result.problem.units:
         chosen.setdefault(unit.kind, Counter())[result.allocation[unit.name]] += 1
@@ -43,11 +46,37 @@ def _by_domain(result: SearchResult) -> list[str]:
     """Return a table of KL and perplexity by domain in Markdown."""
     if not result.domains:
         return []
-    lines = ["", "| text | dense PPL | uniform KL / PPL | found KL / PPL | against uniform |", "|---|---|---|---|---|"]
+    lines = ["", "Further texts, which neither compression nor search has seen (paired t test over windows):", ""]
+    lines += ["| text | dense PPL | uniform KL / PPL | found KL / PPL | against uniform |", "|---|---|---|---|---|"]
     for name, figures in result.domains.items():
         sides = [f"{figures[side]['kl']:.4f} / {figures[side]['ppl']:.2f}" for side in ("uniform", "found")]
         dense = f"{figures['dense']['ppl']:.2f}"
         lines.append(f"| {name} | {dense} | {' | '.join(sides)} | {in_words(figures['against_uniform'])} |")
+    return lines
+
+
+def _single_tokens(result: SearchResult) -> list[str]:
+    """Return a sentence on what the mean KL hides."""
+    if not result.tails:
+        return []
+    sides = [
+        f"{name} {100 * figures['flips']['value']:.1f} % and {figures['kl_p99']['value']:.3f}"
+        for name, figures in ((side, result.tails[side]) for side in ("found", "uniform"))
+    ]
+    return ["", f"Tokens whose most probable successor changes, and KL of the 99th percentile: {'; '.join(sides)}."]
+
+
+def _by_task(result: SearchResult) -> list[str]:
+    """Return a table of accuracies in percent with standard errors, in Markdown."""
+    if not result.tasks:
+        return []
+    lines = ["", "Zero-shot accuracy, % (p: McNemar's exact test):", ""]
+    lines += ["| task | questions | dense | uniform | found | p against uniform |", "|---|---|---|---|---|---|"]
+    for name, figures in result.tasks.items():
+        sides = [figures[side] for side in ("dense", "uniform", "found")]
+        cells = [f"{100 * side['accuracy']:.1f} ± {100 * side['stderr']:.1f}" for side in sides]
+        count = f"{figures['found']['questions']:,}"
+        lines.append(f"| {name} | {count} | {' | '.join(cells)} | {figures['found_against_uniform'][1]:.2g} |")
     return lines
 
 

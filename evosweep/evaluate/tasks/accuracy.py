@@ -52,8 +52,8 @@ def is_right(question: Sequence[Question], found: Sequence[Likelihoods], score: 
         question: Its parts.
         found: What the model says of each part's choices.
         score: ``sum``: the log-likelihood; ``per_character``: divided by the choice's characters, the space it begins
-            with not counted, as in OLMo's evaluation, lm-evaluation-harness and lighteval; ``greedy``: the right choice
-            is what greedy decoding writes.
+            with not counted, as in lm-evaluation-harness, lighteval (``nospace``) and OLMo's evaluation from version
+            2; ``greedy``: the right choice is what greedy decoding writes.
     """
     choices = [choice for part in question for choice in part.choices]
     sums = [value for part in found for value in part.sums]

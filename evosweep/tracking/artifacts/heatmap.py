@@ -9,6 +9,7 @@ import numpy.typing as npt
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from PIL import Image, ImageDraw, ImageFont
 
 from evosweep.core.allocation import Allocation
@@ -20,6 +21,7 @@ CELL = 28  # pixels
 FONT = 11  # pixels
 SMALL = 9  # pixels, for labels of four letters and more
 GAP = 8  # pixels between parts of a picture
+DECADE = 10  # from here on a scale is logarithmic
 MOST_LABELLED = 48  # blocks; cells of deeper models are too narrow for a label
 
 
@@ -94,11 +96,16 @@ def _draw_errors(
         rows: Names of the layers.
         blocks: Their numbers.
     """
-    values = np.array([[np.nan if value is None else value for value in line] for line in errors])
+    values = 100 * np.array([[np.nan if value is None else value for value in line] for line in errors])
     shown = np.ma.masked_invalid(values)
     axis.set_facecolor([value / 255 for value in MISSING])
-    drawn = axis.imshow(shown, aspect="auto", cmap="cividis", norm=LogNorm())
-    figure.colorbar(drawn, ax=axis, pad=0.01)
+    wide = shown.max() > DECADE * shown.min()
+    drawn = axis.imshow(shown, aspect="auto", cmap="cividis", norm=LogNorm() if wide else None)
+    bar = figure.colorbar(drawn, ax=axis, pad=0.01, format=FuncFormatter(lambda value, _: f"{value:.3g}"))
+    if wide:
+        bar.ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        bar.ax.yaxis.set_minor_formatter(NullFormatter())
+    bar.set_label("error, %")
     axis.set_yticks(range(len(rows)), rows)
     ticks = range(0, len(blocks), max(1, len(blocks) // 15))
     axis.set_xticks(ticks, [str(blocks[index]) for index in ticks])

@@ -10,15 +10,62 @@ from evosweep.tracking.artifacts.page_text import coloured, continuations
 from evosweep.tracking.describe import selection
 from evosweep.tracking.significance import found_sentences
 
-ORDER = ("allocation", "convergence", "stages", "spending", "domains", "additivity")
+FIGURES = {
+    "allocation": (
+        "Allocation",
+        "The level of every layer; blocks from left to right. Below it, how sensitive a layer is: how much its output "
+        "changes at the level that the uniform allocation has.",
+    ),
+    "convergence": (
+        "Search",
+        "KL from the dense model and perplexity on held-out text, a point a generation. The star is what was exported. "
+        "Held-out text never selects, so the curve may rise.",
+    ),
+    "stages": (
+        "Stages",
+        "Left: offspring scored in each stage of a generation. Right: the rank that the best of the last stage had in "
+        "the stages before. Right of the dashed line it would have been dropped: bars near the line mean that others "
+        "as good were dropped by chance, and that the stage wants more tokens or more survivors.",
+    ),
+    "spending": (
+        "What the budget was spent on",
+        "True bits a weight by depth and by kind of layer; the uniform allocation for comparison.",
+    ),
+    "domains": (
+        "KL by domain",
+        "KL from the dense model on further texts, which neither compression nor search has seen; less is better.",
+    ),
+    "additivity": (
+        "Do layer errors add up?",
+        "A point an offspring: its loss in the first stage against the sum of its layers' errors, both less their mean "
+        "over the generation. The closer to a rising line, the more a method that adds up layer errors can know.",
+    ),
+    "controls": (
+        "What each kind of decision gains",
+        "KL of the winner, of the winner with one kind of decision made uniform, and of the uniform "
+        "allocation; less is better.",
+    ),
+    "front": (
+        "Size against quality",
+        "The allocations that none beats in both size and loss; right, the hypervolume under them by generation.",
+    ),
+}  # what stands over and under each figure; in the order in which they are read
 HEAD = (
     "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width,initial-scale=1'>"
+    "<meta name=color-scheme content='light dark'>"
 )
 STYLE = (
-    "body{font:15px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#222}"
-    "table{border-collapse:collapse}td,th{padding:.2rem .8rem;border-bottom:1px solid #ddd;text-align:right}"
+    ":root{--ink:#222;--page:#fff;--line:#ddd;--code:#f5f5f5;--quiet:#555}"
+    "@media(prefers-color-scheme:dark){:root{--ink:#e4e4e4;--page:#16181d;--line:#3a3f4a;--code:#22262e;--quiet:#aab}}"
+    "body{font:15px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:var(--ink);"
+    "background:var(--page)}"
+    "table{border-collapse:collapse}td,th{padding:.2rem .8rem;border-bottom:1px solid var(--line);text-align:right}"
     ".wide{overflow-x:auto}.tokens{white-space:pre-wrap;overflow-wrap:anywhere;font-size:14px}"
-    "td:first-child,th:first-child{text-align:left}img{max-width:100%}pre{background:#f5f5f5;padding:1rem;overflow:auto}"
+    "td:first-child,th:first-child{text-align:left}"
+    "figure{margin:0;overflow-x:auto}img{max-width:100%;background:#fff;border-radius:4px}"
+    "figcaption{color:var(--quiet);margin:.3rem 0 .6rem;max-width:46rem;position:sticky;left:0}"
+    "pre{background:var(--code);padding:1rem;white-space:pre-wrap;overflow-wrap:anywhere}"
+    "@media(max-width:700px){td,th{padding:.2rem .4rem}figure img{max-width:none;width:42rem}}"
 )
 
 
@@ -34,7 +81,7 @@ class ReportPage:
             _table(result),
             *(f"<p>{html.escape(sentence)}</p>" for sentence in found_sentences(result.sampler, result.against)),
             f"<p>{html.escape(selection(result))}</p>",
-            *(f"<h2>{path.stem.replace('_', ' ')}</h2>{_image(path)}" for path in _figures(folder)),
+            *(_figure(path) for path in _figures(folder)),
             *domains(result),
             *tails(result),
             *tasks(result),
@@ -52,16 +99,27 @@ class ReportPage:
                 _code(values),
                 "</details>",
             ]
-        page = f"{HEAD}<title>evosweep</title><style>{STYLE}</style>"
+        title = html.escape(f"{result.sampler}, seed {result.seed} - evosweep")
+        page = f"{HEAD}<title>{title}</title><style>{STYLE}</style>"
         (folder / "report.html").write_text(page + "".join(blocks) + "</html>", encoding="utf-8")
 
 
 def _figures(folder: Path) -> list[Path]:
     """Return the figures beside the page in the order in which they are read, unknown ones last."""
+    order = list(FIGURES)
     return sorted(
         folder.glob("*.png"),
-        key=lambda path: (ORDER.index(path.stem) if path.stem in ORDER else len(ORDER), path.stem),
+        key=lambda path: (order.index(path.stem) if path.stem in order else len(order), path.stem),
     )
+
+
+def _figure(path: Path) -> str:
+    """Return a figure under its heading, with what it shows; on a narrow screen it scrolls and stays readable."""
+    heading, caption = FIGURES.get(path.stem, (path.stem.replace("_", " "), ""))
+    data = base64.b64encode(path.read_bytes()).decode()
+    under = f"<figcaption>{html.escape(caption)}</figcaption>" if caption else ""
+    image = f'<img alt="{html.escape(heading)}" src="data:image/png;base64,{data}">'
+    return f"<h2>{html.escape(heading)}</h2><figure>{under}{image}</figure>"
 
 
 def _table(result: SearchResult) -> str:
@@ -85,11 +143,6 @@ def _table(result: SearchResult) -> str:
     ]
     lines = ("".join(f"<td>{html.escape(cell)}</td>" for cell in line) for line in figures)
     return "<div class=wide><table>" + "".join(f"<tr>{line}</tr>" for line in lines) + "</table></div>"
-
-
-def _image(path: Path) -> str:
-    data = base64.b64encode(path.read_bytes()).decode()
-    return f'<img alt="{html.escape(path.stem)}" src="data:image/png;base64,{data}">'
 
 
 def _loading(result: SearchResult, run: Path) -> str:

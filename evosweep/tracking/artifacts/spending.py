@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from evosweep.core.events import SearchResult
 from evosweep.core.problem import Genome, Problem
@@ -26,6 +27,7 @@ class Spending:
             blocks = spent(problem, genome, lambda unit: unit.block)
             depth.plot(list(blocks), list(blocks.values()), color=colour, marker=marker, markersize=4, label=name)
         depth.set_xlabel("block")
+        depth.xaxis.set_major_locator(MaxNLocator(integer=True))
         depth.set_ylabel("true bits a weight")
         depth.legend(fontsize=8, frameon=False)
         names = list(spent(problem, found, lambda unit: unit.kind))

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from matplotlib.figure import Figure
+from matplotlib.ticker import FormatStrFormatter, NullFormatter
 
 from evosweep.core.events import GenerationRecord, SearchResult
 from evosweep.core.files import write_json
@@ -41,8 +42,12 @@ class Stages:
         figure = Figure(figsize=(10, 3.6), layout="constrained")
         left, right = figure.subplots(1, 2)
         stages = range(table.shape[1])
-        left.bar(stages, np.nanmean(table[:, :, 0], axis=0), color="C0")
+        scored = np.nanmean(table[:, :, 0], axis=0)
+        left.bar_label(left.bar(stages, scored, color="C0"), fmt="%.3g", fontsize=9)
         left.set_yscale("log")
+        left.set_ylim(scored.min() / 2, 1.5 * scored.max())
+        left.yaxis.set_minor_formatter(NullFormatter())
+        left.yaxis.set_major_formatter(FormatStrFormatter("%g"))
         left.set_xticks(stages)
         left.set_title("how many are scored", fontsize=10)
         right.set_title("where the last stage's best ranked before", fontsize=10)

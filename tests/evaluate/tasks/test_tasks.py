@@ -5,8 +5,12 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+import optuna
 import pytest
 import torch
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna_dashboard import get_note
 
 from evosweep.core.errors import DataError, SettingError
 from evosweep.core.results import read_result
@@ -140,10 +144,24 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 def test_a_run_asks_dense_uniform_and_winner(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (folder / "own.jsonl").write_bytes(FILE)
-    bare = ["tracking=none", "storage=memory", "export=none"]
+    bare = ["tracking=none", "export=none", "data.validation=[code]"]
     assert evosweep(*TINY, *bare, "tasks=core", "tasks.names=[]", "tasks.files=[own.jsonl]", "name=asked") == 0
     (path,) = folder.glob("runs/asked/*/result.json")
     (figures,) = read_result(path)["tasks"].values()
     assert {figures[name]["questions"] for name in ("dense", "uniform", "found")} == {3}
     assert "   own: " in capsys.readouterr().out
-    assert "<h2>Tasks</h2>" in (path.parent / "report" / "report.html").read_text(encoding="utf-8")
+    page = (path.parent / "report" / "report.html").read_text(encoding="utf-8")
+    assert "<h2>Tasks</h2>" in page and page.count("<figure>") == page.count("<figcaption>") >= 4
+    assert "prefers-color-scheme:dark" in page and "<h2>What the budget was spent on</h2>" in page
+
+
+def test_the_note_tells_what_tasks_and_tokens_say(folder: Path) -> None:
+    storage = JournalStorage(JournalFileBackend(str(folder / "studies" / "asked.journal")))
+    (study,) = optuna.get_all_study_summaries(storage)
+    note = get_note(optuna.load_study(study_name=study.study_name, storage=storage))
+    (path,) = folder.glob("runs/asked/*/result.json")
+    row = read_result(path)
+    dense = 100 * row["tasks"]["own"]["dense"]["accuracy"]
+    assert f"| own | 3 | {dense:.1f} ± " in note and "McNemar" in note
+    flips = [f"{name} {100 * row['tails'][name]['flips']['value']:.1f} %" for name in ("found", "uniform")]
+    assert all(text in note for text in flips) and "| code | " in note and "How to read this study" in note
