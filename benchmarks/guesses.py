@@ -67,6 +67,7 @@ def main() -> None:
     try:
         config = configured(overrides)
         bench = open_bench(materials_of(config), progress=progress())
+        bench.planned_problem(build(config, "budget"))  # an error of the budget comes before the store is built
         problem = bench.problem(build(config, "budget"))
     except EvosweepError as error:
         sys.exit(str(error))

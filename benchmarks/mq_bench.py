@@ -29,6 +29,7 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> None:
     clock = Clock(arguments.seconds)
     config = configured(overrides)
     bench = open_bench(materials_of(config), progress=progress())
+    bench.planned_problem(build(config, "budget"))  # an error of the budget comes before the store is built
     problem = bench.problem(build(config, "budget"))
     tokens = arguments.tokens or bench.resources.sensitivity_tokens
     tables, scored = measured(

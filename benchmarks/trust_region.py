@@ -32,6 +32,7 @@ from evosweep.allocators.ilp import least_harm
 from evosweep.cli.compose import build
 from evosweep.cli.job import materials_of, plan_of
 from evosweep.core.errors import EvosweepError
+from evosweep.core.events import Event, GenerationRecord
 from evosweep.core.problem import Genome, Problem
 from evosweep.core.seeds import generator
 from evosweep.core.unit import Level, Unit
@@ -254,7 +255,20 @@ class Run:
         return int(self.tokens[first]) if first < len(self.kl) else None
 
 
-def searched(config: DictConfig, bench: Workbench, problem: Problem, *, tokens: int) -> Run:
+class Line:
+    """A listener that prints a line of JSON for every generation."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def on_event(self, event: Event) -> None:
+        """Print a generation's tokens so far and its elite's KL."""
+        if isinstance(event, GenerationRecord):
+            kl = round(event.validation["kl"], 4)
+            say(sampler=self.name, generation=event.generation, tokens=event.tokens, kl=kl, changed=event.changed)
+
+
+def searched(config: DictConfig, bench: Workbench, problem: Problem, *, tokens: int, listeners: list[Line]) -> Run:
     """Return how one search went; what it starts from was measured before.
 
     Args:
@@ -262,6 +276,7 @@ def searched(config: DictConfig, bench: Workbench, problem: Problem, *, tokens: 
         bench: The model and its levels.
         problem: With measured columns.
         tokens: No generation begins that would spend more.
+        listeners: Receive every generation.
     """
     sampler = build(config, "sampler")(problem=problem, seed=config.seed)
     config.search.tokens = tokens
@@ -269,7 +284,12 @@ def searched(config: DictConfig, bench: Workbench, problem: Problem, *, tokens: 
     config.search.final = False
     scorer = StagedScorer(bench.evaluator, fitness=KL(), seed=config.seed)
     result = run_search(
-        name=sampler.name, sampler=sampler, scorer=scorer, plan=plan_of(config), dense=bench.dense, listeners=[]
+        name=sampler.name,
+        sampler=sampler,
+        scorer=scorer,
+        plan=plan_of(config),
+        dense=bench.dense,
+        listeners=listeners,
     )
     rows = [(record.tokens, record.validation["kl"]) for record in result.generations]
     spent, kl = zip(*rows, strict=True)
@@ -281,8 +301,10 @@ def on_a_model(options: argparse.Namespace, overrides: list[str]) -> None:
     clock = Clock(options.seconds)
     bench = open_bench(materials_of(configured([*overrides, *START])), progress=progress())
     tokens = int(options.tokens * 1e6)
+    for bits in options.budgets:  # an error of a budget comes before the store is built
+        bench.planned_problem(build(configured([*overrides, *START, *_sized(bits)]), "budget"))
     for bits in options.budgets:
-        sized = [*overrides, "budget=bits_per_weight", f"budget.bits_per_weight={bits}"]
+        sized = [*overrides, *_sized(bits)]
         config = configured([*sized, *START])
         problem = bench.problem(build(config, "budget"))
         problem, spent = with_measurements(config, bench, problem, bench.resources.sensitivity_tokens)
@@ -294,8 +316,14 @@ def on_a_model(options: argparse.Namespace, overrides: list[str]) -> None:
                     say(stopped=clock.seconds, bits=bits, seed=seed, sampler=name)
                     return
                 given = [*sized, *ON_A_MODEL.get(name, [f"sampler={name}"]), f"seed={seed}"]
-                runs[name] = searched(configured(given), bench, problem, tokens=tokens)
+                lines = [Line(name)] if options.generations else []
+                runs[name] = searched(configured(given), bench, problem, tokens=tokens, listeners=lines)
                 say(bits=bits, seed=seed, sampler=name, **_figures(runs, name, tokens), seconds=clock.seconds)
+
+
+def _sized(bits: float) -> list[str]:
+    others = [f"budget.{name}=null" for name in ("as_uniform", "megabytes", "sparsity", "blocks_kept")]
+    return ["budget=bits_per_weight", f"budget.bits_per_weight={bits}", *others]
 
 
 def _figures(runs: dict[str, Run], name: str, tokens: int) -> dict[str, Any]:
@@ -320,6 +348,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=float, default=9.0, help="million")
     parser.add_argument("--only", type=names, default=[], help="samplers with commas between them")
     parser.add_argument("--model", action="store_true")
+    parser.add_argument("--generations", action="store_true", help="a line for each generation, too, with --model")
     options, overrides = parsed(parser)
     if not options.model:
         print_made_up(options.seeds, options.budgets, int(options.tokens * 1e6), options.only, options.first)

@@ -10,6 +10,7 @@ from evosweep.core.checks import check_choice
 from evosweep.core.events import Listener, Progress, SearchResult, Silent
 from evosweep.core.problem import Problem
 from evosweep.data.documents import DocumentSource
+from evosweep.data.images import ImageFiles
 from evosweep.data.text import TextFiles
 from evosweep.data.tokens import TokenSplit, Windows
 from evosweep.evaluate.memory import Resources
@@ -21,6 +22,7 @@ from evosweep.fitness.base import Fitness
 from evosweep.fitness.kl import KL
 from evosweep.models.dropping import Drop
 from evosweep.models.load import HuggingFace, LoadedModel, ModelSource
+from evosweep.models.seeing import image_processor
 from evosweep.models.transforms.base import Transform
 from evosweep.pipeline import export as export_result
 from evosweep.samplers.base import PopulationSampler
@@ -78,7 +80,7 @@ def tokenize(
     """Return token windows in three splits that share no document.
 
     Args:
-        text: A .txt, .jsonl or .parquet file or a folder of them, or a source of documents.
+        text: A .txt, .jsonl or .parquet file or a folder of them, or a source of documents (``ImageFiles``: images).
         model: Its tokenizer cuts the text.
         seq_len: Tokens a window.
         calibration: Tokens that compressors see, a multiple of ``seq_len``.
@@ -90,7 +92,8 @@ def tokenize(
     """
     source = TextFiles(path=str(text)) if isinstance(text, str | Path) else text
     windows = Windows(seq_len=seq_len, calibration=calibration, validation=validation, shares=shares)
-    return windows.split(source, model.tokenizer)
+    images = image_processor(model) if isinstance(source, ImageFiles) else None
+    return windows.split(source, model.tokenizer, images=images)
 
 
 def build_store(

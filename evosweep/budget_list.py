@@ -62,7 +62,7 @@ def check_budgets(budgets: Sequence[Budget], bench: Workbench) -> None:
     if len(wrong) == 1 or len(wrong) == len(budgets):
         raise wrong[0][1]
     if wrong:
-        values = ", ".join(str(budget).partition("=")[2] for budget, _ in wrong)
+        values = ", ".join(str(budget).partition(" ")[0].partition("=")[2] for budget, _ in wrong)
         raise BudgetError(f"{len(wrong)} of {len(budgets)} budgets cannot be met ({values}): {wrong[-1][1]}")
 
 

@@ -34,7 +34,7 @@ from evosweep.search.loop import end_search, run_search
 from evosweep.search.state import SearchState
 from evosweep.shared_search import identity_of, scoring
 from evosweep.task import Draft, Exporter, Notes, Task
-from evosweep.task_checks import check_levels, check_ranked
+from evosweep.task_checks import check_levels, check_limits, check_ranked
 from evosweep.tracking.allocation_file import ALLOCATION, AllocationFile
 from evosweep.tracking.base import TextInput, TrackingError
 from evosweep.tracking.behind import Behind
@@ -72,6 +72,7 @@ def check(task: Task, bench: Workbench) -> Draft:
         raise no_ranges(bench.resources.activations, owner=bench.resources)
     sampler = task.sampler(problem=problem, seed=task.seed)
     check_levels(bench, sampler)
+    check_limits(problem, sampler)
     check_ranked(task, sampler)
     columns = tuple(column for column in sampler.columns if column in MEASURES)
     if columns:

@@ -4,8 +4,10 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import torch
 
 from evosweep.core.events import SearchResult
+from evosweep.core.latency import MILLISECONDS, times_of
 from evosweep.core.problem import Genome, Problem
 from evosweep.data.domains import PREFIX
 from evosweep.evaluate.scorer import StagedScorer
@@ -162,7 +164,11 @@ def paragraph_of(bench: Workbench, result: SearchResult) -> dict[str, list[Any]]
     losses = bench.evaluator.token_losses(
         np.stack([problem.uniform(), found]), split="validation", windows=[window], fitness=[KL()], length=length
     )["kl"][:, 0]
-    ids = bench.splits["validation"].windows[window, 1:length].tolist()
+    split = bench.splits["validation"]
+    weights = split.weights([window], length)
+    if weights is not None:
+        losses /= np.maximum(weights, 1.0)  # as they are, without the factors that make a mean one over text
+    ids = split.pictures.plain(torch.from_numpy(split.windows[window, 1:length])).tolist()
     pieces = [bench.loaded.tokenizer.decode([token]) for token in ids]
     return {"tokens": pieces, "uniform": losses[0].tolist(), "found": losses[1].tolist()}
 
@@ -201,14 +207,18 @@ def with_front(task: Task, bench: Workbench, result: SearchResult) -> SearchResu
     limit = task.plan.final_limit if task.plan.final else COMMON_TOKENS
     with bench.timed("front"):
         losses = scorer.score_all(np.stack(genomes), limit=limit)
-        sizes = np.array([problem.cost(genome) for genome in genomes], dtype=np.float64)
+        costs = [problem.cost(genome) for genome in genomes]
+        sizes = np.array(costs, dtype=np.float64)
+        times = [_milliseconds(problem, genome) for genome in genomes] if result.axis == MILLISECONDS else []
+        sizes = np.array(times) if times else sizes
         points = []
         for number, index in enumerate(front_of(sizes, losses).tolist()):
-            bits = int(sizes[index])
+            bits = costs[index]
             points.append(
                 {
                     "point": number,
                     "size_mb": problem.megabytes(bits),
+                    **({MILLISECONDS: times[index]} if times else {}),
                     "search_loss": float(losses[index]),
                     **validated(bench, problem, genomes[index]),
                     "allocation": dict(problem.decode(genomes[index])),
@@ -216,6 +226,11 @@ def with_front(task: Task, bench: Workbench, result: SearchResult) -> SearchResu
             )
     tokens = result.tokens + scorer.final_tokens(limit) * len(genomes)
     return replace(result, front=tuple(points), tokens=tokens)
+
+
+def _milliseconds(problem: Problem, genome: Genome) -> float:
+    times = times_of(problem.units, setting=MILLISECONDS)
+    return float(times[problem.indices, genome].sum())
 
 
 def comparable_row(task: Task, bench: Workbench, result: SearchResult) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Checks of a task that no single object can make: what its parts would do to each other."""
 
 from evosweep.core.errors import SettingError
+from evosweep.core.problem import Problem
 from evosweep.samplers.base import PopulationSampler
 from evosweep.search.survival import ScoreAll
 from evosweep.task import Exporter, Storage, Task
@@ -24,6 +25,17 @@ def check_levels(bench: Workbench, sampler: PopulationSampler) -> None:
             owner=bench.compressor,
             allowed=f"one that gives units two levels or more for sampler={sampler.name}",
             got=[level.name for level in bench.planned[0].levels],
+        )
+
+
+def check_limits(problem: Problem, sampler: PopulationSampler) -> None:
+    """Raise SettingError where a sampler cannot hold the bounds of a problem beside its size."""
+    if problem.limits and not sampler.holds_limits:
+        names = " and ".join(f"budget.{limit.name}" for limit in problem.limits)
+        raise SettingError(
+            "sampler",
+            allowed=f"one that holds {names}: uniform, ilp, random, evopress, trust_region, nsga2_evopress",
+            got=sampler.name,
         )
 
 

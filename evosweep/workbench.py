@@ -5,7 +5,8 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, reduce
+from operator import or_
 from typing import Any
 
 import torch
@@ -15,11 +16,13 @@ from evosweep.compressors.base import Compressor
 from evosweep.core.budget import Budget
 from evosweep.core.errors import BudgetError, EvosweepError, ModelError
 from evosweep.core.events import Progress, Silent
+from evosweep.core.latency import Objective
 from evosweep.core.problem import Genome, Problem
 from evosweep.core.rules import Ladders, limited
-from evosweep.core.unit import Unit
+from evosweep.core.unit import Unit, with_columns
 from evosweep.data.documents import DocumentSource
 from evosweep.data.domains import Domains
+from evosweep.data.images import ImageFiles
 from evosweep.data.tokens import TokenSplit, Windows
 from evosweep.evaluate.continuations import continuations
 from evosweep.evaluate.domain_figures import domain_figures
@@ -33,6 +36,7 @@ from evosweep.fitness.kl import KL
 from evosweep.models.anatomy import Anatomy
 from evosweep.models.dropping import Drop
 from evosweep.models.load import LoadedModel, ModelSource
+from evosweep.models.seeing import check_transform, image_processor
 from evosweep.models.transforms.base import Transform
 from evosweep.store.build import StoreBuilder
 from evosweep.store.manifest import LevelStore
@@ -57,6 +61,7 @@ class Materials:
     store: StoreBuilder = field(default_factory=StoreBuilder)
     resources: Resources = field(default_factory=Resources)
     domains: Domains = field(default_factory=Domains)
+    objective: Objective = field(default_factory=Objective)
 
 
 class Workbench:
@@ -71,6 +76,7 @@ class Workbench:
         store: How the level store is built.
         resources: What scoring may take.
         progress: Shows how far each phase is.
+        objective: What levels know beside size and error.
     """
 
     def __init__(
@@ -84,7 +90,9 @@ class Workbench:
         store: StoreBuilder | None = None,
         resources: Resources | None = None,
         progress: Progress | None = None,
+        objective: Objective | None = None,
     ) -> None:
+        self.objective = objective or Objective()
         self.loaded = loaded
         self.splits = dict(splits)
         self.compressor = compressor
@@ -102,7 +110,7 @@ class Workbench:
     @cached_property
     def anatomy(self) -> Anatomy:
         """The structure of the dense model."""
-        anatomy = Anatomy(self.loaded.model, torch.from_numpy(self.splits["search"].windows[:1]))
+        anatomy = anatomy_of(self.loaded, self.splits)
         for note in anatomy.notes:
             self.progress.say(note)
         return anatomy
@@ -115,7 +123,7 @@ class Workbench:
     @cached_property
     def planned(self) -> tuple[Unit, ...]:
         """Units with the levels that will be made and their costs: ties are one unit, and rules have removed levels."""
-        return self.units.tied(limited(self.plan.units, self.ladders), self.anatomy)
+        return self._timed(self.units.tied(limited(self.plan.units, self.ladders), self.anatomy))
 
     @cached_property
     def ladders(self) -> Ladders:
@@ -125,12 +133,16 @@ class Workbench:
     @cached_property
     def unlimited(self) -> tuple[Unit, ...]:
         """Units as planned, with all their levels: what a budget may name, whatever the rules are."""
-        return self.units.tied(self.plan.units, self.anatomy)
+        return self._timed(self.units.tied(self.plan.units, self.anatomy))
 
     @cached_property
     def units_of_search(self) -> tuple[Unit, ...]:
         """The store's units, tied layers as one unit."""
-        return self.units.tied(self.store.units, self.anatomy, common=True)
+        return self._timed(self.units.tied(self.store.units, self.anatomy, common=True))
+
+    def _timed(self, units: tuple[Unit, ...]) -> tuple[Unit, ...]:
+        """Return units whose levels know the time of their kernel, where a table was given."""
+        return with_columns(units, self.objective.columns(units))
 
     @property
     def fixed_bits(self) -> int:
@@ -248,16 +260,27 @@ class Workbench:
         logger.debug("%s: %.1f s", phase, self.seconds[phase])
 
 
+def anatomy_of(loaded: LoadedModel, splits: Mapping[str, TokenSplit]) -> Anatomy:
+    """Return the structure of a model, found on some of the text and with the images that it has."""
+    pictures = reduce(or_, (split.pictures for split in splits.values()))
+    return Anatomy(loaded.model, torch.from_numpy(splits["search"].windows[:1]), pictures)
+
+
 def open_bench(materials: Materials, *, progress: Progress) -> Workbench:
     """Load the model, read and tokenize the text, and return the workbench."""
     began = time.monotonic()
     loaded = materials.transform.apply(_loaded(materials.model, progress), progress=progress)
     seconds = {"model": time.monotonic() - began}
     began = time.monotonic()
-    splits = materials.tokens.split(materials.data, loaded.tokenizer, progress=progress, domains=materials.domains)
+    images = image_processor(loaded) if isinstance(materials.data, ImageFiles) else None
+    splits = materials.tokens.split(
+        materials.data, loaded.tokenizer, progress=progress, domains=materials.domains, images=images
+    )
     seconds["text"] = time.monotonic() - began
     _check_vocabulary(loaded, splits)
     _check_forward(loaded, splits)
+    if images is not None:
+        check_transform(materials.transform)
     loaded = materials.transform.calibrate(loaded, torch.from_numpy(splits["calibration"].windows), progress=progress)
     bench = Workbench(
         loaded=loaded,
@@ -268,6 +291,7 @@ def open_bench(materials: Materials, *, progress: Progress) -> Workbench:
         store=materials.store,
         resources=materials.resources,
         progress=progress,
+        objective=materials.objective,
     )
     bench.seconds.update(seconds)
     return bench
@@ -288,7 +312,7 @@ def _loaded(source: ModelSource, progress: Progress) -> LoadedModel:
 def _check_vocabulary(loaded: LoadedModel, splits: Mapping[str, TokenSplit]) -> None:
     """Raise ModelError where the tokenizer makes tokens that the model does not know."""
     count = len(loaded.model.get_input_embeddings().weight)  # type: ignore[operator]
-    largest = max(int(split.windows.max()) for split in splits.values())
+    largest = max(int(split.pictures.plain(torch.from_numpy(split.windows)).max()) for split in splits.values())
     if largest >= count:
         raise ModelError(
             f"model has a vocabulary of {count} tokens, but its tokenizer makes token {largest} of the text"
@@ -298,10 +322,12 @@ def _check_vocabulary(loaded: LoadedModel, splits: Mapping[str, TokenSplit]) -> 
 @torch.inference_mode()
 def _check_forward(loaded: LoadedModel, splits: Mapping[str, TokenSplit]) -> None:
     """Raise ModelError where the dense model does not run on a few tokens, or gives no numbers."""
-    tokens = torch.from_numpy(splits["search"].windows[:1, :FEW_TOKENS])
+    split = splits["search"]
+    tokens = torch.from_numpy(split.windows[:1, : None if split.pictures.inputs else FEW_TOKENS])
     try:
-        device = next(loaded.model.parameters()).device
-        logits = loaded.model(input_ids=tokens.to(device), use_cache=False).logits
+        first = next(loaded.model.parameters())
+        given = split.pictures.arguments(tokens.to(first.device), dtype=first.dtype)
+        logits = loaded.model(**given, use_cache=False).logits
     except (RuntimeError, ValueError, TypeError, IndexError, AttributeError) as error:
         text = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ModelError(f"model must be one that runs on text, with these settings it does not: {text}") from error

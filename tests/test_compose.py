@@ -101,6 +101,7 @@ def test_every_module_of_a_plug_in_package_has_a_choice() -> None:
             "domains",
             "near_duplicates",
             "partition",
+            "pictures",
             "sections",
             "table_rows",
             "text_library",

@@ -12,7 +12,7 @@ RANK = {
     "parallel": 1,  # a module of its own, not a package
     "search": 2,
     "allocators": 2,
-    "data": 2,
+    "data": 1.5,  # models are given the images of its windows
     "models": 2,
     "compressors": 2,
     "fitness": 3,

@@ -47,6 +47,18 @@ def check_has_layers(problem: Problem, allocator: Allocator) -> None:
         )
 
 
+def check_limits(problem: Problem, allocator: Allocator) -> None:
+    """Raise a SettingError if a problem has limits beside its size, and an allocator knows of none."""
+    if problem.limits and not getattr(allocator, "holds_limits", False):
+        names = " and ".join(f"budget.{limit.name}" for limit in problem.limits)
+        raise SettingError(
+            "",
+            owner=allocator,
+            allowed=f"one that holds {names}: ilp, uniform, or a search as evopress or nsga2_evopress",
+            got=allocator_name(allocator),
+        )
+
+
 def allocate(allocator: Allocator, problem: Problem) -> Genome:
     """Return the genome that an allocator chooses; where units gate others, without dropping any of these.
 

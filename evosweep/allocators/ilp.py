@@ -10,7 +10,8 @@ from scipy.sparse import csr_array, hstack
 from evosweep.allocators.harm import DEFAULT, Harm
 from evosweep.allocators.quiet import silenced_stdout
 from evosweep.core.checks import check_int
-from evosweep.core.errors import EvosweepError
+from evosweep.core.errors import BudgetError, EvosweepError
+from evosweep.core.limits import Limit, within_limits
 from evosweep.core.problem import Genome, Problem
 
 Floats = npt.NDArray[np.float64]
@@ -30,6 +31,8 @@ class ILP:
         harm: Model of harm: ``scaled``, ``bare``, ``around_uniform`` or ``around_top``, as ``Harm`` explains.
         node_limit: Branch-and-bound nodes at most; the optimum is nearly always proved long before.
     """
+
+    holds_limits = True
 
     def __init__(self, *, harm: str = DEFAULT, node_limit: int = 100_000) -> None:
         self.harm = Harm(harm)
@@ -63,10 +66,13 @@ def least_harm(problem: Problem, table: Floats, *, node_limit: int) -> Genome:
     """
     harm = table - table.min(axis=1, keepdims=True)
     bound = _bound(problem, harm)
-    gap = _total(harm, bound.genome) - bound.value
-    tolerance = ROUNDING * _total(harm, bound.genome)
-    possible = (problem.costs >= 0) & (bound.excess <= gap + tolerance)
+    finite = np.isfinite(harm)
+    known = min(_total(harm, bound.genome), float(np.where(finite, harm, 0.0).max(axis=1).sum()))
+    gap = known - bound.value
+    tolerance = ROUNDING * known
+    possible = finite & (bound.excess <= gap + tolerance)
     possible[problem.indices, bound.genome] = True
+    possible &= finite
     if gap <= tolerance or (possible.sum(axis=1) == 1).all():
         return bound.genome
     found = _solve(problem, bound, possible, gap=gap, node_limit=node_limit)
@@ -117,8 +123,31 @@ def _bound(problem: Problem, harm: Floats) -> _Bound:
             continue
         high = middle
         genome = min(genome, chosen, key=lambda option: _total(harm, option))
+    if not problem.feasible(genome):
+        genome = _within_limits(problem)
     priced = harm + price * above
     return _Bound(price, value, priced - priced.min(axis=1, keepdims=True), improved(problem, harm, genome))
+
+
+def _within_limits(problem: Problem) -> Genome:
+    """Return a genome within the budget and all limits; raises BudgetError where there is none."""
+    genome = within_limits(problem.costs, problem.budget, problem.limits)
+    if genome is None:
+        names = " and ".join(limit.name for limit in problem.limits)
+        raise BudgetError(f"no allocation within {problem.budget} bits was found that also holds {names}")
+    return genome
+
+
+def _limited(limit: Limit, units: npt.NDArray[np.int64], levels: npt.NDArray[np.int64]) -> LinearConstraint:
+    """Return a limit as the solver's constraint, as shares of what it allows.
+
+    Args:
+        limit: The bound.
+        units: Unit of every variable but the last, which is what the budget leaves.
+        levels: Its level.
+    """
+    shares = limit.table[units, levels] / max(limit.most, 1)
+    return LinearConstraint(np.append(shares, 0.0)[None], -np.inf, 1.0)
 
 
 def improved(problem: Problem, harm: Floats, genome: Genome) -> Genome:
@@ -134,6 +163,9 @@ def improved(problem: Problem, harm: Floats, genome: Genome) -> Genome:
         extra = problem.costs - problem.costs[problem.indices, genome][:, None]
         saved = harm[problem.indices, genome][:, None] - harm
         legal = (problem.costs >= 0) & (extra <= problem.budget - problem.cost(genome)) & (saved > 0)
+        for limit in problem.limits:
+            now = limit.table[problem.indices, genome]
+            legal &= limit.table - now[:, None] <= limit.most - int(now.sum())
         if not legal.any():
             break
         unit, level = np.unravel_index(int(np.where(legal, saved, -1.0).argmax()), saved.shape)
@@ -172,6 +204,7 @@ def _solve(problem: Problem, bound: _Bound, possible: npt.NDArray[np.bool_], *, 
             constraints=[
                 LinearConstraint(hstack([one_each, csr_array((len(problem.units), 1))]), 1, 1),
                 LinearConstraint(np.append(above / step, 1.0)[None], spendable, spendable),
+                *(_limited(limit, units, levels) for limit in problem.limits),
             ],
             options={"mip_rel_gap": 0, "node_limit": node_limit},
         )

@@ -6,16 +6,18 @@ these changes, the model has not.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from evosweep.allocators.harm import COLUMNS, DEFAULT, Harm
 from evosweep.allocators.ilp import least_harm
 from evosweep.core.errors import EvosweepError
 from evosweep.core.problem import Genome, Problem
 
+Floats = npt.NDArray[np.float64]
 NEAR = 0.15  # of a winner's bits: further away, what its search changed is not kept
 BARE = "bare"  # layer errors alone, the last resort
 NODES = 100_000  # of branch and bound
@@ -114,25 +116,30 @@ def resolve(problem: Problem, harm: Harm, winners: Sequence[Winner]) -> Resolved
     return Resolved(genome, predicted, name)
 
 
-def _with_changes(problem: Problem, table: Any, solved: Genome, changes: Genome) -> Genome | None:
-    """Return the least harm with the changed units at their changed levels; None where that fits no budget."""
+def _with_changes(problem: Problem, table: Floats, solved: Genome, changes: Genome) -> Genome | None:
+    """Return the least harm with the changed units at their changed levels; None where that fits no budget.
+
+    Args:
+        problem: Units, ladders, budget.
+        table: Harm of every level, shape (units, longest ladder).
+        solved: What is best without changes.
+        changes: Steps of every unit, shape (units,).
+    """
+    changed = np.flatnonzero(changes)
     fixed = np.clip(solved + changes, 0, problem.sizes - 1)
-    units = []
-    rows = np.full(table.shape, np.inf)
-    for index, unit in enumerate(problem.units):
-        if not changes[index]:
-            units.append(unit)
-            rows[index] = table[index]
-            continue
-        units.append(replace(unit, levels=(unit.levels[int(fixed[index])],)))
-        rows[index, 0] = table[index, fixed[index]]
-    least = sum(unit.levels[0].cost for unit in units)
-    if least > problem.budget:
+    cheapest = np.where(changes != 0, fixed, 0)
+    if problem.cost(cheapest) > problem.budget:
         return None
-    here = Problem(tuple(units), budget=problem.budget, fixed_bits=problem.fixed_bits)
-    found = least_harm(here, rows[:, : here.costs.shape[1]], node_limit=NODES)
-    return np.where(changes != 0, fixed, found)
+    rows = table.copy()
+    rows[changed] = np.inf
+    rows[changed, fixed[changed]] = table[changed, fixed[changed]]
+    try:
+        found = least_harm(problem, rows, node_limit=NODES)
+    except EvosweepError:
+        return None
+    kept = (found[changed] == fixed[changed]).all()
+    return found if kept and problem.feasible(found) else None
 
 
-def _total(table: Any, genome: Genome) -> float:
+def _total(table: Floats, genome: Genome) -> float:
     return float(table[np.arange(len(genome)), genome].sum())

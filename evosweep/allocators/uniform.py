@@ -8,6 +8,7 @@ class Uniform:
     """The highest level that all units can share within the budget."""
 
     name = "uniform"
+    holds_limits = True
     columns = ()
 
     def check(self, problem: Problem) -> None:

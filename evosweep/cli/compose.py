@@ -19,6 +19,8 @@ from evosweep.cli.hints import check_hints
 from evosweep.cli.signature import parameters
 from evosweep.core.budget import KINDS
 from evosweep.core.errors import EvosweepError, SettingError
+from evosweep.core.latency import MILLISECONDS
+from evosweep.core.second_budget import DEVICE
 
 _BUILT: deque[tuple[Any, str, Mapping[str, Any]]] = deque(maxlen=1024)  # object, path, its section as written
 LATER = ("problem", "seed", "evaluator", "fitness")  # arguments of partial objects that the run gives
@@ -223,7 +225,9 @@ def imply_budget(config: DictConfig, overrides: Sequence[str]) -> None:
     ``budget.megabytes=100`` then needs no ``budget=megabytes`` beside it.
     """
     typed = [text.lstrip("+").partition("=")[0] for text in overrides if not text.endswith("=null")]
-    kinds = [key.partition(".")[2] for key in typed if key.startswith("budget.")]
-    if len(kinds) == 1 and "budget" not in typed and kinds[0] in KINDS:
+    names = [key.partition(".")[2] for key in typed if key.startswith("budget.")]
+    kinds = [name for name in names if name in KINDS]
+    alone = not kinds and bool({DEVICE, MILLISECONDS} & set(names))
+    if (len(kinds) == 1 or alone) and "budget" not in typed:
         for other in set(KINDS) - set(kinds):
             config.budget[other] = None

@@ -72,7 +72,8 @@ def forget_bench() -> None:
 
 def bench_of(config: DictConfig) -> Workbench:
     """Return the workbench of a configuration; jobs of one process with the same settings share the last one."""
-    bench = _opened(json.dumps({key: sections(config, key)[1] for key in WORKBENCH}))
+    groups = [*WORKBENCH, *(["objective"] if "objective" in config else [])]  # runs of earlier versions have none
+    bench = _opened(json.dumps({key: sections(config, key)[1] for key in groups}))
     if parallel.leads():
         parallel.ask("fitness", {"fitness": sections(config, "fitness")[1]})
     return bench
@@ -83,6 +84,8 @@ def materials_of(config: DictConfig) -> Materials:
     made = {group: build(config, group, without=OWN.get(group, ())) for group in WORKBENCH}
     made["resources"] = made.pop("evaluate")
     made["domains"] = domains_of(config)
+    if "objective" in config:
+        made["objective"] = build(config, "objective")
     return Materials(**made)
 
 

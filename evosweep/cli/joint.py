@@ -141,7 +141,7 @@ class _Joint:
         task = replace(job.task_of(config, folder=folder, resume=resumes), varied=varied)
         draft = check(task, bench)
         own = [text for text in self.typed if not text.lstrip("+").startswith((f"budget.{kind}=", "target."))]
-        overrides = [*own, f"budget.{task.budget}"]
+        overrides = [*own, f"budget.{kind}={value}"]
         choices = HydraConfig.get().runtime.choices
         notes = job.notes_of(config, task, model=bench.loaded.name, overrides=overrides, choices=choices)
         return Job(task, draft, replace(notes, multirun=self.multirun))

@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -161,11 +162,11 @@ class _Waited:
 @contextmanager
 def waited_for() -> Iterator[None]:
     """Let submitit's launcher wait for all of its jobs, where one is killed too; without submitit, nothing changes."""
-    try:
-        import submitit  # noqa: PLC0415 - an extra
-    except ImportError:
+    if find_spec("submitit") is None:
         yield
         return
+    import submitit  # noqa: PLC0415 - an extra
+
     submit = submitit.AutoExecutor.map_array
 
     def map_array(executor: Any, *arguments: Any) -> list[Any]:

@@ -174,6 +174,6 @@ def _write(
     row |= {"run": name, "budget": budget, "folder": str(target), "store": bench.store.key, "mlflow_run": None}
     row |= figures
     problem.save(problem.decode(found.genome), target / ALLOCATION, store=bench.store.key, **figures)
-    (target / CONFIG).write_text(settings_text(config, [f"budget.{budget}"]), encoding="utf-8")
+    (target / CONFIG).write_text(settings_text(config, [f"budget.{text}" for text in budget.split()]), encoding="utf-8")
     write_result(target, row)
     return row

@@ -19,12 +19,15 @@ from evosweep.cli.reopen import Earlier, reopen, settings_of
 from evosweep.core.allocation_text import load_genome
 from evosweep.core.errors import EvosweepError
 from evosweep.core.problem import Genome, Problem
+from evosweep.data.images import ImageFiles
 from evosweep.evaluate.population import Evaluator
 from evosweep.evaluate.scorer import StagedScorer
 from evosweep.evaluate.tasks.tasks import Tasks
 from evosweep.fitness.base import Fitness
 from evosweep.fitness.kl import KL
 from evosweep.fitness.perplexity import Perplexity
+from evosweep.models.seeing import image_processor
+from evosweep.workbench import anatomy_of
 
 SPLITS = ("validation", "search", "calibration")
 ALLOCATION = "allocation="
@@ -119,11 +122,12 @@ def _on_other_text(run: Earlier, config: DictConfig) -> Evaluator:
     for key in WORKBENCH:
         if key not in TEXT and config[key] != run.config[key]:
             raise EvosweepError(f"{key} cannot be changed for a score: the allocation is one of the run's own levels")
-    tokenizer = run.bench.loaded.tokenizer
+    loaded = run.bench.loaded
     source = build(config, "data", without=OWN["data"])
-    splits = build(config, "tokens").split(source, tokenizer, progress=shared_progress())
+    images = image_processor(loaded) if isinstance(source, ImageFiles) else None
+    splits = build(config, "tokens").split(source, loaded.tokenizer, progress=shared_progress(), images=images)
     return Evaluator(
-        anatomy=run.bench.anatomy,
+        anatomy=run.bench.anatomy if images is None else anatomy_of(loaded, splits),  # proved on these images
         store=run.bench.store,
         splits=splits,
         resources=build(config, "evaluate"),

@@ -9,10 +9,12 @@ import numpy as np
 from evosweep.core.checks import check_choice, check_number
 from evosweep.core.errors import BudgetError, SettingError
 from evosweep.core.problem import Problem
+from evosweep.core.second_budget import Second
 from evosweep.core.unit import Unit
 
 LARGEST = 2.0**62  # bits; a larger budget binds nothing
 KINDS = ("as_uniform", "bits_per_weight", "megabytes", "sparsity", "blocks_kept")
+UNBOUNDED = ""  # kind of a budget that bounds the device or time alone
 ALL = "all"
 COUNTS = (ALL, "active")
 MOST = 1e12  # bits per weight or megabytes: beyond anything that exists
@@ -29,10 +31,16 @@ class Budget:
         blocks_kept: This share of what all units cost, where they can be dropped.
         count: Whether ``all`` weights of a mixture of experts count, or only those that are ``active`` for one token:
             the share of the experts that each token goes to. Bits per weight and megabytes are then of those.
+        device_megabytes: 10⁶ bytes on the device, beside a bound on the whole or alone: everything that is no unit, and
+            the units of ``on_device``; the other units are in host memory.
+        on_device: Patterns of the units that are on the device, as in rules; None: all but experts of mixtures.
+        milliseconds: What the kernels of all units take together, beside a bound on size or alone; levels know it by
+            ``objective.latency``.
         others: Of several budgets: tokens of all searches but the first together, over those of the first.
 
     Raises:
-        SettingError: Not exactly one is given, or its value is out of range.
+        SettingError: Not exactly one bound on size is given (none, where one on the device or on time is), or a value
+            is out of range.
     """
 
     def __init__(
@@ -43,6 +51,9 @@ class Budget:
         megabytes: float | None = None,
         sparsity: float | None = None,
         blocks_kept: float | None = None,
+        device_megabytes: float | None = None,
+        on_device: Sequence[str] | None = None,
+        milliseconds: float | None = None,
         others: float = 0.3,
         count: str = ALL,
     ) -> None:
@@ -56,6 +67,11 @@ class Budget:
             "blocks_kept": blocks_kept,
         }
         given = {kind: value for kind, value in values.items() if value is not None}
+        self.second = Second(device_megabytes=device_megabytes, on_device=on_device, milliseconds=milliseconds)
+        if self.second.device_megabytes is not None and self.count != ALL:
+            raise SettingError("device_megabytes", allowed="null with budget.count=active", got=device_megabytes)
+        if not given and self.second:
+            given = {UNBOUNDED: math.inf}
         if len(given) != 1:
             raise SettingError(
                 "",
@@ -65,12 +81,13 @@ class Budget:
                 hint=f"the others are null, as in budget.{list(given)[-1]}=null" if len(given) > 1 else "",
             )
         ((self.kind, self.value),) = given.items()
-        if self.kind != "as_uniform":
+        if self.kind not in ("as_uniform", UNBOUNDED):
             high = 1 if self.kind in ("sparsity", "blocks_kept") else MOST
             self.value = check_number(f"{self.kind}", self.value, low=0, high=high, exclusive=True)
 
     def __str__(self) -> str:
-        return f"{self.kind}={self.value:g}" if isinstance(self.value, float) else f"{self.kind}={self.value}"
+        first = f"{self.kind}={self.value:g}" if isinstance(self.value, float) else f"{self.kind}={self.value}"
+        return " ".join(text for text in ("" if self.kind == UNBOUNDED else first, str(self.second)) if text)
 
     def problem(self, units: Sequence[Unit], *, fixed_bits: int = 0, planned: Sequence[Unit] | None = None) -> Problem:
         """Return the problem of these units under this budget.
@@ -95,7 +112,8 @@ class Budget:
                 f"budget.{self.kind} must be at least {self._at_least(widest, widest.least)} here "
                 f"(the most that these levels can use is {self._at_least(widest, widest.most)}), got {self.value}"
             )
-        return replace(widest, budget=min(bits, widest.most))
+        problem = replace(widest, budget=min(bits, widest.most))
+        return self.second.applied(problem, owner=self)
 
     def note(self, problem: Problem) -> str | None:
         """Return a sentence for the user if the budget is more than this problem can spend; None if it is not.
@@ -114,6 +132,8 @@ class Budget:
         return units if self.count == ALL else [unit.active for unit in units]
 
     def _bits(self, problem: Problem) -> int:
+        if self.kind == UNBOUNDED:
+            return problem.most
         if self.kind == "bits_per_weight":
             return _whole(float(self.value) * int(problem.numels.sum()))
         if self.kind == "megabytes":

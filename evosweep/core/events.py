@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
 from evosweep.core.allocation import Allocation
+from evosweep.core.metrics import SIZE_MB
 from evosweep.core.problem import Genome, Problem
 
 T = TypeVar("T")
@@ -138,6 +139,7 @@ class SearchResult:
         final: What all elites scored on common tokens; None where they were not scored again.
         controls: Validation figures and bits per weight of ``found``, ``uniform``, and the winner with each kind of
             decision made uniform; empty where nothing was searched.
+        axis: What a front minimizes beside the loss: ``size_mb`` or ``milliseconds``.
         candidates_of_front: Genomes from which the front of a search of two objectives is taken; empty for any other.
         front: Points of that front, the largest size first: ``point``, ``allocation``, sizes and figures of each.
     """
@@ -162,6 +164,7 @@ class SearchResult:
     tails: Mapping[str, Mapping[str, Mapping[str, float]]] = field(default_factory=dict)
     controls: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     candidates_of_front: tuple[Genome, ...] = ()
+    axis: str = SIZE_MB
     front: tuple[Mapping[str, Any], ...] = ()
     domains: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     against: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -180,6 +183,7 @@ class SearchResult:
             "bits_per_weight": self.problem.bits_per_weight(self.cost),
             "size_mb": self.problem.megabytes(self.cost),
             "sparsity": self.problem.sparsity(self.problem.encode(self.allocation)),
+            **self.problem.limit_figures(self.problem.encode(self.allocation)),
             "kl": self.validation["kl"],
             "ppl": self.validation["ppl"],
             "dense_ppl": self.dense["ppl"],

@@ -1,5 +1,7 @@
 """Genomes as short text: one base-36 number a unit, readable and exact."""
 
+from collections.abc import Mapping, Sequence
+
 import numpy as np
 
 from evosweep.core.problem import Genome, Problem
@@ -36,3 +38,15 @@ def genome_from_text(problem: Problem, text: str) -> Genome:
 def digits_of(levels: int) -> int:
     """Return how many base-36 digits an index below ``levels`` needs."""
     return len(np.base_repr(max(levels - 1, 1), len(DIGITS)))
+
+
+def hashes_of(problem: Problem, genomes: Sequence[Genome], *, known: Mapping[bytes, str]) -> dict[bytes, str]:
+    """Return the hashes of genomes' allocations, by the genomes' bytes.
+
+    Args:
+        problem: Units and levels.
+        genomes: Shape (units,) each.
+        known: What this returned before: these are not made again.
+    """
+    keys = {genome.tobytes(): genome for genome in genomes}
+    return {key: known.get(key) or problem.decode(genome).hash for key, genome in keys.items()}

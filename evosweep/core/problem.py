@@ -13,6 +13,7 @@ import numpy.typing as npt
 from evosweep.core.allocation import Allocation
 from evosweep.core.errors import BudgetError, EvosweepError, SettingError, did_you_mean
 from evosweep.core.files import digest
+from evosweep.core.limits import Limit, within_limits
 from evosweep.core.ties import by_layer, contracted
 from evosweep.core.unit import Unit
 
@@ -45,6 +46,7 @@ class Problem:
         units: In the order in which the model computes them.
         budget: Most bits that an allocation may cost.
         fixed_bits: Bits of what is not compressed (embeddings, norms, head), counted in megabytes only.
+        limits: Further bounds that an allocation must hold.
 
     Raises:
         BudgetError: No allocation fits the budget.
@@ -54,6 +56,7 @@ class Problem:
     units: tuple[Unit, ...]
     budget: int
     fixed_bits: int = 0
+    limits: tuple[Limit, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.units:
@@ -208,15 +211,20 @@ class Problem:
             [u.name, u.numel, u.block, [[v.name, int(v.cost)] for v in u.levels], *([list(u.gates)] if u.gates else [])]
             for u in self.units
         ]
-        return digest([ladders, int(self.budget), int(self.fixed_bits)])
+        limits = [[limit.name, int(limit.most), [list(amounts) for amounts in limit.amounts]] for limit in self.limits]
+        return digest([ladders, int(self.budget), int(self.fixed_bits), *([limits] if limits else [])])
 
     def cost(self, genome: Genome) -> int:
         """Total bits of a genome, shape (units,)."""
         return int(self.prices(genome).sum())
 
     def feasible(self, genome: Genome) -> bool:
-        """Whether a genome fits the budget."""
-        return self.cost(genome) <= self.budget
+        """Whether a genome fits the budget and all limits."""
+        return self.cost(genome) <= self.budget and all(limit.used(genome) <= limit.most for limit in self.limits)
+
+    def limit_figures(self, genome: Genome) -> dict[str, float]:
+        """Return what a genome takes of every limit, by the limit's name, as users count it."""
+        return {limit.name: limit.shown(limit.used(genome)) for limit in self.limits}
 
     def mean_bits(self, genome: Genome, groups: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
         """Return true bits per weight of every group of units, shape (groups,).
@@ -286,6 +294,11 @@ class Problem:
         def at(threshold: float) -> Genome:
             return np.maximum((ratios <= threshold * (1 + 1e-9)).sum(axis=1) - 1, 0)
 
+        if self.limits:  # a dearer level may take less of a limit
+            genomes = [at(threshold) for threshold in thresholds[::-1]]
+            found = next((genome for genome in genomes if self.feasible(genome)), None)
+            found = within_limits(self.costs, self.budget, self.limits) if found is None else found
+            return np.zeros(len(self.units), dtype=np.int64) if found is None else found
         low = 0  # the lowest threshold leaves every unit at its bottom
         high = len(thresholds) - 1
         while low < high:
@@ -309,7 +322,7 @@ class Problem:
     def only(self, genome: Genome) -> "Problem":
         """Return the problem in which every unit has no other level than in a genome."""
         units = [replace(unit, levels=(unit.levels[level],)) for unit, level in zip(self.units, genome, strict=True)]
-        return replace(self, units=tuple(units), budget=sum(unit.levels[0].cost for unit in units))
+        return replace(self, units=tuple(units), budget=sum(unit.levels[0].cost for unit in units), limits=())
 
     def save(self, allocation: Allocation, path: Path, **facts: Any) -> Path:
         """Write allocation.json: the level of every layer, tied ones one by one, and which are tied.

@@ -62,7 +62,7 @@ class Rules:
         """
         found: set[str] = set()
         for position, pattern in enumerate(self.exclude):
-            matches = _matched(f"exclude[{position}]", pattern, names)
+            matches = matched(f"exclude[{position}]", pattern, names)
             found |= set(matches)
         if found and len(found) == len(names):
             raise SettingError("exclude", allowed="patterns that leave a unit", got=list(self.exclude))
@@ -84,7 +84,7 @@ class Rules:
         for setting, levels, keeps in (("fix", self.fix, _same), ("min", self.min, _above), ("max", self.max, _below)):
             for pattern, wanted in levels.items():
                 rule = f"{setting}[{pattern}]"
-                for name in _matched(rule, pattern, names):
+                for name in matched(rule, pattern, names):
                     kept = _kept(by_name[name], wanted, keeps, rule)
                     reasons.setdefault(name, []).append((f"{rule}={wanted}", kept))
         if not reasons:
@@ -106,8 +106,13 @@ def limited(units: Sequence[Unit], ladders: Ladders) -> tuple[Unit, ...]:
     )
 
 
-def _matched(setting: str, pattern: str, names: Mapping[str, str]) -> list[str]:
+def matched(setting: str, pattern: str, names: Mapping[str, str]) -> list[str]:
     """Return the names that a pattern matches.
+
+    Args:
+        setting: That the pattern was given to.
+        pattern: A glob or a regular expression.
+        names: Path inside of its block, by the name of everything that could match.
 
     Raises:
         SettingError: There are none; the nearest is suggested.

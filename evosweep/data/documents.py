@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 from evosweep.core.checks import check_number
@@ -21,11 +22,13 @@ class Document:
         text: The text; of a conversation, the contents of its messages.
         messages: The messages of a conversation, each with at least ``role`` and ``content``. The tokenizer's chat
             template renders them; empty for plain text.
+        image: File of an image that the text belongs to.
     """
 
     id: str
     text: str
     messages: tuple[Mapping[str, Any], ...] = ()
+    image: Path | None = None
 
 
 class DocumentSource(Protocol):

@@ -88,15 +88,15 @@ class TextFiles:
         # Relative to the folder that was given: two files of one name in different subfolders differ.
         name = file.name if file == self.path else file.relative_to(self.path).as_posix()
         if file.suffix.lower() == ".txt":
-            text = normalize_line_ends(_utf8(file))
+            text = normalize_line_ends(utf8(file))
             return [Document(id=name, text=text)] if text.strip() else []
-        rows = _parquet_rows(file, self.column) if file.suffix.lower() == ".parquet" else _json_rows(file)
+        rows = _parquet_rows(file, self.column) if file.suffix.lower() == ".parquet" else json_rows(file)
         return rows_to_documents(rows, column=self.column, prefix=name, template=self.template)
 
 
-def _json_rows(file: Path) -> Iterator[Mapping[str, Any]]:
+def json_rows(file: Path) -> Iterator[Mapping[str, Any]]:
     """Yield the objects of a file that has one object a line, or that is one list of objects."""
-    text = _utf8(file)
+    text = utf8(file)
     if text.lstrip().startswith("["):
         rows: Iterable[tuple[int, Any]] = enumerate(_parse_json(text, str(file)), start=1)
         noun = "item"
@@ -135,7 +135,7 @@ def _parquet_rows(file: Path, column: str) -> Iterator[Mapping[str, Any]]:
         raise DataError(f"data.path: {file} cannot be read as Parquet: {_reason(error)}") from error
 
 
-def _utf8(file: Path) -> str:
+def utf8(file: Path) -> str:
     try:
         return file.read_bytes().removeprefix(codecs.BOM_UTF8).decode("utf-8")
     except UnicodeDecodeError as error:

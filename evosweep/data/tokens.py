@@ -1,8 +1,8 @@
 """Token windows of one length, with stable ids."""
 
 import hashlib
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -15,9 +15,11 @@ from evosweep.core.files import digest
 from evosweep.core.seeds import generator
 from evosweep.data.documents import SPLITS, Document, DocumentSource, check_shares
 from evosweep.data.domains import PREFIX, Domains
+from evosweep.data.images import ImageProcessor, ImageWindows
 from evosweep.data.mix import EXACT, Mix, shared_out
 from evosweep.data.near_duplicates import check_threshold
 from evosweep.data.partition import Partition
+from evosweep.data.pictures import Pictures, text_weights
 
 DOMAIN_CHARACTERS = 32  # read of a further text for each token asked: windows are spread over some times as many tokens
 
@@ -38,13 +40,15 @@ class TokenSplit:
 
     Attributes:
         name: ``calibration``, ``search`` or ``validation``.
-        windows: Token ids, shape (windows, seq_len).
+        windows: Token ids, shape (windows, seq_len); ids of ``pictures`` in place of an image's tokens.
         documents: Ids of the documents that the windows were cut from.
+        pictures: The images of the windows, if they have any.
     """
 
     name: str
     windows: npt.NDArray[np.int64]
     documents: tuple[str, ...]
+    pictures: Pictures = field(default_factory=Pictures)
 
     @property
     def seq_len(self) -> int:
@@ -61,6 +65,10 @@ class TokenSplit:
         """Content hash of the windows."""
         content = hashlib.sha256(np.ascontiguousarray(self.windows, dtype="<i8").data).hexdigest()
         return digest([list(self.windows.shape), content])
+
+    def weights(self, windows: Sequence[int], length: int) -> npt.NDArray[np.float32] | None:
+        """Return the factors of the losses on some windows' first tokens, as ``text_weights``; None: all are one."""
+        return text_weights(self.windows[list(windows)], length) if self.pictures.inputs else None
 
     def count(self, setting: str, tokens: object) -> int:
         """Return how many windows ``tokens`` tokens fill.
@@ -93,7 +101,7 @@ class TokenSplit:
         if seed:
             drawn = generator(seed, "windows", self.name).choice(len(self.windows), count, replace=False)
             indices = np.sort(drawn)
-        return TokenSplit(self.name, self.windows[indices], self.documents)
+        return replace(self, windows=self.windows[indices])
 
 
 class Windows:
@@ -144,12 +152,14 @@ class Windows:
         *,
         progress: Progress | None = None,
         domains: Domains | None = None,
+        images: ImageProcessor | None = None,
     ) -> dict[str, TokenSplit]:
         """Read documents, divide them among the splits and tokenize them.
 
         Args:
             source: Documents; of a mix, every split gets the shares that it names.
             tokenizer: A transformers tokenizer; conversations need one with a chat template.
+            images: Prepares images with their text, for a source of them.
             progress: Shows what is being read.
             domains: Further texts, each of which becomes a split ``validation/<name>`` of as many tokens as validation,
                 without what search and calibration read.
@@ -164,6 +174,8 @@ class Windows:
         bos = self._bos(tokenizer)
         if isinstance(source, Mix):
             splits = self._mixed(divided, source.shares, tokenizer, bos)
+        elif images is not None:
+            splits = self._seen(divided[""], images)
         else:
             splits = self._plain(divided[""], tokenizer, bos)
         for name, other in (domains or Domains()).sources.items():
@@ -183,6 +195,21 @@ class Windows:
             name: splits[name].sample(f"tokens.{name}", limit, seed=self._seed(name))
             for name, limit in self.limits.items()
         }
+
+    def _seen(self, divided: Mapping[str, list[Document]], images: ImageProcessor) -> dict[str, TokenSplit]:
+        """Return the splits of images, a window of each: all of search, as many as asked of the others."""
+        maker = ImageWindows(images, seq_len=self.seq_len)
+        splits = {}
+        for name in SPLITS:
+            documents = divided[name]
+            seed = self._seed(name)
+            if seed:
+                order = generator(seed, "windows", name).permutation(len(documents))
+                documents = [documents[index] for index in order]
+            count = self.limits[name] // self.seq_len if name in self.limits else None
+            windows, pictures = maker.cut(documents, split=name, count=count)
+            splits[name] = TokenSplit(name, windows, tuple(document.id for document in documents), pictures)
+        return splits
 
     def _mixed(
         self,
@@ -319,6 +346,8 @@ def _token_stream(documents: list[Document], tokenizer: Tokenizer) -> npt.NDArra
 
 def _render(document: Document, tokenizer: Tokenizer) -> str:
     """Return the text of a document as the model reads it."""
+    if document.image is not None:
+        raise DataError("images with captions are a text by themselves: data=images, no data.shares or data.validation")
     if not document.messages:
         # A blank line ends a document, so that a split is the text of its documents, joined.
         return document.text.strip() + "\n\n"

@@ -94,8 +94,8 @@ def visit_gradients(anatomy: Anatomy, slots: Sequence[Slot], ids: torch.Tensor, 
             parameter.requires_grad_(True)
             stack.callback(parameter.register_post_accumulate_grad_hook(partial(read, indices)).remove)
         stack.enter_context(bounded_memory(anatomy, ids.numel()))
-        logits = anatomy.model(input_ids=ids, use_cache=False).logits.float()
-        loss(logits, ids).backward()
+        logits = anatomy.model(**anatomy.arguments(ids), use_cache=False).logits.float()
+        loss(logits, anatomy.pictures.labels(ids)).backward()
 
 
 def visit_outputs(
@@ -128,8 +128,8 @@ def visit_outputs(
             stack.callback(slot.watch_inputs(partial(_remember, inputs, index)).remove)
             stack.callback(slot.module.register_forward_hook(partial(_pass_output, partial(watch, index))).remove)
         stack.enter_context(bounded_memory(anatomy, ids.numel()))
-        logits = anatomy.model(input_ids=ids, use_cache=False).logits.float()
-        loss(logits, ids).backward()
+        logits = anatomy.model(**anatomy.arguments(ids), use_cache=False).logits.float()
+        loss(logits, anatomy.pictures.labels(ids)).backward()
 
 
 def _remember(inputs: dict[int, torch.Tensor], index: int, given: torch.Tensor) -> None:

@@ -13,8 +13,9 @@ from torch import nn
 from evosweep.evaluate.routing import levels_in
 from evosweep.models.anatomy import Anatomy
 from evosweep.models.dropping import DropEffect
-from evosweep.models.mixture import Routed, Rows
-from evosweep.models.slots import RoutedSlot, Slot
+from evosweep.models.expert_slots import RoutedSlot
+from evosweep.models.routing_types import Routed, Rows
+from evosweep.models.slots import Slot
 from evosweep.store.manifest import LevelStore
 
 Genomes = npt.NDArray[np.int64]

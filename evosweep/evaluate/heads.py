@@ -67,7 +67,7 @@ class Heads:
         dense = None if level is None else self.anatomy.head
         losses = {one.name: torch.empty(hidden[..., 1:, 0].shape, device=hidden.device) for one in fitness}
         at_once = rows_at_once(head, tokens.shape[1] - 1, compiled=self.compiled)
-        for index, window in enumerate(tokens):
+        for index, window in enumerate(self.anatomy.pictures.plain(tokens)):
             for start in range(0, len(hidden), at_once):
                 states = hidden[start : start + at_once, index, :-1]
                 labels = window[1:].repeat(len(states))

@@ -9,6 +9,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from evosweep.models.anatomy import Anatomy
+from evosweep.models.fused import plain_norms
 from evosweep.models.slots import Slot
 
 HESSIAN = 9  # a forward pass, one backward and one through both cost as much as so many forward passes
@@ -181,7 +182,8 @@ def input_products(
 
 def _kl(anatomy: Anatomy, ids: torch.Tensor) -> torch.Tensor:
     """Return the sum over tokens of the KL of the model from itself: zero, with the derivatives of the KL."""
-    logits = anatomy.model(input_ids=ids[:, :LONGEST], use_cache=False).logits.flatten(0, 1).float()
+    with plain_norms(anatomy.blocks):
+        logits = anatomy.model(**anatomy.arguments(ids[:, :LONGEST]), use_cache=False).logits.flatten(0, 1).float()
     log_q = logits.log_softmax(-1)
     log_p = log_q.detach()
     return (log_p.exp() * (log_p - log_q)).sum()

@@ -156,8 +156,8 @@ class NoisedKL:
         return float(np.mean(losses))
 
     def _outputs(self, window: torch.Tensor) -> Outputs:
-        hidden = self.anatomy.base(input_ids=window[None], use_cache=False)[0][0]
-        return Outputs(self.anatomy.head, hidden, window)
+        hidden = self.anatomy.base(**self.anatomy.arguments(window[None]), use_cache=False)[0][0]
+        return Outputs(self.anatomy.head, hidden, self.anatomy.pictures.plain(window))
 
 
 def noised_weight(weight: torch.Tensor, noise: float, seed: int) -> torch.Tensor:

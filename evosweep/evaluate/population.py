@@ -14,7 +14,6 @@ import numpy.typing as npt
 import torch
 
 from evosweep import parallel
-from evosweep.core.errors import EvosweepError
 from evosweep.core.lru import ByteLRU
 from evosweep.core.problem import Genome, Problem
 from evosweep.core.ties import Expansion
@@ -24,6 +23,7 @@ from evosweep.evaluate.block_units import units_by_block, wanted_levels
 from evosweep.evaluate.heads import Heads, Targets, finite, made_targets
 from evosweep.evaluate.level_weights import LevelWeights, bytes_of
 from evosweep.evaluate.memory import Resources, chunks, halves, per_token, plan_memory
+from evosweep.evaluate.on_text import on_text
 from evosweep.evaluate.outer import OuterUnits
 from evosweep.evaluate.replaced import Replaced
 from evosweep.evaluate.routing import distinct_rows
@@ -151,6 +151,10 @@ class Evaluator:
 
     def own_losses(self, genomes: Genomes | None, wanted: Wanted) -> dict[str, npt.NDArray[np.float32]]:
         """Return what ``token_losses`` does, computed by this process alone."""
+        return on_text(wanted, self.splits[wanted.split], functools.partial(self._all_losses, genomes))
+
+    def _all_losses(self, genomes: Genomes | None, wanted: Wanted) -> dict[str, npt.NDArray[np.float32]]:
+        """Return the loss on every token, of an image's too; arguments as ``own_losses``."""
         split = wanted.split
         fitness = wanted.fitness
         windows = [int(window) for window in wanted.windows]
@@ -231,12 +235,7 @@ class Evaluator:
         self, rows: slice, span: slice, seq_len: int, error: torch.OutOfMemoryError
     ) -> list[tuple[slice, slice]]:
         """Return a chunk that did not fit as two halves; later chunks are made smaller from the start."""
-        parts = halves(rows, span)
-        if parts is None:
-            raise EvosweepError(
-                f"one candidate on one window of {seq_len} tokens does not fit the device's memory; "
-                "lower evaluate.memory_gb or tokens.seq_len"
-            ) from error
+        parts = halves(rows, span, seq_len, error)
         torch.cuda.empty_cache()
         self._tokens_at_once = max(seq_len, self._tokens_at_once // 2)
         logger.warning("out of memory; from now on %d tokens at once", self._tokens_at_once)
@@ -364,7 +363,8 @@ class Evaluator:
         def outputs() -> Outputs:
             tokens = moved(self.splits[split].windows[window][None], self.anatomy.device)
             hidden, _ = self._hidden(None, tokens)
-            return Outputs(self.anatomy.head, hidden[0, 0, :-1], tokens[0, 1:], compiled=self._compiled)
+            labels = self.anatomy.pictures.plain(tokens)[0, 1:]
+            return Outputs(self.anatomy.head, hidden[0, 0, :-1], labels, compiled=self._compiled)
 
         return outputs
 

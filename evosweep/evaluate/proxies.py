@@ -95,7 +95,7 @@ def activation_numbers(anatomy: Anatomy, slots: Sequence[Slot], ids: torch.Tenso
     with ExitStack() as stack, torch.no_grad():
         for index, slot in enumerate(slots):
             stack.callback(slot.watch_inputs(partial(read, index)).remove)
-        anatomy.model(input_ids=ids, use_cache=False)
+        anatomy.model(**anatomy.arguments(ids), use_cache=False)
     return found
 
 

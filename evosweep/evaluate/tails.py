@@ -53,7 +53,7 @@ def choices(evaluator: Evaluator, genome: Genome | None) -> Choices:
     for window in evaluator.splits["validation"].windows:
         tokens = torch.from_numpy(window)
         logits = evaluator.logits(genome, tokens[None])[:-1]
-        wanted = tokens[1:].to(logits.device, torch.long)
+        wanted = evaluator.anatomy.pictures.plain(tokens)[1:].to(logits.device, torch.long)
         first.append(logits.argmax(1).cpu().numpy())
         right.append((logits.gather(1, wanted[:, None])[:, 0] - logits.logsumexp(1)).exp().double().cpu().numpy())
     return Choices(np.stack(first), np.stack(right))
@@ -67,10 +67,18 @@ def token_figures(evaluator: Evaluator, genome: Genome, dense: Choices) -> Token
         genome: Level of every unit, shape (units,).
         dense: What the dense model says.
     """
-    windows = range(len(evaluator.splits["validation"].windows))
+    split = evaluator.splits["validation"]
+    windows = range(len(split.windows))
     kl = evaluator.token_losses(genome[None], split="validation", windows=windows, fitness=[KL()])["kl"][0]
     mine = choices(evaluator, genome)
-    return TokenFigures(kl.astype(np.float64), mine.first != dense.first, mine.right - dense.right)
+    weights = split.weights(windows, split.seq_len)
+    if weights is None:
+        return TokenFigures(kl.astype(np.float64), mine.first != dense.first, mine.right - dense.right)
+    text = np.flatnonzero((weights > 0).all(axis=0))  # of every window, where none has an image
+    kl = kl[:, text] / weights[:, text]
+    return TokenFigures(
+        kl.astype(np.float64), (mine.first != dense.first)[:, text], (mine.right - dense.right)[:, text]
+    )
 
 
 def tails(figures: TokenFigures) -> dict[str, dict[str, float]]:

@@ -319,7 +319,8 @@ class Exporter:
         """Return the largest difference between the logits of the reloaded model and of the original one."""
         evaluator = winner.evaluator
         dtype = evaluator.anatomy.dtype
-        window = evaluator.splits["validation"].windows[0][: self.check_tokens]
+        split = evaluator.splits["validation"]
+        window = split.windows[0][: None if split.pictures.inputs else self.check_tokens]  # an image cannot be cut
         tokens = torch.from_numpy(window)[None].to(evaluator.anatomy.device)
         # Some loaders draw progress bars of their own, whatever transformers' verbosity; some in the first pass.
         with torch.inference_mode(), redirect_stderr(io.StringIO()):

@@ -23,8 +23,8 @@ from evosweep.exporters.base import Exporter, Winner
 from evosweep.exporters.compressed_layers import integer_parts
 from evosweep.models.anatomy import Anatomy
 from evosweep.models.dropping import Drop
+from evosweep.models.expert_slots import slot_at
 from evosweep.models.load import LoadedModel
-from evosweep.models.slots import slot_at
 from evosweep.store.manifest import Stored
 from evosweep.store.units import Units
 

@@ -28,9 +28,9 @@ from evosweep.exporters.compressed_layers import (
 )
 from evosweep.models.anatomy import Anatomy
 from evosweep.models.dropping import Drop
+from evosweep.models.expert_slots import slot_at
 from evosweep.models.fusion import fused_layers
 from evosweep.models.load import LoadedModel
-from evosweep.models.slots import slot_at
 from evosweep.store.units import Units
 
 OTHERS = ("dense", "packed", "none")

@@ -13,8 +13,8 @@ from evosweep.compressors.payload import Layout
 from evosweep.core.errors import ExportError, ModelError
 from evosweep.core.files import digest, sha256_file, write_json
 from evosweep.exporters.base import Exporter, Winner
+from evosweep.models.expert_slots import slot_at
 from evosweep.models.load import LoadedModel
-from evosweep.models.slots import slot_at
 from evosweep.models.towers import loader_of
 
 TENSORS = "packed.safetensors"  # transformers ignores this and the next

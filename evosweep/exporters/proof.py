@@ -10,7 +10,8 @@ from evosweep.core.errors import ExportError
 from evosweep.core.problem import Genome
 from evosweep.evaluate.population import Evaluator
 from evosweep.models.activations import NONE
-from evosweep.models.slots import OuterSlot, RoutedSlot, Slot
+from evosweep.models.expert_slots import RoutedSlot
+from evosweep.models.slots import OuterSlot, Slot
 
 ROUNDED_TOLERANCE = 0.05  # where inputs are rounded: the last bit of one may decide which of two values it becomes
 ORIGINAL = "the model itself, with the chosen levels' weights written into it,"
@@ -53,6 +54,7 @@ def proved(winner: Chosen, reloaded: Any, tokens: torch.Tensor, *, tolerance: fl
     """
     evaluator = winner.evaluator
     model: Any = evaluator.anatomy.model
+    given = evaluator.anatomy.arguments(tokens)
     inner = {slot.name: slot.module for slot in winner.slots if not isinstance(slot, OuterSlot | RoutedSlot)}
     with winner.in_place():
         paths = {slot.name: path for path, (slot, _) in winner.layers().items() if slot.name in inner}
@@ -60,19 +62,19 @@ def proved(winner: Chosen, reloaded: Any, tokens: torch.Tensor, *, tolerance: fl
 
     def compared(share: float) -> float:
         with winner.in_model(), evaluator.rounded_inputs(inner):
-            original = _logits(model, tokens)
+            original = _logits(model, given)
         _check_close(evaluator.logits(winner.genome, tokens), original, share, ORIGINAL)
         with evaluator.rounded_inputs(layers):
-            return _check_close(_logits(reloaded, tokens), original, share, EXPORTED)
+            return _check_close(_logits(reloaded, given), original, share, EXPORTED)
 
     with evaluator.exact_inputs():
         difference = compared(tolerance)
     return difference if evaluator.resources.activations == NONE else compared(ROUNDED_TOLERANCE)
 
 
-def _logits(model: Any, tokens: torch.Tensor) -> torch.Tensor:
-    """Return a model's fp32 logits (tokens, vocabulary) for one row of token ids (1, tokens)."""
-    logits: torch.Tensor = model(input_ids=tokens, use_cache=False).logits[0].float()
+def _logits(model: Any, given: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """Return a model's fp32 logits (tokens, vocabulary) for one row of token ids, with an image if they hold one."""
+    logits: torch.Tensor = model(**given, use_cache=False).logits[0].float()
     return logits
 
 

@@ -15,11 +15,21 @@ import torch
 from torch import nn
 
 from evosweep.core.errors import ModelError
+from evosweep.data.pictures import Pictures
 from evosweep.models.contexts import Arguments, Contexts
 from evosweep.models.decoder import find_blocks
-from evosweep.models.experts import find_listed, find_mixtures, listed_slots, same_input, with_listed
+from evosweep.models.experts import (
+    find_listed,
+    find_mixtures,
+    find_packed,
+    listed_slots,
+    packed_mixtures,
+    packed_slots,
+    same_input,
+    with_listed,
+)
+from evosweep.models.grouped_rows import first_tensor
 from evosweep.models.head import Head
-from evosweep.models.listed import first_tensor
 from evosweep.models.patch import replaced_forward
 from evosweep.models.probe import Inspect, probe_blocks
 from evosweep.models.rescaling import undo_rescaling
@@ -45,6 +55,7 @@ class Anatomy:
         model: A transformers causal language model in eval mode.
         text: Token ids (windows, seq_len) on which blocks that run one by one must give what the model gives, beside a
             few random ones: a mask may differ from window to window only where they are long.
+        pictures: The images that windows of token ids hold.
 
     Attributes:
         model: The same.
@@ -64,8 +75,9 @@ class Anatomy:
             or cannot be run on several rows at once with the same result.
     """
 
-    def __init__(self, model: nn.Module, text: torch.Tensor | None = None) -> None:
+    def __init__(self, model: nn.Module, text: torch.Tensor | None = None, pictures: Pictures | None = None) -> None:
         self.model = model
+        self.pictures = pictures or Pictures()
         self.rescaling = undo_rescaling(model)
         self.block_path, self.blocks = find_blocks(model)
         expected = check_causal(model, next(model.parameters()).device)
@@ -73,7 +85,7 @@ class Anatomy:
         self.device = next(model.parameters()).device
         self.dtype = next(model.parameters()).dtype
         vocabulary = int(model.get_input_embeddings().weight.shape[0])  # type: ignore[operator]
-        self._contexts = Contexts(self._record, vocabulary=vocabulary, device=self.device)
+        self._contexts = Contexts(self._record, vocabulary=vocabulary, device=self.device, sees=self.pictures.in_any)
         with torch.no_grad():
             self.slots: list[Slot] = self._probe()
         self.whole_because = ""
@@ -148,7 +160,7 @@ class Anatomy:
             tokens: The token ids (batch, seq_len) that were embedded.
             hidden: Output of the last block.
         """
-        return self._as_head(self._through_base(tokens, hidden)[1])
+        return self._as_head(self._through_base(self.pictures.plain(tokens), hidden)[1])
 
     def run_block(self, index: int, hidden: torch.Tensor, tokens: torch.Tensor | None = None) -> torch.Tensor:
         """Return the output of one block for hidden states (batch, seq_len, hidden) on any device.
@@ -163,7 +175,11 @@ class Anatomy:
 
     def run_whole(self, tokens: torch.Tensor) -> torch.Tensor:
         """Return final hidden states (batch, seq_len, hidden) of token ids (batch, seq_len), by the model's forward."""
-        return self._as_head(_first(self.base(input_ids=tokens, use_cache=False)))
+        return self._as_head(_first(self.base(**self.arguments(tokens), use_cache=False)))
+
+    def arguments(self, tokens: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Return what the model's forward is given for token ids (batch, seq_len): these, and the images they hold."""
+        return self.pictures.arguments(tokens, dtype=self.dtype)
 
     def around(self, first: int, last: int, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return what one block is given and what it or a later one returns, while the whole model runs.
@@ -253,7 +269,7 @@ class Anatomy:
         with ExitStack() as stack:
             for position, block in enumerate(self.blocks):
                 stack.enter_context(replaced_forward(block, partial(replacement, position)))
-            return _first(self.base(input_ids=tokens, use_cache=False))
+            return _first(self.base(**self.arguments(tokens), use_cache=False))
 
     def _wrap(self, hidden: torch.Tensor) -> Any:
         return hidden if self._returns is None else self._returns((hidden, *self._rest))
@@ -262,6 +278,7 @@ class Anatomy:
         inputs: dict[str, torch.Tensor] = {}
         mixtures = find_mixtures(self.model, self.block_path)
         listed = find_listed(self.model, self.block_path)
+        packed = find_packed(self.model, self.block_path)
         kinds: dict[str, tuple[type[LinearSlot], nn.Module]] = {}
         for name, module in self.model.named_modules():
             kind = slot_kind_of(module)
@@ -276,10 +293,14 @@ class Anatomy:
             for name, (_, module) in kinds.items():
                 stack.callback(module.register_forward_pre_hook(partial(_remember, inputs, name)).remove)
                 stack.callback(module.register_forward_hook(partial(_remember_output, outputs, name)).remove)
-            marked = {name: mixture.module for name, mixture in mixtures.items()}
-            for name, module in (marked | {mixture.name: mixture.module for mixture in listed}).items():
+            marked = {
+                *mixtures,
+                *(mixture.name for mixture in listed),
+                *(name for outer in packed.values() for name in outer),
+            }
+            for name in marked:
                 mark = partial(_remember_first, inputs, name)
-                stack.callback(module.register_forward_pre_hook(mark, with_kwargs=True).remove)
+                stack.callback(self.model.get_submodule(name).register_forward_pre_hook(mark, with_kwargs=True).remove)
             stack.callback(self.blocks[0].register_forward_hook(lambda _m, _a, out: returned.append(out)).remove)
             tokens = torch.zeros((1, PROBE_TOKENS), dtype=torch.long, device=self.device)
             self.base(input_ids=tokens, use_cache=False)
@@ -304,6 +325,8 @@ class Anatomy:
                 width = inputs[mixture.name].shape[-1]
                 experts = listed_slots(mixture, self._block_of(mixture.name), width)
                 slots = with_listed(slots, mixture, experts, list(inputs))
+        for packs in packed_mixtures(self.model, packed, inputs):
+            slots = with_listed(slots, packs, packed_slots(packs, self._block_of(packs.name)), list(inputs))
         return slots
 
     def _block_of(self, name: str) -> int:

@@ -68,13 +68,18 @@ class Contexts:
         record: Returns every block's arguments without hidden states, for token ids (batch, seq_len).
         vocabulary: Number of token ids.
         device: Where token ids belong.
+        sees: Whether some windows (windows, seq_len) hold an image, whose values no other window's stand for.
     """
 
-    def __init__(self, record: Record, *, vocabulary: int, device: torch.device) -> None:
+    def __init__(
+        self, record: Record, *, vocabulary: int, device: torch.device, sees: Callable[[torch.Tensor], bool]
+    ) -> None:
         self._record = record
+        self._sees = sees
         self._vocabulary = vocabulary
         self._device = device
         self._same: dict[int, list[Recorded]] = {}
+        self._seeing: list[Recorded] | None = None
         self._last: tuple[torch.Tensor, list[Recorded]] | None = None
 
     def by_window(self, seq_len: int) -> bool:
@@ -93,6 +98,8 @@ class Contexts:
             ModelError: The arguments follow from the tokens, and these are not given; or they follow from the batch
                 in a way that is not known.
         """
+        if tokens is not None and self._sees(tokens):
+            return self._of_images(tokens)[block].fitted(shape[0] // len(tokens))
         recorded = self._of_length(shape[1])
         if any(part.by_window for part in recorded[block].parts):
             if tokens is None:
@@ -107,12 +114,15 @@ class Contexts:
             seq_len: The length.
             tokens: Token ids (windows, seq_len).
         """
-        if self.by_window(seq_len) and tokens is not None:
+        if tokens is not None and self._sees(tokens):
+            self._of_images(tokens)
+        elif self.by_window(seq_len) and tokens is not None:
             self._of_tokens(tokens, self._of_length(seq_len))
 
     def forget(self) -> None:
         """Let everything be recorded anew."""
         self._same.clear()
+        self._seeing = None
         self._last = None
 
     def _of_length(self, seq_len: int) -> list[Recorded]:
@@ -123,6 +133,14 @@ class Contexts:
             two = self._record(tokens[1:])
             self._same[seq_len] = [_compared(*pair) for pair in zip(one, two, strict=True)]
         return self._same[seq_len]
+
+    def _of_images(self, tokens: torch.Tensor) -> list[Recorded]:
+        """Return every block's arguments for windows that hold an image, which are recorded for them."""
+        if self._seeing is None:  # a window beside itself shows which axis grows
+            one = self._record(tokens[:1])
+            two = self._record(tokens[:1].repeat(2, 1))
+            self._seeing = [_compared(*pair) for pair in zip(one, two, strict=True)]
+        return self._of_tokens(tokens, self._seeing)
 
     def _of_tokens(self, tokens: torch.Tensor, recorded: list[Recorded]) -> list[Recorded]:
         """Return every block's arguments for some windows; those of the last windows are kept."""

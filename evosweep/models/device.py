@@ -118,11 +118,16 @@ class _Visit:
             (tensor, tensor.data)
             for module in block.modules()
             for tensor in [*module.parameters(recurse=False), *module.buffers(recurse=False)]
-            if tensor.dim() < 2 or "forward" not in vars(module)
+            if tensor.dim() < 2 or _uses_its_weights(module)
         ]
         vars(block)["_homes"] = homes
         for tensor, home in homes:
             tensor.data = home.to(self.device, non_blocking=True)
+
+
+def _uses_its_weights(module: nn.Module) -> bool:
+    """Return whether a module's forward is its own, or a replacement that says that it uses the module's weights."""
+    return getattr(vars(module)["forward"], "keeps_weights", False) if "forward" in vars(module) else True
 
 
 def _leave(block: nn.Module, args: Any, output: Any) -> None:

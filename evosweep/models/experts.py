@@ -1,7 +1,7 @@
 """Finds the mixtures of experts in a model's blocks: every expert's matrix is a slot."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -10,9 +10,11 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
+from evosweep.models.expert_slots import ExpertSlot, GroupedSlot, ListedSlot, PackedSlot, RoutedSlot
 from evosweep.models.listed import ListedMixture
 from evosweep.models.mixture import attributes, count, is_swapped, up_attribute
-from evosweep.models.slots import ExpertSlot, GroupedSlot, LinearSlot, ListedSlot, RoutedSlot, Slot, slot_kind
+from evosweep.models.packed_experts import KINDS, PackedMixture, kind_of
+from evosweep.models.slots import LinearSlot, Slot, slot_kind
 
 LISTED = re.compile(r"^(?!.*shared).*expert", re.IGNORECASE)  # name of a list of experts, or their class
 
@@ -99,6 +101,72 @@ def find_listed(model: nn.Module, block_path: str) -> list[ListedMixture]:
                 found.append(
                     ListedMixture(around, model.get_submodule(around), paths, experts, layers, _active(model, path))
                 )
+    return found
+
+
+def find_packed(model: nn.Module, block_path: str) -> dict[str, list[str]]:
+    """Return the modules in a model's blocks that keep the matrices of all experts in a shape of their own.
+
+    Args:
+        model: A causal language model of transformers.
+        block_path: Path of its list of blocks.
+
+    Returns:
+        Paths of the modules around each of them in its block, the nearest first: one of these routes.
+    """
+    depth = block_path.count(".") + 2
+    found = {}
+    for path, module in model.named_modules():
+        if path.startswith(f"{block_path}.") and kind_of(module) is not None:
+            parts = path.split(".")
+            found[path] = [".".join(parts[:end]) for end in range(len(parts) - 1, depth, -1)]
+    return found
+
+
+def packed_mixtures(model: nn.Module, found: Mapping[str, Sequence[str]], ran: Collection[str]) -> list[PackedMixture]:
+    """Return the mixtures of modules that keep the matrices of all experts.
+
+    Args:
+        model: The model.
+        found: What ``find_packed`` returned.
+        ran: Paths of modules whose forward ran.
+    """
+    owners: dict[str, dict[str, nn.Module]] = {}
+    for path, outer in found.items():
+        around = next((name for name in outer if name in ran), None)
+        if around is not None:
+            owners.setdefault(around, {})[path.removeprefix(f"{around}.")] = model.get_submodule(path)
+    return [
+        PackedMixture(around, model.get_submodule(around), inside, _active(model, f"{around}.{next(iter(inside))}"))
+        for around, inside in owners.items()
+    ]
+
+
+def packed_slots(mixture: PackedMixture, block: int) -> list[Slot]:
+    """Return the matrices of all experts that are kept in a shape of their own.
+
+    Args:
+        mixture: The mixture.
+        block: Index of its decoder block.
+    """
+    found: list[Slot] = []
+    for path, module in mixture.owners.items():
+        kind = KINDS[type(module).__name__]
+        count = kind.count(module)
+        found += [
+            PackedSlot(
+                name=f"{mixture.name}.{path}.{expert}.{name}",
+                block=block,
+                module=module,
+                group=f"{mixture.name}.{path}.{expert}.{kind.leader[name]}",
+                attribute=f"{path}.{name}",
+                expert=expert,
+                share=mixture.active / count,
+                packed=mixture,
+            )
+            for name in kind.swapped
+            for expert in range(count)
+        ]
     return found
 
 
@@ -191,7 +259,7 @@ def same_input(name: str, inputs: Mapping[str, torch.Tensor]) -> str:
 
 
 def with_listed(
-    slots: Sequence[Slot], mixture: ListedMixture, experts: Sequence[Slot], order: Sequence[str]
+    slots: Sequence[Slot], mixture: ListedMixture | PackedMixture, experts: Sequence[Slot], order: Sequence[str]
 ) -> list[Slot]:
     """Return a model's slots with those of a list of experts, behind all others of the module that routes.
 
@@ -207,7 +275,7 @@ def with_listed(
         return list(slots)
     around = f"{mixture.name}."
     inside = tuple(f"{path}." for path in mixture.paths)
-    others = [slot for slot in slots if not slot.name.startswith(inside)]
+    others = [slot for slot in slots if not (inside and slot.name.startswith(inside))]
     ran = {*order[: order.index(mixture.name)], *(name for name in order if name.startswith(around))}
     behind = max((index for index, slot in enumerate(others) if slot.name in ran), default=-1) + 1
     grouped = [
@@ -232,8 +300,9 @@ def _active(model: nn.Module, path: str) -> int:
     """Return how many experts of a mixture each token goes to."""
     config: Any = model.config.get_text_config()  # type: ignore[union-attr, operator]
     around = model.get_submodule(path.rpartition(".")[0])
+    outer = model.get_submodule(path.rpartition(".")[0].rpartition(".")[0])
     names: Sequence[str] = ("top_k", "num_experts_per_tok", "experts_per_token", "num_experts_per_token", "moe_topk")
-    for owner in (around, *around.children(), config):
+    for owner in (around, *around.children(), outer, config):
         for name in names:
             value = getattr(owner, name, None)
             value = value[0] if isinstance(value, list | tuple) and value else value

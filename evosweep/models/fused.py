@@ -87,7 +87,28 @@ def compile_norms(blocks: nn.Module) -> None:
         forward = _or_plain(torch.compile(kind.forward, dynamic=True), kind.forward)
         for norm in norms:
             if type(norm) is kind:
-                norm.forward = functools.partial(forward, norm)
+                norm.forward = _Compiled(forward, norm)
+
+
+class _Compiled(functools.partial):  # type: ignore[type-arg]
+    """A norm's compiled forward, told by its type from forwards that were replaced for another reason."""
+
+
+@contextmanager
+def plain_norms(blocks: nn.Module) -> Iterator[None]:
+    """Run norms that were compiled uncompiled while the context lasts: compiled code has no second derivatives."""
+    compiled = {module: vars(module)["forward"] for module in blocks.modules() if _is_compiled(module)}
+    for module in compiled:
+        del module.forward
+    try:
+        yield
+    finally:
+        for module, forward in compiled.items():
+            module.forward = forward
+
+
+def _is_compiled(module: nn.Module) -> bool:
+    return isinstance(vars(module).get("forward"), _Compiled)
 
 
 @contextmanager

@@ -7,11 +7,11 @@ row routes its own tokens; token t of a batch belongs to row t // (tokens / rows
 """
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,56 +21,11 @@ from torch.nn import functional
 
 from evosweep.models.device import moved
 from evosweep.models.patch import replaced_forward
+from evosweep.models.routing_types import Key, Rows, Seen, every_so_many
 
 DOWN = "down_proj"
 UP = ("gate_up_proj", "up_proj")
 BATCHED = "Llama4TextExperts"  # given all tokens for every expert, those that it does not get as zeros
-Key = tuple[str, int]
-"""Name of the parameter that holds an expert's matrix, and the expert's index."""
-
-
-@dataclass(frozen=True)
-class Rows:
-    """The rows of a population at the levels that they have of one expert's matrix.
-
-    Attributes:
-        levels: Level of each row, shape (rows,).
-        weight: Weight (out, in) by level.
-    """
-
-    levels: npt.NDArray[np.int64]
-    weight: Callable[[int], torch.Tensor]
-
-
-class Seen(Protocol):
-    """Signature of a function that is given the inputs of each expert's matrix."""
-
-    def __call__(self, attribute: str, expert: int, inputs: torch.Tensor, *, routed: bool) -> None:
-        """Take some inputs.
-
-        Args:
-            attribute: Name of the parameter that holds the matrix, or path of the layer in the expert.
-            expert: Index of the expert.
-            inputs: Shape (some tokens, in).
-            routed: Whether the router sent them to this expert.
-        """
-
-
-class Routed(Protocol):
-    """A mixture of experts, however the model keeps them.
-
-    Attributes:
-        module: The module that tokens and what the router says of them go into, or that routes itself.
-    """
-
-    @property
-    def module(self) -> nn.Module: ...
-
-    def by_row(self, rows: "Mapping[Key, Rows]") -> AbstractContextManager[None]:
-        """Return a context in which each row of a batch meets the experts' weights of its own levels."""
-
-    def watched(self, seen: Seen, *, every: int) -> AbstractContextManager[None]:
-        """Return a context in which ``seen`` is shown what each matrix is given; arguments: ``watched_experts``."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +38,7 @@ class FusedMixture:
 
     module: nn.Module
 
-    def by_row(self, rows: "Mapping[Key, Rows]") -> AbstractContextManager[None]:
+    def by_row(self, rows: Mapping[Key, Rows]) -> AbstractContextManager[None]:
         """Return a context in which each row of a batch meets the experts' weights of its own levels."""
         return experts_by_row(self.module, rows)
 
@@ -274,7 +229,8 @@ class _StandIn:
             outer = self.module.post_expert_norm(outer)
         if hasattr(self.module, "identity_expert"):  # LongCat: those beyond the last expert return what they are given
             outer = torch.cat([outer, hidden[pairs.source[order[len(outer) :]]]])
-        return outer.new_zeros((len(key), outer.shape[-1])).index_copy_(0, order[: len(outer)], outer)
+        made = outer.new_empty if len(outer) == len(key) else outer.new_zeros
+        return made((len(key), outer.shape[-1])).index_copy_(0, order[: len(outer)], outer)
 
     def _times(
         self, attribute: str, stretches: Sequence[tuple[int, int, int]], inputs: torch.Tensor, token: torch.Tensor
@@ -288,6 +244,7 @@ class _StandIn:
             token: Index of each input's token.
         """
         bias = getattr(self.module, f"{attribute}_bias", None)
+        rows = inputs.new_empty((sum(size for _, _, size in stretches), self.width(attribute)))
         done = []
         start = 0
         for expert, level, size in stretches:
@@ -298,10 +255,12 @@ class _StandIn:
             # Where blocks visit the device one by one, replaced ones stay on the host.
             weight = self.matrices.weight(attribute, expert, level).to(inputs.device)
             offset = None if bias is None else bias[expert].to(inputs.device)
-            done.append(functional.linear(inputs[stretch], weight, offset))
-        if not done:
-            return inputs.new_zeros((0, len(self.matrices.weight(attribute, 0, 0))))
-        return torch.cat(done)
+            done.append(_product(inputs[stretch], weight, offset, rows[stretch]))
+        return torch.cat(done) if torch.is_grad_enabled() and done else rows
+
+    def width(self, attribute: str) -> int:
+        """Return how wide the outputs of the first or the second matrices are."""
+        return int(getattr(self.module, attribute).shape[2 if is_swapped(self.module) else 1])
 
     def _gated(self, inner: torch.Tensor) -> torch.Tensor:
         """Return the activation of the first matrices' outputs."""
@@ -314,6 +273,20 @@ class _StandIn:
         else:
             gated = self.module.act_fn(inner)
         return gated
+
+
+def _product(inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, out: torch.Tensor) -> torch.Tensor:
+    """Return a linear layer's output; without gradients it is written where it is wanted, instead of copied there.
+
+    Args:
+        inputs: Shape (pairs, in).
+        weight: Shape (out, in).
+        bias: Shape (out,), if there is one.
+        out: Shape (pairs, out).
+    """
+    if torch.is_grad_enabled():
+        return functional.linear(inputs, weight, bias)
+    return torch.mm(inputs, weight.T, out=out) if bias is None else torch.addmm(bias, inputs, weight.T, out=out)
 
 
 def _joined(stretches: Sequence[tuple[int, int, int]]) -> list[tuple[int, int, int]]:
@@ -379,7 +352,7 @@ class _Watched:
         module = self.forward.module
         experts = count(module)
         plain = hidden.unflatten(0, (experts, -1)).sum(dim=0) if _is_batched(module) else hidden
-        chosen = torch.arange(-self.passed % self.every, len(plain), self.every, device=hidden.device)
+        chosen = every_so_many(plain, passed=self.passed, every=self.every)
         self.passed += len(plain)
         token = chosen.repeat(experts)
         expert = torch.arange(experts, device=hidden.device).repeat_interleave(len(chosen))

@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from evosweep.models.device import moved
+from evosweep.models.grouped_rows import among_running
 from evosweep.models.probe import Call, Inspect
 from evosweep.models.slots import Slot
 
@@ -118,7 +119,8 @@ def silenced_rows(module: nn.Module, gone: npt.NDArray[np.int64], rows: int) -> 
     """
 
     def partly(output: torch.Tensor) -> torch.Tensor:
-        return output.reshape(rows, -1).index_fill(0, moved(gone, output.device), 0).view(output.shape)
+        here, count = among_running(gone, rows)
+        return output.reshape(count, -1).index_fill(0, moved(here, output.device), 0).view(output.shape)
 
     handle = module.register_forward_hook(lambda _module, _args, output: with_first(output, partly))
     try:

@@ -24,6 +24,8 @@ from evosweep.core.allocation import Allocation
 from evosweep.core.checks import check_int
 from evosweep.core.errors import EvosweepError, SettingError
 from evosweep.core.events import Candidate
+from evosweep.core.genomes import hashes_of
+from evosweep.core.metrics import SIZE_MB
 from evosweep.core.problem import Genome, Problem
 from evosweep.core.seeds import generator
 from evosweep.samplers.ranked_trials import RankedTrials
@@ -66,6 +68,7 @@ class PopulationSampler(optuna.samplers.BaseSampler):
         ranks: Whether it says itself which candidates are better, by ``order``.
         more_starts: Genomes that generation 0 of our own loop has in addition.
         surveys: Whether it has single moves measured before it proposes, by ``survey``.
+        holds_limits: Whether its proposals hold a problem's limits. ``axis``: figure of a front beside the loss.
     """
 
     name = ""
@@ -76,6 +79,8 @@ class PopulationSampler(optuna.samplers.BaseSampler):
     takes_starts = False
     ranks = False
     surveys = False
+    holds_limits = False
+    axis = SIZE_MB
 
     def __init__(self, problem: Problem, *, seed: int) -> None:
         self.problem = problem
@@ -128,16 +133,11 @@ class PopulationSampler(optuna.samplers.BaseSampler):
             generation: 0, 1, 2 ...
             parents: The best genomes so far, best first; none in generation 0.
         """
-        known = self._hashes
-        self._hashes = {
-            parent.tobytes(): known.get(parent.tobytes()) or self.problem.decode(parent).hash for parent in parents
-        }
+        self._hashes = hashes_of(self.problem, parents, known=self._hashes)
         hashes = [self._hashes[parent.tobytes()] for parent in parents]
         candidates = []
         genomes = self.genomes(generation=generation, parents=parents)
-        if generation == 0:
-            genomes = [*genomes, *self.more_starts]
-        for slot, genome in enumerate(genomes):
+        for slot, genome in enumerate([*genomes, *(self.more_starts if generation == 0 else ())]):
             parent = None
             if hashes:
                 parent = hashes[self.parent_index(generation=generation, slot=slot, count=len(hashes))]
@@ -279,7 +279,7 @@ class PopulationSampler(optuna.samplers.BaseSampler):
         if not genomes:
             raise EvosweepError(f"sampler {self.name} has no proposal for trial {trial.number}")
         storage = study._storage
-        kind = type(self).__name__  # attribute names are those of Optuna's BaseGASampler
+        kind = type(self).__name__  # names of attributes as in Optuna's BaseGASampler
         storage.set_trial_system_attr(trial._trial_id, f"{kind}:generation", generation)
         slot %= len(genomes)
         if ranked:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from evosweep.allocators.base import Allocator, allocate, allocator_name, is_allocator
+from evosweep.allocators.base import Allocator, allocate, allocator_name, check_limits, is_allocator
 from evosweep.core.allocation_text import load_genome
 from evosweep.core.checks import check_choice, check_int
 from evosweep.core.errors import EvosweepError, SettingError
@@ -56,6 +56,7 @@ class EvoPressSampler(PopulationSampler):
 
     name = "evopress"
     takes_starts = True
+    holds_limits = True
 
     def __init__(
         self,
@@ -101,6 +102,8 @@ class EvoPressSampler(PopulationSampler):
         self.survey_every = check_int("survey_every", survey_every, low=1)
         self.informed: InformedProposals | None = None
         if check_choice("proposals", proposals, PROPOSALS) == "informed":
+            if problem.limits:
+                raise SettingError("proposals", allowed="random with a second budget", got=proposals)
             self.informed = InformedProposals(problem, seed=seed, search=self.search, max_flips=max_flips)
             self.surveys = True
 
@@ -175,6 +178,7 @@ class EvoPressSampler(PopulationSampler):
             return _read(self.problem, Path(start))
         if not is_allocator(start):
             raise SettingError("start", allowed="null, an allocation.json, an allocator or a list of such", got=start)
+        check_limits(self.problem, start)
         start.check(self.problem)
         return start
 

@@ -31,6 +31,7 @@ class QVLMSampler(EvoPressSampler):
         SettingError: A setting is out of range, or the start does not fit the budget.
     """
 
+    holds_limits = False
     name = "qvlm"
 
     def __init__(

@@ -16,6 +16,7 @@ class RandomFeasibleSampler(PopulationSampler):
         offspring: Proposals a generation.
     """
 
+    holds_limits = True
     name = "random"
 
     def __init__(self, problem: Problem, *, seed: int = 0, offspring: int = 64) -> None:

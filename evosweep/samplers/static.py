@@ -5,7 +5,7 @@ import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from evosweep.allocators.base import Allocator, allocate, allocator_name, is_allocator
+from evosweep.allocators.base import Allocator, allocate, allocator_name, check_limits, is_allocator
 from evosweep.core.errors import SettingError, did_you_mean
 from evosweep.core.problem import Genome, Problem
 from evosweep.samplers.base import PopulationSampler
@@ -21,11 +21,13 @@ class AllocatorSampler(PopulationSampler):
     """
 
     limit = 1
+    holds_limits = True
 
     def __init__(self, problem: Problem, *, allocator: Allocator, seed: int = 0) -> None:
         super().__init__(problem, seed=seed)
         if not is_allocator(allocator):
             raise SettingError("allocator", allowed="an allocator (a section with _target_)", got=allocator)
+        check_limits(problem, allocator)
         allocator.check(problem)
         self.allocator = allocator
         self.name = allocator_name(allocator)

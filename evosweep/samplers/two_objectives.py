@@ -11,10 +11,12 @@ from optuna._hypervolume import compute_hypervolume
 from optuna.study._multi_objective import _fast_non_domination_rank
 
 from evosweep.allocators.base import Allocator, allocate
-from evosweep.core.checks import check_int, check_number
+from evosweep.core.checks import check_choice, check_int, check_number
 from evosweep.core.errors import EvosweepError, SettingError
 from evosweep.core.events import Candidate
 from evosweep.core.genomes import genome_from_text, genome_to_text
+from evosweep.core.latency import MILLISECONDS, times_of
+from evosweep.core.metrics import SIZE_MB
 from evosweep.core.problem import Genome, Problem
 from evosweep.core.seeds import generator
 from evosweep.samplers.evopress import EvoPressSampler
@@ -24,6 +26,8 @@ from evosweep.search.size_model import SizeModel
 
 Floats = npt.NDArray[np.float64]
 MEMORY = 8  # generations that the model of losses is fitted to
+SIZE = "size"
+AGAINST = (SIZE, MILLISECONDS)
 BROKEN = 1e9  # loss of a genome whose loss is no number
 
 
@@ -44,6 +48,8 @@ class TwoObjectivesSampler(EvoPressSampler):
         screen: Proposals for each offspring; a ridge model of all losses so far keeps the least dominated of them. 1
             keeps all.
         max_flips: Largest number of flips of an offspring that keeps its size.
+        against: What is minimized beside the loss: ``size``, or ``milliseconds`` of the kernels, which levels know by
+            ``objective.latency``. The budget bounds the size either way.
         start: An allocator, whose choices at all sizes are the first generation; null: uniform ones.
 
     Raises:
@@ -65,6 +71,7 @@ class TwoObjectivesSampler(EvoPressSampler):
         cross: float = 0.2,
         screen: int = 4,
         max_flips: int = 3,
+        against: str = SIZE,
         start: str | Path | Allocator | None = None,
     ) -> None:
         if isinstance(start, str | Path):
@@ -79,6 +86,9 @@ class TwoObjectivesSampler(EvoPressSampler):
             population_size=check_int("population_size", population_size, low=2),
             start=start,
         )
+        self.against = check_choice("against", against, AGAINST)
+        self.axis = SIZE_MB if against == SIZE else MILLISECONDS
+        self._times = None if against == SIZE else times_of(problem.units, setting="against")
         share = check_number("smallest", smallest, low=0, high=1)
         self.screen = check_int("screen", screen, low=1)
         allocator = start
@@ -139,7 +149,7 @@ class TwoObjectivesSampler(EvoPressSampler):
             genomes: Shape (units,) each.
             losses: On the same tokens, shape (genomes,); infinite for those that are broken.
         """
-        sizes = self.front.costs(genomes).astype(np.float64)
+        sizes = self.sizes(genomes)
         finite = np.where(np.isfinite(losses), losses, BROKEN)
         self._ranked = (sizes, finite)
         ranked = nsga2_order(sizes, finite)
@@ -147,6 +157,19 @@ class TwoObjectivesSampler(EvoPressSampler):
         return [best, *(index for index in ranked if index != best and np.isfinite(losses[index]))] + [
             index for index in ranked if index != best and not np.isfinite(losses[index])
         ]
+
+    def sizes(self, genomes: Sequence[Genome]) -> Floats:
+        """Return what is minimized beside the loss, shape (genomes,): bits, or milliseconds."""
+        if self._times is None:
+            return self.front.costs(genomes).astype(np.float64)
+        return np.asarray(self._times[self.problem.indices, np.stack(genomes)].sum(axis=1))
+
+    def _range(self) -> tuple[float, float]:
+        """Return the smallest and the largest of what is minimized beside the loss."""
+        if self._times is None:
+            return self.front.least, self.problem.budget
+        known = np.where(self.problem.costs >= 0, self._times, np.nan)
+        return float(np.nanmin(known, axis=1).sum()), float(np.nanmax(known, axis=1).sum())
 
     def learn(self, candidates: Sequence[Candidate]) -> None:
         """Learn the first stage's losses of a generation, for the screening of the next ones."""
@@ -167,10 +190,9 @@ class TwoObjectivesSampler(EvoPressSampler):
         if self._ranked is None or self._reference is None:
             return {}
         sizes, losses = self._ranked
+        least, most = self._range()
         return {
-            "hypervolume": hypervolume(
-                sizes, losses, least=self.front.least, most=self.problem.budget, worst=self._reference
-            ),
+            "hypervolume": hypervolume(sizes, losses, least=least, most=most, worst=self._reference),
             "front": float(np.unique(front_of(sizes, losses)).size),
         }
 
@@ -206,7 +228,7 @@ class TwoObjectivesSampler(EvoPressSampler):
                 distinct.setdefault(key, index)
         indices = list(distinct.values()) or list(range(self.search.size))
         genomes = [proposed[index] for index in indices]
-        sizes = self.front.costs(genomes).astype(np.float64)
+        sizes = self.sizes(genomes)
         order = nsga2_order(sizes, self._model.predict(genomes), count=self.search.size)
         return sorted(indices[index] for index in order)
 
@@ -269,6 +291,6 @@ def hypervolume(sizes: Floats, losses: Floats, *, least: float, most: float, wor
         most: Largest size; with ``worst``, the reference point.
         worst: Largest loss.
     """
-    points = np.stack([(sizes - least) / max(most - least, 1), losses / worst], axis=1)
+    points = np.stack([(sizes - least) / ((most - least) or 1.0), losses / worst], axis=1)
     inside = points[(points <= 1).all(axis=1)]
     return float(compute_hypervolume(np.maximum(inside, 0.0), np.ones(2))) if len(inside) else 0.0

@@ -89,7 +89,8 @@ def combined(
         genome = table.after(choice.moves)
         if not problem.feasible(genome):
             rng = generator(seed, "repair", generation, row)
-            repair(problem, genome, rng)
+            if not repair(problem, genome, rng):
+                genome = table.base.copy()
             fill(problem, genome, rng)
         genomes.append(genome)
     return genomes

@@ -75,7 +75,7 @@ class FrontOffspring:
             parents: The front, in any order.
             chosen: Index of the parent of every offspring.
         """
-        if self.problem.gated:
+        if self.problem.gated or self.problem.limits:
             return [
                 self.offspring(generation=generation, parents=parents, slot=slot, parent=parent)
                 for slot, parent in enumerate(chosen)
@@ -100,7 +100,7 @@ class FrontOffspring:
 
     def costs(self, genomes: Sequence[Genome]) -> npt.NDArray[np.int64]:
         """Return the bits of every genome, shape (genomes,)."""
-        if self.problem.gated:
+        if self.problem.gated or self.problem.limits:
             return np.array([self.problem.cost(genome) for genome in genomes])
         return self._moves().costs(np.stack(genomes))
 
@@ -166,8 +166,9 @@ class FrontOffspring:
         elif kind < self.resize + self.cross and len(parents) > 1:
             other = parents[int(rng.integers(len(parents)))]
             low, high = sorted((size, self.problem.cost(other)))
-            genome = np.where(rng.random(len(genome)) < 0.5, genome, other)
-            return self._fitted(genome, int(rng.integers(low, high + 1)), rng)
+            mixed = np.where(rng.random(len(genome)) < 0.5, genome, other)
+            mixed = self._fitted(mixed, int(rng.integers(low, high + 1)), rng)
+            return mixed if self.problem.feasible(mixed) else genome
         return self.mutation(self.problem.within(max(self.problem.cost(genome), self.problem.least)), genome, rng)
 
     def _resized(self, genome: Genome, size: int, wanted: int, rng: np.random.Generator) -> Genome:
@@ -179,17 +180,20 @@ class FrontOffspring:
             wanted: Bits that the result may have.
             rng: Chooses what is lowered or raised.
         """
+        parent = genome
         if self.bases is not None:
             now, then = self.bases.at(np.array([wanted, size]))
             genome = np.clip(genome + now - then, 0, self.problem.sizes - 1)
-        return self._fitted(genome, wanted, rng)
+        fitted = self._fitted(genome, wanted, rng)
+        return fitted if self.problem.feasible(fitted) else parent
 
     def _fitted(self, genome: Genome, wanted: int, rng: np.random.Generator) -> Genome:
         here = self.problem.within(max(wanted, self.problem.least))
         fitted = genome.copy()
         if not here.gated:  # what a gate drops or brings back is worked out step by step
             shift(here, fitted, rng)
-        repair(here, fitted, rng)
+        if not repair(here, fitted, rng):
+            return genome
         fill(here, fitted, rng)
         return fitted
 

@@ -289,6 +289,7 @@ class _Search:
             winner_generation=winner.generation,
             final=final,
             candidates_of_front=self._front() if self.sampler.ranks else (),
+            axis=self.sampler.axis,
         )
 
     def _front(self) -> tuple[Genome, ...]:

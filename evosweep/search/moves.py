@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from evosweep.core.problem import Genome, Problem
+from evosweep.search.mending import affordable_steps, mend
 
 Steps = npt.NDArray[np.int64]
 
@@ -130,9 +131,10 @@ def repair(problem: Problem, genome: Genome, rng: np.random.Generator, *, keep: 
         keep: Indices of units that stay as they are.
 
     Returns:
-        Whether the budget holds. Without ``keep`` it always does.
+        Whether the budget and all limits hold. Without ``keep`` and limits they always do.
     """
-    return _repair(problem, genome, rng, slack=problem.budget - problem.cost(genome), keep=keep) >= 0
+    fits = _repair(problem, genome, rng, slack=problem.budget - problem.cost(genome), keep=keep) >= 0
+    return mend(problem, genome, rng, free=_all_but(keep, len(genome))) if problem.limits else fits
 
 
 def _repair(problem: Problem, genome: Genome, rng: np.random.Generator, *, slack: int, keep: tuple[int, ...]) -> int:
@@ -168,7 +170,8 @@ def _fill(
 ) -> None:
     for _ in range(problem.total_levels):
         up = steps_up(problem, genome)
-        affordable = _indices((up >= 0) & (up <= slack) & free)
+        possible = (up >= 0) & (up <= slack) & free
+        affordable = _indices(possible & affordable_steps(problem, genome) if problem.limits else possible)
         if not len(affordable):
             return
         raised = _choose(affordable, rng)
@@ -178,7 +181,9 @@ def _fill(
 
 def _raise(problem: Problem, genome: Genome, unit: int, rng: np.random.Generator) -> None:
     """Set a unit to a level of its next higher cost, in place."""
-    if problem.has_equal_costs:
+    if problem.limits:  # what the limits allow was worked out for this level of its cost
+        genome[unit] = problem.next_up[unit, genome[unit]]
+    elif problem.has_equal_costs:
         genome[unit] = _one_of_its_cost(problem, unit, int(problem.next_up[unit, genome[unit]]), rng)
     else:
         genome[unit] += 1
@@ -214,6 +219,7 @@ def _choose(options: Steps, rng: np.random.Generator) -> int:
 def random_feasible(problem: Problem, rng: np.random.Generator) -> Genome:
     """Return a random genome within the budget that leaves no room to raise any unit."""
     genome = rng.integers(0, problem.sizes)
-    repair(problem, genome, rng)
+    if not repair(problem, genome, rng):
+        genome = problem.uniform()
     fill(problem, genome, rng)
     return genome

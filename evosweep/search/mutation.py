@@ -8,7 +8,8 @@ import numpy.typing as npt
 from evosweep.core.checks import check_choice, check_int, check_number
 from evosweep.core.problem import Genome, Problem
 from evosweep.search.block_groups import ENTROPY, dependent_groups
-from evosweep.search.moves import exchange, sidestep, swap
+from evosweep.search.mending import mend
+from evosweep.search.moves import exchange, fill, sidestep, swap
 
 TRIES = 16
 FLIPS = ("min_of_two", "uniform")
@@ -60,6 +61,10 @@ class Flips:
             genome = parent.copy()
             for _ in range(int(rng.integers(1, self.max_flips + 1, size=draws).min())):
                 self._flip(problem, genome, rng)
+            if problem.limits:
+                if not mend(problem, genome, rng):
+                    continue
+                fill(problem, genome, rng)
             if (genome != parent).any():
                 return genome
         return parent.copy()

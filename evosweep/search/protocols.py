@@ -116,6 +116,7 @@ class Sampler(Protocol):
         population_size: How many of the best become parents.
         surveys: Whether it has something measured before it proposes: ``survey`` is called before ``population``.
         ranks: Whether it says itself which candidates are better, by ``order``.
+        axis: What it compares beside the loss, where it ranks them itself, as ``SearchResult.axis``.
     """
 
     name: str
@@ -126,6 +127,7 @@ class Sampler(Protocol):
     population_size: int
     surveys: bool
     ranks: bool
+    axis: str
 
     def order(self, genomes: Sequence[Genome], losses: npt.NDArray[np.float64]) -> Sequence[int]:
         """Return candidate indices, best first, where it ranks them itself; the best is the generation's elite.

@@ -35,7 +35,8 @@ def transferred(
     for slot in range(count):
         genome = bases[slot % len(bases)].copy()
         rng = generator(seed, "transfer", slot)
-        repair(problem, genome, rng)
+        if not repair(problem, genome, rng):
+            continue
         fill(problem, genome, rng)
         found.setdefault(genome.tobytes(), genome)
     return list(found.values())

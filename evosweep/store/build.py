@@ -20,8 +20,8 @@ from evosweep.core.files import digest
 from evosweep.data.tokens import TokenSplit
 from evosweep.models.anatomy import Anatomy
 from evosweep.models.attention import attention_received
+from evosweep.models.expert_slots import RoutedSlot
 from evosweep.models.load import weights_hash
-from evosweep.models.slots import RoutedSlot
 from evosweep.store.calibrate import Calibration, Walk
 from evosweep.store.manifest import LevelStore
 from evosweep.store.manifest_rows import SCHEMA, Manifest

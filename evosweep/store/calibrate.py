@@ -18,7 +18,8 @@ from evosweep.data.tokens import TokenSplit
 from evosweep.models.activations import INPUT_RANGE
 from evosweep.models.anatomy import Anatomy
 from evosweep.models.device import free_bytes
-from evosweep.models.slots import RoutedSlot, Slot
+from evosweep.models.expert_slots import RoutedSlot
+from evosweep.models.slots import Slot
 from evosweep.store.calibrate_outer import OuterWalk
 from evosweep.store.manifest import Stored
 from evosweep.store.manifest_rows import ManifestLevel, ManifestUnit
@@ -294,9 +295,12 @@ class Walk:
         return replace(row, levels=tuple(levels), columns=columns, file=name, shared=shared)
 
     def passed_on(self, slot: Slot, payloads: Mapping[str, Payload]) -> torch.Tensor:
-        """Return the weight through whose output later blocks are calibrated: the level nearest to ``propagate``."""
+        """Return the weight through whose output later blocks are calibrated: the level nearest to ``propagate``.
+
+        In the model's type: those of all layers of a block are kept until it is compressed.
+        """
         level = self._level_passed_on(slot, payloads)
-        return slot.read().clone() if level is None else payloads[level].weight
+        return slot.read().clone() if level is None else payloads[level].weight.to(slot.read().dtype)
 
     def _level_passed_on(self, slot: Slot, made: Collection[str]) -> str | None:
         """Return the name of the level nearest to ``propagate``, of those that are made; None is the dense weight."""

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from evosweep.core.errors import SettingError, did_you_mean
 from evosweep.core.patterns import matcher
 from evosweep.models.anatomy import Anatomy
-from evosweep.models.slots import RoutedSlot, Slot
+from evosweep.models.expert_slots import RoutedSlot
+from evosweep.models.slots import Slot
 
 NARROW = 32  # the side of a matrix that is a gate, a router or a step size rather than a layer ...
 THIN = 8  # ... where its other side is more than so many times as long

@@ -15,7 +15,8 @@ from evosweep import parallel
 from evosweep.compressors.statistics import INPUT_SQUARE, SECOND_MOMENT
 from evosweep.models.anatomy import Anatomy
 from evosweep.models.device import free_bytes
-from evosweep.models.slots import RoutedSlot, Slot
+from evosweep.models.expert_slots import RoutedSlot
+from evosweep.models.slots import Slot
 from evosweep.store.outliers import outlier_ratios
 from evosweep.store.passage import Passage
 from evosweep.store.statistics.walk import measure_inputs

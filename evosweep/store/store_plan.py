@@ -9,7 +9,8 @@ from evosweep.core.errors import SettingError
 from evosweep.core.unit import ACTIVE_SHARE, Unit
 from evosweep.models.anatomy import Anatomy
 from evosweep.models.dropping import Drop, Droppable
-from evosweep.models.slots import OuterSlot, RoutedSlot, Slot
+from evosweep.models.expert_slots import RoutedSlot
+from evosweep.models.slots import OuterSlot, Slot
 from evosweep.store.coverage import Coverage, coverage_of
 from evosweep.store.manifest_rows import ManifestLevel, ManifestUnit
 from evosweep.store.statistics.base import check_needs, statistic_module

@@ -14,9 +14,10 @@ from evosweep.core.ties import matching, tied
 from evosweep.core.unit import Unit
 from evosweep.models.anatomy import Anatomy
 from evosweep.models.dropping import Droppable
+from evosweep.models.expert_slots import ExpertSlot, PackedSlot
 from evosweep.models.experts import alike_experts
 from evosweep.models.fusion import fused_layers
-from evosweep.models.slots import ExpertSlot, Slot
+from evosweep.models.slots import Slot
 from evosweep.store.coverage import Coverage, compressible
 from evosweep.store.statistics.base import check_needs, statistic_module
 
@@ -132,7 +133,7 @@ class Units:
         """
         owners: dict[int, list[Slot]] = {}
         for slot in slots:
-            if isinstance(slot, ExpertSlot):
+            if isinstance(slot, ExpertSlot | PackedSlot):
                 owners.setdefault(id(slot.parameter), []).append(slot)
         for shared in owners.values():
             left = [slot.name for slot in shared if slot.name not in made]

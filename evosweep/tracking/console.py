@@ -22,7 +22,9 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from evosweep.core.latency import MILLISECONDS
 from evosweep.core.metrics import BITS_PER_WEIGHT, KL, PPL, SECONDS, SIZE_MB, SPARSITY, TOKENS
+from evosweep.core.second_budget import DEVICE
 from evosweep.tracking.naming import distinct_names
 from evosweep.tracking.significance import in_words
 
@@ -121,11 +123,14 @@ COLUMNS = {
     BITS_PER_WEIGHT: ("bits/weight", "{:.3f}"),
     SIZE_MB: ("MB", "{:.1f}"),
     SPARSITY: ("removed", "{:.1%}"),
+    DEVICE: ("device MB", "{:.1f}"),
+    MILLISECONDS: ("ms", "{:.3f}"),
     KL: ("val KL", "{:.4f}"),
     PPL: ("val PPL", "{:.2f}"),
     TOKENS: ("tokens", "{}"),
     SECONDS: ("seconds", "{:.0f}"),
 }
+OPTIONAL = (SPARSITY, DEVICE, MILLISECONDS)  # columns that are there where some row has a figure
 
 
 def summary(rows: Sequence[Mapping[str, Any]], *, title: str) -> Table:
@@ -137,7 +142,7 @@ def summary(rows: Sequence[Mapping[str, Any]], *, title: str) -> Table:
     words = distinct_names(names)
     shared = [word for word in names[0].split() if len(rows) > 1 and all(word in name.split() for name in names)]
     table = Table(title=" ".join([title, *(word for word in shared if word not in words[0].split())]), box=box.SIMPLE)
-    columns = {key: form for key, form in COLUMNS.items() if key != SPARSITY or any(row[SPARSITY] for row in rows)}
+    columns = {key: form for key, form in COLUMNS.items() if key not in OPTIONAL or any(row.get(key) for row in rows)}
     for key, (heading, _) in columns.items():
         number = key != "run"
         table.add_column(heading, justify="right" if number else "left", no_wrap=number, overflow="fold")

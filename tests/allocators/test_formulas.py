@@ -85,3 +85,13 @@ def test_proxies_that_say_nothing(bench: Bench, proxies) -> None:
         evolved({"flat": np.ones((UNITS, 4))}, SIZES, bench, seed=0)
     with pytest.raises(EvosweepError, match="at least 4 scored allocations"):
         evolved(proxies, SIZES, bench.rows(slice(0, 3)), seed=0)
+
+
+def test_a_formula_is_what_it_says(proxies) -> None:
+    formula = Formula(Branch("error", "square", "log"), Branch("trace", "", "sqrt"), "/", "neg")
+    assert str(formula) == "neg(log(square(error)) / sqrt(trace))"
+    expected = -2 * np.log(proxies["error"]) / np.sqrt(proxies["trace"])
+    assert formula.table(proxies) == pytest.approx(expected, rel=1e-6, abs=1e-6)
+    shares = Formula(Branch("error", "", "share"), Branch("noise", "", "centred"), "max", "").table(proxies)
+    noise = proxies["noise"] - proxies["noise"].mean(axis=0)
+    assert shares == pytest.approx(np.maximum(proxies["error"] / proxies["error"].sum(axis=0), noise))

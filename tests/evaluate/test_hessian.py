@@ -9,11 +9,13 @@ from torch.func import functional_call, jacrev
 
 from evosweep.allocators.harm import HAWQ, HAWQ_HUTCHINSON, HAWQ_TOP, ORDER
 from evosweep.core.events import Silent
+from evosweep.evaluate.gradient_scores import squares
 from evosweep.evaluate.hessian import Curvature, chunks_of, hutchinson, input_products, top_eigenvalue
 from evosweep.evaluate.memory import Resources
 from evosweep.evaluate.population import Evaluator
 from evosweep.evaluate.sensitivity import measure
 from evosweep.models.anatomy import Anatomy
+from evosweep.models.fused import compile_norms
 
 PLACES = [1, 9]  # a key and a value projection: 512 weights each
 
@@ -54,6 +56,20 @@ def test_a_product_is_that_of_the_whole_hessian(anatomy: Anatomy, ids, hessians,
     assert not slots[0].parameter.requires_grad and slots[0].parameter.grad is None
 
 
+def test_norms_that_are_compiled_are_differentiated_twice(anatomy: Anatomy, ids) -> None:
+    slots = [anatomy.slots[PLACES[0]]]
+    model = copy.deepcopy(anatomy.model)
+    compiled = Anatomy(model)
+    compile_norms(compiled.blocks)
+    with torch.enable_grad():  # compiled code is made for gradients, as by a measurement before
+        model(input_ids=ids, use_cache=False)
+    vector = {0: torch.ones(slots[0].shape)}
+    plain = Curvature(anatomy, slots, ids).product(vector)[0]
+    assert torch.equal(Curvature(compiled, [compiled.slots[PLACES[0]]], ids).product(vector)[0], plain)
+    norm = next(module for name, module in model.named_modules() if name.endswith("input_layernorm"))
+    assert "forward" in vars(norm)  # compiled again
+
+
 @pytest.mark.parametrize("place", PLACES)
 def test_the_top_eigenvalue_is_that_of_the_whole_hessian(anatomy: Anatomy, ids, hessians, place: int) -> None:
     expected = float(torch.linalg.eigvalsh(hessians[place])[-1])
@@ -67,6 +83,15 @@ def test_signs_give_the_trace_on_average(anatomy: Anatomy, ids, hessians) -> Non
     found = torch.stack([hutchinson(anatomy, slots, ids, seed) for seed in range(60)])
     for column, place in enumerate(PLACES):
         error = float(found[:, column].std()) / 60**0.5
+        assert abs(float(found[:, column].mean()) - float(hessians[place].trace())) < 3.5 * error
+
+
+def test_squared_gradients_give_the_trace_on_average(evaluator: Evaluator, ids, hessians) -> None:
+    """What hawq_v2 measures without second derivatives: E |∇ log p(y)|² at labels of the model's own."""
+    slots = [evaluator.anatomy.slots[place] for place in PLACES]
+    found = torch.stack([squares(evaluator, slots, ids, {"seed": seed}) for seed in range(150)])
+    for column, place in enumerate(PLACES):
+        error = float(found[:, column].std()) / 150**0.5
         assert abs(float(found[:, column].mean()) - float(hessians[place].trace())) < 3.5 * error
 
 

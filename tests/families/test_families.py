@@ -21,6 +21,7 @@ KINDS: dict[str, dict[str, str]] = {
     "diffllama": BLOCKS,  # a constant that depends on the block's index
     # mixtures: fused experts, shared experts, dense first blocks
     **{kind: {} for kind in ("mixtral", "qwen2_moe", "gpt_oss", "deepseek_v3", "llama4_text")},
+    **{kind: {} for kind in ("dbrx", "jetmoe")},  # experts in parameters of other shapes, in attention too
     # states instead of attention, alone and beside it
     **{kind: {} for kind in ("mamba", "lfm2", "nemotron_h")},
     "jamba": BLOCKS,  # a period says which blocks are which

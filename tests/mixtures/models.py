@@ -69,7 +69,11 @@ experts that all tokens go to."""
 def mixture(kind: str, **more: object) -> torch.nn.Module:
     """Return a causal language model; every parameter is drawn, so that no bias is zero and no gain one."""
     config = transformers.AutoConfig.for_model(kind, **{**SIZES, **MIXTURES[kind], **more})
-    model = transformers.AutoModelForCausalLM.from_config(config).eval()
+    return drawn(transformers.AutoModelForCausalLM.from_config(config).eval())
+
+
+def drawn(model: torch.nn.Module) -> torch.nn.Module:
+    """Draw every parameter of a model, and return it."""
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, parameter in model.named_parameters():

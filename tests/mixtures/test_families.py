@@ -14,9 +14,9 @@ from evosweep.exporters.dense import DenseSafetensors
 from evosweep.exporters.packed import TENSORS, PackedSafetensors
 from evosweep.fitness.kl import KL
 from evosweep.models.anatomy import Anatomy
+from evosweep.models.expert_slots import ExpertSlot
 from evosweep.models.load import LoadedModel
 from evosweep.models.patch import replaced_weights
-from evosweep.models.slots import ExpertSlot
 from evosweep.store.build import StoreBuilder
 from evosweep.store.store_plan import plan_store
 from evosweep.store.units import Units

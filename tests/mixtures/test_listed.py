@@ -1,5 +1,7 @@
 """Mixtures whose experts are a list of modules are known as those that are one tensor are."""
 
+from contextlib import ExitStack
+
 import numpy as np
 import pytest
 import torch
@@ -10,13 +12,16 @@ from evosweep.core.budget import Budget
 from evosweep.evaluate.population import Evaluator
 from evosweep.fitness.kl import KL
 from evosweep.models.anatomy import Anatomy
-from evosweep.models.slots import ListedSlot
+from evosweep.models.dropping import Drop
+from evosweep.models.expert_slots import ListedSlot
+from evosweep.models.patch import replaced_weights
+from evosweep.models.sublayers import silenced
 from evosweep.store.build import StoreBuilder
 from evosweep.store.manifest import LevelStore
 from evosweep.store.routed import met, routing_notes
 from evosweep.store.store_plan import plan_store
 from evosweep.store.units import Units
-from tests.mixtures.listed import Routing, listed
+from tests.mixtures.listed import Named, Routing, Sending, listed
 from tests.mixtures.models import token_splits
 from tests.mixtures.test_families import swapped_kl
 from tests.mixtures.test_units import Said
@@ -56,9 +61,11 @@ def test_every_matrix_of_every_expert_is_a_unit_and_no_router_is() -> None:
     assert len(each) == len(plan.units) == len(tied) + 2 * 3 * 3  # three experts more in six places
 
 
+@pytest.mark.parametrize("kind", [Routing, Sending, Named])
 @pytest.mark.parametrize("compressor", [GPTQ(bits=[2, 4], group=16), SparseGPT(mask_block=16)])
-def test_what_is_scored_is_what_the_model_computes(compressor: GPTQ | SparseGPT) -> None:
-    anatomy = Anatomy(listed())
+def test_what_is_scored_is_what_the_model_computes(compressor: GPTQ | SparseGPT, kind: type[Routing]) -> None:
+    anatomy = Anatomy(listed(kind=kind))
+    assert not anatomy.not_by_row and len([slot for slot in anatomy.slots if isinstance(slot, ListedSlot)]) == 24
     texts = token_splits()
     units = Units(include=["*gate"], experts="each")
     store = StoreBuilder().open(plan_store(anatomy, compressor, units=units), texts["calibration"], model_name="listed")
@@ -75,6 +82,36 @@ def test_what_is_scored_is_what_the_model_computes(compressor: GPTQ | SparseGPT)
     expected = [swapped_kl(evaluator, genome, texts["search"].windows[[0, 3]]) for genome in genomes]
     assert found == pytest.approx(expected, rel=1e-5)
     assert min(expected) > 1e-3
+
+
+def test_a_list_of_experts_can_be_dropped() -> None:
+    anatomy = Anatomy(listed())
+    texts = token_splits()
+    plan = plan_store(anatomy, GPTQ(bits=[2, 4], group=16), Drop(granularity="sublayers"))
+    store = StoreBuilder().open(plan, texts["calibration"], model_name="listed")
+    index = {unit.name: index for index, unit in enumerate(store.units)}
+    dropped = [index[name] for name in index if name.endswith("mlp") and store.units[index[name]].gates]
+    assert len(dropped) == 2
+    evaluator = Evaluator(anatomy=anatomy, store=store, splits=texts)
+    rng = np.random.default_rng(0)
+    genomes = rng.integers(0, 2, (4, len(store.units)))
+    genomes[:, [unit for unit in range(len(store.units)) if store.units[unit].gates]] = 1
+    genomes[1, dropped[0]] = 0
+    genomes[2, dropped[1]] = 0
+    windows = texts["search"].windows[[0]]
+    found = evaluator.score(genomes, split="search", windows=[0], fitness=[KL()])["kl"]
+    gone = {1: anatomy.model.model.layers[0].mlp, 2: anatomy.model.model.layers[1].mlp}
+    for row, genome in enumerate(genomes):
+        tokens = torch.from_numpy(windows)
+        slots = [slot for slot in anatomy.slots if slot.name in index]
+        weights = {slot.name: evaluator.weight(index[slot.name], int(genome[index[slot.name]])) for slot in slots}
+        with torch.no_grad(), ExitStack() as stack:
+            dense = anatomy.model(input_ids=tokens, use_cache=False).logits[:, :-1].double().log_softmax(-1)
+            stack.enter_context(replaced_weights(slots, weights))
+            if row in gone:
+                stack.enter_context(silenced(gone[row]))
+            changed = anatomy.model(input_ids=tokens, use_cache=False).logits[:, :-1].double().log_softmax(-1)
+        assert found[row] == pytest.approx(float((dense.exp() * (dense - changed)).sum(-1).mean()), rel=1e-5)
 
 
 def test_a_budget_counts_the_weights_that_are_active() -> None:

@@ -68,34 +68,56 @@ CONFIGS: dict[str, Any] = {
         },
         **QWEN_TOKENS,
     ),
+    "qwen3_vl": lambda: transformers.Qwen3VLConfig(
+        text_config={"model_type": "qwen3_vl_text", **TEXT, **SECTIONS},
+        vision_config={
+            "hidden_size": 32,
+            "out_hidden_size": 64,
+            "intermediate_size": 64,
+            "deepstack_visual_indexes": [0, 1],
+            "num_position_embeddings": 16,
+            **QWEN_VISION,
+        },
+        **QWEN_TOKENS,
+    ),
 }
 
 
 def seeing_tokenizer() -> Any:
-    """Return a tokenizer of bytes and of the token that stands for an image, 256."""
+    """Return a tokenizer of bytes and of the tokens that stand for an image, 256, and for its ends, 257 and 258."""
     tokenizer = byte_tokenizer()
-    tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
-    return tokenizer
+    named = {"image_token": "<image>", "boi_token": "<boi>", "eoi_token": "<eoi>"}
+    tokenizer.add_special_tokens({"additional_special_tokens": list(named.values())})
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer.backend_tokenizer, extra_special_tokens=named
+    )
+
+
+def processor_of(family: str) -> Any:
+    """Return the processor of a family: llava or gemma3."""
+    tokenizer = seeing_tokenizer()
+    if family == "gemma3":
+        images = transformers.Gemma3ImageProcessor(size={"height": 28, "width": 28})
+        return transformers.Gemma3Processor(image_processor=images, tokenizer=tokenizer, image_seq_length=4)
+    images = transformers.CLIPImageProcessor(size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28})
+    return transformers.LlavaProcessor(
+        image_processor=images,
+        tokenizer=tokenizer,
+        patch_size=14,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+    )
 
 
 def save_seeing(family: str, folder: Path) -> Path:
-    """Write a random checkpoint of a family; of llava with its processor."""
+    """Write a random checkpoint of a family; of llava and gemma3 with its processor."""
     torch.manual_seed(0)
     config = CONFIGS[family]()
     model = transformers.AutoModelForImageTextToText.from_config(config)
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.15)
     model.save_pretrained(folder)
-    tokenizer = seeing_tokenizer()
-    if family == "llava":
-        images = transformers.CLIPImageProcessor(size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28})
-        processor = transformers.LlavaProcessor(
-            image_processor=images,
-            tokenizer=tokenizer,
-            patch_size=14,
-            vision_feature_select_strategy="default",
-            num_additional_image_tokens=1,
-        )
-        processor.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    if family in ("llava", "gemma3"):
+        processor_of(family).save_pretrained(folder)
+    seeing_tokenizer().save_pretrained(folder)
     return folder

@@ -6,8 +6,9 @@ import transformers
 
 from evosweep.core.errors import ModelError
 from evosweep.models.anatomy import Anatomy
+from evosweep.models.expert_slots import ExpertSlot, slot_at
 from evosweep.models.patch import replaced_weights
-from evosweep.models.slots import ExpertSlot, LinearSlot, RowGroups, TransposedSlot, slot_at
+from evosweep.models.slots import LinearSlot, RowGroups, TransposedSlot
 from tests.mixtures.models import mixture
 from tests.models.test_anatomy import FAMILIES, small
 

@@ -13,8 +13,9 @@ from evosweep.core.checks import check_bool, check_choice, check_int
 from evosweep.core.errors import ModelError, SettingError
 from evosweep.core.events import Progress
 from evosweep.models.decoder import find_blocks
+from evosweep.models.expert_slots import slot_at
 from evosweep.models.load import LoadedModel
-from evosweep.models.slots import LinearSlot, slot_at, slot_kind
+from evosweep.models.slots import LinearSlot, slot_kind
 from evosweep.models.towers import has_towers
 from evosweep.models.transforms.base import Transform
 from evosweep.models.transforms.orthogonal import KINDS, rotation

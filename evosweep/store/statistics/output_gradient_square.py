@@ -68,7 +68,8 @@ def _gradient_at_head(anatomy: Anatomy, tokens: torch.Tensor, final: torch.Tenso
     at_head = torch.zeros_like(final)
     for index, window in enumerate(tokens):
         hidden = final[index].detach().requires_grad_()
-        loss = functional.cross_entropy(anatomy.head.logits(hidden)[:-1], window[1:], reduction="sum")
+        labels = anatomy.pictures.labels(window)[1:]
+        loss = functional.cross_entropy(anatomy.head.logits(hidden)[:-1], labels, reduction="sum")
         (at_head[index],) = torch.autograd.grad(loss, hidden)
     return at_head
 

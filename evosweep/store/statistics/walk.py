@@ -11,8 +11,8 @@ import torch
 from evosweep.core.errors import StoreError
 from evosweep.models.anatomy import Anatomy
 from evosweep.models.attention import attention_received
-from evosweep.models.mixture import Routed
-from evosweep.models.slots import RoutedSlot
+from evosweep.models.expert_slots import RoutedSlot
+from evosweep.models.routing_types import Routed
 from evosweep.parallel import all_reduce_sum
 from evosweep.store.routed import ROUTED_SHARE, ROUTED_TOKENS
 from evosweep.store.statistics.base import InputBatch, Measurement, statistic_module

@@ -6,6 +6,7 @@ from matplotlib.figure import Figure
 
 from evosweep.core.events import SearchResult
 from evosweep.core.files import json_safe, write_json
+from evosweep.core.metrics import SIZE_MB
 
 FRONT = "front.json"
 COLUMNS = ("point", "bits_per_weight", "size_mb", "search_loss", "kl", "ppl")
@@ -18,14 +19,15 @@ class ParetoFront:
         """Write ``front.json`` and ``front.png``; nothing where one size was searched."""
         if not result.front:
             return
-        data = [[point[key] for key in COLUMNS] for point in result.front]
-        write_json(folder / FRONT, json_safe({"columns": list(COLUMNS), "data": data}))
+        columns = [*COLUMNS, *([] if result.axis in COLUMNS else [result.axis])]
+        data = [[point[key] for key in columns] for point in result.front]
+        write_json(folder / FRONT, json_safe({"columns": columns, "data": data}))
         figure = Figure(figsize=(9.6, 3.8), layout="constrained")
         left, right = figure.subplots(1, 2)
-        sizes = [point["size_mb"] for point in result.front]
+        sizes = [point[result.axis] for point in result.front]
         for key, label in (("search_loss", "on search text, by which it was chosen"), ("kl", "on validation text")):
             left.plot(sizes, [point[key] for point in result.front], marker="o", markersize=4, label=label)
-        left.set_xlabel("megabytes")
+        left.set_xlabel("megabytes" if result.axis == SIZE_MB else result.axis)
         left.set_ylabel("KL (nats/token)")
         left.set_yscale("log")
         left.grid(alpha=0.3)

@@ -9,7 +9,7 @@ from evosweep.samplers import level_codes
 from evosweep.samplers.base import unit_distributions
 from evosweep.tracking.study.record import aggregates
 
-OBJECTIVES = ("size_mb", "search_loss")
+LOSS = "search_loss"
 
 
 def write_front(storage: optuna.storages.BaseStorage, name: str, result: SearchResult, *, record: str) -> None:
@@ -26,7 +26,8 @@ def write_front(storage: optuna.storages.BaseStorage, name: str, result: SearchR
     )
     if study.get_trials(deepcopy=False):
         return
-    study.set_metric_names(list(OBJECTIVES))
+    objectives = [result.axis, LOSS]
+    study.set_metric_names(objectives)
     problem = result.problem
     for key, value in level_codes.key(problem).items():
         study.set_user_attr(key, value)
@@ -37,7 +38,7 @@ def write_front(storage: optuna.storages.BaseStorage, name: str, result: SearchR
         trials.append(
             create_trial(
                 state=TrialState.COMPLETE,
-                values=[float(point[key]) for key in OBJECTIVES],
+                values=[float(point[key]) for key in objectives],
                 params=compact(genome) if record == "compact" else dict(problem.decode(genome)),
                 distributions=ranges if record == "compact" else unit_distributions(problem),
                 user_attrs={
