@@ -18,7 +18,6 @@ from evosweep.search.moves import fill, repair
 from evosweep.search.moves_table import Floats, MoveTable, best_moves
 from evosweep.search.protocols import Text
 
-CYCLE = 4  # generations in vain after which trust regions are as they were
 LEAST_CHANGES = 2  # of the smallest trust region: one unit gives what another takes
 
 
@@ -58,12 +57,11 @@ class TrustRegion:
 
     @property
     def limits(self) -> tuple[int | None, ...]:
-        """The most changes of each trust region now: halved after a generation in vain, whole again after three."""
-        halvings = self.failures % CYCLE
-        if not halvings:
+        """The most changes of each trust region now: halved with every generation that did not move the incumbent."""
+        if not self.failures:
             return self.changes
         units = len(self.problem.units)
-        halved = ((units if limit is None else min(limit, units)) >> halvings for limit in self.changes)
+        halved = ((units if limit is None else min(limit, units)) >> self.failures for limit in self.changes)
         return tuple(dict.fromkeys(max(limit, LEAST_CHANGES) for limit in halved))
 
     def propose(self, *, generation: int, base: Genome) -> list[Genome]:

@@ -135,17 +135,16 @@ def test_regions_halve_while_the_incumbent_stays_and_are_whole_again_when_it_mov
     text = Text(windows=64, seq_len=64)
     parent = problem.uniform()
     found = []
-    for generation in range(1, 6):
+    for generation in range(1, 5):
         sampler.survey(generation=generation, parents=[parent], text=text)
         found.append(sampler.trust_region.limits)
-    assert found == [(3, 8, None), (2, 4, 6), (2, 3), (2,), (3, 8, None)]
-    sampler.survey(generation=6, parents=[parent], text=text)
+    assert found == [(3, 8, None), (2, 4, 6), (2, 3), (2,)]
     again = TrustRegionSampler(problem, changes=[3, 8, None], offspring=6)
     again.restore(sampler.state())
-    assert again.trust_region.limits == (2, 4, 6)
+    assert again.trust_region.limits == (2,)
     moved = parent.copy()
     moved[[0, 1]] = [0, 2]
-    again.survey(generation=7, parents=[moved], text=text)
+    again.survey(generation=5, parents=[moved], text=text)
     assert again.trust_region.limits == (3, 8, None)
 
 
