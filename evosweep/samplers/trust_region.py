@@ -22,7 +22,8 @@ class TrustRegionSampler(EvoPressSampler):
     Args:
         problem: Units, ladders, budget.
         seed: Same seed, same proposals.
-        changes: Most changes of each proposal, for one trust region each; null is any number.
+        changes: Most changes of each proposal, for one trust region each; null is any number. They halve with every
+            generation that did not move the incumbent.
         probe_tokens: Tokens that a single move is measured on, on average; moves whose decision is open get more.
         offspring: Proposals a generation: one for each trust region, the others from drawn effects.
         start: Where to start instead of uniform, as ``EvoPressSampler``'s.
@@ -41,7 +42,7 @@ class TrustRegionSampler(EvoPressSampler):
         seed: int = 0,
         changes: Sequence[int | None] = CHANGES,
         probe_tokens: int = 1024,
-        offspring: int = 8,
+        offspring: int = 32,
         start: Start | Sequence[Start] | None = None,
     ) -> None:
         super().__init__(
@@ -66,7 +67,7 @@ class TrustRegionSampler(EvoPressSampler):
         if generation == 0 or not parents:
             return None
         self._surveyed = generation
-        return self.trust_region.surveyor.survey(parents[0], tokens=self.probe_tokens, text=text)
+        return self.trust_region.survey(parents[0], tokens=self.probe_tokens, text=text)
 
     def genomes(self, *, generation: int, parents: Sequence[Genome]) -> list[Genome]:
         """Return the start, the combinations of what was surveyed, or EvoPress's offspring where nothing was."""
@@ -88,7 +89,11 @@ class TrustRegionSampler(EvoPressSampler):
 
     def state(self) -> dict[str, Any]:
         """Return what it knows of single moves, as JSON."""
-        return {"kind": self.name, **self.trust_region.surveyor.state()}
+        return {
+            "kind": self.name,
+            "failures": self.trust_region.failures,
+            **self.trust_region.surveyor.state(),
+        }
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Continue from what ``state`` returned.
@@ -97,4 +102,5 @@ class TrustRegionSampler(EvoPressSampler):
             EvosweepError: The state is that of another sampler.
         """
         check_kind(state, self.name)
+        self.trust_region.failures = int(state.get("failures", 0))
         self.trust_region.surveyor.restore(state)

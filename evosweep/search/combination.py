@@ -13,13 +13,20 @@ import numpy as np
 from evosweep.core.problem import Genome, Problem
 from evosweep.core.seeds import generator
 from evosweep.search.effects import Estimates
-from evosweep.search.move_survey import Surveyor
+from evosweep.search.move_survey import MoveSurvey, Surveyor
 from evosweep.search.moves import fill, repair
 from evosweep.search.moves_table import Floats, MoveTable, best_moves
+from evosweep.search.protocols import Text
+
+LEAST_CHANGES = 2  # of the smallest trust region: one unit gives what another takes
 
 
 class TrustRegion:
     """Combines the moves around an incumbent that a surveyor knows something of.
+
+    While proposals do not move the incumbent, their trust regions halve, as where a model of a loss fails: effects of
+    many moves do not add up, or no longer gain what tokens can tell. Regions that become alike are one, and effects
+    are drawn for the proposals that this frees.
 
     Args:
         problem: Units, ladders, budget.
@@ -34,6 +41,28 @@ class TrustRegion:
         self.changes = tuple(changes)
         self.size = offspring
         self.surveyor = Surveyor(problem)
+        self.failures = 0
+
+    def survey(self, base: Genome, *, tokens: int, text: Text) -> MoveSurvey:
+        """Return the survey of the moves around the incumbent, and note whether the last proposals failed to move it.
+
+        Args:
+            base: The incumbent, shape (units,).
+            tokens: Tokens that a move is measured on, on average.
+            text: The text that there is.
+        """
+        before = self.surveyor.base
+        self.failures = self.failures + 1 if before is not None and (before == base).all() else 0
+        return self.surveyor.survey(base, tokens=tokens, text=text)
+
+    @property
+    def limits(self) -> tuple[int | None, ...]:
+        """The most changes of each trust region now: halved with every generation that did not move the incumbent."""
+        if not self.failures:
+            return self.changes
+        units = len(self.problem.units)
+        halved = ((units if limit is None else min(limit, units)) >> self.failures for limit in self.changes)
+        return tuple(dict.fromkeys(max(limit, LEAST_CHANGES) for limit in halved))
 
     def propose(self, *, generation: int, base: Genome) -> list[Genome]:
         """Return the proposals of a generation, all within the budget, none twice.
@@ -43,14 +72,15 @@ class TrustRegion:
             base: The incumbent, shape (units,).
         """
         table, estimates = self.surveyor.estimates(base)
-        regions = len(self.changes)
+        limits = self.limits
+        regions = len(limits)
         effects = np.concatenate(
             [
                 np.repeat(estimates.mean[None], regions, axis=0),
                 drawn_effects(estimates, self.seed, generation, rows=max(self.size - regions, 0)),
             ]
         )
-        changes = [self.changes[row % regions] for row in range(len(effects))]
+        changes = [limits[row % regions] for row in range(len(effects))]
         found: dict[bytes, Genome] = {}
         for genome in combined(self.problem, table, effects, changes=changes, seed=self.seed, generation=generation):
             found.setdefault(genome.tobytes(), genome)

@@ -10,6 +10,7 @@ from evosweep.samplers.evopress import EvoPressSampler
 from evosweep.samplers.trust_region import TrustRegionSampler
 from evosweep.search.loop import run_search
 from evosweep.search.plan import Plan
+from evosweep.search.protocols import Text
 from evosweep.search.state import SearchState
 from evosweep.testing import SamplerContract
 from evosweep.testing.problems import make_problem
@@ -126,6 +127,25 @@ def test_a_search_that_continues_gives_what_it_would_have_given(tmp_path, kind: 
     resumed = run(state=SearchState.read(path, problem=problem))
     assert [record.elite for record in resumed.generations] == [record.elite for record in whole.generations]
     assert [record.stages for record in resumed.generations] == [record.stages for record in whole.generations]
+
+
+def test_regions_halve_while_the_incumbent_stays_and_are_whole_again_when_it_moves() -> None:
+    problem = make_problem()
+    sampler = TrustRegionSampler(problem, changes=[3, 8, None], offspring=6)
+    text = Text(windows=64, seq_len=64)
+    parent = problem.uniform()
+    found = []
+    for generation in range(1, 5):
+        sampler.survey(generation=generation, parents=[parent], text=text)
+        found.append(sampler.trust_region.limits)
+    assert found == [(3, 8, None), (2, 4, 6), (2, 3), (2,)]
+    again = TrustRegionSampler(problem, changes=[3, 8, None], offspring=6)
+    again.restore(sampler.state())
+    assert again.trust_region.limits == (2,)
+    moved = parent.copy()
+    moved[[0, 1]] = [0, 2]
+    again.survey(generation=5, parents=[moved], text=text)
+    assert again.trust_region.limits == (3, 8, None)
 
 
 @pytest.mark.parametrize(

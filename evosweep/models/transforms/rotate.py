@@ -124,7 +124,7 @@ def _slot(block: nn.Module, path: str) -> LinearSlot | None:
 
 @contextmanager
 def widened(model: nn.Module) -> Iterator[None]:
-    """Hold all weights in fp32 while the context lasts, then as before: in their own types, page-locked if they were."""
+    """Hold weights in fp32 while the context lasts, then as before: in their own types, page-locked if they were."""
     homes: list[tuple[nn.Parameter, torch.dtype, torch.Tensor | None]] = []
     for parameter in model.parameters():
         if parameter.is_floating_point() and parameter.dtype != torch.float32:
