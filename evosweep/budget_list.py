@@ -7,11 +7,12 @@ nearest neighbour, moved to its own size, and all of them together get a share o
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from evosweep.core.allocation import Allocation
 from evosweep.core.budget import Budget
-from evosweep.core.errors import BudgetError, SettingError
+from evosweep.core.errors import BudgetError, EvosweepError, SettingError
 from evosweep.core.problem import Genome, Problem
 from evosweep.core.results import RESULT, read_result
 from evosweep.core.run_record import is_finished
@@ -104,7 +105,7 @@ def run_budgets(jobs: Sequence[Job], bench: Workbench, *, share: float) -> list[
             continue
         task = job.task
         if near is not None:
-            columns, spent = measured(first.task)
+            columns, spent = measured(first.task.folder)
             tokens = int(share * (int(rows[order[0][0]]["tokens"]) - spent) / (len(jobs) - 1))
             task = beside(task, jobs[near].task, bench, columns=columns, tokens=tokens)
         bench.progress.say(f"budget {task.budget}, {len(rows) + 1} of {len(jobs)}")
@@ -112,13 +113,26 @@ def run_budgets(jobs: Sequence[Job], bench: Workbench, *, share: float) -> list[
     return [rows[index] for index in range(len(jobs))]
 
 
-def measured(task: Task) -> tuple[dict[str, dict[str, float]], int]:
-    """Return what a run measured before its search, by the unit's name, and the tokens that this took."""
-    path = task.folder / MEASURED
+def measured(folder: Path) -> tuple[dict[str, dict[str, float]], int]:
+    """Return what a run measured before its search, by the unit's name, and the tokens that this took.
+
+    Args:
+        folder: Of the run.
+
+    Raises:
+        EvosweepError: The file is damaged.
+    """
+    path = folder / MEASURED
     if not path.is_file():
         return {}, 0
-    found = json.loads(path.read_text(encoding="utf-8"))
-    return found["columns"], int(found["tokens"])
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        return {str(name): dict(values) for name, values in found["columns"].items()}, int(found["tokens"])
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise EvosweepError(
+            f"{path}, which holds what was measured of every unit, is damaged or was cut short ({error}): start the "
+            "run anew"
+        ) from error
 
 
 def beside(

@@ -1,6 +1,5 @@
 """The smallest size that holds a quality: bisection over budgets, each searched from its nearest neighbour's winner."""
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -9,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from evosweep.budget_list import Job, beside
+from evosweep.budget_list import Job, beside, measured
 from evosweep.core.allocation import Allocation
 from evosweep.core.budget import Budget
 from evosweep.core.errors import BudgetError
@@ -119,10 +118,7 @@ class TargetSearch:
         path = self.folder / MEASURED
         if not path.is_file():
             measured_problem(replace(self.probe.task, folder=self.folder), self.bench, self.probe.draft)
-        if not path.is_file():
-            return {}
-        columns: Mapping[str, Mapping[str, float]] = json.loads(path.read_text(encoding="utf-8"))["columns"]
-        return columns
+        return measured(self.folder)[0]
 
     def _budget(self, whole: Problem, size: int) -> Budget:
         return Budget(bits_per_weight=-(-size * DIGITS // int(whole.numels.sum())) / DIGITS)

@@ -289,3 +289,11 @@ def test_other_texts_that_cannot_be_used(corpus, capsys, arguments: list[str], e
     assert evosweep(*others, *arguments, "tracking=none") == 2
     (error,) = capsys.readouterr().err.strip().splitlines()
     assert error.startswith("error: ") and expected in error
+
+
+def test_a_misspelt_command_names_the_nearest(corpus, capsys) -> None:
+    assert evosweep("expor", "runs/x") == 2
+    (error,) = capsys.readouterr().err.strip().splitlines()
+    assert (
+        error == "error: 'expor' must be a command (did you mean 'export'?), or a setting and its value, as in seed=1"
+    )

@@ -56,6 +56,13 @@ def test_a_finished_target_is_not_searched_again_and_its_winner_is_exported_by_t
     assert (folder / "dense" / "model.safetensors").is_file()
 
 
+def test_a_further_size_is_solved_by_what_the_run_measured(run: Path, capfd) -> None:
+    assert evosweep("resolve", str(run), "budget.bits_per_weight=3.5") == 0
+    assert "by around_top" in " ".join(capfd.readouterr().out.split())  # what evopress_ilp measures, for all sizes
+    row = json.loads((run / "resolved" / "bits_per_weight_3.5" / "result.json").read_text())
+    assert row["made_of"].startswith("ilp by around_top")
+
+
 @pytest.mark.parametrize(
     ("settings", "words"),
     [

@@ -1,6 +1,7 @@
 """Another budget solved from what a run left."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -108,12 +109,36 @@ def test_a_run_without_measurements_is_solved_by_its_layer_errors(folder: Path) 
     [
         ([], "resolve takes one budget"),
         (["budget.bits_per_weight=0.1"], "budget.bits_per_weight must be at least"),
-        (["budget.megabyte=3"], "budget must be one of"),
+        (["budget.megabyte=3"], "(did you mean 'megabytes'?)"),
+        (["budget.megabytes=abc"], "budget.megabytes must be a number"),
         (["budget.as_uniform=9"], "budget.as_uniform must be one of"),
         (["sampler=ilp"], "resolve takes one budget"),
     ],
 )
 def test_bad_budgets_are_one_line(run: Path, capfd, typed: list[str], said: str) -> None:
     assert evosweep("resolve", str(run), *typed) == 2
+    errors = capfd.readouterr().err.strip().splitlines()
+    assert len(errors) == 1 and said in errors[0], errors
+
+
+@pytest.mark.parametrize(
+    ("damage", "command", "said"),
+    [
+        ({"result.json": None}, "resolve", "no search of the run in"),
+        ({"measured.json": "{"}, "resolve", "measured.json, which holds what was measured"),
+        ({"config.yaml": "name: first\n"}, "export", "config.yaml was cut short"),
+        ({"config.yaml": "a: [1"}, "score", "config.yaml is no YAML"),
+        ({"allocation.json": '{"allocation": {"a": "3bit"}}'}, "score", "allocation.json: allocation does not fit"),
+        ({"result.json": '{"version": 2}'}, "compare", "result.json is of no run that is over"),
+    ],
+)
+def test_what_is_half_there_is_one_line(run: Path, tmp_path, capfd, damage: dict, command: str, said: str) -> None:
+    half = shutil.copytree(run, tmp_path / "half")
+    for name, text in damage.items():
+        (half / name).unlink()
+        if text is not None:
+            (half / name).write_text(text)
+    more = {"resolve": ["budget.bits_per_weight=3.25"], "export": ["export=dense"]}
+    assert evosweep(command, str(half), *more.get(command, [])) == 2
     errors = capfd.readouterr().err.strip().splitlines()
     assert len(errors) == 1 and said in errors[0], errors

@@ -16,6 +16,7 @@ from evosweep.cli.job import bench_of, notes_of, quiet_libraries, shared_progres
 from evosweep.cli.reopen import settings_of
 from evosweep.cli.resume import check_unfinished, hold
 from evosweep.core.errors import EvosweepError
+from evosweep.core.metrics import KL
 from evosweep.core.results import RESULT, read_result
 from evosweep.pipeline import CONFIG, check, run
 from evosweep.tracking.console import summary, terminal
@@ -76,6 +77,15 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _row(path: Path) -> dict[str, Any]:
+    """Return the row of a result; raise EvosweepError where it lacks what a table shows."""
+    row = read_result(path)
+    lacking = [key for key in ("run", "budget", "dense_ppl", KL) if key not in row]
+    if lacking:
+        raise EvosweepError(f"{path} is of no run that is over: it lacks {', '.join(lacking)}")
+    return row
+
+
 def _compare(options: argparse.Namespace, conf: Path) -> None:
     del conf
     paths: list[Path] = []
@@ -85,7 +95,7 @@ def _compare(options: argparse.Namespace, conf: Path) -> None:
         if not found:
             raise EvosweepError(f"there is no {RESULT} in {folder} or below it")
         paths += found
-    rows = [read_result(path) for path in dict.fromkeys(paths)]
+    rows = [_row(path) for path in dict.fromkeys(paths)]
     console = terminal()
     console.print(summary(rows, title="runs"))
     for line in standings(rows):

@@ -31,7 +31,8 @@ def find_winner(run: str) -> Path:
     if winner:
         return folder / winner
     if several:
-        raise EvosweepError(f"{folder} holds a run for each of its budgets: name one, as {folder / several[0]}")
+        there = next((name for name in several if (folder / name / ALLOCATION).is_file()), several[0])
+        raise EvosweepError(f"{folder} holds a run for each of its budgets: name one, as {folder / there}")
     if not (folder / ALLOCATION).is_file():
         raise EvosweepError(
             f"the run in {folder} has no winner: it ended before its first generation was over; python -m evosweep "

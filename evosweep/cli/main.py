@@ -30,7 +30,7 @@ from evosweep.cli.launchers import (
 from evosweep.cli.multirun import Refused, Summary
 from evosweep.cli.resume import let_go
 from evosweep.cli.signals import TERMINATED, Terminated, terminable
-from evosweep.core.errors import EvosweepError
+from evosweep.core.errors import EvosweepError, did_you_mean
 from evosweep.core.redact import redact
 
 PACKAGE = Path(__file__).parents[1]
@@ -104,6 +104,11 @@ def _command(arguments: list[str]) -> int:
         from evosweep.cli.commands import run_command  # noqa: PLC0415 - heavy
 
         return _one_line(lambda: run_command(arguments, CONF))
+    near = did_you_mean(arguments[0], SUBCOMMANDS) if arguments[0].isalpha() else ""
+    if near:
+        text = f"{arguments[0]!r} must be a command{near}, or a setting and its value, as in seed=1"
+        _print_errors([(text, None)])
+        return BAD_INPUT
     os.environ[MAIN] = str(os.getpid())
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra then raises instead of printing a shortened traceback
     try:

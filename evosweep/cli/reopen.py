@@ -10,13 +10,13 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
+from yaml import YAMLError
 
 from evosweep.cli.check import OWN, check_config, choices
 from evosweep.cli.compose import build
 from evosweep.cli.folders import CLAIM
 from evosweep.cli.job import bench_of, shared_progress
 from evosweep.cli.registering import registered_name
-from evosweep.core.allocation import Allocation
 from evosweep.core.allocation_text import load_genome
 from evosweep.core.errors import EvosweepError, did_you_mean
 from evosweep.core.files import remove_empty_folders
@@ -44,6 +44,9 @@ class Earlier:
     tuned: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
 
+WHOLE = ("name", "seed", "model", "sampler", "report")  # the settings of every version have these
+
+
 def settings_of(folder: Path, overrides: Sequence[str], conf: Path) -> DictConfig:
     """Return a run's resolved settings, changed as typed: ``export=dense``, ``data.path=other.jsonl``.
 
@@ -55,10 +58,14 @@ def settings_of(folder: Path, overrides: Sequence[str], conf: Path) -> DictConfi
         conf: Folder of the configuration's files.
 
     Raises:
-        EvosweepError: An override names no choice or no setting.
+        EvosweepError: The file is damaged, or an override names no choice or no setting.
     """
-    config = OmegaConf.load(folder / CONFIG)
-    assert isinstance(config, DictConfig)
+    try:
+        config = OmegaConf.load(folder / CONFIG)
+    except (YAMLError, UnicodeDecodeError) as error:
+        raise EvosweepError(f"{folder / CONFIG} is no YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(config, DictConfig) or any(key not in config for key in WHOLE):
+        raise EvosweepError(f"{folder / CONFIG} was cut short, or holds something else than the settings of a run")
     return changed(config, overrides, conf)
 
 
@@ -133,7 +140,7 @@ def reopen(folder: Path, config: DictConfig, *, allocation: Path | None = None) 
     problem = bench.problem(build(config, "budget"))
     if allocation is not None:
         return Earlier(folder, config, bench, problem, load_genome(allocation, problem))
-    genome = problem.encode(Allocation.load(folder / ALLOCATION))
+    genome = load_genome(folder / ALLOCATION, problem)
     return Earlier(folder, config, bench, problem, genome, load_tuned(folder))
 
 

@@ -2,7 +2,6 @@
 
 import argparse
 import copy
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,13 +9,14 @@ from typing import Any
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 
 from evosweep.allocators.resolve import Resolved, Winner, harm_of, resolve
+from evosweep.budget_list import measured
 from evosweep.cli.compose import build
 from evosweep.cli.export_command import WINNERS
 from evosweep.cli.find import find_run
 from evosweep.cli.folders import CLAIM
 from evosweep.cli.job import bench_of, settings_text, shared_progress
 from evosweep.cli.reopen import check_store, settings_of
-from evosweep.core.allocation import Allocation
+from evosweep.core.allocation_text import load_genome
 from evosweep.core.budget import KINDS
 from evosweep.core.errors import EvosweepError, SettingError
 from evosweep.core.problem import Problem
@@ -53,15 +53,17 @@ def _resolve(options: argparse.Namespace, conf: Path) -> None:
     runs = _runs_of(folder)
     if not runs:
         raise EvosweepError(
-            f"the run in {folder} has no winner yet; python -m evosweep resume {folder} goes on with it"
+            f"no search of the run in {folder} is over yet; python -m evosweep resume {folder} goes on with it"
         )
-    base = next((run for run in runs if (run / MEASURED).is_file()), runs[0])
+    places = [place for place in (*runs, folder) if (place / MEASURED).is_file()]  # a target's run measures for all
+    columns = measured(places[0])[0] if places else {}
+    base = places[0] if places and places[0] in runs else runs[0]
     config = settings_of(base, [], conf)
     budgets = {value: build(_with_budget(config, kind, value), "budget") for value in values}
     shared_progress().begin(prefix="", log=base / CLAIM, first="opened again to solve another budget")
     bench = bench_of(config)
     check_store(base, bench)
-    units = with_columns(bench.units_of_search, _columns(base))
+    units = with_columns(bench.units_of_search, columns)
     problems = {value: bench.problem(budget, units) for value, budget in budgets.items()}
     rows = []
     for value, problem in problems.items():
@@ -98,29 +100,19 @@ def _budget(overrides: Sequence[str]) -> tuple[str, list[Any]]:
 
 
 def _runs_of(folder: Path) -> list[Path]:
-    """Return the folders of a run's searches that have a winner: its own, or those of its several budgets."""
+    """Return the folders of a run's searches that are over: its own, or those of its several budgets."""
     names = several_of(folder).get("budgets", ())
     searches = [folder / str(name) for name in names] if names else [folder]
-    return [path for path in searches if (path / ALLOCATION).is_file() and (path / CONFIG).is_file()]
-
-
-def _columns(folder: Path) -> Mapping[str, Mapping[str, float]]:
-    """Return what a run measured of every unit, by the unit's name."""
-    path = folder / MEASURED
-    found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    columns: Mapping[str, Mapping[str, float]] = found.get("columns", {})
-    return columns
+    return [path for path in searches if all((path / name).is_file() for name in (ALLOCATION, CONFIG, RESULT))]
 
 
 def _winners(runs: Sequence[Path], problem: Problem) -> list[Winner]:
     """Return what searches found, points of a front included."""
     winners = []
     for run in runs:
-        if not (run / RESULT).is_file():
-            continue
         row = read_result(run / RESULT)
         searched = len(row.get("history", ())) > 1
-        genome = problem.encode(Allocation.load(run / ALLOCATION))
+        genome = load_genome(run / ALLOCATION, problem)
         winners.append(Winner(run.name, genome, float(row["kl"]), searched))
         for point in row.get("front", ()):
             genome = problem.encode(point["allocation"])
@@ -168,7 +160,7 @@ def _write(
         "predicted": True,
         "made_of": found.made_of,
     }
-    known = read_result(base / RESULT) if (base / RESULT).is_file() else {}
+    known = read_result(base / RESULT)
     budget = str(build(config, "budget"))
     name = " ".join(["predicted", bench.loaded.name, budget])
     row = {key: value for key, value in known.items() if key not in OF_WINNERS}

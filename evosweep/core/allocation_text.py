@@ -47,7 +47,11 @@ def load_genome(path: Path, problem: Problem) -> Genome:
     except UnicodeDecodeError as error:
         raise EvosweepError(f"allocation file {path} is not UTF-8 text") from error
     if path.suffix == ".json" or text.lstrip().startswith("{"):
-        return problem.encode(Allocation.load(path))
+        allocation = Allocation.load(path)
+        try:
+            return problem.encode(allocation)
+        except EvosweepError as error:
+            raise EvosweepError(f"{path}: {error}") from error
     return parse_genome(text, problem, source=str(path))
 
 
