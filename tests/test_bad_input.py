@@ -22,6 +22,12 @@ CASES = {
     "misspelt key": (["search.ofspring=4"], "no setting 'search.ofspring'", "did you mean 'search.offspring'"),
     "misspelt top key": (["sead=4"], "no setting 'sead'", "did you mean 'seed'"),
     "unknown experiment": (["+experiment=quikstart"], "experiment must be one of", "did you mean 'quickstart'"),
+    "unknown experiment of two": (
+        ["+experiment=[sparsity_60,comparee]"],
+        "experiment must be one of",
+        "did you mean 'compare'",
+    ),
+    "a multirun by a flag at the end": (["seed=x", "-m"], "seed must be an integer", "(job 1 of 1)"),
     "added unknown key": (["+compressor.grup=8"], "a setting of compressor", "did you mean 'group'"),
     "override that is none": (["search.generations"], "search.generations", ""),
     "budget too small": (

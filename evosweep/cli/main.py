@@ -109,6 +109,9 @@ def _command(arguments: list[str]) -> int:
         text = f"{arguments[0]!r} must be a command{near}, or a setting and its value, as in seed=1"
         _print_errors([(text, None)])
         return BAD_INPUT
+    flags = [text for text in arguments if text in ("-m", "--multirun")]
+    if flags:  # Hydra reads them in front of settings alone
+        sys.argv = [sys.argv[0], *flags, *(text for text in arguments if text not in flags)]
     os.environ[MAIN] = str(os.getpid())
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra then raises instead of printing a shortened traceback
     try:

@@ -33,7 +33,7 @@ to compress how hard, and writes the model. Without a setting it does nothing.
 After a run: evosweep export | score | compare | resolve | resume <run folder>.
 What is cached: evosweep cache list. More: evosweep --help."""
 
-_CHOICE = re.compile(r"Could not find '([^']+)'|could not find '([^']+)'", re.I)
+_CHOICE = re.compile(r"Could not (?:find|load) '([^']+)'|could not find '([^']+)'", re.I)
 _OPTIONS = re.compile(r"Available options in '([^']+)':(.*?)(?:Config search path|$)", re.S)
 _KEY = re.compile(r"full_key: (\S+)")
 _QUOTED_KEY = re.compile(r"""(["'])([^"']*)\1\s*:""")

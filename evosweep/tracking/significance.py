@@ -60,7 +60,8 @@ class Paired:
             name: Of the first result.
             than: Of the second.
         """
-        figures = f"KL {self.kl:.3g} against {self.other:.3g} on {self.windows} windows of held-out text"
+        windows = "1 window" if self.windows == 1 else f"{self.windows} windows"
+        figures = f"KL {self.kl:.3g} against {self.other:.3g} on {windows} of held-out text"
         if self.probability is None:
             return f"{name} and {than} cannot be told apart: {figures}."
         word = {True: "is better than", False: "is worse than", None: "no difference found to"}[self.better]
