@@ -16,8 +16,9 @@ from torch import nn
 from evosweep.core.errors import ModelError
 from evosweep.core.events import Progress
 from evosweep.models.admission import AUTO, VISION_LANGUAGE, admit
-from evosweep.models.checkpoint import check_loaded, check_vocabulary, read_config
+from evosweep.models.checkpoint import check_finite, check_loaded, check_vocabulary, read_config
 from evosweep.models.verify import first_line
+from evosweep.models.weight_files import check_weight_files
 
 ADAPTER = "adapter_config.json"
 MERGE = "merge"
@@ -40,7 +41,10 @@ def pretrained(
     Raises:
         ModelError: The checkpoint cannot be used as it is.
     """
-    admission = admit(path, read_config(path), kind=kind, dequantize=dequantize)
+    config = read_config(path)
+    admission = admit(path, config, kind=kind, dequantize=dequantize)
+    if Path(path).is_dir() and not config.get("transformers_weights"):  # which names a file of its own
+        check_weight_files(Path(path), quantized=admission.quantization is not None)
     for note in admission.notes:
         progress.say(note)
     seeing = admission.kind == VISION_LANGUAGE
@@ -59,6 +63,7 @@ def pretrained(
     left = check_loaded(path, model, info)
     if settings:
         forget_quantization(path, model, dtype)
+    check_finite(path, model)
     tokenizer = _tokenizer(path)
     for line in (left, check_vocabulary(path, model, tokenizer)):
         if line:
