@@ -1,4 +1,5 @@
 import json
+import re
 import shutil
 
 import pytest
@@ -120,6 +121,19 @@ def test_inputs_that_are_no_numbers_name_their_layer_and_leave_nothing(anatomy, 
         with torch.no_grad():
             weight[0, 0] = before
     assert not [path for path in (fresh_cache / "stores").iterdir() if path.is_dir()]
+
+
+def test_errors_that_overflow_name_their_layer_and_leave_nothing(anatomy, splits, fresh_cache) -> None:
+    slot = next(slot for slot in anatomy.slots if slot.name == "model.layers.1.mlp.down_proj")
+    dense = slot.read().clone()
+    plan = plan_store(anatomy, RoundToNearest(bits=[2], group=16))
+    try:
+        slot.write(dense * 1e25)  # each a number in fp32, their squares not
+        with pytest.raises(StoreError, match=rf"^{re.escape(slot.name)}: output error .* too large for float32"):
+            StoreBuilder().open(plan, splits["calibration"], model_name="tiny")
+    finally:
+        slot.write(dense)
+    assert not list((fresh_cache / "stores").glob("*/manifest.json"))
 
 
 def test_a_full_disk_is_told_before_any_work(anatomy, splits, fresh_cache, monkeypatch) -> None:
