@@ -373,8 +373,8 @@ def _errors(
     error = payload.output_error(weight, moment)
     if not math.isfinite(error) or not math.isfinite(whole):
         raise StoreError(
-            f"{name}: output error {error:g} of {whole:g}: its weights, or its inputs on the calibration text, are too "
-            "large for float32; leave the layer out with units.exclude"
+            f"{name}: output error {error:g} of {whole:g}: its weights, or its inputs on the calibration text, are NaN "
+            "or too large for float32; leave the layer out with units.exclude"
         )
     return error, error / whole if whole else 0.0
 

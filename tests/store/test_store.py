@@ -110,16 +110,16 @@ def test_a_build_that_dies_leaves_nothing(anatomy, splits, fresh_cache, monkeypa
 
 def test_inputs_that_are_no_numbers_name_their_layer_and_leave_nothing(anatomy, splits, fresh_cache) -> None:
     slot = anatomy.slots_of(1)[0]
-    weight = anatomy.slots_of(0)[-1].module.weight
-    before = weight[0, 0].clone()
+    gain = anatomy.blocks[1].input_layernorm.weight  # in no unit: its layers' weights are numbers
+    before = gain[0].clone()
     with torch.no_grad():
-        weight[0, 0] = float("nan")
+        gain[0] = float("nan")
     try:
         with pytest.raises(StoreError, match=f"calibration inputs of {slot.name} hold NaN"):
             opened(anatomy, splits, builder=StoreBuilder(propagate=None))
     finally:
         with torch.no_grad():
-            weight[0, 0] = before
+            gain[0] = before
     assert not [path for path in (fresh_cache / "stores").iterdir() if path.is_dir()]
 
 
