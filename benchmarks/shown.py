@@ -1,5 +1,6 @@
 """What a table of the results book shows: comparisons, sizes by domain and task, output of scripts; its stamp."""
 
+import json
 import os
 import platform
 import subprocess
@@ -7,7 +8,7 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from datetime import date
 from importlib.metadata import version
-from itertools import product
+from itertools import groupby, product
 from pathlib import Path
 from typing import Any
 
@@ -241,11 +242,31 @@ def printed(rows: Sequence[Row], outputs: Sequence[str]) -> str:
     return "\n\n".join(text if "|---" in text else f"```\n{text}\n```" for text in texts)
 
 
+def json_lines(rows: Sequence[Row], outputs: Sequence[str]) -> str:
+    """Return lines of JSON as tables, one for lines that follow each other with the same keys."""
+    del rows
+    found = [json.loads(line) for text in outputs for line in text.splitlines() if line.startswith("{")]
+    tables = []
+    for keys, lines in groupby(found, key=tuple):
+        tables.append(
+            _table([keys, ["---"] * len(keys), *([_cell(value) for value in line.values()] for line in lines)])
+        )
+    return "\n\n".join(tables)
+
+
+def _cell(value: object) -> str:
+    """Return a value of a JSON line in a table's cell."""
+    if isinstance(value, list):
+        return ", ".join(map(_cell, value))
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value).replace("|", "\\|")
+
+
 SHOWN: dict[str, Callable[[Sequence[Row], Sequence[str]], str]] = {
     "comparison": compared_rows,
     "sizes": sizes,
     "seeds": seeds,
     "output": printed,
+    "lines": json_lines,
 }
 
 

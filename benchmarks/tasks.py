@@ -1,6 +1,6 @@
 """How long the tasks take, and how near the dense model's accuracy is to published figures.
 
-    python benchmarks/tasks.py [--limit 100] [--device cpu] [--dtype float32] [--tasks hellaswag piqa]
+    python benchmarks/tasks.py [--limit 100] [--device cpu] [--dtype auto] [--tasks hellaswag piqa]
     python benchmarks/tasks.py --read lines.jsonl
 
 Asks SmolLM2-135M-Instruct, dense, every task of ``tasks=core``. It prints a JSON line as each task ends, then Markdown:
@@ -164,7 +164,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--limit", type=int, default=100)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--dtype", default="auto")
     parser.add_argument("--tasks", nargs="+", default=list(LIBRARY))
     parser.add_argument("--batch-tokens", type=int, default=4096)
     parser.add_argument("--read", type=Path, help="JSON lines of an earlier run: make the tables of them, run nothing")

@@ -201,3 +201,10 @@ def test_figures_are_drawn_light_and_dark(tmp_path: Path) -> None:
         f"main-size_quality-{model}-{tone}.png" for model in ("tiny", "large") for tone in ("light", "dark")
     ]
     assert len(set(contents)) == 4 and all(content.startswith(b"\x89PNG") for content in contents)
+
+
+def test_json_lines_are_tables() -> None:
+    text = 'said\n{"pass": "squares", "tokens": 2048}\n{"pass": "a|b", "tokens": 1}\n{"done": [1, 0.5]}\n'
+    first, second = shown.json_lines([], [text]).split("\n\n")
+    assert first.splitlines() == ["| pass | tokens |", "| --- | --- |", "| squares | 2,048 |", "| a\\|b | 1 |"]
+    assert second.splitlines()[2] == "| 1, 0.5 |"

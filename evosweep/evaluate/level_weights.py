@@ -6,6 +6,7 @@ import torch
 
 from evosweep.core.lru import ByteLRU
 from evosweep.evaluate.memory import MemoryPlan
+from evosweep.models.device import page_locked
 from evosweep.store.manifest import LevelStore
 
 Key = tuple[int, int]
@@ -75,7 +76,7 @@ class LevelWeights:
             if self.plan.packed == "device":
                 self._packed[key] = _moved(tensors, self.device)
             else:
-                self._packed[key] = {name: tensor.pin_memory() for name, tensor in tensors.items()}
+                self._packed[key] = {name: page_locked(tensor, owner=self) for name, tensor in tensors.items()}
         return self._packed[key]
 
     def _names(self, key: Key) -> tuple[str, str]:

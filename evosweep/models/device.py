@@ -80,30 +80,30 @@ def let_visit(blocks: Sequence[nn.Module], device: torch.device) -> None:
     for block in blocks:
         block.to("cpu")
         if device.type == "cuda":
-            _lock_pages(block)
+            for tensor in [*block.parameters(), *block.buffers()]:
+                tensor.data = page_locked(tensor.data, owner=block)
         block.register_forward_pre_hook(_Visit(device))
         block.register_forward_hook(_leave, always_call=True)
 
 
-def _lock_pages(block: nn.Module) -> None:
-    """Page-lock a block's weights where they are, until the block is gone.
+def page_locked(tensor: torch.Tensor, *, owner: object) -> torch.Tensor:
+    """Return a copy of a tensor in page-locked host memory of its own size, or in plain memory if that is refused.
 
-    ``Tensor.pin_memory`` takes the next power of two: 43 GB for the 26 GB of a model in Llama-13B's shape. What cannot
-    be locked stays as it is, and is copied without running beside computation.
+    ``Tensor.pin_memory`` takes the next power of two: 43 GB for the 26 GB of a model in Llama-13B's shape.
+
+    Args:
+        tensor: On the CPU; it may be a part of a file, which could not be locked itself.
+        owner: The memory is kept and stays locked until this object is gone.
     """
+    copy = tensor.clone()
     runtime = torch.cuda.cudart()
-    locked = []
-    for tensor in [*block.parameters(), *block.buffers()]:
-        home = tensor.data.clone()  # not in a file that is mapped, which cannot be locked
-        if home.nbytes and not runtime.cudaHostRegister(home.data_ptr(), home.nbytes, 0).value:
-            locked.append(home)
-        tensor.data = home
-    weakref.finalize(block, _unlock_pages, locked)
+    if copy.nbytes and not runtime.cudaHostRegister(copy.data_ptr(), copy.nbytes, 0).value:
+        weakref.finalize(owner, _unlock, copy)
+    return copy
 
 
-def _unlock_pages(locked: Sequence[torch.Tensor]) -> None:
-    for home in locked:
-        torch.cuda.cudart().cudaHostUnregister(home.data_ptr())
+def _unlock(tensor: torch.Tensor) -> None:
+    torch.cuda.cudart().cudaHostUnregister(tensor.data_ptr())
 
 
 class _Visit:

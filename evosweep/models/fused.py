@@ -91,7 +91,7 @@ def compile_norms(blocks: nn.Module) -> None:
 
 
 class _Compiled(functools.partial):  # type: ignore[type-arg]
-    """A norm's compiled forward; its type tells it from forwards that were replaced for another reason."""
+    """A norm's compiled forward, so that it is known from one that was replaced for another reason."""
 
 
 @contextmanager

@@ -95,7 +95,7 @@ class TwoObjectivesSampler(EvoPressSampler):
         self.front = FrontOffspring(
             problem,
             seed=seed,
-            mutation=Flips(max_flips=max_flips),
+            mutation=Flips(max_flips=max_flips, light=True),
             least=int(problem.least + share * (problem.budget - problem.least)),
             resize=resize,
             cross=cross,

@@ -9,6 +9,7 @@ from evosweep.core.checks import check_int, check_number
 from evosweep.core.problem import Genome, Problem
 from evosweep.core.seeds import generator
 from evosweep.search.batch_moves import BatchMoves, Genomes
+from evosweep.search.mending import mend
 from evosweep.search.moves import fill, repair
 from evosweep.search.mutation import SIDESTEPS, Flips
 from evosweep.search.size_bases import Base, SizeBases
@@ -75,7 +76,7 @@ class FrontOffspring:
             parents: The front, in any order.
             chosen: Index of the parent of every offspring.
         """
-        if self.problem.gated or self.problem.limits:
+        if self.problem.gated:
             return [
                 self.offspring(generation=generation, parents=parents, slot=slot, parent=parent)
                 for slot, parent in enumerate(chosen)
@@ -96,11 +97,28 @@ class FrontOffspring:
         genomes[moved] = fitted
         kept = np.setdiff1d(np.arange(len(genomes)), crossed)
         genomes[kept] = self._all_mutated(batch, genomes[kept], rng)
+        if self.problem.limits:
+            self._hold_limits(genomes, front[list(chosen)], rng)
         return list(genomes)
+
+    def _hold_limits(self, genomes: Genomes, parents: Genomes, rng: np.random.Generator) -> None:
+        """Make every genome hold the problem's limits; one that cannot becomes its parent. In place.
+
+        Args:
+            genomes: Shape (offspring, units).
+            parents: Of each, shape (offspring, units).
+            rng: Chooses the steps.
+        """
+        exceeded = np.zeros(len(genomes), dtype=bool)
+        for limit in self.problem.limits:
+            exceeded |= limit.table[self.problem.indices, genomes].sum(axis=1) > limit.most
+        for row in np.flatnonzero(exceeded):
+            if not mend(self.problem, genomes[row], rng):
+                genomes[row] = parents[row]
 
     def costs(self, genomes: Sequence[Genome]) -> npt.NDArray[np.int64]:
         """Return the bits of every genome, shape (genomes,)."""
-        if self.problem.gated or self.problem.limits:
+        if self.problem.gated:
             return np.array([self.problem.cost(genome) for genome in genomes])
         return self._moves().costs(np.stack(genomes))
 
@@ -167,8 +185,7 @@ class FrontOffspring:
             other = parents[int(rng.integers(len(parents)))]
             low, high = sorted((size, self.problem.cost(other)))
             mixed = np.where(rng.random(len(genome)) < 0.5, genome, other)
-            mixed = self._fitted(mixed, int(rng.integers(low, high + 1)), rng)
-            return mixed if self.problem.feasible(mixed) else genome
+            return self._fitted(mixed, int(rng.integers(low, high + 1)), rng)
         return self.mutation(self.problem.within(max(self.problem.cost(genome), self.problem.least)), genome, rng)
 
     def _resized(self, genome: Genome, size: int, wanted: int, rng: np.random.Generator) -> Genome:
@@ -180,20 +197,17 @@ class FrontOffspring:
             wanted: Bits that the result may have.
             rng: Chooses what is lowered or raised.
         """
-        parent = genome
         if self.bases is not None:
             now, then = self.bases.at(np.array([wanted, size]))
             genome = np.clip(genome + now - then, 0, self.problem.sizes - 1)
-        fitted = self._fitted(genome, wanted, rng)
-        return fitted if self.problem.feasible(fitted) else parent
+        return self._fitted(genome, wanted, rng)
 
     def _fitted(self, genome: Genome, wanted: int, rng: np.random.Generator) -> Genome:
         here = self.problem.within(max(wanted, self.problem.least))
         fitted = genome.copy()
         if not here.gated:  # what a gate drops or brings back is worked out step by step
             shift(here, fitted, rng)
-        if not repair(here, fitted, rng):
-            return genome
+        repair(here, fitted, rng)
         fill(here, fitted, rng)
         return fitted
 

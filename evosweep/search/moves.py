@@ -12,6 +12,7 @@ from evosweep.core.problem import Genome, Problem
 from evosweep.search.mending import affordable_steps, mend
 
 Steps = npt.NDArray[np.int64]
+LIGHT_TRIES = 4
 
 
 def steps_up(problem: Problem, genome: Genome) -> Steps:
@@ -75,13 +76,15 @@ def swap(problem: Problem, genome: Genome, rng: np.random.Generator, *, among: S
     return False
 
 
-def exchange(problem: Problem, genome: Genome, rng: np.random.Generator) -> bool:
+def exchange(problem: Problem, genome: Genome, rng: np.random.Generator, *, light: bool = False) -> bool:
     """Raise one unit, lower others until the budget holds again, spend what is left over; in place.
 
     Args:
         problem: Units, ladders, budget.
         genome: Shape (units,); changed in place.
         rng: Chooses the units.
+        light: Leave out at once what would cost more than all others together can save, and give up after a few: where
+            hardly anything can be lowered, trying it all out takes long. It draws other random numbers.
 
     Returns:
         False, with the genome unchanged, if no unit can be raised that way.
@@ -89,7 +92,10 @@ def exchange(problem: Problem, genome: Genome, rng: np.random.Generator) -> bool
     before = genome.copy()
     up = steps_up(problem, genome)
     slack = problem.budget - problem.cost(genome)
-    for raised in rng.permutation(_indices(up >= 0)):
+    raisable = up >= 0
+    if light:
+        raisable &= up <= slack + problem.cost(genome) - problem.least
+    for raised in rng.permutation(_indices(raisable))[: LIGHT_TRIES if light else None]:
         _raise(problem, genome, int(raised), rng)
         left = _repair(problem, genome, rng, slack=slack - int(up[raised]), keep=(int(raised),))
         if left >= 0:

@@ -9,7 +9,7 @@ from evosweep.core.checks import check_choice, check_int, check_number
 from evosweep.core.problem import Genome, Problem
 from evosweep.search.block_groups import ENTROPY, dependent_groups
 from evosweep.search.mending import mend
-from evosweep.search.moves import exchange, fill, sidestep, swap
+from evosweep.search.moves import LIGHT_TRIES, exchange, fill, sidestep, swap
 
 TRIES = 16
 FLIPS = ("min_of_two", "uniform")
@@ -42,11 +42,19 @@ class Flips:
         group: Which units may swap: those whose steps cost the same (``size``), of these only the ones with the same
             name in their blocks (``name``), only those in neighbouring blocks that depend on one another by the entropy
             of their activations (``entropy``, as Q-VLM groups blocks), or none (``none``): every flip is an exchange.
+        light: Give up early on exchanges where hardly anything can be lowered, as ``moves.exchange``.
     """
 
     def __init__(
-        self, *, max_flips: int = 3, cross: float = 0.5, flips: str = "min_of_two", group: str = "size"
+        self,
+        *,
+        max_flips: int = 3,
+        cross: float = 0.5,
+        flips: str = "min_of_two",
+        group: str = "size",
+        light: bool = False,
     ) -> None:
+        self.light = light
         self.max_flips = check_int("max_flips", max_flips, low=1)
         self.cross = check_number("cross", cross, low=0, high=1)
         self.flips = check_choice("flips", flips, FLIPS)
@@ -57,7 +65,7 @@ class Flips:
     def __call__(self, problem: Problem, parent: Genome, rng: np.random.Generator) -> Genome:
         """Return an offspring within the budget that differs from its parent wherever any legal move exists."""
         draws = 2 if self.flips == "min_of_two" else 1
-        for _ in range(TRIES):
+        for _ in range(LIGHT_TRIES if self.light else TRIES):
             genome = parent.copy()
             for _ in range(int(rng.integers(1, self.max_flips + 1, size=draws).min())):
                 self._flip(problem, genome, rng)
@@ -76,7 +84,7 @@ class Flips:
         crossing = rng.random() < self.cross or self.group == "none"
         if not crossing and swap(problem, genome, rng, among=self._labels(problem)):
             return
-        if not exchange(problem, genome, rng) and problem.has_equal_costs:
+        if not exchange(problem, genome, rng, light=self.light) and problem.has_equal_costs:
             sidestep(problem, genome, rng)  # where nothing can be raised, it is the only move
 
     def _labels(self, problem: Problem) -> npt.NDArray[np.int64] | None:

@@ -8,6 +8,7 @@ import numpy as np
 from scipy.stats import ttest_rel
 
 LEVEL = 0.05  # above it, "no difference found"
+SAME_SIZE = 0.01  # share by which sizes may differ and still be called the same
 NO_DIFFERENCE = "no difference found"
 BY_WINDOW = "kl_by_window"  # entry of a result: mean KL of every validation window, in order
 Row = Mapping[str, Any]
@@ -125,5 +126,9 @@ def against_uniform(rows: Sequence[Row], best: Row) -> str | None:
         if row["sampler"] == "uniform" and row is not best and comparable and best.get(BY_WINDOW):
             size = f"uniform ({row['size_mb']:.1f} MB, {row['bits_per_weight']:.3f} bits)"
             name = f"{best['sampler']} ({best['size_mb']:.1f} MB, {best['bits_per_weight']:.3f} bits)"
-            return paired(best[BY_WINDOW], row[BY_WINDOW]).sentence(name=name, than=size)
+            sentence = paired(best[BY_WINDOW], row[BY_WINDOW]).sentence(name=name, than=size)
+            smaller = best["size_mb"] - row["size_mb"]
+            if smaller < SAME_SIZE * best["size_mb"]:
+                return sentence
+            return f"{sentence} Uniform is {smaller:.1f} MB smaller, so part of the difference is size."
     return None

@@ -43,7 +43,7 @@ def test_the_next_blocks_levels_come_while_a_block_runs(store, monkeypatch) -> N
     side = SimpleNamespace(record_event=lambda: "arrived")
     monkeypatch.setattr(torch.cuda, "stream", stream)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda _device: SimpleNamespace(wait_event=waits.append))
-    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: self)
+    monkeypatch.setattr(module, "page_locked", lambda tensor, owner: tensor)
     monkeypatch.setattr(torch.Tensor, "record_stream", lambda self, stream: None)
     moves: list[object] = []
     plain = module._moved

@@ -48,6 +48,10 @@ def test_only_results_at_one_budget_and_on_one_text_are_compared() -> None:
     assert against_uniform([{**uniform, "budget": "b"}, best], best) is None
     assert against_uniform([{**uniform, "text": "other"}, best], best) is None
     assert against_uniform([best], best) is None
+    assert (against_uniform([uniform, best], best) or "").endswith(").")
+    larger = {**best, "size_mb": 1.5}
+    smaller = "Uniform is 0.5 MB smaller, so part of the difference is size."
+    assert (against_uniform([uniform, larger], larger) or "").endswith(smaller)
 
 
 def test_a_search_says_what_it_beat_and_what_it_lost_to() -> None:

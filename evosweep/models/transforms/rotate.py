@@ -124,18 +124,18 @@ def _slot(block: nn.Module, path: str) -> LinearSlot | None:
 
 @contextmanager
 def widened(model: nn.Module) -> Iterator[None]:
-    """Hold all weights in fp32 while the context lasts, then in their own types again, in page-locked memory if so."""
-    homes: list[tuple[nn.Parameter, torch.dtype, bool]] = []
+    """Hold weights in fp32 while the context lasts, then as before: in their own types, page-locked if they were."""
+    homes: list[tuple[nn.Parameter, torch.dtype, torch.Tensor | None]] = []
     for parameter in model.parameters():
         if parameter.is_floating_point() and parameter.dtype != torch.float32:
-            homes.append((parameter, parameter.dtype, parameter.is_pinned()))
+            locked = parameter.data if parameter.is_pinned() else None
+            homes.append((parameter, parameter.dtype, locked))
             parameter.data = parameter.data.float()
     try:
         yield
     finally:
-        for parameter, dtype, pinned in homes:
-            narrow = parameter.data.to(dtype)
-            parameter.data = narrow.pin_memory() if pinned else narrow
+        for parameter, dtype, locked in homes:
+            parameter.data = parameter.data.to(dtype) if locked is None else locked.copy_(parameter.data)
 
 
 def check_same(model: nn.Module, expected: torch.Tensor, what: str) -> None:
