@@ -91,6 +91,29 @@ def check_loaded(path: str, model: nn.Module, info: Mapping[str, Any]) -> str | 
     return f"not loaded, as text does not need them: {_names(unexpected)}" if unexpected else None
 
 
+def untied_as_stored(path: str, model: nn.Module) -> str | None:
+    """Return a note where a checkpoint ties its head by config.json but stores another one; its config is then untied.
+
+    transformers loads both weights and leaves the config as it was, so that an export with either of them missing would
+    be tied when it is loaded again.
+
+    Args:
+        path: The checkpoint, for messages.
+        model: The loaded model; its config is changed.
+    """
+    any_model: Any = model
+    head = any_model.get_output_embeddings()
+    tied = getattr(any_model, "_tied_weights_keys", None)
+    if not tied or getattr(head, "weight", None) is None or head.weight is any_model.get_input_embeddings().weight:
+        return None
+    configs = [any_model.config, any_model.config.get_text_config()]
+    if not any(getattr(config, "tie_word_embeddings", False) for config in configs):
+        return None
+    for config in configs:
+        config.tie_word_embeddings = False
+    return f"config.json of {path} ties the head to the embedding, and its weights hold two: they stay two"
+
+
 def check_finite(path: str, model: nn.Module) -> None:
     """Raise ModelError where a parameter of a loaded model has NaN or infinite values.
 

@@ -195,6 +195,8 @@ def _explained(path: str) -> Iterator[None]:
         hint = "" if where.exists() else did_you_mean(where.name, siblings)
         if isinstance(error, pickle.UnpicklingError):  # whose own message says how to load them all the same
             reason = "its .bin files hold more than tensors, which is never loaded: give it as safetensors"
+        elif not where.exists() and (where.is_absolute() or path.count("/") > 1):  # no hub id: its message is of those
+            reason = "there is no such folder"
         else:
             reason = first_line(error)
         raise ModelError(

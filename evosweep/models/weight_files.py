@@ -12,6 +12,8 @@ from evosweep.core.errors import ModelError
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json")
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+PICKLED_ADAPTER = "adapter_model.bin"
 LFS = b"version https://git-lfs"
 """First bytes of the text that Git leaves in place of a large file that it has not fetched."""
 CODES = re.compile(r"^(I|U|F4|F6|F8|BOOL)")
@@ -32,6 +34,15 @@ def check_weight_files(folder: Path, *, quantized: bool) -> None:
                 f"model.path: {codes[0]} in {path} has type {codes[1]}, and config.json has no quantization_config "
                 "that says what its values stand for: give the checkpoint in float32, bfloat16 or float16"
             )
+
+
+def check_adapter_file(folder: Path) -> None:
+    """Raise ModelError where the folder of an adapter of peft has no weights, or none that can be read."""
+    path = folder / ADAPTER_WEIGHTS
+    if path.is_file():
+        _coded(path)
+    elif not (folder / PICKLED_ADAPTER).is_file():
+        raise ModelError(f"model.path: the adapter {folder} has no weights ({ADAPTER_WEIGHTS})")
 
 
 def _files(folder: Path) -> list[Path]:

@@ -9,9 +9,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from evosweep import Budget, build_store, export, load_packed, make_problem, run_search
+from evosweep.compressors.rtn import RoundToNearest
 from evosweep.core.errors import ModelError
 from evosweep.core.events import Silent
 from evosweep.models.load import HuggingFace, weights_hash
+from evosweep.store.units import Units
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -135,3 +138,23 @@ def test_a_key_that_is_missing_is_more_than_the_key(folder: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "hidden_act": "no_such"}))
     assert refusal(folder).endswith("there is no 'no_such'")
+
+
+def test_a_head_that_is_stored_beside_a_tied_embedding_stays_its_own(folder: Path, loaded, splits) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": True}))
+    notes: list[str] = []
+    progress = Silent()
+    progress.say = notes.append  # type: ignore[method-assign]
+    again = HuggingFace(path=str(folder), dtype="float32", device="cpu").load(progress=progress)
+    assert notes[-1].endswith("ties the head to the embedding, and its weights hold two: they stay two")
+    assert again.model.config.tie_word_embeddings is False
+    assert weights_hash(again.model) == weights_hash(loaded.model)
+    eight = RoundToNearest(bits=[8], group=16)
+    bench = build_store(again, splits, RoundToNearest(bits=[4], group=16), units=Units(embedding=eight, head=eight))
+    problem = make_problem(bench, Budget(as_uniform=4))
+    result = run_search(problem, bench, generations=1, stages=[{"survivors": 1, "tokens": 64}])
+    packed = load_packed(export(result, bench, folder.parent / "packed")["path"])
+    head = packed.get_output_embeddings().weight
+    assert head is not packed.get_input_embeddings().weight
+    torch.testing.assert_close(head, loaded.model.lm_head.weight, atol=0.01, rtol=0)
