@@ -253,7 +253,7 @@ class Workbench:
 
     @contextmanager
     def timed(self, phase: str) -> Iterator[None]:
-        """Record how long a phase takes."""
+        """Record the wall-clock seconds of the context in ``seconds[phase]``; nothing is recorded where it raises."""
         began = time.monotonic()
         yield
         self.seconds[phase] = time.monotonic() - began

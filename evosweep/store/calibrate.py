@@ -318,7 +318,12 @@ class Walk:
 
 @dataclass(frozen=True)
 class CalibrationMemory:
-    """Where calibration's hidden states are kept between blocks, and how many tokens run at once."""
+    """Where calibration's hidden states are kept between blocks, and how many tokens run at once.
+
+    Attributes:
+        home: The device that keeps them: the model's, or the CPU where they do not fit.
+        batch_tokens: Tokens of one forward pass of a block.
+    """
 
     home: torch.device
     batch_tokens: int
