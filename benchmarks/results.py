@@ -189,9 +189,11 @@ def _origin(folder: Path, over: Sequence[Mapping[str, Any]], *, commands: int) -
 
 
 def _typed(table: Mapping[str, Any]) -> list[str]:
-    """Return the lines that a reader would type, and which values stand for the names in them."""
-    lines = ["python " + ("-m " if command.startswith("evosweep") else "") + command for command in table["commands"]]
-    return [*lines, *(f"# {{{name}}}: {', '.join(map(str, values))}" for name, values in table.get("each", {}).items())]
+    """Return the first commands that a reader would type, and which other values stand in for theirs."""
+    each = table.get("each", {})
+    first = commands_of({**table, "each": {name: values[:1] for name, values in each.items()}})
+    lines = ["python " + ("-m " if command.startswith("evosweep") else "") + command for command in first]
+    return [*lines, *(f"# {name}: {', '.join(map(str, values))}" for name, values in each.items())]
 
 
 def assemble(names: Sequence[str]) -> None:

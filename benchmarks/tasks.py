@@ -64,6 +64,7 @@ class Published:
     differs: str
 
 
+WEIGHTS = "the weights alone: from 4 bits here"
 ARC = ("arc_easy", "arc_challenge")
 TEST = "test split (here validation)"
 CHAT = "questions inside the chat template"
@@ -155,7 +156,7 @@ def _published(rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
             error = 100 * sum(item["stderr"] ** 2 for item in found) ** 0.5 / len(found)
             figures = f"{one.accuracy:.1f} | {ours:.1f} ± {error:.1f} | {ours - one.accuracy:+.1f}"
             name = ", ".join(one.tasks)
-            lines.append(f"| {name} | {one.metric} | {one.source} | {figures} | {one.differs or 'nothing'} |")
+            lines.append(f"| {name} | {one.metric} | {one.source} | {figures} | {one.differs or WEIGHTS} |")
     return [*lines, "", f"{SOURCES} {ALL}"] if len(lines) > 2 else []
 
 

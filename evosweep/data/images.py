@@ -10,11 +10,11 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 
-from evosweep.core.errors import DataError, SettingError, did_you_mean
+from evosweep.core.errors import DataError, did_you_mean
 from evosweep.core.events import Progress
 from evosweep.data.documents import Document
 from evosweep.data.pictures import Pictures, named_by_content
-from evosweep.data.table_rows import check_template
+from evosweep.data.table_rows import check_column, check_path, check_template
 from evosweep.data.text import json_rows, utf8
 
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
@@ -34,12 +34,8 @@ class ImageFiles:
     """
 
     def __init__(self, *, path: str, column: str = "text", template: str | None = None) -> None:
-        if not isinstance(path, str) or not path:
-            raise SettingError("path", allowed="a folder of images with captions, or a .jsonl file", got=path)
-        if not isinstance(column, str) or not column:
-            raise SettingError("column", allowed="the name of a column", got=column)
-        self.path = Path(path).expanduser()
-        self.column = column
+        self.path = check_path(path, allowed="a folder of images with captions, or a .jsonl file")
+        self.column = check_column(column)
         self.template = check_template(template)
 
     def documents(self, *, progress: Progress) -> list[Document]:

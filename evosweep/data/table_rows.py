@@ -1,6 +1,7 @@
 """Rows of a table turned into documents: one column that holds text or conversations."""
 
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 from evosweep.core.errors import DataError, SettingError, did_you_mean
@@ -14,6 +15,20 @@ def check_template(template: object) -> str | None:
     if template is not None and template not in TEMPLATES:
         raise SettingError("template", allowed=["null", *TEMPLATES], got=template)
     return None if template is None else str(template)
+
+
+def check_path(path: object, *, allowed: str) -> Path:
+    """Return a path with the home directory filled in; raise SettingError where it is no text or empty."""
+    if not isinstance(path, str) or not path:
+        raise SettingError("path", allowed=allowed, got=path)
+    return Path(path).expanduser()
+
+
+def check_column(column: object) -> str:
+    """Return a column's name; raise SettingError where it is no text or empty."""
+    if not isinstance(column, str) or not column:
+        raise SettingError("column", allowed="the name of a column", got=column)
+    return column
 
 
 def rows_to_documents(

@@ -10,7 +10,7 @@ from evosweep.core.errors import DataError, SettingError, did_you_mean
 from evosweep.core.events import Progress
 from evosweep.data.documents import Document
 from evosweep.data.sections import cut_if_few, normalize_line_ends
-from evosweep.data.table_rows import check_template, rows_to_documents
+from evosweep.data.table_rows import check_column, check_path, check_template, rows_to_documents
 
 SUFFIXES = (".txt", ".jsonl", ".json", ".parquet")
 NAMED = 3  # skipped files that are named in a note
@@ -29,12 +29,8 @@ class TextFiles:
     """
 
     def __init__(self, *, path: str, column: str = "text", template: str | None = None) -> None:
-        if not isinstance(path, str) or not path:
-            raise SettingError("path", allowed="a .txt, .jsonl or .parquet file, or a folder of them", got=path)
-        if not isinstance(column, str) or not column:
-            raise SettingError("column", allowed="the name of a column", got=column)
-        self.path = Path(path).expanduser()
-        self.column = column
+        self.path = check_path(path, allowed="a .txt, .jsonl or .parquet file, or a folder of them")
+        self.column = check_column(column)
         self.template = check_template(template)
 
     def documents(self, *, progress: Progress) -> list[Document]:

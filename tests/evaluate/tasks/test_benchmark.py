@@ -33,7 +33,7 @@ def test_published_figures_stand_beside_ours_in_the_same_metric() -> None:
         ]
     ).splitlines()
     assert "| hellaswag | 1,000 | 30.0 ± 1.0 | **42.0 ± 1.0** | 5,000 | 2.0 | 0.5 |" in found
-    assert f"| hellaswag | acc_norm | {tasks.HARNESS} | 43.0 | 42.0 ± 1.0 | -1.0 | nothing |" in found
+    assert f"| hellaswag | acc_norm | {tasks.HARNESS} | 43.0 | 42.0 ± 1.0 | -1.0 | {tasks.WEIGHTS} |" in found
     assert f"| arc_easy | acc | {tasks.HARNESS} | 54.1 | 54.0 ± 1.0 | -0.1 | {tasks.TEST} |" in found
     (mean,) = [line for line in found if line.startswith("| arc_easy, arc_challenge |") and tasks.CARD in line]
     assert "| 37.3 | 39.0 ± 0.7 | +1.7 |" in mean and tasks.CHAT in mean
