@@ -15,10 +15,10 @@ from torch import nn
 
 from evosweep.core.errors import ModelError
 from evosweep.core.events import Progress
-from evosweep.models.admission import AUTO, VISION_LANGUAGE, admit
+from evosweep.models.admission import AUTO, VISION_LANGUAGE, admit, block_size_of
 from evosweep.models.checkpoint import check_finite, check_loaded, check_vocabulary, read_config, untied_as_stored
 from evosweep.models.verify import first_line
-from evosweep.models.weight_files import check_adapter_file, check_weight_files
+from evosweep.models.weight_files import check_adapter_file, check_scale_grids, check_weight_files
 
 ADAPTER = "adapter_config.json"
 MERGE = "merge"
@@ -45,6 +45,7 @@ def pretrained(
     admission = admit(path, config, kind=kind, dequantize=dequantize)
     if Path(path).is_dir() and not config.get("transformers_weights"):  # which names a file of its own
         check_weight_files(Path(path), quantized=admission.quantization is not None)
+        check_scale_grids(Path(path), block_size_of(config))
     for note in admission.notes:
         progress.say(note)
     seeing = admission.kind == VISION_LANGUAGE

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -12,6 +12,7 @@ from evosweep.core.errors import ModelError
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json")
+SCALES = "_scale_inv"  # behind the name of an FP8 weight
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 PICKLED_ADAPTER = "adapter_model.bin"
 LFS = b"version https://git-lfs"
@@ -34,6 +35,34 @@ def check_weight_files(folder: Path, *, quantized: bool) -> None:
                 f"model.path: {codes[0]} in {path} has type {codes[1]}, and config.json has no quantization_config "
                 "that says what its values stand for: give the checkpoint in float32, bfloat16 or float16"
             )
+
+
+def check_scale_grids(folder: Path, block: object) -> None:
+    """Raise ModelError where an FP8 checkpoint's last block of rows or columns is narrower than the others.
+
+    transformers (Fp8Dequantize, 5.23) takes a block to be a weight's shape over that of its grid of scales,
+    which is another one then: where the division leaves no rest, the weight comes out wrong.
+
+    Args:
+        folder: Of the checkpoint.
+        block: Rows and columns of a block, ``weight_block_size`` of its quantization_config; None: a scale a tensor.
+    """
+    if not isinstance(block, Sequence) or len(block) != 2:
+        return
+    shapes: dict[str, list[int]] = {}
+    for path in _files(folder):
+        with safe_open(path, framework="pt") as tensors:
+            shapes |= {name: tensors.get_slice(name).get_shape() for name in tensors.keys()}  # noqa: SIM118
+    for name, grid in shapes.items():
+        shape = shapes.get(name.removesuffix(SCALES), []) if name.endswith(SCALES) else []
+        if len(shape) >= 2 and len(grid) == len(shape):
+            sides = zip(shape[-2:], grid[-2:], block, strict=True)
+            if any(parts > 1 and parts == -(-size // step) and size % step for size, parts, step in sides):
+                raise ModelError(
+                    f"model.path: {name.removesuffix(SCALES)} in {folder} has shape {tuple(shape)}, which blocks of "
+                    f"{block[0]}x{block[1]} do not divide: transformers dequantizes it wrongly; give the dense "
+                    "checkpoint that it was made from"
+                )
 
 
 def check_adapter_file(folder: Path) -> None:
