@@ -30,7 +30,13 @@ STARTS = 4  # genomes that a neighbour's winner is moved to
 
 @dataclass(frozen=True)
 class Job:
-    """A search at one of several budgets: what ``pipeline.run`` takes."""
+    """A search at one of several budgets: the arguments of ``pipeline.run``.
+
+    Attributes:
+        task: Sampler, plan, exporter and the other objects.
+        draft: What checking it gave.
+        notes: Texts that are logged with the run.
+    """
 
     task: Task
     draft: Draft

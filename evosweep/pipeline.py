@@ -28,7 +28,6 @@ from evosweep.evaluate.sensitivity import MEASURES, measure
 from evosweep.exporters.card import with_figures
 from evosweep.finish.base import save_tuned
 from evosweep.models.activations import is_static, no_ranges
-from evosweep.models.checkpoint import check_length
 from evosweep.models.patch import replaced_parameters
 from evosweep.result_row import comparable_row, described, plain_row, with_front
 from evosweep.samplers.base import PopulationSampler
@@ -66,9 +65,6 @@ def check(task: Task, bench: Workbench) -> Draft:
     if task.exporter.enabled:
         task.exporter.check_problem(problem, bench.anatomy)
     longest = max(split.seq_len for split in bench.splits.values())
-    warning = check_length(bench.loaded.model, longest)
-    if warning:
-        bench.progress.say(warning)
     plan_memory(bench.resources, bench.anatomy, bench.plan.units, seq_len=longest)
     if is_static(bench.resources.activations) and not bench.builder.settings.input_ranges:
         raise no_ranges(bench.resources.activations, owner=bench.resources)

@@ -174,7 +174,12 @@ class Notes:
 
 @dataclass(frozen=True)
 class Draft:
-    """A task that was checked against its model and text, before any long work."""
+    """What checking a task against its model and text gives, before any long work.
+
+    Attributes:
+        name: Of the run.
+        columns: Names of what the sampler needs measured of every unit.
+    """
 
     name: str
     columns: tuple[str, ...]

@@ -34,6 +34,7 @@ from evosweep.evaluate.tasks.accuracy import Accuracy
 from evosweep.evaluate.tasks.tasks import Tasks
 from evosweep.fitness.kl import KL
 from evosweep.models.anatomy import Anatomy
+from evosweep.models.checkpoint import check_length
 from evosweep.models.dropping import Drop
 from evosweep.models.load import LoadedModel, ModelSource
 from evosweep.models.seeing import check_transform, image_processor
@@ -110,8 +111,9 @@ class Workbench:
     @cached_property
     def anatomy(self) -> Anatomy:
         """The structure of the dense model."""
+        warning = check_length(self.loaded.model, max(split.seq_len for split in self.splits.values()))
         anatomy = anatomy_of(self.loaded, self.splits)
-        for note in anatomy.notes:
+        for note in (*anatomy.notes, *([warning] if warning else [])):
             self.progress.say(note)
         return anatomy
 
@@ -253,7 +255,7 @@ class Workbench:
 
     @contextmanager
     def timed(self, phase: str) -> Iterator[None]:
-        """Record how long a phase takes."""
+        """Record the wall-clock seconds of the context in ``seconds[phase]``; nothing is recorded where it raises."""
         began = time.monotonic()
         yield
         self.seconds[phase] = time.monotonic() - began

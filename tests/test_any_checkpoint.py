@@ -9,6 +9,7 @@ import torch
 import transformers
 
 from evosweep.models.load import byte_tokenizer
+from evosweep.testing.tiny import tiny_config
 from tests.cli import TINY, evosweep, workplace
 from tests.models.seeing import save_seeing
 
@@ -77,3 +78,14 @@ def test_a_classifier_is_one_line_and_leaves_nothing_behind(here: Path, capsys) 
     lines = [line for line in capsys.readouterr().err.splitlines() if "model.path" in line]
     assert len(lines) == 1 and "has a head for other answers than the next token" in lines[0]
     assert not (here / "runs" / "classified").exists()
+
+
+def test_a_budget_may_be_the_number_of_a_level_that_is_not_whole(here: Path) -> None:
+    others = ("compressor.bits", "compressor.group", "budget.as_uniform", "sampler=")
+    settings = [setting for setting in OURS if not setting.startswith(others)]
+    transformers.LlamaForCausalLM(tiny_config()).save_pretrained(here / "llama")
+    byte_tokenizer().save_pretrained(here / "llama")
+    settings += [f"model.path={here / 'llama'}", "name=fraction", "export=none", "tracking=none", "sampler=uniform"]
+    assert evosweep(*settings, "compressor=gguf", "compressor.types=[Q4_K,Q8_0]", "budget.as_uniform=4.5") == 0
+    row, _ = result_of(here, "fraction")
+    assert row["metrics"]["bits_per_weight"] == 4.5  # IQ4_NL for rows of 32: 18 bytes for 32 weights

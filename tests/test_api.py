@@ -11,7 +11,7 @@ import transformers
 
 import evosweep
 from evosweep.core.errors import SettingError
-from evosweep.models.load import LoadedModel
+from evosweep.models.load import LoadedModel, Random
 from evosweep.testing.tiny import tiny_config
 from tests.cli import write_corpus
 
@@ -69,3 +69,10 @@ def test_a_model_is_rotated_while_it_is_loaded(folder: Path) -> None:
         expected, logits = loaded.model(tokens).logits, rotated.model(tokens).logits
     assert torch.allclose(logits, expected, atol=1e-4)
     assert not torch.allclose(rotated.model.lm_head.weight, loaded.model.lm_head.weight, atol=1e-3)
+
+
+def test_windows_longer_than_learned_positions_are_one_line_before_any_work(splits) -> None:
+    sizes = {"vocab_size": 256, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 16}
+    source = Random(name="short", config=lambda: transformers.GPT2Config(**sizes, bos_token_id=1, eos_token_id=2))
+    with pytest.raises(SettingError, match=r"^tokens\.seq_len must be at most 16, the positions .*, got 32$"):
+        evosweep.build_store(evosweep.load(source), splits, evosweep.GPTQ(bits=[2], group=16))

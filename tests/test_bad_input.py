@@ -43,6 +43,7 @@ CASES = {
     "budget no number": (["budget=bits_per_weight", "budget.bits_per_weight=lots"], "budget.bits_per_weight", "lots"),
     "two budgets": (["budget.megabytes=10", "budget.as_uniform=3"], "exactly one of", "megabytes"),
     "level that no unit has": (["budget.as_uniform=7"], "budget.as_uniform must be one of 2, 3, 4, 5, 6", "7"),
+    "level between two": (["budget.as_uniform=3.5"], "budget.as_uniform must be one of 2, 3, 4, 5, 6", "3.5"),
     "bits out of range": (["compressor.bits=[1,3]"], "compressor.bits", "from 2 to 8"),
     "group that does not divide": (
         ["compressor.group=48"],

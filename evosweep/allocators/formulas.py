@@ -47,7 +47,7 @@ class Bench:
         return len(self.kl)
 
     def rows(self, chosen: slice) -> "Bench":
-        """Return some of its allocations."""
+        """Return a bench of those of its allocations that a slice chooses, with their KL."""
         return Bench(self.genomes[chosen], self.kl[chosen])
 
     def scores(self, table: Table) -> npt.NDArray[np.float64]:

@@ -65,7 +65,13 @@ class Pairs:
 
 @dataclass(frozen=True)
 class Found:
-    """A genome, its value in the model, and a lower bound of all genomes' values."""
+    """What an integer program found.
+
+    Attributes:
+        genome: The best that was found within the budget, shape (units,).
+        value: Its loss by the quadratic model, as a rise over the dense model.
+        bound: Lower bound of that loss for every genome within the budget; ``value`` - ``bound`` is the gap.
+    """
 
     genome: Genome
     value: float
@@ -131,7 +137,11 @@ class _Program:
         return np.asarray(self._roots @ shares)
 
     def genome(self, shares: Floats) -> Genome:
-        """Return the genome of whole shares."""
+        """Return the genome that a solution of 0 and 1 stands for, shape (units,).
+
+        Args:
+            shares: Share of each level of each unit, shape (all levels,); what is above 0.5 counts as 1.
+        """
         genome = np.zeros(len(self.problem.units), dtype=np.int64)
         chosen = shares > 0.5
         genome[self.units[chosen]] = self.levels[chosen]

@@ -34,7 +34,16 @@ from evosweep.workbench import Workbench
 
 @dataclass(frozen=True)
 class Earlier:
-    """An earlier run's allocation on its workbench."""
+    """An earlier run, opened again to export, score or resolve it.
+
+    Attributes:
+        folder: Of the run.
+        config: Its settings, with what was overridden now.
+        bench: Its model, text and level store.
+        problem: Its units and budget.
+        genome: The allocation that it chose, shape (units,).
+        tuned: Parameters that a finish changed, by name; empty where there was none.
+    """
 
     folder: Path
     config: DictConfig

@@ -221,7 +221,12 @@ class Layer:
 
 @dataclass(frozen=True)
 class Job:
-    """A layer at one size, in bytes."""
+    """A layer that is to be coded at one size.
+
+    Attributes:
+        layer: Its weights and their statistics.
+        size: Bytes that codes, scales and tables take together.
+    """
 
     layer: Layer
     size: int

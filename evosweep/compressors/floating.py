@@ -271,7 +271,14 @@ class FloatColumns:
 
 @dataclass(frozen=True)
 class FloatGrid:
-    """Numbers of each row's format, times its scale; as codes serve the numbers themselves, fp32."""
+    """The grid of one column: each row has a floating-point format and a scale.
+
+    Codes are the format's numbers themselves, fp32, so that a weight is code · scale.
+
+    Attributes:
+        scale: Of every row, fp32, shape (rows,).
+        limits: Range and precision of every row's format.
+    """
 
     scale: torch.Tensor
     limits: Limits

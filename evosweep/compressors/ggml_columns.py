@@ -104,7 +104,12 @@ class ValueColumns:
 
 @dataclass(frozen=True)
 class ValueGrid:
-    """The values of a type's table, times each row's scale."""
+    """The grid of one column of a ggml type with a table of values (IQ4_NL, MXFP4): a weight is table[code] · scale.
+
+    Attributes:
+        scale: Of every row, fp32, shape (rows,).
+        kind: The type, which has the table.
+    """
 
     scale: torch.Tensor
     kind: BlockType

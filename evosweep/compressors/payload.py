@@ -184,13 +184,16 @@ class Payload:
 
 
 def layer_error(difference: torch.Tensor, second_moment: torch.Tensor) -> float:
-    """Return the mean over inputs x of w·‖D x‖².
+    """Return the mean over inputs x of w·‖D x‖²; NaN or infinity where fp32 overflows.
 
     Args:
         difference: D, dense weight minus compressed weight, shape (out, in).
         second_moment: Mean of w·x xᵀ, shape (in, in).
     """
-    return max(0.0, float(((difference @ second_moment) * difference).sum(dtype=torch.float64)))
+    error = float(((difference @ second_moment) * difference).sum(dtype=torch.float64))
+    return (
+        0.0 if error < 0 else error
+    )  # below zero by rounding alone; max(0, NaN) would be the error of a perfect level
 
 
 def module_path(format_name: str) -> str:

@@ -24,7 +24,8 @@ class Budget:
     """A bound on size, given in one of several ways.
 
     Args:
-        as_uniform: What every unit at this level costs: a level's name (``3bit``) or its nominal number (``3``).
+        as_uniform: What every unit at this level costs: a level's name (``3bit``, ``Q4_K``) or its nominal number
+            (``3``, ``4.5``).
         bits_per_weight: True bits (codes, scales, zeros) over the weights of the units.
         megabytes: 10⁶ bytes of the whole model: units, and everything else at its own width.
         sparsity: What every unit costs with this share of its weights removed, masks included.
@@ -46,7 +47,7 @@ class Budget:
     def __init__(
         self,
         *,
-        as_uniform: int | str | None = None,
+        as_uniform: int | float | str | None = None,
         bits_per_weight: float | None = None,
         megabytes: float | None = None,
         sparsity: float | None = None,

@@ -215,11 +215,14 @@ class Problem:
         return digest([ladders, int(self.budget), int(self.fixed_bits), *([limits] if limits else [])])
 
     def cost(self, genome: Genome) -> int:
-        """Total bits of a genome, shape (units,)."""
+        """Return the bits that the units take at the levels of a genome, shape (units,), without ``fixed_bits``.
+
+        Units inside a dropped part cost nothing.
+        """
         return int(self.prices(genome).sum())
 
     def feasible(self, genome: Genome) -> bool:
-        """Whether a genome fits the budget and all limits."""
+        """Return whether a genome, shape (units,), costs at most the budget and holds every further limit."""
         return self.cost(genome) <= self.budget and all(limit.used(genome) <= limit.most for limit in self.limits)
 
     def limit_figures(self, genome: Genome) -> dict[str, float]:
@@ -237,11 +240,11 @@ class Problem:
         return np.asarray(bits / np.maximum(np.bincount(groups, weights=self.numels), 1), dtype=np.float64)
 
     def bits_per_weight(self, bits: int) -> float:
-        """Bits over all weights of the units."""
+        """Return ``bits`` divided by the number of weights of all units: 4.3 for 4-bit codes with their scales."""
         return bits / int(self.numels.sum())
 
     def sparsity(self, genome: Genome) -> float:
-        """Share of all units' weights that are removed, one by one or with what is dropped: dense-equivalent sparsity.
+        """Return the share of all units' weights that are removed, one by one or with what is dropped.
 
         It is not the share of bits saved, since masks take space too; see ``cost``.
         """
@@ -249,11 +252,11 @@ class Problem:
         return float(np.where(self.alive(genome), removed, 1.0) @ self.numels / self.numels.sum())
 
     def megabytes(self, bits: int) -> float:
-        """Size of the whole model in 10⁶ bytes: the units at ``bits`` plus everything that is not compressed."""
+        """Return the size of the whole model in 10⁶ bytes: ``bits`` for the units, plus ``fixed_bits`` for all else."""
         return (bits + self.fixed_bits) / 8e6
 
     def encode(self, allocation: Mapping[str, str]) -> Genome:
-        """Turn unit -> level names into level indices; tied layers may be named one by one.
+        """Return level indices, shape (units,), for unit name -> level name; tied layers may be named one by one.
 
         Raises:
             EvosweepError: A unit is missing or unknown, or has no level of that name, or tied layers differ.
@@ -276,7 +279,7 @@ class Problem:
         return genome
 
     def decode(self, genome: Genome) -> Allocation:
-        """Turn level indices into an allocation."""
+        """Return unit name -> level name for level indices, shape (units,); ``encode`` is the inverse."""
         pairs: Sequence[tuple[Unit, int]] = list(zip(self.units, map(int, genome), strict=True))
         return Allocation({unit.name: unit.levels[index].name for unit, index in pairs})
 

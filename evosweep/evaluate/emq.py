@@ -30,11 +30,13 @@ Numbers = npt.NDArray[np.float64]
 
 
 def emq_tokens(problem: Problem, tokens: int) -> int:
-    """Return the tokens that ``emq`` takes: the bench's, and a unit's for the proxies.
+    """Return how many tokens ``emq`` costs in all, to be counted as those of a search are.
+
+    ALLOCATIONS allocations are scored on ``tokens`` each, and the proxies take as many for every unit.
 
     Args:
-        problem: Units.
-        tokens: For each allocation of the bench, and for each unit.
+        problem: Its number of units counts.
+        tokens: That each of the allocations is scored on, and that each unit takes.
     """
     return (ALLOCATIONS + len(problem.units)) * tokens
 

@@ -55,7 +55,7 @@ class Resources:
         self.mq_bench = None if mq_bench is None else _existing("mq_bench", mq_bench)
 
     def compiles(self, device: torch.device) -> bool:
-        """Return whether to compile on a device."""
+        """Return whether scoring compiles its kernels on a device: as ``compile`` says, else on CUDA alone."""
         return device.type == "cuda" if self.compile is None else self.compile
 
 

@@ -119,7 +119,14 @@ def _shared(
 
 
 def answer_pass(evaluator: Evaluator, facts: Mapping[str, Any]) -> parallel.Message:
-    """Return the numbers of this process's backward pass, if there is one for it."""
+    """Return the scores that this process's backward pass gave, as the answer to another process's question.
+
+    The message has ``numbers``, a flat list, layer after layer: empty where there are fewer passes than processes.
+
+    Args:
+        evaluator: Has the dense model and the search text.
+        facts: The question: ``layers`` (names), ``passes`` (windows and seed of each) and ``score``, a key of SCORES.
+    """
     mine = parallel.rank() < len(facts["passes"])
     return {"numbers": _one(evaluator, facts, parallel.rank()) if mine else []}, {}
 

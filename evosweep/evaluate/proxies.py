@@ -177,7 +177,14 @@ def _of_the_store(problem: Problem) -> dict[str, Table]:
 
 
 def with_bits(tables: Mapping[str, Table]) -> dict[str, Table]:
-    """Return the proxies as they rank allocations alone: −proxy · bits a weight where one knows no levels."""
+    """Return each proxy so that the sum over units of its numbers ranks allocations: the higher, the larger the loss.
+
+    A proxy that differs by level does so already. One that has the same number for all levels of a unit, as an outlier
+    ratio has, becomes −number · bits per weight of the level.
+
+    Args:
+        tables: Proxy -> numbers, shape (units, levels) or (units, 1); ``bits_per_weight`` among them is left out.
+    """
     bits = tables["bits_per_weight"]
     flat = {name: bool((table == table[:, :1]).all()) for name, table in tables.items()}
     return {name: -table * bits if flat[name] else table for name, table in tables.items() if table is not bits}

@@ -117,7 +117,9 @@ def loss_alone(
 def around_uniform(
     evaluator: Evaluator, problem: Problem, *, tokens: int, seed: int, progress: Progress, steps: Steps = ALONE
 ) -> Columns:
-    """Return the rise of the KL for each unit alone at each level, all others as in the uniform allocation.
+    """Return how much the KL rises with one unit at each of its levels, the others as in the uniform allocation.
+
+    A rise is in nats a token, against the uniform allocation itself on the same tokens; it may be below 0.
 
     Args:
         evaluator: Scores genomes.
@@ -135,7 +137,9 @@ def around_uniform(
 def around_top(
     evaluator: Evaluator, problem: Problem, *, tokens: int, seed: int, progress: Progress, steps: Steps = ALONE
 ) -> Columns:
-    """Return the rise of the KL for each unit alone at each level, all others at their highest level.
+    """Return how much the KL rises with one unit at each of its levels, all others at their highest.
+
+    A rise is in nats a token, against all units at their highest level on the same tokens.
 
     Args:
         evaluator: Scores genomes.

@@ -129,4 +129,7 @@ class Fitness(Protocol):
         """
 
     def reduce(self, mean: float) -> float:
-        """Return the figure that is reported, for the mean loss."""
+        """Return the figure that is reported and minimized, for the mean of ``losses`` over all tokens.
+
+        The KL is that mean itself, perplexity its exponential.
+        """

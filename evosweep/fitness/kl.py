@@ -58,7 +58,12 @@ class KL:
         return {"mean_row": rows, "constant": constant}
 
     def losses(self, outputs: Outputs, targets: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """Return the divergence of every token."""
+        """Return KL(dense ‖ compressed) of the next-token distribution at every token, in nats, fp32, shape (tokens,).
+
+        Args:
+            outputs: The compressed model's output on the tokens.
+            targets: What ``targets`` returned for the same tokens of the dense model.
+        """
         if outputs.head.linear:
             cross = (outputs.hidden.float() * targets["mean_row"].float()).sum(dim=1)
             return (targets["constant"] - cross) + outputs.logsumexp
@@ -70,5 +75,5 @@ class KL:
         return result
 
     def reduce(self, mean: float) -> float:
-        """Return the mean."""
+        """Return the mean KL as it is, in nats a token."""
         return mean

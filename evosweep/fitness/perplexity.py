@@ -14,17 +14,22 @@ class Perplexity:
     name = "ppl"
 
     def targets(self, dense: Outputs) -> dict[str, torch.Tensor]:
-        """Return no tensors."""
+        """Return an empty dict: the loss needs the text alone, not the dense model."""
         del dense
         return {}
 
     def losses(self, outputs: Outputs, targets: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """Return the negative log-likelihood of every token, in nats."""
+        """Return −log p(next token) at every token, in nats, fp32, shape (tokens,).
+
+        Args:
+            outputs: The compressed model's output, which has the next tokens as ``labels``.
+            targets: Not used.
+        """
         del targets
         return outputs.logsumexp - outputs.label_logit
 
     def reduce(self, mean: float) -> float:
-        """Return exp(mean), infinite where it overflows."""
+        """Return the perplexity exp(mean) of a mean in nats a token; infinity where that overflows."""
         try:
             return math.exp(mean)
         except OverflowError:

@@ -34,7 +34,12 @@ class TopKKL:
         return {"indices": torch.cat(indices), "log_p": torch.cat(log_p)}
 
     def losses(self, outputs: Outputs, targets: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """Return the divergence of every token."""
+        """Return the KL over k + 1 outcomes at every token, in nats, fp32, shape (tokens,).
+
+        Args:
+            outputs: The compressed model's output on the tokens.
+            targets: What ``targets`` returned for the same tokens of the dense model.
+        """
         result = torch.empty(len(outputs.hidden), device=outputs.hidden.device)
         for span, logits in outputs.logits():
             found = torch.log_softmax(logits, dim=1).gather(1, targets["indices"][span])
@@ -44,7 +49,7 @@ class TopKKL:
         return result
 
     def reduce(self, mean: float) -> float:
-        """Return the mean."""
+        """Return the mean KL as it is, in nats a token."""
         return mean
 
 

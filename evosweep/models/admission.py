@@ -192,6 +192,12 @@ def quantization_of(config: Mapping[str, Any]) -> str | None:
     return json.dumps(method).strip('"')
 
 
+def block_size_of(config: Mapping[str, Any]) -> Any:
+    """Return rows and columns of the blocks that have one scale in an FP8 checkpoint, None where there are none."""
+    found = _quantization(config)
+    return found.get("weight_block_size") if isinstance(found, Mapping) else None
+
+
 def _quantization(config: Mapping[str, Any]) -> Any:
     parts = [value for key, value in config.items() if key.endswith("_config") and isinstance(value, Mapping)]
     found = (part.get("quantization_config") or part.get("compression_config") for part in (config, *parts))

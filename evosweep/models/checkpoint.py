@@ -5,6 +5,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 import transformers
 from torch import nn
 
@@ -52,6 +53,9 @@ def check_folder(folder: Path) -> None:
     """Raise ModelError where a folder holds something else than a whole model."""
     if (folder / "packed.json").is_file():
         raise ModelError(f"model.path: {folder} is a packed export of evosweep; a dense model is needed")
+    if folder.is_file():
+        kind = "; a GGUF is not read, give the checkpoint that it was made from" if folder.suffix == ".gguf" else ""
+        raise ModelError(f"model.path: {folder} is a file, not the folder of a model{kind}")
     if not (folder / "config.json").is_file():
         raise ModelError(f"model.path: {folder} is not a model folder (it has no config.json)")
 
@@ -85,6 +89,52 @@ def check_loaded(path: str, model: nn.Module, info: Mapping[str, Any]) -> str | 
     if strange:
         raise ModelError(f"model.path: {path} does not fit its config.json: {name} has no place for {_names(strange)}")
     return f"not loaded, as text does not need them: {_names(unexpected)}" if unexpected else None
+
+
+def untied_as_stored(path: str, model: nn.Module) -> str | None:
+    """Return a note where a checkpoint ties its head by config.json but stores another one; its config is then untied.
+
+    transformers loads both weights and leaves the config as it was, so that an export with either of them missing would
+    be tied when it is loaded again.
+
+    Args:
+        path: The checkpoint, for messages.
+        model: The loaded model; its config is changed.
+    """
+    any_model: Any = model
+    head = any_model.get_output_embeddings()
+    tied = getattr(any_model, "_tied_weights_keys", None)
+    if not tied or getattr(head, "weight", None) is None or head.weight is any_model.get_input_embeddings().weight:
+        return None
+    configs = [any_model.config, any_model.config.get_text_config()]
+    if not any(getattr(config, "tie_word_embeddings", False) for config in configs):
+        return None
+    for config in configs:
+        config.tie_word_embeddings = False
+    return f"config.json of {path} ties the head to the embedding, and its weights hold two: they stay two"
+
+
+def check_finite(path: str, model: nn.Module) -> None:
+    """Raise ModelError where a parameter of a loaded model has NaN or infinite values.
+
+    A run on text does not see all of them: those of an expert that no token is routed to, or of a rare token's row.
+
+    Args:
+        path: The checkpoint, for messages.
+        model: The loaded model.
+    """
+    broken = [name for name, value in model.named_parameters() if value.is_floating_point() and not _finite(value)]
+    if broken:
+        dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
+        raise ModelError(
+            f"model.path: {path} has NaN or infinite values in {_names(broken)}, read as {dtype}: the checkpoint is "
+            "damaged, or model.dtype is too narrow for it (float32 has the widest range)"
+        )
+
+
+def _finite(values: torch.Tensor) -> bool:
+    # Their sum is finite where all of them are, unless it overflows: one pass over memory and no copy.
+    return bool(values.sum(dtype=torch.float32).isfinite()) or bool(values.isfinite().all())
 
 
 def check_length(model: nn.Module, seq_len: int) -> str | None:

@@ -172,7 +172,7 @@ def _joined(parts: Sequence[Tree], sizes: Sequence[int], back: torch.Tensor) -> 
 
 
 def mapped(change: Callable[[torch.Tensor], torch.Tensor], tree: Tree) -> Tree:
-    """Return a tree with its tensors changed."""
+    """Return nested tuples, lists and dicts with ``change`` applied to every tensor in them; other leaves stay."""
     if isinstance(tree, torch.Tensor):
         return change(tree)
     if isinstance(tree, tuple | list):

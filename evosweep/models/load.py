@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import io
+import pickle
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -192,8 +193,14 @@ def _explained(path: str) -> Iterator[None]:
         where = Path(path)
         siblings = [item.name for item in where.parent.iterdir()] if where.parent.is_dir() else []
         hint = "" if where.exists() else did_you_mean(where.name, siblings)
+        if isinstance(error, pickle.UnpicklingError):  # whose own message says how to load them all the same
+            reason = "its .bin files hold more than tensors, which is never loaded: give it as safetensors"
+        elif not where.exists() and (where.is_absolute() or path.count("/") > 1):  # no hub id: its message is of those
+            reason = "there is no such folder"
+        else:
+            reason = first_line(error)
         raise ModelError(
-            f"model.path must be a folder or hub id of a causal language model, got {path!r}{hint}: {first_line(error)}"
+            f"model.path must be a folder or hub id of a causal language model, got {path!r}{hint}: {reason}"
         ) from error
 
 

@@ -30,7 +30,7 @@ class Kind(Protocol):
     leader: Mapping[str, str]
 
     def count(self, module: Any) -> int:
-        """Return the number of experts."""
+        """Return how many experts a module holds."""
 
     def given(self, module: Any, args: tuple[Any, ...]) -> Iterable[tuple[int, torch.Tensor]]:
         """Return the experts and their tokens, from the arguments of a module's forward."""
@@ -61,17 +61,17 @@ class _Parallel:
     leader: Mapping[str, str] = {"weight": "weight"}
 
     def count(self, module: Any) -> int:
-        """Return the number of experts."""
+        """Return how many experts a module holds."""
         return len(module.weight)
 
     def given(self, module: Any, args: tuple[Any, ...]) -> Iterable[tuple[int, torch.Tensor]]:
-        """Return the experts and their tokens."""
+        """Return each expert's index with the tokens that were routed to it, shape (tokens, hidden)."""
         del module
         inputs, sizes = args
         return enumerate(inputs.split(sizes))
 
     def inputs(self, module: Any, expert: int, tokens: torch.Tensor) -> Iterable[tuple[str, torch.Tensor]]:
-        """Return what the matrix is given."""
+        """Return the one matrix's name with its input, shape (tokens, in)."""
         del module, expert
         return [("weight", tokens)]
 
@@ -94,16 +94,16 @@ class _GatedUnits:
     leader: Mapping[str, str] = {"w1": "w1", "v1": "w1", "w2": "w2"}
 
     def count(self, module: Any) -> int:
-        """Return the number of experts."""
+        """Return how many experts a module holds."""
         return int(module.moe_num_experts)
 
     def given(self, module: Any, args: tuple[Any, ...]) -> Iterable[tuple[int, torch.Tensor]]:
-        """Return the expert and its tokens."""
+        """Return the one expert's index with the tokens that were routed to it, shape (tokens, hidden)."""
         tokens, first = args[:2]
         return [((first.storage_offset() - module.w1.storage_offset()) // first.numel(), tokens)]
 
     def inputs(self, module: Any, expert: int, tokens: torch.Tensor) -> Iterable[tuple[str, torch.Tensor]]:
-        """Return what each matrix is given."""
+        """Return each matrix's name with its input, shape (tokens, in)."""
         return [("w1", tokens), ("v1", tokens), ("w2", self._inner(module, {}, expert, tokens))]
 
     def forward(self, module: Any, weights: Weights, *args: Any) -> torch.Tensor:

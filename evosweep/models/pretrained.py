@@ -5,7 +5,7 @@ import importlib.util
 import json
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,10 @@ from torch import nn
 
 from evosweep.core.errors import ModelError
 from evosweep.core.events import Progress
-from evosweep.models.admission import AUTO, VISION_LANGUAGE, admit
-from evosweep.models.checkpoint import check_loaded, check_vocabulary, read_config
+from evosweep.models.admission import AUTO, VISION_LANGUAGE, admit, block_size_of
+from evosweep.models.checkpoint import check_finite, check_loaded, check_vocabulary, read_config, untied_as_stored
 from evosweep.models.verify import first_line
+from evosweep.models.weight_files import check_adapter_file, check_scale_grids, check_weight_files
 
 ADAPTER = "adapter_config.json"
 MERGE = "merge"
@@ -40,7 +41,11 @@ def pretrained(
     Raises:
         ModelError: The checkpoint cannot be used as it is.
     """
-    admission = admit(path, read_config(path), kind=kind, dequantize=dequantize)
+    config = read_config(path)
+    admission = admit(path, config, kind=kind, dequantize=dequantize)
+    if Path(path).is_dir() and not config.get("transformers_weights"):  # which names a file of its own
+        check_weight_files(Path(path), quantized=admission.quantization is not None)
+        check_scale_grids(Path(path), block_size_of(config))
     for note in admission.notes:
         progress.say(note)
     seeing = admission.kind == VISION_LANGUAGE
@@ -59,8 +64,9 @@ def pretrained(
     left = check_loaded(path, model, info)
     if settings:
         forget_quantization(path, model, dtype)
+    check_finite(path, model)
     tokenizer = _tokenizer(path)
-    for line in (left, check_vocabulary(path, model, tokenizer)):
+    for line in (left, untied_as_stored(path, model), check_vocabulary(path, model, tokenizer)):
         if line:
             progress.say(line)
     return model, tokenizer, _processor(path) if seeing else None
@@ -136,19 +142,43 @@ def merged(model: nn.Module, folder: Path) -> nn.Module:
         folder: Of the adapter.
 
     Raises:
-        ModelError: The adapter does not fit the model.
+        ModelError: The adapter lacks weights, cannot be merged, or does not fit the model.
     """
     import peft  # noqa: PLC0415 - an extra
 
+    check_adapter_file(folder)
     try:
         with _quiet("peft"):
+            settings = peft.PeftConfig.from_pretrained(str(folder))
+            if settings.is_prompt_learning:
+                kind = str(settings.peft_type.value)
+                raise ModelError(f"model.path: {folder} is an adapter of prompts ({kind}): it has no weights to merge")
             wrapped = peft.PeftModel.from_pretrained(model, str(folder))
+            loaded = wrapped.load_adapter(str(folder), "default")  # once more, for what it says of the names
+            _check_names(folder, missing=loaded.missing_keys, unexpected=loaded.unexpected_keys)
             found: nn.Module = wrapped.merge_and_unload(safe_merge=True)
-    except (RuntimeError, ValueError, TypeError, KeyError, OSError) as error:
+    except (RuntimeError, ValueError, TypeError, KeyError, OSError, AttributeError) as error:
         raise ModelError(
             f"model.path: the adapter {folder} does not fit its base model: {first_line(error)}"
         ) from error
     return found
+
+
+def _check_names(folder: Path, *, missing: Sequence[str], unexpected: Sequence[str]) -> None:
+    """Raise ModelError where an adapter has weights for layers that its base lacks, or none for some: peft leaves both.
+
+    Args:
+        folder: Of the adapter.
+        missing: Weights that the base model's layers wait for.
+        unexpected: Weights that no layer of the base model takes.
+    """
+    names = [*unexpected, *missing]
+    if names:
+        what = "has no layer for" if unexpected else "gets nothing for"
+        raise ModelError(
+            f"model.path: the adapter {folder} does not fit its base model, which {what} {names[0]} "
+            f"({len(names)} such weights): give the model that it was trained on"
+        )
 
 
 @contextlib.contextmanager
@@ -157,7 +187,9 @@ def _quiet(name: str) -> Iterator[None]:
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
     finally:
         logger.setLevel(level)
 

@@ -192,7 +192,14 @@ class Surveyor:
         return self._survey
 
     def estimates(self, base: Genome) -> tuple[MoveTable, Estimates]:
-        """Return the moves around a genome and what is believed of them, shrunk towards their kind."""
+        """Return the single-unit moves around a genome, with the estimated effect of each on the loss.
+
+        Estimates join all surveys, those around earlier genomes with more variance; uncertain ones are shrunk towards
+        the mean of moves of the same kind.
+
+        Args:
+            base: Level indices, shape (units,).
+        """
         if self._survey is not None:
             self.knowledge.remember(self._survey.table, *self._survey.combined())
             self._survey = None

@@ -232,11 +232,12 @@ class Leases:
 
 @contextmanager
 def beating(beat: Callable[[int], bool], *, every: float) -> Iterator[None]:
-    """Show a sign of life at once and every so many seconds, in a thread of its own, until the block ends.
+    """Call ``beat`` at once and then periodically, from a thread of its own, while the context lasts: a heartbeat.
 
     Args:
-        beat: Called with 0, 1, 2 ...; when it returns False there are no more.
-        every: Seconds.
+        beat: Called with the number of the call, from 0; once it returns False it is not called again. What it
+            raises is logged, and the next call is made all the same.
+        every: Seconds between two calls.
     """
     over = threading.Event()
 
@@ -261,15 +262,19 @@ def beating(beat: Callable[[int], bool], *, every: float) -> Iterator[None]:
 
 @dataclass
 class Pause:
-    """The pauses between looks at a queue: short at first, then a share of the time in which nothing was found."""
+    """The pauses between polls of a work queue that has nothing to do: they grow the longer it is so.
+
+    Attributes:
+        began: When polling began to find nothing, on the clock of ``time.monotonic``, seconds.
+    """
 
     began: float = field(default_factory=time.monotonic)
 
     def wait(self) -> None:
-        """Wait for a while."""
+        """Sleep for PAUSE_SHARE of the time since ``began``, from SHORTEST_PAUSE to LONGEST_PAUSE seconds."""
         time.sleep(min(LONGEST_PAUSE, max(SHORTEST_PAUSE, PAUSE_SHARE * (time.monotonic() - self.began))))
 
 
 def joined(results: Sequence[Mapping[str, Any]]) -> npt.NDArray[Any]:
-    """Return the rows of all parts in their order."""
+    """Return the arrays of results that workers sent, in the order given, as one array joined along its rows."""
     return np.concatenate([load_array(result) for result in results])

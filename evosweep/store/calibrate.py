@@ -1,5 +1,6 @@
 """The walk through the model, block by block: measure the inputs of its layers, compress them, pass activations on."""
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -281,7 +282,11 @@ class Walk:
         for spec in self.plan.levels[slot.name]:
             if spec.name in payloads:
                 payload = payloads[spec.name]
-                error, relative = (payload.error, None) if moment is None else _errors(payload, weight, moment, whole)
+                error, relative = (
+                    (payload.error, None)
+                    if moment is None
+                    else _errors(slot.name, payload, weight, moment=moment, whole=whole)
+                )
                 planned = ManifestLevel.planned(spec)
                 error = None if error is None else share * error
                 levels.append(replace(planned, error=error, relative_error=relative, payload=payload.layout()))
@@ -313,7 +318,12 @@ class Walk:
 
 @dataclass(frozen=True)
 class CalibrationMemory:
-    """Where calibration's hidden states are kept between blocks, and how many tokens run at once."""
+    """Where calibration's hidden states are kept between blocks, and how many tokens run at once.
+
+    Attributes:
+        home: The device that keeps them: the model's, or the CPU where they do not fit.
+        batch_tokens: Tokens of one forward pass of a block.
+    """
 
     home: torch.device
     batch_tokens: int
@@ -350,16 +360,27 @@ def file_of(block: int) -> str:
     return f"block_{block:03d}.safetensors"
 
 
-def _errors(payload: Payload, weight: torch.Tensor, moment: torch.Tensor, whole: float) -> tuple[float, float]:
+def _errors(
+    name: str, payload: Payload, weight: torch.Tensor, *, moment: torch.Tensor, whole: float
+) -> tuple[float, float]:
     """Return a level's output error, absolute and relative.
 
     Args:
+        name: Of the layer, for messages.
         payload: The level.
         weight: The dense fp32 weight, shape (out, in).
         moment: Second moment of the layer's input.
         whole: Mean squared norm of the dense layer's output.
+
+    Raises:
+        StoreError: It is NaN or infinite.
     """
     error = payload.output_error(weight, moment)
+    if not math.isfinite(error) or not math.isfinite(whole):
+        raise StoreError(
+            f"{name}: output error {error:g} of {whole:g}: its weights, or its inputs on the calibration text, are NaN "
+            "or too large for float32; leave the layer out with units.exclude"
+        )
     return error, error / whole if whole else 0.0
 
 

@@ -74,3 +74,28 @@ def test_mxfp4(tmp_path: Path) -> None:
         assert torch.equal(model.get_parameter(name), values)
     assert "quantization_config" not in json.loads(model.config.to_json_string())
     Anatomy(model)
+
+
+def test_fp8_weights_whose_last_block_is_narrower_are_refused(loaded, tmp_path: Path) -> None:
+    """With blocks of 48, rows of 64 have two scales, which transformers spreads over 32 rows each."""
+    loaded.model.save_pretrained(tmp_path)
+    loaded.tokenizer.save_pretrained(tmp_path)
+    layer = "model.layers.1.mlp.up_proj"  # shape (64, 32)
+    tensors = load_file(tmp_path / "model.safetensors")
+    tensors[f"{layer}.weight"] = tensors[f"{layer}.weight"].to(torch.float8_e4m3fn)
+    tensors[f"{layer}.weight_scale_inv"] = torch.tensor([[1.0], [2.0]])
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((tmp_path / "config.json").read_text())
+    others = [name for name, module in loaded.model.named_modules() if type(module) is torch.nn.Linear]
+    others.remove(layer)
+    sections = {"quant_method": "fp8", "modules_to_not_convert": others}
+    for block, wrong in (([48, 32], True), ([32, 32], False)):
+        config["quantization_config"] = {**sections, "weight_block_size": block}
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        if wrong:
+            with pytest.raises(ModelError, match=rf"{layer}\.weight in .* \(64, 32\), which blocks of 48x32 do not"):
+                load(tmp_path, dequantize=True)
+        else:
+            found = load(tmp_path, dequantize=True).get_submodule(layer).weight
+            spread = torch.tensor([1.0, 2.0]).repeat_interleave(32)[:, None]
+            assert torch.equal(found, tensors[f"{layer}.weight"].float() * spread)

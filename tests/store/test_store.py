@@ -1,4 +1,5 @@
 import json
+import re
 import shutil
 
 import pytest
@@ -109,17 +110,30 @@ def test_a_build_that_dies_leaves_nothing(anatomy, splits, fresh_cache, monkeypa
 
 def test_inputs_that_are_no_numbers_name_their_layer_and_leave_nothing(anatomy, splits, fresh_cache) -> None:
     slot = anatomy.slots_of(1)[0]
-    weight = anatomy.slots_of(0)[-1].module.weight
-    before = weight[0, 0].clone()
+    gain = anatomy.blocks[1].input_layernorm.weight  # in no unit: its layers' weights are numbers
+    before = gain[0].clone()
     with torch.no_grad():
-        weight[0, 0] = float("nan")
+        gain[0] = float("nan")
     try:
         with pytest.raises(StoreError, match=f"calibration inputs of {slot.name} hold NaN"):
             opened(anatomy, splits, builder=StoreBuilder(propagate=None))
     finally:
         with torch.no_grad():
-            weight[0, 0] = before
+            gain[0] = before
     assert not [path for path in (fresh_cache / "stores").iterdir() if path.is_dir()]
+
+
+def test_errors_that_overflow_name_their_layer_and_leave_nothing(anatomy, splits, fresh_cache) -> None:
+    slot = next(slot for slot in anatomy.slots if slot.name == "model.layers.1.mlp.down_proj")
+    dense = slot.read().clone()
+    plan = plan_store(anatomy, RoundToNearest(bits=[2], group=16))
+    try:
+        slot.write(dense * 1e25)  # each a number in fp32, their squares not
+        with pytest.raises(StoreError, match=rf"^{re.escape(slot.name)}: output error .* too large for float32"):
+            StoreBuilder().open(plan, splits["calibration"], model_name="tiny")
+    finally:
+        slot.write(dense)
+    assert not list((fresh_cache / "stores").glob("*/manifest.json"))
 
 
 def test_a_full_disk_is_told_before_any_work(anatomy, splits, fresh_cache, monkeypatch) -> None:

@@ -20,7 +20,13 @@ Rotation = Callable[[int], torch.Tensor]
 
 @dataclass(frozen=True)
 class Heads:
-    """The shape of a model's attention: number of query heads, of key and value heads, and their width."""
+    """The shape of a model's attention.
+
+    Attributes:
+        queries: Number of query heads.
+        values: Number of key and value heads.
+        width: Numbers in each head.
+    """
 
     queries: int
     values: int

@@ -69,7 +69,7 @@ class Measurement(Protocol):
     """Measures one shared input; constructed with its width ``columns`` and the ``device`` of its batches."""
 
     def add(self, batch: InputBatch) -> None:
-        """Count one batch."""
+        """Add the tokens of one batch to the statistic."""
 
     def finish(self) -> Any:
         """Return the statistic over the batches of all processes."""

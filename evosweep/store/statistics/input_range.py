@@ -14,7 +14,7 @@ class Measurement:
         self.largest = torch.zeros((), device=device)
 
     def add(self, batch: InputBatch) -> None:
-        """Count one batch."""
+        """Add the tokens of one batch to the statistic."""
         self.largest = torch.maximum(self.largest, batch.rows.abs().amax())
 
     def finish(self) -> torch.Tensor:

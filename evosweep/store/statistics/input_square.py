@@ -7,6 +7,6 @@ class Measurement(MeanOfColumns):
     """Sums x_j² in fp32."""
 
     def add(self, batch: InputBatch) -> None:
-        """Count one batch."""
+        """Add the tokens of one batch to the statistic."""
         self.total += batch.squares.sum(dim=0)
         self.tokens += len(batch.rows)

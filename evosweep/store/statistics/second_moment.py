@@ -21,7 +21,7 @@ class Measurement:
         self.tokens = 0
 
     def add(self, batch: InputBatch) -> None:
-        """Count one batch."""
+        """Add the tokens of one batch to the statistic."""
         rows = batch.weighted_rows
         self.tokens += len(rows)
         width = rows.shape[1]

@@ -7,7 +7,7 @@ class Measurement(MeanOfColumns):
     """Sums w·x_j² in fp32."""
 
     def add(self, batch: InputBatch) -> None:
-        """Count one batch."""
+        """Add the tokens of one batch to the statistic."""
         rows = batch.weighted_rows
         self.total += rows.square().sum(dim=0)
         self.tokens += len(rows)
