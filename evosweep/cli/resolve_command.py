@@ -55,9 +55,9 @@ def _resolve(options: argparse.Namespace, conf: Path) -> None:
         raise EvosweepError(
             f"no search of the run in {folder} is over yet; python -m evosweep resume {folder} goes on with it"
         )
-    places = [place for place in (*runs, folder) if (place / MEASURED).is_file()]  # a target's run measures for all
-    columns = measured(places[0])[0] if places else {}
-    base = places[0] if places and places[0] in runs else runs[0]
+    folders = [path for path in (*runs, folder) if (path / MEASURED).is_file()]  # a target's run measures for all
+    columns = measured(folders[0])[0] if folders else {}
+    base = folders[0] if folders and folders[0] in runs else runs[0]
     config = settings_of(base, [], conf)
     budgets = {value: build(_with_budget(config, kind, value), "budget") for value in values}
     shared_progress().begin(prefix="", log=base / CLAIM, first="opened again to solve another budget")
