@@ -121,10 +121,10 @@ def test_the_report_is_read_in_order_and_needs_no_network(finished: Path, rows: 
         page.goto((folder / "report" / "report.html").as_uri())
         browser.see(page, [f"{rows['evopress']['kl']:.4f}", "Validation never selects"])
         titles = page.locator("h2").all_inner_texts()
-        assert titles[:3] == ["allocation", "convergence", "stages"]
+        assert titles[:3] == ["Allocation", "Search", "Stages"]
         widths = page.eval_on_selector_all("img", "found => found.map(each => each.naturalWidth)")
         assert len(widths) >= 3 and all(width > 300 for width in widths)
-        assert {"spending", "Token by token", "More than the mean"} <= set(titles)
+        assert {"What the budget was spent on", "Token by token", "More than the mean"} <= set(titles)
         assert page.locator(".tokens").count() == 2 and page.locator(".tokens span[title]").count() > 50
         for width in (1440, 390):  # nothing but tables and code that scroll by themselves is wider than the screen
             page.set_viewport_size({"width": width, "height": 900})
