@@ -224,7 +224,7 @@ BAD: list[tuple[list[str], str]] = [
     (["model.offload=5"], "model.offload must"),
     (["model=hf"], "model.path must"),
     (["model=hf", "model.path=5"], "model.path must"),
-    (["model=hf", "model.path=corpus.jsonl"], "model.path: corpus.jsonl is not a model folder (it has no"),
+    (["model=hf", "model.path=corpus.jsonl"], "model.path: corpus.jsonl is a file, not the folder of a model"),
     (["fitness=topk_kl", "fitness.k=1.5"], "fitness.k must"),
     (["+fitness.typo=1"], "a setting of fitness must"),
     (["+tokens.typo=1"], "a setting of tokens must"),
