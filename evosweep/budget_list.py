@@ -30,7 +30,7 @@ STARTS = 4  # genomes that a neighbour's winner is moved to
 
 @dataclass(frozen=True)
 class Job:
-    """A search at one of several budgets: the arguments of ``pipeline.run``.
+    """One search of a list of budgets: the arguments that ``pipeline.run`` gets for it.
 
     Attributes:
         task: Sampler, plan, exporter and the other objects.

@@ -143,7 +143,7 @@ class Workbench:
         return self._timed(self.units.tied(self.store.units, self.anatomy, common=True))
 
     def _timed(self, units: tuple[Unit, ...]) -> tuple[Unit, ...]:
-        """Return units whose levels know the time of their kernel, where a table was given."""
+        """Return the units, each level with its kernel's milliseconds if ``objective.latency`` gives a table."""
         return with_columns(units, self.objective.columns(units))
 
     @property

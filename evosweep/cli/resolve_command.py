@@ -107,7 +107,7 @@ def _runs_of(folder: Path) -> list[Path]:
 
 
 def _winners(runs: Sequence[Path], problem: Problem) -> list[Winner]:
-    """Return what searches found, points of a front included."""
+    """Return the winning allocations of finished runs with their measured KL; of a front, every point."""
     winners = []
     for run in runs:
         row = read_result(run / RESULT)

@@ -54,7 +54,7 @@ class Pictures:
         return tokens.masked_fill(tokens >= FIRST, IGNORED) if self.inputs else tokens
 
     def arguments(self, tokens: torch.Tensor, *, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-        """Return what a model's forward is given: ``input_ids``, and images and what belongs to them.
+        """Return the keyword arguments of a model's forward: ``input_ids``, and what its processor made of images.
 
         Args:
             tokens: Token ids (windows, seq_len).

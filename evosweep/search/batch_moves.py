@@ -58,8 +58,8 @@ class BatchMoves:
                 rows = np.flatnonzero(slack < 0 if sign < 0 else slack > 0)
                 self._coarse(genomes, rows, np.abs(slack[rows]), table, moves, rng)
         slack = budgets - self.costs(genomes)
-        self._lower(genomes, slack, rng)
-        self._fill(genomes, slack, rng)
+        self._balance(genomes, slack, rng, up=False)
+        self._balance(genomes, slack, rng, up=True)
 
     def _coarse(
         self,
@@ -148,61 +148,47 @@ class BatchMoves:
             raised = self._pick(mine, some, self._rises, rng)
             some = some[raised >= 0]
             slack[some] -= self._step(mine, some, raised[raised >= 0], rng, up=True)
-        self._lower(mine, slack, rng, before=before)
+        self._balance(mine, slack, rng, up=False, before=before)
         fails = slack < 0
         mine[fails] = before[fails]
         slack[fails] = 0
-        self._fill(mine, slack, rng, before=before)
+        self._balance(mine, slack, rng, up=True, before=before)
         genomes[rows] = mine
 
-    def _lower(
-        self, genomes: Genomes, slack: npt.NDArray[np.int64], rng: np.random.Generator, *, before: Genomes | None = None
+    def _balance(
+        self,
+        genomes: Genomes,
+        slack: npt.NDArray[np.int64],
+        rng: np.random.Generator,
+        *,
+        up: bool,
+        before: Genomes | None = None,
     ) -> None:
-        """Lower random units until no row's slack is below 0, or nothing can be lowered; in place, slack too.
+        """Lower random units until no row's slack is below 0, or raise them while it allows that; in place, slack too.
 
         Args:
             genomes: Shape (rows, units).
             slack: Bits that every row leaves of its budget.
             rng: Chooses the units.
-            before: Units that are above this stay as they are.
+            up: Raise units of rows whose slack is above 0, or lower those of rows whose slack is below 0.
+            before: Units that were raised above this (``up``: lowered below it) stay as they are, shape (rows, units).
         """
-        rows = np.flatnonzero(slack < 0)
+        sign = 1 if up else -1
+        rows = np.flatnonzero(sign * slack > 0)
         for _ in range(self.total_levels):
             if not len(rows):
                 return
-            least = None if before is None else before[rows]
-            moved = self._several(genomes, rows, slack, rng, before=least, up=False)
+            old = None if before is None else before[rows]
+            moved = self._several(genomes, rows, slack, rng, before=old, up=up)
             stuck = rows[~moved]
-            units = self._pick(genomes, stuck, self._falls, rng, before=None if least is None else least[~moved])
+            most = slack[stuck] if up else None
+            mine = None if old is None else old[~moved]
+            steps = self._rises if up else self._falls
+            units = self._pick(genomes, stuck, steps, rng, most=most, before=mine, up=up)
             stuck = stuck[units >= 0]
-            slack[stuck] += self._step(genomes, stuck, units[units >= 0], rng, up=False)
+            slack[stuck] -= sign * self._step(genomes, stuck, units[units >= 0], rng, up=up)
             rows = np.concatenate([rows[moved], stuck])
-            rows = rows[slack[rows] < 0]
-
-    def _fill(
-        self, genomes: Genomes, slack: npt.NDArray[np.int64], rng: np.random.Generator, *, before: Genomes | None = None
-    ) -> None:
-        """Raise random units while a row's slack allows it; in place, slack too.
-
-        Args:
-            genomes: Shape (rows, units).
-            slack: Bits that every row leaves of its budget.
-            rng: Chooses the units.
-            before: Units that are below this stay as they are.
-        """
-        rows = np.flatnonzero(slack > 0)
-        for _ in range(self.total_levels):
-            if not len(rows):
-                return
-            least = None if before is None else before[rows]
-            moved = self._several(genomes, rows, slack, rng, before=least, up=True)
-            stuck = rows[~moved]
-            mine = None if least is None else least[~moved]
-            units = self._pick(genomes, stuck, self._rises, rng, most=slack[stuck], before=mine, up=True)
-            stuck = stuck[units >= 0]
-            slack[stuck] -= self._step(genomes, stuck, units[units >= 0], rng, up=True)
-            rows = np.concatenate([rows[moved], stuck])
-            rows = rows[slack[rows] > 0]
+            rows = rows[sign * slack[rows] > 0]
 
     def _several(
         self,

@@ -13,7 +13,7 @@ STEPS = 16  # sizes between two knots, for which genomes are kept
 
 
 class SizeBases:
-    """Genomes at all sizes, between knots at which an allocator is asked.
+    """Returns a genome for any size, interpolated between sizes (knots) for which an allocator chose one.
 
     Between two knots, units go from the smaller one's level to the larger one's in an order drawn once: where the
     allocator weighs harm against bits, these steps are about equally good.

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import peft
 import pytest
 import torch
 import transformers
@@ -10,8 +11,6 @@ from evosweep.core.errors import ModelError
 from evosweep.core.events import Silent
 from evosweep.models.load import HuggingFace, byte_tokenizer
 from evosweep.testing.tiny import tiny_config
-
-peft = pytest.importorskip("peft")
 
 
 def save_base(folder: Path, **changes) -> Path:

@@ -1,4 +1,4 @@
-"""Computes how probable a model finds each choice of questions; what choices share is read once where that pays."""
+"""Computes the log-likelihood of every choice of a question; a shared context runs through the model once."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -143,7 +143,7 @@ def likelihoods(
 def _planned(
     encoded: Sequence[Encoded], least: int | None
 ) -> tuple[list[list[tuple[int, Encoded]]], list[tuple[int, Encoded]]]:
-    """Return groups of questions whose contexts are read once, and the other questions."""
+    """Split questions into groups whose contexts run through the model once, and those whose choices run in full."""
     by_length: dict[int, list[tuple[int, Encoded]]] = {}
     others = []
     for position, item in enumerate(encoded):
@@ -161,7 +161,7 @@ def _planned(
 
 
 def _readings(questions: Iterable[tuple[int, Encoded]]) -> list[_Reading]:
-    """Return what is to be read for questions, each sequence once: choices of one token need their context alone."""
+    """Return the token sequences to run through the model, each once; a choice of one token needs its context alone."""
     found: dict[tuple[int, ...], _Reading] = {}
     for position, item in questions:
         for number, choice in enumerate(item.choices):
